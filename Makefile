@@ -1,0 +1,50 @@
+# Everything a newcomer or CI runs. Each target builds .venv when it is missing or setup.py has changed.
+#   make quickstart    train the debug system on two CPU cores and write runs/quickstart/report.html
+#   make test lint docs    what CI runs; these install the developers' tools too
+#   make quickstart WORKDIR=runs/other FLAGS="--set=tokenizer.steps=100"
+#   make test FLAGS="-m 'not slow'"
+
+# The interpreter that .venv is made with; the first Python >= 3.11 with venv that is found unless given.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+    $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+    && echo $$p && break; done)
+
+CONFIG ?= configs/phenaki.py:size=debug
+WORKDIR ?= runs/quickstart
+FLAGS =
+
+.PHONY: quickstart test lint docs clean
+
+quickstart: .venv/.core
+	@.venv/bin/python launch/local.py --config=$(CONFIG) --workdir=$(WORKDIR) $(FLAGS)
+
+test: .venv/.dev
+	.venv/bin/python -m pytest --durations=15 $(FLAGS)
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+
+docs: .venv/.dev
+	.venv/bin/mkdocs build --strict --quiet --site-dir=site
+	@echo "docs: site/index.html"
+
+clean:
+	rm -rf .venv .cache site build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+
+.venv/.created:
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv was found; install one (Debian, Ubuntu: \
+	apt install python3 python3-venv) or name it: make quickstart PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "creating .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.core: setup.py | .venv/.created
+	@echo "installing videogen and what it needs into .venv (about 1 minute)"
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.dev: setup.py | .venv/.created
+	@echo "installing videogen and the developers' tools into .venv (about 2 minutes)"
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch .venv/.core $@

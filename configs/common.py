@@ -1,0 +1,48 @@
+"""Config sections every system shares; plain data."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def base(dtype: str) -> ConfigDict:
+    """The keys every stage has."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 1
+    config.log_every = 10
+    config.eval_every = 1000
+    config.checkpoint_every = 1000
+    config.accumulate = 1
+    config.ema = {"decay": 0.0}
+    config.parallel = {
+        "mesh": {"replica": 1, "data": -1, "fsdp": 1, "tensor": 1, "context": 1},
+        "remat": "none",
+        "dtype": dtype,
+    }
+    config.data = {
+        "source": {"name": "shapes", "path": ""},
+        "clip": {"frames": 9, "height": 32, "width": 32, "fps": 8.0},
+        "batch_size": 4,
+        "image_batch_size": 0,
+        "eval_batch_size": 16,
+        "workers": 0,
+    }
+    # Sources take settings of their own (holdout, second_shape, …): --config.data.source.holdout=0.1
+    config.data.source.unlock()
+    return config
+
+
+def optimizer(name: str = "adamw", **values) -> ConfigDict:
+    """One parameter group's optimizer; see ``videogen.training.optimizers``."""
+    defaults = {
+        "learning_rate": 1e-4,
+        "warmup": 0,
+        "schedule": "half_cosine",
+        "final": 0.0,
+        "horizon": config_dict.placeholder(int),
+        "b1": 0.9,
+        "b2": 0.99,
+        "weight_decay": 1e-4,
+        "clip": 1.0,
+        "adam_share": 1.0,
+    }
+    return ConfigDict({"name": name, **defaults, **values})

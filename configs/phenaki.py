@@ -1,0 +1,145 @@
+"""Phenaki (Villegas et al., ICLR 2023): C-ViViT tokenizer and text-conditioned masked transformer.
+
+    --config=configs/phenaki.py:stage=tokenizer|generator,size=debug|small|paper
+
+``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
+setting (sections 2.1, 2.2 and 5). Losses without public weights (perceptual networks) are off until the user names a
+file: ``--config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1``.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs.common import base, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer", "generator")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
+    return {"tokenizer": tokenizer, "generator": generator}[chosen["stage"]](chosen["size"])
+
+
+def tokenizer(size: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "tokenizer"
+    config.losses = {
+        "l2": 1.0,
+        "l1": 0.0,
+        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+        "adversarial": {"name": "nonsaturating", "weight": 0.0, "start": 0, "r1": 10.0, "channels": 256},
+    }
+    config.model = cvivit(size)
+    discriminator = optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5)
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 500, 250, 250
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
+            "discriminator": discriminator,
+        }
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
+        config.data.batch_size, config.data.image_batch_size, config.data.workers = 32, 8, 8
+        config.ema.decay = 0.999
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=5e-4, warmup=1000, final=0.02),
+            "discriminator": discriminator,
+        }
+    else:
+        config.steps, config.eval_every, config.checkpoint_every = 1_000_000, 5000, 5000
+        config.data.clip = {"frames": 11, "height": 128, "width": 128, "fps": 8.0}
+        config.data.source = {"name": "video_folder", "path": ""}
+        config.data.source.unlock()
+        config.data.batch_size, config.data.image_batch_size, config.data.workers = 128, 32, 16
+        config.losses.adversarial.weight = 0.1
+        config.losses.adversarial.start = 20_000
+        config.ema.decay = 0.999
+        config.parallel.mesh.fsdp = 1
+        config.parallel.remat = "dots"
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=1e-4, warmup=100_000, horizon=1_000_000, clip=10.0),
+            "discriminator": optimizer(learning_rate=1e-4, warmup=100_000, b1=0.5, weight_decay=0.0, clip=10.0),
+        }
+    return config
+
+
+def cvivit(size: str) -> ConfigDict:
+    """C-ViViT at each size (paper: section 2.1, about 50M parameters)."""
+    quantizer = {"name": "vq", "cosine": True, "update": "ema", "decay": 0.99, "restart_threshold": 0.01}
+    if size == "debug":
+        quantizer |= {"size": 512, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
+        shape = {"patch": (2, 4, 4), "width": 128, "heads": 4, "mlp_width": 512}
+        depth = {"spatial_layers": 2, "temporal_layers": 2}
+    elif size == "small":
+        quantizer |= {"size": 4096, "width": 32}
+        shape = {"patch": (2, 8, 8), "width": 384, "heads": 6, "mlp_width": 1536}
+        depth = {"spatial_layers": 4, "temporal_layers": 4}
+    else:
+        quantizer |= {"size": 8192, "width": 32}
+        shape = {"patch": (2, 8, 8), "width": 512, "heads": 8, "mlp_width": 2048}
+        depth = {"spatial_layers": 4, "temporal_layers": 4}
+    return ConfigDict({"name": "cvivit", **shape, **depth, "quantizer": quantizer})
+
+
+def generator(size: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "generator"
+    config.classes = config_dict.placeholder(int)
+    # The tokenizer's model is filled in from the checkpoint when the run starts.
+    config.tokenizer = {"checkpoint": "", "model": cvivit(size)}
+    config.model = {"name": "masked", "training_schedule": "linear", "condition_drop": 0.1}
+    config.sampler = {
+        "name": "maskgit",
+        "steps": 24,
+        "schedule": "cosine",
+        "temperature": 1.0,
+        "final_temperature": 1.0,
+        "choice_temperature": 4.0,
+        "top_k": 0,
+        "guidance_scale": 6.0,
+    }
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 600, 300, 300
+        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
+        config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "training_schedule": "cosine"})
+        config.sampler.update({"steps": 12, "guidance_scale": 1.0, "choice_temperature": 1.0})
+        config.data.batch_size = 16
+        config.optimizer = {"generator": optimizer(learning_rate=2e-3, warmup=50, final=0.02)}
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+        config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
+        config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 16, 8
+        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
+        config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.ema.decay = 0.999
+        config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, final=0.02)}
+    else:
+        config.steps, config.eval_every, config.checkpoint_every = 1_000_000, 5000, 5000
+        config.data.clip = {"frames": 11, "height": 128, "width": 128, "fps": 8.0}
+        config.data.source = {"name": "video_folder", "path": ""}
+        config.data.source.unlock()
+        config.data.batch_size, config.data.image_batch_size, config.data.workers = 512, 128, 16
+        # The sheet gives no T5 size; the 4.6B encoder of T5-XXL v1.1 has width 4096.
+        config.text = {
+            "encoder": {"name": "t5", "path": "", "width": 4096},
+            "tokenizer": {"name": "huggingface", "path": "", "length": 77},
+        }
+        config.model.update({"width": 2048, "layers": 24, "heads": 32, "mlp_width": 8192})
+        config.ema.decay = 0.999
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
+        config.parallel.remat = "full"
+        config.optimizer = {
+            "generator": optimizer(learning_rate=1e-4, warmup=10_000, horizon=4_000_000, clip=10.0)
+        }
+    return config
+
+
+def bpe_text(vocabulary_size: int, length: int, **encoder) -> ConfigDict:
+    """A small trainable text encoder over BPE tokens learned from the captions."""
+    return ConfigDict(
+        {
+            "encoder": {"name": "transformer", **encoder},
+            "tokenizer": {"name": "bpe", "path": "", "vocabulary_size": vocabulary_size, "length": length},
+        }
+    )

@@ -1,0 +1,56 @@
+"""Package metadata and dependencies; tool settings are in pyproject.toml.
+
+``configs/`` and ``launch/`` are used from the checkout and are not installed.
+"""
+
+from setuptools import find_packages, setup
+
+# numpy, array_record, msgpack and tensorstore come with jax, grain and orbax.
+CORE = [
+    "absl-py>=2.1",
+    "av>=14.0",
+    "flax>=0.12.4",
+    "grain>=0.2.15",
+    "jax>=0.10.0",
+    "jaxtyping>=0.3.2",
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12.0",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.21",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    # Building data sets; training and sampling never import TensorFlow.
+    "prepare": ["tensorflow>=2.20", "apache-beam>=2.69"],
+    "kernels": ["tokamax>=0.0.12"],
+    # torch, transformers and vector-quantize-pytorch are numerical oracles in tests. torch is pinned so that
+    # the resolver does not replace it by the newest build, which brings gigabytes of CUDA packages.
+    "dev": [
+        "import-linter>=2.5",
+        "mkdocs-material>=9.6",
+        "mkdocs>=1.6",
+        "mkdocstrings[python]>=0.30",
+        "pytest>=8.3",
+        "ruff>=0.14",
+        "torch==2.13.0",
+        "transformers>=5.0",
+        "vector-quantize-pytorch>=1.25",
+    ],
+}
+
+setup(
+    name="videogen",
+    version="0.1.0",
+    description="Pretraining of generative video models in JAX, from a laptop to a pod",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["videogen", "videogen.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,67 @@
+"""What every test gets: the CPU, a compilation cache shared between runs, and helpers that start processes.
+
+The settings are environment variables so that processes started by tests have them too.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _run(arguments: Sequence[str], devices: int, timeout: float) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python in a process of its own with virtual CPU devices; the caller checks ``returncode``.
+
+    ``run_python(code)`` runs source text, ``run_python([script, argument, …])`` a script.
+    """
+
+    def run(code_or_arguments: str | Sequence[str], devices: int = 8, timeout: float = 300):
+        code = isinstance(code_or_arguments, str)
+        return _run(["-c", code_or_arguments] if code else code_or_arguments, devices, timeout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_command("train", "--config=…")`` runs ``python -m videogen.train --config=…``."""
+
+    def run(module: str, *arguments: str, devices: int = 1, timeout: float = 600):
+        return _run(["-m", f"videogen.{module}", *arguments], devices, timeout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ``shared`` beside the checkout (real clips, broken clips); skips the test when absent."""
+    path = REPOSITORY.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("no folder 'shared' beside the checkout")
+    return path

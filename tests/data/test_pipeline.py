@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+from absl import logging as absl_logging
+
+from videogen import data
+from videogen.data.clip import Clip
+from videogen.data.pipeline import Pipeline
+from videogen.data.source import SampleError, Source
+from videogen.errors import UserError
+
+CLIP = Clip(3, 8, 8)
+
+
+class Numbers(Source):
+    """Sample i is a clip of value i, its caption str(i), its label i % 3; ``broken`` samples cannot be read.
+
+    ``audio`` carries a draw of the generator handed to ``sample``.
+    """
+
+    classes = ("a", "b", "c")
+
+    def __init__(self, count, broken=()):
+        super().__init__(clip=CLIP, seed=0, split="train")
+        self._count = count
+        self._broken = set(broken)
+
+    def __len__(self):
+        return self._count
+
+    def sample(self, index, rng):
+        if index in self._broken:
+            raise SampleError(f"file{index}", "broken")
+        video = np.full((3, 8, 8, 3), index, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None] * 100
+        audio = np.array([[rng.random()]], np.float32)
+        return {"video": video, "caption": str(index), "label": index % 3, "fps": 8.0, "audio": audio}
+
+
+class Length:
+    """A text tokenizer that encodes a caption as its number."""
+
+    def encode(self, captions):
+        ids = np.array([[int(c)] for c in captions], np.int32)
+        return ids, np.ones_like(ids, bool)
+
+
+def make(source=None, **settings):
+    settings = {"batch_size": 4, "seed": 3, "workers": 0, "text": Length()} | settings
+    return Pipeline(source or Numbers(10), **settings)
+
+
+def take(pipeline, count):
+    batches = [next(pipeline) for _ in range(count)]
+    pipeline.close()
+    return batches
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            if isinstance(a[key], dict):
+                assert_equal([a[key]], [b[key]])
+            else:
+                np.testing.assert_array_equal(a[key], b[key])
+
+
+def ids(batches):
+    return [int(v) for batch in batches for v in batch["text_ids"][:, 0]]
+
+
+def test_batch_fields_shapes_and_types():
+    batch = take(make(), 1)[0]
+    assert set(batch) == {"video", "text_ids", "text_mask", "label", "audio"}
+    assert batch["video"].shape == (4, 3, 8, 8, 3) and batch["video"].dtype == np.uint8
+    assert batch["text_ids"].dtype == np.int32 and batch["text_mask"].dtype == bool
+    assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
+    np.testing.assert_array_equal(batch["label"], batch["text_ids"][:, 0] % 3)
+    np.testing.assert_array_equal(batch["video"][:, 0, 0, 0, 0], batch["text_ids"][:, 0])
+
+
+def test_every_epoch_sees_every_sample_once_in_a_new_order():
+    order = ids(take(make(batch_size=5), 4))
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:]
+    assert order[:10] != list(range(10))
+
+
+def test_without_shuffle_the_order_is_the_sources():
+    assert ids(take(make(shuffle=False), 5)) == [*range(10)] * 2
+
+
+def test_seed_changes_order():
+    assert ids(take(make(seed=1), 3)) != ids(take(make(seed=2), 3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_by_start_and_by_state_continue_identically(workers):
+    images = {"image_batch_size": 2}
+    straight = take(make(**images), 7)
+    resumed = take(make(start=3 * 4, workers=workers, **images), 4)
+    assert_equal(straight[3:], resumed)
+
+    pipeline = make(workers=workers, **images)
+    first = [next(pipeline) for _ in range(3)]
+    state = pipeline.get_state()
+    next(pipeline)
+    pipeline.set_state(state)
+    assert_equal(straight, first + take(pipeline, 4))
+
+
+def test_two_processes_hold_the_halves_of_the_one_process_batches():
+    whole = take(make(image_batch_size=2, start=8), 5)
+    parts = [
+        take(make(image_batch_size=2, start=8, process_index=p, process_count=2), 5) for p in range(2)
+    ]
+    for k, batch in enumerate(whole):
+        for key in ("video", "text_ids", "label", "audio"):
+            np.testing.assert_array_equal(batch[key], np.concatenate([parts[p][k][key] for p in range(2)]))
+            joined = np.concatenate([parts[p][k]["image"][key] for p in range(2)])
+            np.testing.assert_array_equal(batch["image"][key], joined)
+
+
+def test_resume_on_another_number_of_processes():
+    whole = take(make(), 4)
+    pipeline = make(process_index=1, process_count=2)
+    next(pipeline)
+    state = pipeline.get_state()
+    pipeline.close()
+    again = make()
+    again.set_state(state)
+    assert_equal(whole[1:], take(again, 3))
+
+
+def test_images_are_single_frames_of_random_times():
+    batches = take(make(image_batch_size=6), 4)
+    images = np.concatenate([b["image"]["video"] for b in batches])
+    assert images.shape == (24, 1, 8, 8, 3)
+    assert len(set(images[:, 0, 0, 0, 0] // 100)) > 1
+    assert batches[0]["image"]["text_ids"].shape == (6, 1)
+
+
+def test_a_bad_sample_is_replaced_without_moving_the_others(caplog):
+    absl_logging.get_absl_logger().propagate = True
+    clean = ids(take(make(shuffle=False), 5))
+    pipeline = make(Numbers(10, broken=(2, 3, 9)), shuffle=False)
+    dirty = ids([next(pipeline) for _ in range(5)])
+    pipeline.close()
+    replaced = {2: 4, 3: 4, 9: 0}
+    assert dirty == [replaced.get(i, i) for i in clean]
+    assert pipeline.skipped == {"file2": "broken", "file3": "broken", "file9": "broken"}
+    assert sum("skipped file2: broken" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_skipped_names_come_back_from_worker_processes():
+    pipeline = make(Numbers(10, broken=(2,)), workers=1)
+    take(pipeline, 3)
+    assert pipeline.skipped == {"file2": "broken"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_is_one_clear_error(workers):
+    with pytest.raises(UserError, match="no sample of the 3 .* file. ?: broken|file.: broken"):
+        take(make(Numbers(3, broken=(0, 1, 2)), workers=workers), 1)
+
+
+def test_empty_source_and_uneven_batches_are_refused():
+    with pytest.raises(UserError, match="empty"):
+        make(Numbers(0))
+    with pytest.raises(UserError, match="multiple of the 3 processes"):
+        make(process_count=3)
+
+
+def test_shapes_go_through_whole_pipeline():
+    source = data.build({"name": "shapes", "path": ""}, clip=Clip(5, 16, 16), seed=0, split="train")
+    batch = take(Pipeline(source, batch_size=2, seed=0, workers=0, text=None), 1)[0]
+    assert set(batch) == {"video", "label"}
+    assert batch["video"].shape == (2, 5, 16, 16, 3)
+
+
+def test_build_names_near_matches():
+    with pytest.raises(UserError, match="did you mean 'shapes'"):
+        data.build({"name": "shape"}, clip=CLIP, seed=0, split="train")
+    with pytest.raises(UserError, match="did you mean 'second_shape'"):
+        data.build({"name": "shapes", "second_shap": 1.0}, clip=CLIP, seed=0, split="train")
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        data.build({"name": "shapes"}, clip=CLIP, seed=0, split="trian")

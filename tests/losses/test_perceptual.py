@@ -1,0 +1,158 @@
+"""LPIPS against a PyTorch re-implementation, the untrained stand-in, and refusals of bad files."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from videogen.errors import UserError
+from videogen.losses import PerceptualLoss, UntrainedFeatures, build_perceptual
+from videogen.losses.perceptual import lpips_tensors
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    result = {}
+    for name, shape in lpips_tensors().items():
+        scale = (2 / np.prod(shape[1:])) ** 0.5 if name.endswith("weight") else 0.1
+        result[name] = (scale * generator.standard_normal(shape, np.float32)).astype(np.float32)
+        result[name] = np.abs(result[name]) if name.startswith("lin") else result[name]
+    return result
+
+
+@pytest.fixture(scope="module")
+def weights(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lpips") / "vgg.safetensors"
+    save_file({**tensors, "classifier.0.bias": np.zeros(3, np.float32)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lpips(weights) -> PerceptualLoss:
+    return PerceptualLoss.load(weights)
+
+
+def videos(size: tuple[int, int] = (33, 40)) -> tuple[jax.Array, jax.Array]:
+    a, b = jax.random.uniform(jax.random.key(0), (2, 2, 2, *size, 3), minval=-1)
+    return a, 0.7 * a + 0.3 * b
+
+
+def torch_lpips(tensors, prediction, target) -> float:
+    """The published definition, layer by layer, with torchvision's VGG16 layout."""
+    functional = torch.nn.functional
+    stages = [(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)]
+    weight = {name: torch.tensor(value) for name, value in tensors.items()}
+
+    def features(video):
+        x = torch.tensor(np.array(video)).flatten(0, 1).permute(0, 3, 1, 2)
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        x = (x - shift[:, None, None]) / scale[:, None, None]
+        for number, stage in enumerate(stages):
+            x = functional.max_pool2d(x, 2) if number else x
+            for i in stage:
+                x = torch.relu(
+                    functional.conv2d(
+                        x, weight[f"features.{i}.weight"], weight[f"features.{i}.bias"], padding=1
+                    )
+                )
+            yield x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10)
+
+    total = 0
+    for k, (a, b) in enumerate(zip(features(prediction), features(target), strict=True)):
+        total = total + functional.conv2d((a - b) ** 2, weight[f"lin{k}.model.1.weight"]).mean((1, 2, 3))
+    return float(total.mean())
+
+
+def test_matches_pytorch(lpips, tensors):
+    prediction, target = videos((17, 20))
+    expected = torch_lpips(tensors, prediction, target)
+    assert expected > 1e-2
+    np.testing.assert_allclose(jax.jit(lpips)(prediction, target), expected, rtol=1e-4)
+
+
+def test_zero_for_identical_and_symmetric(lpips):
+    a, b = videos((17, 20))
+    distance = jax.jit(lpips)
+    assert 0 <= float(distance(a, a)) < 1e-10
+    np.testing.assert_allclose(distance(a, b), distance(b, a), rtol=1e-5)
+
+
+def test_gradient_reaches_the_prediction_and_no_weight(lpips):
+    a, b = videos((16, 16))
+    graph, state = nnx.split(lpips)
+    gradient = jax.jit(jax.grad(lambda s, x: nnx.merge(graph, s)(x, b), argnums=(0, 1)))
+    to_state, to_prediction = gradient(state, a)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(to_state))
+    assert jnp.isfinite(to_prediction).all() and jnp.abs(to_prediction).max(axis=(2, 3, 4)).min() > 0
+    # Zero weights make every feature vanish: the normalisation must not turn that into NaN.
+    _, to_prediction = gradient(jax.tree.map(jnp.zeros_like, state), a)
+    np.testing.assert_array_equal(to_prediction, 0)
+
+
+def test_hash_is_that_of_the_file(lpips, weights):
+    assert lpips.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_structure_has_the_shapes_of_the_loaded_module(lpips):
+    structure = build_perceptual({"name": "lpips", "path": "absent", "weight": 1.0}, structure_only=True)
+    shapes = lambda module: jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module)))  # noqa: E731
+    assert shapes(structure) == shapes(lpips)
+
+
+def test_built_by_name(weights, lpips):
+    assert build_perceptual({"name": "lpips", "path": str(weights), "weight": 0.1}).sha256 == lpips.sha256
+    assert isinstance(build_perceptual({"name": "untrained", "weight": 0.1}), UntrainedFeatures)
+    with pytest.raises(UserError, match="'lpips'"):
+        build_perceptual({"name": "lpip", "weight": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features.10.weight": None}, r"lacks the tensors features\.10\.weight"),
+        ({f"lin{k}.model.1.weight": None for k in range(5)}, r"lin0\.model.*and 2 more"),
+        ({"features.0.bias": np.zeros(65, np.float32)}, r"features\.0\.bias has shape \[65\], not \[64\]"),
+        (
+            {"lin3.model.1.weight": np.full((1, 512, 1, 1), -1, np.float32)},
+            r"lin3\.model\.1\.weight must not",
+        ),
+    ],
+)
+def test_wrong_files_are_refused(tensors, tmp_path, change, message):
+    path = tmp_path / "wrong.safetensors"
+    save_file({name: value for name, value in {**tensors, **change}.items() if value is not None}, path)
+    with pytest.raises(UserError, match=message):
+        PerceptualLoss.load(path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors"])
+def test_unreadable_files_are_refused(tmp_path, content):
+    path = tmp_path / "broken.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.safetensors"):
+        PerceptualLoss.load(path)
+
+
+@pytest.mark.parametrize("side", [(15, 32), (32, 15)])
+def test_small_frames_are_refused(side):
+    with pytest.raises(UserError, match="at least 16"):
+        UntrainedFeatures()(*videos(side))
+
+
+def test_untrained_features_behave_like_a_distance():
+    a, b = videos((16, 18))
+    distance = jax.jit(UntrainedFeatures())
+    assert 0 <= float(distance(a, a)) < 1e-10
+    near, far = float(distance(a, a + 0.01 * (b - a))), float(distance(a, b))
+    assert 0 < near < far
+    assert float(jax.jit(UntrainedFeatures())(a, b)) == far
+    gradient = jax.jit(jax.grad(UntrainedFeatures()))(a, b)
+    assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0

@@ -1,0 +1,143 @@
+"""Rotary, learned and continuous positions, and the causal position generator."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videogen.errors import UserError
+from videogen.nn import (
+    CausalPositionGenerator,
+    ContinuousPositionBias,
+    LearnedPositions,
+    rotary_angles,
+    rotate,
+)
+
+
+def score(q, k, q_position, k_position, shape) -> float:
+    """The product of one query and one key after rotation to their places of a grid."""
+    width = q.shape[-1]
+    turned = [
+        rotate(x[None, None, None], rotary_angles([1] * len(shape), width, offset=place))
+        for x, place in ((q, q_position), (k, k_position))
+    ]
+    return float(jnp.sum(turned[0] * turned[1]))
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 5)])
+def test_rotary_scores_depend_on_the_offset_only(shape):
+    q, k = jax.random.normal(jax.random.key(0), (2, 12))
+    here, there = [0] * len(shape), [1, 2, 3][: len(shape)]
+    for shift in ([5, 0, 0], [0, 3, 0], [2, 7, 4]):
+        shift = shift[: len(shape)]
+        moved = [[a + s for a, s in zip(place, shift, strict=True)] for place in (here, there)]
+        assert score(q, k, *moved, shape) == pytest.approx(score(q, k, here, there, shape), abs=1e-4)
+    assert abs(score(q, k, here, there, shape) - score(q, k, there, here, shape)) > 1e-3
+    for axis in range(len(shape)):
+        step = [int(i == axis) for i in range(len(shape))]
+        assert abs(score(q, k, here, step, shape) - score(q, k, here, here, shape)) > 1e-4
+
+
+def test_rotary_grid_is_in_raster_order():
+    angles = rotary_angles([2, 3, 4], 12)
+    assert angles.shape == (24, 6)
+    for row, place in enumerate(itertools.product(range(2), range(3), range(4))):
+        np.testing.assert_allclose(angles[row : row + 1], rotary_angles([1, 1, 1], 12, offset=place))
+
+
+def test_rotary_offset_continues_a_grid():
+    whole = rotary_angles([5, 2], 8)
+    np.testing.assert_array_equal(rotary_angles([3, 2], 8, offset=[2, 0]), whole[4:])
+
+
+def test_rotary_of_one_axis_has_the_published_frequencies():
+    angles = rotary_angles([4], 8)
+    expected = np.arange(4)[:, None] * 10_000.0 ** (-np.arange(4) * 2 / 8)
+    np.testing.assert_allclose(angles, expected, rtol=1e-6)
+
+
+def test_rotation_keeps_norms_and_dtype():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 3, 8))
+    turned = rotate(x, rotary_angles([6], 8))
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+    assert rotate(x.astype(jnp.bfloat16), rotary_angles([6], 8)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("shape", "width"), [([4], 7), ([2, 2, 2], 4)])
+def test_rotary_refuses_too_small_heads(shape, width):
+    with pytest.raises(UserError, match="even head width"):
+        rotary_angles(shape, width)
+
+
+def test_learned_positions():
+    positions = LearnedPositions(6, 4, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(positions(4), positions.table.get_value()[:4])
+    with pytest.raises(UserError, match="7 tokens do not fit the position table of 6"):
+        positions(7)
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (1, 5), (2, 2)])
+def test_continuous_bias_equals_the_direct_evaluation(grid):
+    bias = ContinuousPositionBias(3, hidden=8, rngs=nnx.Rngs(0))
+    bias.hidden.bias.set_value(jax.random.normal(jax.random.key(1), (8,)))
+    places = list(itertools.product(range(grid[0]), range(grid[1])))
+    table = bias(*grid)
+    assert table.shape == (3, len(places), len(places))
+    for (i, query), (j, key) in itertools.product(enumerate(places), repeat=2):
+        offset = np.array(query) - np.array(key)
+        features = jnp.asarray(np.sign(offset) * np.log1p(np.abs(offset)), jnp.float32)
+        direct = bias.out(jax.nn.gelu(bias.hidden(features)))
+        np.testing.assert_allclose(table[:, i, j], direct, atol=1e-5)
+
+
+def generator(width: int = 4) -> CausalPositionGenerator:
+    module = CausalPositionGenerator(width, rngs=nnx.Rngs(0))
+    module.taps.set_value(jax.random.normal(jax.random.key(5), (3, 3, 3, width)))
+    return module
+
+
+def grid(shape=(2, 5, 4, 3, 4)) -> jax.Array:
+    return jax.random.normal(jax.random.key(2), shape)
+
+
+def test_position_generator_is_causal_in_time_and_local():
+    module, x = generator(), grid()
+    out = module(x, time_axis=1)
+    for t in range(5):
+        changed = module(x.at[:, t].add(1.0), time_axis=1)
+        touched = np.abs(np.asarray(changed - out)).max(axis=(0, 2, 3, 4)) > 1e-6
+        np.testing.assert_array_equal(touched, [t <= s <= t + 2 for s in range(5)])
+    changed = module(x.at[:, 0, 0, 0].add(1.0), time_axis=1)
+    touched = np.abs(np.asarray(changed - out)).max(axis=(0, 1, 4)) > 1e-6
+    np.testing.assert_array_equal(touched, [[i <= 1 and j <= 1 for j in range(3)] for i in range(4)])
+
+
+def test_position_generator_prefix_equality():
+    module, x = generator(), grid()
+    np.testing.assert_allclose(module(x, time_axis=1)[:, :3], module(x[:, :3], time_axis=1), atol=1e-5)
+
+
+def test_position_generator_layouts_agree():
+    module, x = generator(), grid()
+    time_last = jnp.moveaxis(x, 1, 3)
+    expected = jnp.moveaxis(module(x, time_axis=1), 1, 3)
+    np.testing.assert_allclose(module(time_last, time_axis=3), expected, atol=1e-5)
+
+
+def test_position_generator_equals_a_grouped_convolution():
+    module, x = generator(), grid()
+    kernel = module.taps.get_value()[:, :, :, None, :]
+    conv = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1, 1),
+        ((2, 0), (1, 1), (1, 1)),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        feature_group_count=4,
+    )
+    np.testing.assert_allclose(module(x, time_axis=1), x + conv, atol=1e-4)

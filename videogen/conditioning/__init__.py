@@ -1,0 +1,19 @@
+"""Text and label conditioning."""
+
+from videogen.conditioning.context import NullableContext
+from videogen.conditioning.t5 import T5Encoder
+from videogen.conditioning.text import TextEncoder
+from videogen.conditioning.types import NULL_LABEL, Conditioning, Tokens
+
+TEXT_ENCODERS = {"transformer": TextEncoder, "t5": T5Encoder.load}
+"""Public name -> class or loader; each gives a module ``(ids, mask) -> Tokens`` with a ``width``."""
+
+__all__ = [
+    "NULL_LABEL",
+    "TEXT_ENCODERS",
+    "Conditioning",
+    "NullableContext",
+    "T5Encoder",
+    "TextEncoder",
+    "Tokens",
+]

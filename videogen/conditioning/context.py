@@ -1,0 +1,62 @@
+"""From a conditioning to the keys a generator attends to, with learned embeddings for what is absent."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from videogen.conditioning.types import NULL_LABEL, Conditioning
+from videogen.errors import UserError
+from videogen.nn import Embedding, parameter, truncated_normal
+
+
+class NullableContext(nnx.Module):
+    """Lays out text and label as one sequence of keys; absent parts become learned null embeddings.
+
+    An example without text keeps one visible key, the null vector at position 0, so what the generator
+    sees of it depends on nothing else. Rows of masked tokens are zero.
+
+    Args:
+      width: width of the text features and of the keys.
+      classes: number of labels; appends one key per example (row ``classes`` of the table is the null
+        label). ``None`` means a generator that takes no labels. Labels are range-checked at the data border.
+    """
+
+    def __init__(self, width: int, *, classes: int | None = None, rngs: nnx.Rngs):
+        self.width, self.classes = width, classes
+        self.null_text = parameter(rngs, (width,), ("embed",), truncated_normal(0.02))
+        self.label = Embedding(classes + 1, width, rngs=rngs) if classes is not None else None
+
+    def __call__(
+        self, conditioning: Conditioning
+    ) -> tuple[Float[Array, "batch keys width"], Bool[Array, "batch keys"]]:
+        """Returns the keys and which of them exist: text length (at least 1) plus one for the label.
+
+        Raises:
+          UserError: there is a label but no table for it, or the text has another width.
+        """
+        batch = conditioning.batch_size
+        context, mask = self._text(conditioning, batch)
+        if self.label is None:
+            if conditioning.label is not None:
+                raise UserError("this generator takes no labels; set 'classes' or leave the label out")
+            return context, mask
+        index = jnp.full(batch, NULL_LABEL) if conditioning.label is None else conditioning.label
+        row = self.label(jnp.where(index < 0, self.classes, index))
+        context = jnp.concatenate([context, row[:, None].astype(context.dtype)], axis=1)
+        return context, jnp.concatenate([mask, jnp.ones((batch, 1), bool)], axis=1)
+
+    def _text(
+        self, conditioning: Conditioning, batch: int
+    ) -> tuple[Float[Array, "batch keys width"], Bool[Array, "batch keys"]]:
+        null = self.null_text.get_value()
+        if conditioning.text is None:
+            return jnp.broadcast_to(null, (batch, 1, self.width)), jnp.ones((batch, 1), bool)
+        features, mask = conditioning.text.features, conditioning.text.mask
+        if features.shape[-1] != self.width:
+            raise UserError(
+                f"text features have width {features.shape[-1]}, the context has width {self.width}"
+            )
+        absent = ~jnp.any(mask, axis=1)
+        context = jnp.where(mask[..., None], features, 0)
+        context = context.at[:, 0].set(jnp.where(absent[:, None], null.astype(context.dtype), context[:, 0]))
+        return context, mask.at[:, 0].set(mask[:, 0] | absent)

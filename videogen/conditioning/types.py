@@ -1,0 +1,70 @@
+"""What a generator may be told about a clip, as pytrees whose parts can be absent for each example."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from videogen.errors import UserError
+
+NULL_LABEL = -1
+"""The label of an example without one."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Encoded text.
+
+    Attributes:
+      features: one vector per text token.
+      mask: which tokens exist; an example without any is unconditional.
+    """
+
+    features: Float[Array, "batch length embed"]
+    mask: Bool[Array, "batch length"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """The conditioning of a batch; a part that is ``None`` is absent for every example.
+
+    Given frames are not a part: they reach the generator as a prefix of codes.
+
+    Attributes:
+      text: encoded captions.
+      label: class indices, ``NULL_LABEL`` for none.
+    """
+
+    text: Tokens | None = None
+    label: Int[Array, "batch"] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples.
+
+        Raises:
+          UserError: there is no part to take it from.
+        """
+        if self.text is not None:
+            return self.text.mask.shape[0]
+        if self.label is not None:
+            return self.label.shape[0]
+        raise UserError("this conditioning has no part; give text or label (null() makes it unconditional)")
+
+    def null(self) -> "Conditioning":
+        """The unconditional twin for classifier-free guidance, same shapes."""
+        if self.text is None and self.label is None:
+            return self
+        return self.drop(jnp.ones(self.batch_size, bool))
+
+    def drop(self, drop: Bool[Array, "batch"]) -> "Conditioning":
+        """Makes the marked examples unconditional."""
+        text, label = self.text, self.label
+        if text is not None:
+            text = dataclasses.replace(text, mask=text.mask & ~drop[:, None])
+        if label is not None:
+            label = jnp.where(drop, NULL_LABEL, label)
+        return Conditioning(text, label)

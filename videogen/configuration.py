@@ -1,0 +1,72 @@
+"""Config arguments (``stage=tokenizer,size=debug``) and the JSON form a run directory keeps."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from videogen.errors import UserError, near_matches
+
+
+def parse_argument(argument: str | None, **allowed: Sequence[str]) -> dict[str, str]:
+    """Reads ``key=value,key=value`` as given after the colon of ``--config=FILE:ARGUMENT``.
+
+    Args:
+      argument: the text; empty means all defaults.
+      **allowed: key -> allowed values, the first of which is the default.
+
+    Raises:
+      UserError: an unknown key or value.
+    """
+    chosen = {key: values[0] for key, values in allowed.items()}
+    for part in filter(None, (argument or "").split(",")):
+        key, _, value = part.partition("=")
+        if key not in allowed:
+            raise UserError(f"unknown config argument {key!r}{near_matches(key, allowed)}")
+        if value not in allowed[key]:
+            raise UserError(f"unknown {key} {value!r}{near_matches(value, allowed[key])}")
+        chosen[key] = value
+    return chosen
+
+
+def save_config(path: epath.PathLike, config: ConfigDict) -> None:
+    """Writes a config as JSON."""
+    epath.Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def load_config(path: epath.PathLike) -> ConfigDict:
+    """Reads what ``save_config`` wrote; data only, nothing in it is executed.
+
+    Raises:
+      UserError: no such file, or no JSON object.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise UserError(f"{path.parent} is no run or export directory: it has no {path.name}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it from the run that wrote it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a config object")
+    return ConfigDict(values)
+
+
+def differences(old: ConfigDict, new: ConfigDict, ignore: Sequence[str] = ()) -> list[str]:
+    """Dotted keys whose values differ between two configs, outside the ``ignore`` prefixes."""
+    old, new = flatten(old), flatten(new)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [key for key in changed if not any(key == i or key.startswith(i + ".") for i in ignore)]
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """``{"a.b.c": value}`` of a nested config, in the JSON form of its values (tuples are lists)."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key in value for k, v in walk(f"{prefix}.{key}" if prefix else key, value[key]).items()}
+
+    return walk("", json.loads(json.dumps(config.to_dict())))

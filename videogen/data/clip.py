@@ -1,0 +1,75 @@
+"""What a training clip looks like, and how frames of any size become that."""
+
+import dataclasses
+import math
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from jaxtyping import UInt8
+
+from videogen.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The size every sample of a source has.
+
+    Frames are resized, aspect kept, until they just cover ``height × width``; what hangs over is cropped.
+
+    Attributes:
+      frames: number of frames.
+      height: rows in pixels.
+      width: columns in pixels.
+      fps: frames per second the clip is sampled at; ``None`` keeps every frame of the file.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float | None = None
+
+    def __post_init__(self):
+        for side in ("frames", "height", "width"):
+            if getattr(self, side) < 1:
+                raise UserError(f"clip.{side} must be at least 1, got {getattr(self, side)}")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise UserError(f"clip.fps must be positive, or None for the file's own rate, got {self.fps}")
+
+    def cover(self, height: int, width: int) -> tuple[int, int]:
+        """The size (height, width) a ``height × width`` frame is resized to before the crop."""
+        scale = max(self.height / height, self.width / width)
+        return max(self.height, round(height * scale)), max(self.width, round(width * scale))
+
+    def fit(
+        self, frames: UInt8[np.ndarray, "time h w 3"], rng: np.random.Generator | None
+    ) -> UInt8[np.ndarray, "time height width 3"]:
+        """Resizes and crops ``frames`` to this clip's size; the crop is random, or centred without ``rng``."""
+        return self.crop(resize(frames, *self.cover(*frames.shape[1:3])), rng)
+
+    def crop(
+        self, frames: UInt8[np.ndarray, "time h w 3"], rng: np.random.Generator | None
+    ) -> UInt8[np.ndarray, "time height width 3"]:
+        """Cuts ``height × width`` out of frames at least that large, at one place for all frames."""
+        spare = frames.shape[1] - self.height, frames.shape[2] - self.width
+        top, left = (s // 2 for s in spare) if rng is None else (int(rng.integers(s + 1)) for s in spare)
+        return np.ascontiguousarray(frames[:, top : top + self.height, left : left + self.width])
+
+
+def resize(
+    frames: UInt8[np.ndarray, "time h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "time height width 3"]:
+    """Resizes every frame: area averaging to shrink (no aliasing), bicubic to enlarge."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    method = interpolation(frames.shape[1], height)
+    for i, frame in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        out[i] = picture.reformat(width=width, height=height, interpolation=method).to_ndarray()
+    return out
+
+
+def interpolation(source: int, target: int) -> Interpolation:
+    """The scaler for a side of ``source`` pixels that becomes ``target``."""
+    return Interpolation.AREA if target < source else Interpolation.BICUBIC

@@ -1,0 +1,269 @@
+"""Captioned moving shapes: a procedural data set whose captions can be checked from the pixels alone.
+
+A caption follows one fixed grammar, ``a SIZE COLOUR FORM moves DIRECTION [then DIRECTION] SPEED [and a …] on a
+TONE TEXTURE background``; ``caption`` writes it, ``parse`` reads it, ``render`` draws it.
+
+Lengths are in units of the shorter side of the frame, so one scene fits every resolution, and positions are
+functions of progress in [0, 1] through the clip, so it fits every number of frames.
+"""
+
+import hashlib
+import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from videogen.data.clip import Clip
+from videogen.data.source import Source
+from videogen.errors import UserError
+
+COLOURS = {
+    "red": (225, 40, 40),
+    "yellow": (235, 215, 40),
+    "green": (35, 170, 60),
+    "cyan": (40, 205, 220),
+    "blue": (45, 75, 230),
+    "purple": (165, 50, 205),
+}
+FORMS = ("circle", "square", "triangle", "cross")
+RADII = {"small": 0.13, "medium": 0.18, "large": 0.24}
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+TRAVEL = {"slowly": 0.25, "quickly": 0.45}
+TONES = {"dark": 45, "grey": 120, "pale": 205}
+TEXTURES = ("plain", "gradient", "striped")
+
+FPS = 8.0
+_MARGIN = 0.02
+_GAP = 0.06
+_TONE_RANGE = 22
+_SQUARE, _TRIANGLE_SIDE, _TRIANGLE_BASE, _CROSS_ARM = 0.87, 0.95, 0.75, 0.38
+
+
+def caption(attributes: dict[str, Any]) -> str:
+    """The caption of a scene; equal captions mean equal attributes up to place and texture phase."""
+    shapes = (
+        f"a {s['size']} {s['colour']} {s['form']} moves {' then '.join(s['directions'])} {s['speed']}"
+        for s in attributes["shapes"]
+    )
+    return f"{' and '.join(shapes)} on a {attributes['tone']} {attributes['texture']} background"
+
+
+def _one_of(name: str, words) -> str:
+    return f"(?P<{name}>{'|'.join(words)})"
+
+
+_SHAPE = re.compile(
+    f"a {_one_of('size', RADII)} {_one_of('colour', COLOURS)} {_one_of('form', FORMS)} moves "
+    f"{_one_of('directions', DIRECTIONS)}(?: then {_one_of('turn', DIRECTIONS)})? {_one_of('speed', TRAVEL)}"
+)
+_SCENE = re.compile(f"(?P<shapes>.+) on a {_one_of('tone', TONES)} {_one_of('texture', TEXTURES)} background")
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Reads a caption back into attributes (without the places and the phase, which it does not tell).
+
+    Raises:
+      UserError: the text does not follow the grammar.
+    """
+    scene = _SCENE.fullmatch(text.strip())
+    found = [_SHAPE.fullmatch(part) for part in scene["shapes"].split(" and ")] if scene else [None]
+    if not all(found):
+        example = "a large red circle moves left quickly on a dark striped background"
+        raise UserError(f"{text!r} is no caption of the shapes source; write it like {example!r}")
+    shapes = []
+    for match in found:
+        words = match.groupdict()
+        turn = words.pop("turn")
+        words["directions"] = [words["directions"], turn] if turn else [words["directions"]]
+        shapes.append(words)
+    return {"shapes": shapes, "tone": scene["tone"], "texture": scene["texture"]}
+
+
+def split_of(text: str) -> str:
+    """The split a caption belongs to: one in eight captions, by its SHA-256, is held out for 'eval'."""
+    return "eval" if hashlib.sha256(text.encode()).digest()[0] % 8 == 0 else "train"
+
+
+def path(shape: dict[str, Any], progress: Float[np.ndarray, "time"]) -> Float[np.ndarray, "time 2"]:
+    """Displacement (y, x) from the start, at each progress in [0, 1]; every direction takes an equal share."""
+    legs = np.array([DIRECTIONS[d] for d in shape["directions"]], np.float32)
+    shares = np.clip(progress[:, None] * len(legs) - np.arange(len(legs)), 0, 1)
+    return shares @ legs * (TRAVEL[shape["speed"]] / len(legs))
+
+
+def form_mask(
+    form: str, centres: Float[np.ndarray, "time 2"], radius: float, height: int, width: int
+) -> Float[np.ndarray, "time height width"]:
+    """Coverage in [0, 1] of each pixel by a form, from the distance to its outline (anti-aliased over one pixel).
+
+    Args:
+      form: one of FORMS; each fits the box of half side ``radius`` around its centre.
+      centres: (y, x) in units of the shorter side.
+      radius: in the same units.
+      height: rows in pixels.
+      width: columns in pixels.
+    """
+    unit = min(height, width)
+    centres = np.asarray(centres, np.float32) * unit
+    r = np.float32(radius * unit)
+    y = (np.arange(height, dtype=np.float32) + 0.5 - centres[:, :1])[:, :, None]
+    x = np.abs(np.arange(width, dtype=np.float32) + 0.5 - centres[:, 1:])[:, None, :]
+    if form == "circle":
+        distance = np.sqrt(y * y + x * x) - r
+    elif form == "square":
+        distance = np.maximum(np.abs(y), x) - _SQUARE * r
+    elif form == "triangle":
+        side, rise = _TRIANGLE_SIDE * r, (1 + _TRIANGLE_BASE) * r
+        slant = (x * rise - (y + r) * side) / np.hypot(side, rise)
+        distance = np.maximum(slant, y - _TRIANGLE_BASE * r)
+    elif form == "cross":
+        y = np.abs(y)
+        arm = _CROSS_ARM * r
+        distance = np.minimum(np.maximum(x - r, y - arm), np.maximum(x - arm, y - r))
+    else:
+        raise KeyError(form)
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np.ndarray, "height width"]:
+    """Grey values of the still background; ``phase`` turns the gradient and shifts the stripes."""
+    unit = min(height, width)
+    y = (np.arange(height, dtype=np.float32) / unit)[:, None]
+    x = (np.arange(width, dtype=np.float32) / unit)[None, :]
+    tone, phase = TONES[attributes["tone"]], attributes["phase"]
+    if attributes["texture"] == "plain":
+        shade = np.zeros((height, width), np.float32)
+    elif attributes["texture"] == "gradient":
+        ramp = y + 0 * x if phase < 0.5 else (y + x) / 2
+        shade = 2 * ramp / ramp.max() - 1 if ramp.max() else ramp
+    else:
+        shade = np.cos(2 * np.pi * (2.5 * (x + y) + phase))
+    return tone + _TONE_RANGE * shade
+
+
+def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time height width 3"]:
+    """Draws a scene; shapes need their ``start``, the scene its ``phase`` (see ``ShapesSource.sample``)."""
+    progress = np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
+    grey = _background(attributes, clip.height, clip.width)
+    video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
+    for shape in attributes["shapes"]:
+        centres = np.asarray(shape["start"], np.float32) + path(shape, progress)
+        mask = form_mask(shape["form"], centres, RADII[shape["size"]], clip.height, clip.width)[..., None]
+        video = video + mask * (np.array(COLOURS[shape["colour"]], np.float32) - video)
+    return (video + 0.5).astype(np.uint8)
+
+
+class ShapesSource(Source):
+    """Moving shapes on grey backgrounds, endless in effect.
+
+    The label is the colour and form of the first shape. A sample also holds its ground truth, ``attributes``.
+
+    Args:
+      clip: its ``fps`` is only passed on (8 when not given); motion is relative to the clip's length.
+      seed: with the index, decides the sample.
+      split: captions of 'eval' never occur in 'train', whatever the seed.
+      length: number of samples.
+      second_shape: probability of a second shape of another colour, whose path keeps clear of the first.
+      turn: probability that the first shape changes its direction half-way.
+    """
+
+    classes = tuple(f"{colour} {form}" for form in FORMS for colour in COLOURS)
+
+    def __init__(
+        self,
+        *,
+        clip: Clip,
+        seed: int,
+        split: str,
+        length: int = 1_000_000,
+        second_shape: float = 0.0,
+        turn: float = 0.0,
+    ):
+        super().__init__(clip=clip, seed=seed, split=split)
+        for name, value in (("second_shape", second_shape), ("turn", turn)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} is a probability between 0 and 1, got {value}")
+        self._length = length
+        self._second_shape = second_shape
+        self._turn = turn
+
+    def __len__(self) -> int:
+        return self._length
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """The scene at ``index``; nothing about reading it is random, so ``rng`` is not used."""
+        attributes = self._scene(np.random.default_rng([self.seed, index]))
+        first = attributes["shapes"][0]
+        return {
+            "video": render(attributes, self.clip),
+            "caption": caption(attributes),
+            "label": self.classes.index(f"{first['colour']} {first['form']}"),
+            "fps": self.clip.fps or FPS,
+            "attributes": attributes,
+        }
+
+    def caption(self, index: int) -> str:
+        return caption(self._scene(np.random.default_rng([self.seed, index])))
+
+    def _scene(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Draws scenes until one belongs to this split and its shapes keep clear of each other."""
+        count = 2 if rng.random() < self._second_shape else 1
+        turns = rng.random() < self._turn
+        while True:
+            attributes = _draw(rng, count, turns)
+            if split_of(caption(attributes)) == self.split and self._place(attributes["shapes"], rng):
+                return attributes
+
+    def _place(self, shapes: list[dict[str, Any]], rng: np.random.Generator) -> bool:
+        """Gives every shape a ``start`` that keeps it in the frame and apart from the other; False if none fits."""
+        unit = min(self.clip.height, self.clip.width)
+        frame = np.array([self.clip.height, self.clip.width]) / unit
+        tries = 1 if len(shapes) == 1 else 64
+        tracks = []
+        for shape in shapes:
+            offsets = path(shape, np.linspace(0, 1, 17))
+            edge = RADII[shape["size"]] + _MARGIN
+            low, high = edge - offsets.min(0), frame - edge - offsets.max(0)
+            tracks.append(rng.uniform(low, high, (tries, 2))[:, None] + offsets)
+        chosen = 0
+        if len(shapes) == 2:
+            # Every form fits the square of half side radius, so squares that keep apart are forms that do.
+            apart = np.abs(tracks[0] - tracks[1]).max(-1).min(-1)
+            clear = apart > sum(RADII[s["size"]] for s in shapes) + _GAP
+            if not clear.any():
+                return False
+            chosen = int(clear.argmax())
+        for shape, track in zip(shapes, tracks, strict=True):
+            shape["start"] = tuple(float(v) for v in track[chosen, 0])
+        return True
+
+
+def _draw(rng: np.random.Generator, count: int, turns: bool) -> dict[str, Any]:
+    """Draws every attribute of a scene but the places."""
+    colours, radii, ways, speeds, tones = map(list, (COLOURS, RADII, DIRECTIONS, TRAVEL, TONES))
+    sizes = (len(colours) - 1, len(FORMS), len(radii), len(ways), len(ways) - 1, len(speeds))
+    draws = rng.integers(0, sizes, (count, len(sizes))).tolist()
+    shapes = []
+    for i, (colour, form, size, way, turn, speed) in enumerate(draws):
+        # The first colour is any of n, the second any of the n - 1 others: no rejection needed.
+        first = int(rng.integers(len(colours))) if i == 0 else (first + 1 + colour) % len(colours)
+        directions = [ways[way]]
+        if turns and i == 0:
+            directions.append(ways[(way + 1 + turn) % len(ways)])
+        shapes.append(
+            {
+                "size": radii[size],
+                "colour": colours[first],
+                "form": FORMS[form],
+                "directions": directions,
+                "speed": speeds[speed],
+            }
+        )
+    tone, texture = rng.integers(0, (len(tones), len(TEXTURES))).tolist()
+    return {
+        "shapes": shapes,
+        "tone": tones[tone],
+        "texture": TEXTURES[texture],
+        "phase": float(rng.random()),
+    }

@@ -1,0 +1,71 @@
+"""The base of every source: random access to samples that depend on nothing but (seed, index)."""
+
+from typing import Any
+
+import numpy as np
+
+from videogen.data.clip import Clip
+from videogen.errors import UserError, near_matches
+
+SPLITS = ("train", "eval")
+
+
+class SampleError(Exception):
+    """One sample cannot be used; the pipeline skips it, logs it and goes on.
+
+    Attributes:
+      name: the file or record.
+      reason: why, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class Source:
+    """A list of samples.
+
+    A sample is a dict: ``video uint8 [time, height, width, 3]`` (the token source: ``indices`` instead),
+    ``caption str`` ('' when there is none), ``fps float``, ``label int`` where ``classes`` is not empty, and
+    ``audio float32 [samples, channels]`` where it was asked for.
+
+    Attributes:
+      clip: the size of every sample.
+      seed: with the index, decides everything random about ``source[index]``.
+      split: 'train' or 'eval'.
+      classes: the name of each label; empty when samples have no label.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, *, clip: Clip, seed: int, split: str):
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}{near_matches(split, SPLITS)}")
+        self.clip = clip
+        self.seed = seed
+        self.split = split
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Reads sample ``index``; ``rng`` decides what is random about the reading (window, crop).
+
+        Raises:
+          SampleError: the sample cannot be decoded.
+        """
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} samples")
+        return self.sample(index, np.random.default_rng([self.seed, index]))
+
+    def caption(self, index: int) -> str:
+        """The caption of sample ``index``, for learning a text vocabulary; sources skip decoding where they can."""
+        return self[index]["caption"]

@@ -1,0 +1,133 @@
+"""Text tokenizers: captions -> padded token ids. Bytes, BPE learned from the captions, or a Hugging Face file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from etils import epath
+from jaxtyping import Bool, Int32
+
+from videogen.errors import UserError, near_matches
+
+SETTINGS = "settings.json"
+VOCABULARY = "tokenizer.json"
+PAD = 0
+
+Encoded = tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]
+
+
+class ByteTokenizer:
+    """UTF-8 bytes; id 0 is padding, byte b is id b + 1."""
+
+    name = "bytes"
+    vocabulary_size = 257
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def encode(self, captions: Sequence[str]) -> Encoded:
+        """Ids, cut or padded to ``length``, and which of them are text."""
+        return _pad([[b + 1 for b in caption.encode()] for caption in captions], self.length)
+
+    def save(self, directory: epath.PathLike) -> None:
+        _save_settings(directory, self)
+
+
+class FileTokenizer:
+    """A Hugging Face ``tokenizer.json``: a BPE learned here, or T5's; what it appends (``</s>``) is kept when cutting."""
+
+    name = "huggingface"
+
+    def __init__(self, path: epath.PathLike, length: int):
+        path = epath.Path(path)
+        path = path / VOCABULARY if path.is_dir() else path
+        if not path.exists():
+            raise UserError(f"no text tokenizer at {path}; give a Hugging Face tokenizer.json or its directory")
+        self._from_text(path.read_text(), length)
+
+    def _from_text(self, text: str, length: int) -> None:
+        self.length = length
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self._tokenizer.enable_truncation(length)
+        self._tokenizer.no_padding()
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, captions: Sequence[str]) -> Encoded:
+        """Ids, cut or padded to ``length``, and which of them are text."""
+        return _pad([e.ids for e in self._tokenizer.encode_batch(list(captions))], self.length)
+
+    def save(self, directory: epath.PathLike) -> None:
+        _save_settings(directory, self)
+        (epath.Path(directory) / VOCABULARY).write_text(self._tokenizer.to_str())
+
+    def __reduce__(self) -> tuple:
+        # Worker processes get the vocabulary as text.
+        return _file_tokenizer, (self._tokenizer.to_str(), self.length)
+
+
+def _file_tokenizer(text: str, length: int) -> FileTokenizer:
+    tokenizer = FileTokenizer.__new__(FileTokenizer)
+    tokenizer._from_text(text, length)
+    return tokenizer
+
+
+def train_bpe(captions: Sequence[str], vocabulary_size: int, length: int) -> FileTokenizer:
+    """A byte-level BPE learned from captions; the same captions give the same vocabulary.
+
+    Id 0 is padding; every text can be encoded, whatever the captions held.
+    """
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=["<pad>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(captions, trainer)
+    return _file_tokenizer(model.to_str(), length)
+
+
+TEXT_TOKENIZERS = ("bytes", "bpe", "huggingface")
+
+
+def build_text_tokenizer(config: Mapping[str, Any]) -> ByteTokenizer | FileTokenizer:
+    """The tokenizer of ``{name: bytes | huggingface, length, path}``; ``bpe`` with a path is a file, too."""
+    name = config["name"]
+    if name == "bytes":
+        return ByteTokenizer(config["length"])
+    if name in TEXT_TOKENIZERS:
+        return FileTokenizer(config["path"], config["length"])
+    raise UserError(f"unknown text tokenizer {name!r}{near_matches(name, TEXT_TOKENIZERS)}")
+
+
+def load_text_tokenizer(directory: epath.PathLike) -> ByteTokenizer | FileTokenizer:
+    """Reads what ``save`` wrote."""
+    directory = epath.Path(directory)
+    try:
+        settings = json.loads((directory / SETTINGS).read_text())
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{directory} holds no text tokenizer ({error})") from error
+    return build_text_tokenizer({"path": directory, **settings})
+
+
+def _save_settings(directory: epath.PathLike, tokenizer: ByteTokenizer | FileTokenizer) -> None:
+    directory = epath.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SETTINGS).write_text(json.dumps({"name": tokenizer.name, "length": tokenizer.length}) + "\n")
+
+
+def _pad(ids: Sequence[Sequence[int]], length: int) -> Encoded:
+    out = np.full((len(ids), length), PAD, np.int32)
+    mask = np.zeros((len(ids), length), bool)
+    for row, entry in enumerate(ids):
+        entry = entry[:length]
+        out[row, : len(entry)] = entry
+        mask[row, : len(entry)] = True
+    return out, mask

@@ -1,0 +1,13 @@
+"""Metric definitions: the one place where a reported number gets its meaning."""
+
+from videogen.evaluation.metrics import (
+    bits_per_pixel,
+    codebook_usage,
+    expected_usage,
+    perplexity,
+    psnr,
+    ssim,
+    to_unit,
+)
+
+__all__ = ["bits_per_pixel", "codebook_usage", "expected_usage", "perplexity", "psnr", "ssim", "to_unit"]

@@ -1,0 +1,188 @@
+"""One attention for every network: masks as values, pluggable backends, QK-norm, rotary positions, null keys."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from videogen.errors import UserError, near_matches
+from videogen.nn.linear import Linear, parameter, truncated_normal
+from videogen.nn.masks import Full, Mask, mask_array
+from videogen.nn.norms import RMSNorm
+from videogen.nn.positions import rotate
+from videogen.parallel import mesh_axis_size
+
+Heads = Float[Array, "batch sequence heads head_width"]
+NEGATIVE = -1e30
+
+
+def _reference(
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    mask: Mask,
+    key_mask: Bool[Array, "batch keys"] | None,
+    bias: Float[Array, "heads queries keys"] | None,
+) -> Heads:
+    """Dense softmax attention; batch and heads are folded so that the products are 3-D (fast on every backend)."""
+    batch, queries, heads, width = query.shape
+    keys = key.shape[1]
+    fold = mesh_axis_size("tensor") == 1 and mesh_axis_size("context") == 1
+
+    def arrange(x: Heads) -> Array:
+        x = x.swapaxes(1, 2)
+        return x.reshape(batch * heads, x.shape[2], width) if fold else x
+
+    q, k, v = arrange(query), arrange(key), arrange(value)
+    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    if bias is not None or key_mask is not None or not isinstance(mask, Full):
+        scores = scores.reshape(batch, heads, queries, keys)
+        if bias is not None:
+            scores = scores + bias.astype(jnp.float32)
+        if not isinstance(mask, Full):
+            scores = jnp.where(mask_array(mask, queries, keys), scores, NEGATIVE)
+        if key_mask is not None:
+            scores = jnp.where(key_mask[:, None, None, :], scores, NEGATIVE)
+        scores = scores.reshape(batch * heads, queries, keys) if fold else scores
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.matmul(weights, v)
+    return out.reshape(batch, heads, queries, width).swapaxes(1, 2)
+
+
+def _cudnn(query, key, value, mask, key_mask, bias) -> Heads:
+    """cuDNN flash attention (GPU, bf16 or f16); dense masks are built only for mask kinds it does not know."""
+    dense = None
+    if not isinstance(mask, Full):
+        dense = mask_array(mask, query.shape[1], key.shape[1])[None, None]
+    if key_mask is not None:
+        padding = key_mask[:, None, None, :]
+        dense = padding if dense is None else dense & padding
+    if bias is not None:
+        bias = bias[None].astype(query.dtype)
+    return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=dense, scale=1.0, implementation="cudnn")
+
+
+BACKENDS = {"reference": _reference, "cudnn": _cudnn}
+
+
+def attend(
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    *,
+    mask: Mask = Full(),
+    key_mask: Bool[Array, "batch keys"] | None = None,
+    bias: Float[Array, "heads queries keys"] | None = None,
+    backend: str = "auto",
+) -> Heads:
+    """Softmax attention of already scaled queries.
+
+    Args:
+      query: queries, multiplied by their scale.
+      key: keys.
+      value: values.
+      mask: which positions may see which (``nn.masks``).
+      key_mask: which keys exist; every query must keep at least one key.
+      bias: added to the scores of every batch item (relative positions).
+      backend: a name in ``BACKENDS``, or ``auto``: cuDNN for half precision on GPU, else the reference.
+
+    Returns:
+      The attended values, in the dtype of ``value``.
+    """
+    if backend == "auto":
+        half = query.dtype in (jnp.bfloat16, jnp.float16)
+        backend = "cudnn" if half and jax.default_backend() == "gpu" else "reference"
+    if backend not in BACKENDS:
+        raise UserError(f"unknown attention backend {backend!r}{near_matches(backend, BACKENDS)}")
+    return BACKENDS[backend](query, key, value, mask, key_mask, bias)
+
+
+class Attention(nnx.Module):
+    """Multi-head self- or cross-attention.
+
+    Args:
+      width: width of the tokens.
+      heads: number of heads; ``width`` must divide by it.
+      context_width: width of the keys' and values' source; ``None`` means self-attention.
+      qk_norm: RMS-normalise queries and keys per head with learned scales.
+      null_keys: learned key/value slots that are always visible (phenaki-pytorch uses two).
+      out_scale: scales the initial output projection (depth-aware initialisation).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        context_width: int | None = None,
+        qk_norm: bool = True,
+        null_keys: int = 0,
+        out_scale: float = 1.0,
+        backend: str = "auto",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise UserError(f"width {width} does not divide by {heads} heads")
+        self.heads, self.head_width, self.dtype, self.backend = heads, width // heads, dtype, backend
+        self.cross = context_width is not None
+        common = dict(bias=False, dtype=dtype, rngs=rngs)
+        if self.cross:
+            self.query = Linear(width, width, axes=("embed", "heads"), **common)
+            self.key_value = Linear(context_width, 2 * width, axes=("embed", "heads"), **common)
+        else:
+            self.query_key_value = Linear(width, 3 * width, axes=("embed", "heads"), **common)
+        std = out_scale / width**0.5
+        self.out = Linear(width, width, axes=("heads", "embed"), initializer=truncated_normal(std), **common)
+        self.query_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
+        self.null_keys = None
+        if null_keys:
+            shape = (2, null_keys, heads, self.head_width)
+            self.null_keys = parameter(rngs, shape, (None, None, None, None), truncated_normal(1.0))
+
+    def __call__(
+        self,
+        x: Float[Array, "batch queries width"],
+        context: Float[Array, "batch keys context_width"] | None = None,
+        *,
+        mask: Mask = Full(),
+        key_mask: Bool[Array, "batch keys"] | None = None,
+        bias: Float[Array, "heads queries keys"] | None = None,
+        rotary: Float[Array, "queries head_width"] | None = None,
+    ) -> Float[Array, "batch queries width"]:
+        """Attends from ``x`` to itself or to ``context``; ``rotary`` are angles from ``nn.rotary_angles``."""
+        batch, queries, _ = x.shape
+        split = (-1, self.heads, self.head_width)
+        if self.cross:
+            q = self.query(x).reshape(batch, *split)
+            k, v = jnp.split(self.key_value(context), 2, axis=-1)
+        else:
+            q, k, v = jnp.split(self.query_key_value(x), 3, axis=-1)
+            q = q.reshape(batch, *split)
+        k, v = k.reshape(batch, *split), v.reshape(batch, *split)
+        if self.query_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if self.null_keys is not None:
+            k, v, key_mask, mask, bias = self._prepend_null(k, v, key_mask, mask, bias)
+        q = q * jnp.asarray(self.head_width**-0.5, q.dtype)
+        out = attend(q, k, v, mask=mask, key_mask=key_mask, bias=bias, backend=self.backend)
+        return self.out(out.reshape(batch, queries, -1))
+
+    def _prepend_null(self, k, v, key_mask, mask, bias):
+        if not isinstance(mask, Full):
+            raise UserError("null keys work with the Full mask only: they would shift its positions")
+        batch = k.shape[0]
+        null = jnp.broadcast_to(
+            self.null_keys.get_value().astype(k.dtype)[:, None],
+            (2, batch, *self.null_keys.get_value().shape[1:]),
+        )
+        slots = null.shape[2]
+        k, v = jnp.concatenate([null[0], k], 1), jnp.concatenate([null[1], v], 1)
+        if key_mask is not None:
+            key_mask = jnp.concatenate([jnp.ones((batch, slots), bool), key_mask], 1)
+        if bias is not None:
+            bias = jnp.pad(bias, ((0, 0), (0, 0), (slots, 0)))
+        return k, v, key_mask, mask, bias

@@ -1,0 +1,75 @@
+"""Linear layers, embeddings and the parameters they are made of, each with its logical axis names."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from videogen.parallel import mesh_axis_size
+
+Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+
+truncated_normal = nnx.initializers.truncated_normal
+lecun_normal = nnx.initializers.lecun_normal()
+
+
+def parameter(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], initializer: Initializer
+) -> nnx.Param:
+    """A float32 parameter that carries its logical axis names (``parallel.rules`` maps them to the mesh)."""
+    return nnx.Param(initializer(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class Linear(nnx.Module):
+    """``y = x @ kernel + bias`` over the last axis, in ``dtype``, with float32 parameters.
+
+    Leading axes are flattened to one matrix product: XLA's CPU backend reaches its fast routine only for
+    2-D products, and accelerators do the same internally. Where the sequence axis is sharded (context
+    parallelism) flattening would mix two sharded axes, so there the axes stay.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        axes: tuple[str | None, str | None] = ("embed", None),
+        bias: bool = True,
+        initializer: Initializer = lecun_normal,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.kernel = parameter(rngs, (inputs, outputs), axes, initializer)
+        self.bias = parameter(rngs, (outputs,), (axes[1],), nnx.initializers.zeros_init()) if bias else None
+
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        leading = x.shape[:-1]
+        if mesh_axis_size("context") == 1:
+            x = x.reshape(math.prod(leading), self.inputs)
+        y = x.astype(self.dtype) @ self.kernel.get_value().astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias.get_value().astype(self.dtype)
+        return y.reshape(*leading, self.outputs)
+
+
+class Embedding(nnx.Module):
+    """A table of ``size`` vectors looked up by integer id."""
+
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        *,
+        axes: tuple[str | None, str | None] = ("vocabulary", "embed"),
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.size, self.dtype = size, dtype
+        self.table = parameter(rngs, (size, width), axes, truncated_normal(0.02))
+
+    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... width"]:
+        return self.table.get_value().astype(self.dtype)[ids]

@@ -1,0 +1,64 @@
+"""Attention masks as values: every backend understands the same frozen dataclasses.
+
+A mask says which key positions a query position may see. Padding depends on the data, so it is an array
+(``key_mask`` of ``nn.attend``), not a mask value.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Every query sees every key."""
+
+    def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        return jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """A query sees itself and the past."""
+
+    def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        return key <= query
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCausal:
+    """Bidirectional inside blocks of ``block`` positions, causal between blocks."""
+
+    block: int
+
+    def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        return key // self.block <= query // self.block
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixLM:
+    """The first ``prefix`` positions see each other; the rest is causal."""
+
+    prefix: int
+
+    def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        return (key <= query) | (key < self.prefix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A query sees keys at distance at most ``radius``."""
+
+    radius: int
+
+    def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        return jnp.abs(query - key) <= self.radius
+
+
+Mask = Full | Causal | BlockCausal | PrefixLM | Window
+
+
+def mask_array(mask: Mask, queries: int, keys: int) -> Bool[Array, "q k"]:
+    """The mask of ``queries`` × ``keys`` positions as a dense array (reference backend and tests)."""
+    return mask.allowed(jnp.arange(queries)[:, None], jnp.arange(keys)[None, :])

@@ -1,0 +1,40 @@
+"""Normalisation layers; statistics are always float32."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen.nn.linear import parameter
+
+
+def l2_normalize(x: Float[Array, "... embed"], epsilon: float = 1e-12) -> Float[Array, "... embed"]:
+    """Scales vectors to unit length; the zero vector stays zero and has a finite gradient."""
+    return x * jnp.reciprocal(jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), epsilon)))
+
+
+class RMSNorm(nnx.Module):
+    """``x / rms(x) · scale`` over the last axis (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init())
+
+    def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
+        y = x.astype(jnp.float32)
+        y = y * jnp.reciprocal(jnp.sqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon))
+        return (y * self.scale.get_value()).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Mean-free, unit-variance normalisation over the last axis with learned scale and shift."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init())
+        self.shift = parameter(rngs, (width,), (None,), nnx.initializers.zeros_init())
+
+    def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jnp.reciprocal(jnp.sqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon))
+        return (y * self.scale.get_value() + self.shift.get_value()).astype(x.dtype)

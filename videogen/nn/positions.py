@@ -1,0 +1,113 @@
+"""Positions: rotary (1-D to 3-D), learned tables, continuous relative bias, and the causal position generator."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen.errors import UserError
+from videogen.nn.linear import Linear, parameter, truncated_normal
+
+
+def rotary_angles(
+    shape: Sequence[int], head_width: int, *, base: float = 10_000.0, offset: Sequence[int] | None = None
+) -> Float[np.ndarray, "sequence half_head_width"]:
+    """Rotation angles of a 1-D, 2-D or 3-D grid in raster order (RoPE; Su et al., 2021, axis-wise for grids).
+
+    Args:
+      shape: grid sides, one to three of them.
+      head_width: even; its pairs are shared out evenly over the axes (the first axis takes the rest).
+      base: wavelength base.
+      offset: position of the grid's first element along each axis.
+
+    Returns:
+      ``[prod(shape), head_width // 2]`` angles in radians.
+    """
+    if head_width % 2 or head_width // 2 < len(shape):
+        raise UserError(f"rotary positions over {len(shape)} axes need an even head width of at least {2 * len(shape)}")
+    pairs = head_width // 2
+    share = [pairs // len(shape)] * len(shape)
+    share[0] += pairs - sum(share)
+    grids = np.meshgrid(*(np.arange(n) + o for n, o in zip(shape, offset or [0] * len(shape))), indexing="ij")
+    angles = [
+        grid.reshape(-1, 1) * base ** (-np.arange(n) / n) for grid, n in zip(grids, share, strict=True)
+    ]
+    return np.concatenate(angles, axis=-1).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "batch sequence heads head_width"], angles: Float[Array, "sequence half_head_width"]
+) -> Float[Array, "batch sequence heads head_width"]:
+    """Rotates the pairs (i, i + head_width/2) of every head by the angles of its position, in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+class LearnedPositions(nnx.Module):
+    """A learned absolute position table for raster-ordered grids of at most ``length`` places."""
+
+    def __init__(self, length: int, width: int, *, rngs: nnx.Rngs):
+        self.length = length
+        self.table = parameter(rngs, (length, width), (None, "embed"), truncated_normal(0.02))
+
+    def __call__(self, length: int) -> Float[Array, "length width"]:
+        """The first ``length`` rows.
+
+        Raises:
+          UserError: ``length`` is beyond the table; sample longer videos by sliding the window.
+        """
+        if length > self.length:
+            raise UserError(
+                f"{length} tokens do not fit the position table of {self.length}; generate longer videos by extension"
+            )
+        return self.table.get_value()[:length]
+
+
+class ContinuousPositionBias(nnx.Module):
+    """Relative position bias from an MLP over log-scaled 2-D offsets (Swin v2); works at any resolution."""
+
+    def __init__(self, heads: int, *, hidden: int = 64, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.hidden = Linear(2, hidden, axes=(None, None), rngs=rngs, dtype=dtype)
+        self.out = Linear(hidden, heads, axes=(None, None), rngs=rngs, dtype=dtype)
+
+    def __call__(self, height: int, width: int) -> Float[Array, "heads queries keys"]:
+        """Bias between every pair of the ``height · width`` places of a frame."""
+        rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        place = np.stack([rows.ravel(), columns.ravel()], -1)
+        offset = place[:, None] - place[None, :] + np.array([height - 1, width - 1])
+        # The MLP sees each distinct offset once; the (h·w)² table is a gather.
+        span = np.array(list(itertools.product(range(1 - height, height), range(1 - width, width))), np.float32)
+        values = self.out(jax.nn.gelu(self.hidden(jnp.asarray(np.sign(span) * np.log1p(np.abs(span))))))
+        index = offset[..., 0] * (2 * width - 1) + offset[..., 1]
+        return jnp.moveaxis(values[index], -1, 0)
+
+
+class CausalPositionGenerator(nnx.Module):
+    """Depthwise 3×3×3 convolution, causal in time, whose output is added to the tokens (PEG, phenaki-pytorch).
+
+    Written as shift-and-add over the 27 taps: grouped convolutions are several times slower on CPU, and the
+    taps fuse into one pass on accelerators.
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.taps = parameter(rngs, (3, 3, 3, width), (None, None, None, "embed"), truncated_normal(0.02))
+
+    def __call__(self, x: Float[Array, "batch a b c width"], *, time_axis: int) -> Float[Array, "batch a b c width"]:
+        """Adds the position signal; ``time_axis`` (1 or 3) says which grid axis is time, the others are space."""
+        pad = [(0, 0)] + [(2, 0) if axis == time_axis else (1, 1) for axis in (1, 2, 3)] + [(0, 0)]
+        padded = jnp.pad(x.astype(self.dtype), pad)
+        taps = self.taps.get_value().astype(self.dtype)
+        if time_axis == 3:
+            taps = jnp.moveaxis(taps, 0, 2)
+        a, b, c = x.shape[1:4]
+        out = x.astype(self.dtype)
+        for i, j, k in itertools.product(range(3), repeat=3):
+            out = out + padded[:, i : i + a, j : j + b, k : k + c] * taps[i, j, k]
+        return out.astype(x.dtype)

@@ -1,0 +1,170 @@
+"""Transformer blocks and scanned stacks of them: compile time does not grow with depth."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from videogen.errors import UserError, near_matches
+from videogen.nn.attention import Attention
+from videogen.nn.linear import Linear, truncated_normal
+from videogen.nn.masks import Full, Mask
+from videogen.nn.norms import LayerNorm, RMSNorm
+from videogen.nn.positions import CausalPositionGenerator
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the backward pass keeps of each layer: everything, nothing, or the matrix products."""
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
+    """Zeroes a share ``rate`` of the entries and rescales the rest; the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Two linear layers around GELU."""
+
+    def __init__(
+        self, width: int, hidden: int, *, out_scale: float = 1.0, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.up = Linear(width, hidden, axes=("embed", "mlp"), bias=False, dtype=dtype, rngs=rngs)
+        std = out_scale / hidden**0.5
+        self.down = Linear(
+            hidden, width, axes=("mlp", "embed"), bias=False, initializer=truncated_normal(std), dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        return self.down(jax.nn.gelu(self.up(x)))
+
+
+class Block(nnx.Module):
+    """Pre-norm block: [position generator] → self-attention → [cross-attention] → MLP.
+
+    Args:
+      width: token width.
+      heads: attention heads.
+      mlp_width: hidden width of the MLP.
+      context_width: width of the cross-attended context; ``None`` leaves cross-attention out.
+      time_axis: grid axis (1 or 3) of time for the causal position generator; ``None`` leaves it out.
+      null_keys: learned always-visible key/value slots of the cross-attention.
+      depth: number of layers of the stack; residual outputs start at 1/sqrt(2·depth).
+      dropout: rate on both residual branches.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        context_width: int | None = None,
+        time_axis: int | None = None,
+        null_keys: int = 0,
+        norm: str = "rms",
+        qk_norm: bool = True,
+        depth: int = 1,
+        dropout: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if norm not in NORMS:
+            raise UserError(f"unknown norm {norm!r}{near_matches(norm, NORMS)}")
+        out_scale = (2 * depth) ** -0.5
+        common = dict(dtype=dtype, rngs=rngs, out_scale=out_scale)
+        self.time_axis, self.dropout = time_axis, dropout
+        self.position_generator = (
+            CausalPositionGenerator(width, dtype=dtype, rngs=rngs) if time_axis is not None else None
+        )
+        self.attention_norm = NORMS[norm](width, rngs=rngs)
+        self.attention = Attention(width, heads, qk_norm=qk_norm, **common)
+        self.cross_norm = self.cross_attention = None
+        if context_width is not None:
+            self.cross_norm = NORMS[norm](width, rngs=rngs)
+            self.cross_attention = Attention(
+                width, heads, context_width=context_width, qk_norm=qk_norm, null_keys=null_keys, **common
+            )
+        self.mlp_norm = NORMS[norm](width, rngs=rngs)
+        self.mlp = MLP(width, mlp_width, **common)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch *grid width"],
+        *,
+        mask: Mask = Full(),
+        key_mask: Bool[Array, "batch sequence"] | None = None,
+        bias: Float[Array, "heads queries keys"] | None = None,
+        rotary: Float[Array, "sequence half_head_width"] | None = None,
+        context: Float[Array, "batch keys context_width"] | None = None,
+        context_mask: Bool[Array, "batch keys"] | None = None,
+        attended_axes: int = 1,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "batch *grid width"]:
+        """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch."""
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        if self.position_generator is not None:
+            x = self.position_generator(x, time_axis=self.time_axis)
+        shape = x.shape
+        sequence = 1
+        for size in shape[-1 - attended_axes : -1]:
+            sequence *= size
+        y = self.attention_norm(x).reshape(-1, sequence, shape[-1])
+        y = self.attention(y, mask=mask, key_mask=key_mask, bias=bias, rotary=rotary)
+        x = x + dropout(y.reshape(shape), self.dropout, keys[0])
+        if self.cross_attention is not None:
+            y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask)
+            x = x + dropout(y, self.dropout, keys[1])
+        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, keys[2])
+
+
+class Stack(nnx.Module):
+    """``depth`` blocks with stacked parameters, applied by ``lax.scan``.
+
+    Args:
+      make_block: builds one block from its random streams.
+      depth: number of layers.
+      remat: what the backward pass keeps, a name in ``REMAT_POLICIES``.
+    """
+
+    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str = "none", rngs: nnx.Rngs):
+        if remat not in REMAT_POLICIES:
+            raise UserError(f"unknown remat policy {remat!r}{near_matches(remat, REMAT_POLICIES)}")
+        self.depth, self.remat = depth, remat
+        if depth == 0:
+            self.layers = None
+            return
+        keys = jax.random.split(rngs.params(), depth)
+        graph = nnx.graphdef(nnx.eval_shape(lambda: make_block(nnx.Rngs(params=0))))
+        stacked = jax.vmap(lambda key: nnx.state(make_block(nnx.Rngs(params=key))))(keys)
+
+        def name_layers(variable: nnx.Variable) -> nnx.Variable:
+            axes = variable.get_metadata().get("axes") or ()
+            return variable.replace(axes=("layers", *axes))
+
+        stacked = jax.tree.map(name_layers, stacked, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        self.layers = nnx.merge(graph, stacked)
+
+    def __call__(self, x: Float[Array, "batch *grid width"], *, key: jax.Array | None = None, **call: Any) -> Array:
+        """Applies every layer; ``call`` goes to each block, ``key`` is split among them."""
+        if self.layers is None:
+            return x
+        graph, state = nnx.split(self.layers)
+
+        def layer(x: Array, scanned: tuple) -> tuple[Array, None]:
+            layer_state, layer_key = scanned
+            return nnx.merge(graph, layer_state)(x, key=layer_key, **call), None
+
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        keys = None if key is None else jax.random.split(key, self.depth)
+        return jax.lax.scan(layer, x, (state, keys))[0]

@@ -1,0 +1,115 @@
+"""Vector quantization with a learned codebook: EMA or gradient updates, Euclidean or cosine, dead-code restart."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from videogen.errors import UserError
+from videogen.losses.commitment import codebook_loss, commitment
+from videogen.nn import l2_normalize, parameter, truncated_normal
+from videogen.quantizers.base import Quantized, QuantizerState, count_codes, straight_through
+
+
+class VectorQuantizer(nnx.Module):
+    """Nearest-neighbour codes (van den Oord et al., 2017), float32 inside.
+
+    Args:
+      size: number of codes K.
+      width: code width; 8 to 32 with ``cosine`` are the factorised codes of ViT-VQGAN and C-ViViT.
+      cosine: compare and emit unit vectors.
+      update: ``"ema"`` (codes are moving averages of the latents assigned to them) or ``"gradient"``
+        (codes are parameters trained by the codebook loss).
+      decay: EMA decay of counts and sums.
+      commitment_weight: weight of ``mean (z - sg(e))²``.
+      restart_threshold: a code whose EMA count per batch falls below this is replaced by a random latent
+        of the batch; 0 switches restarts off. A fresh EMA codebook starts from the first batch this way.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        *,
+        cosine: bool = True,
+        update: str = "ema",
+        decay: float = 0.99,
+        commitment_weight: float = 0.25,
+        restart_threshold: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        if update not in ("ema", "gradient"):
+            raise UserError(f"codebook update must be 'ema' or 'gradient', got {update!r}")
+        self.size, self.width, self.cosine, self.update = size, width, cosine, update
+        self.decay, self.commitment_weight, self.restart_threshold = decay, commitment_weight, restart_threshold
+        codes = parameter(rngs, (size, width), ("codebook", None), truncated_normal(width**-0.5)).get_value()
+        codes = l2_normalize(codes) if cosine else codes
+        if update == "gradient":
+            self.codebook = nnx.Param(codes, axes=("codebook", None))
+        else:
+            self.codebook = QuantizerState(codes)
+            self.sums = QuantizerState(jnp.zeros((size, width)))
+        if update == "ema" or restart_threshold > 0:
+            self.counts = QuantizerState(jnp.zeros(size))
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    def _codes(self) -> Float[Array, "size width"]:
+        codes = self.codebook.get_value()
+        return l2_normalize(codes) if self.cosine else codes
+
+    def lookup(self, indices: Int[Array, "... 1"]) -> Float[Array, "... width"]:
+        """Code vectors of ids."""
+        return self._codes()[indices[..., 0]]
+
+    def __call__(
+        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+    ) -> Quantized:
+        """Quantises ``latents``; with ``train`` it also updates the moving averages (``key`` picks restarts)."""
+        z = latents.astype(jnp.float32)
+        z = l2_normalize(z) if self.cosine else z
+        flat = z.reshape(-1, self.width)
+        codes = self._codes()
+        # argmin ||z - e||² without the z² term, which does not depend on the code.
+        offset = 0.0 if self.cosine else -0.5 * jnp.sum(codes * codes, -1)
+        indices = jnp.argmax(jax.lax.stop_gradient(flat) @ jax.lax.stop_gradient(codes).T + offset, axis=-1)
+        chosen = codes[indices].reshape(z.shape)
+        counts = count_codes(indices, self.size)
+        losses = {"commitment": self.commitment_weight * commitment(z, chosen)}
+        if self.update == "gradient":
+            losses["codebook"] = codebook_loss(z, chosen)
+        if train:
+            self._update(jax.lax.stop_gradient(flat), indices, counts, key)
+        return Quantized(
+            straight_through(z, chosen), indices.reshape(*z.shape[:-1], 1), losses, {"counts": counts}
+        )
+
+    def _update(self, flat: Array, indices: Array, counts: Array, key: jax.Array | None) -> None:
+        """Moves the averages one step; then gives dead codes a random latent of the (global) batch."""
+        if not hasattr(self, "counts"):
+            return
+        ema_counts = self.decay * self.counts.get_value() + (1 - self.decay) * counts
+        codes = self.codebook.get_value()
+        if self.update == "ema":
+            added = jnp.zeros_like(codes).at[indices].add(flat)
+            sums = self.decay * self.sums.get_value() + (1 - self.decay) * added
+            total = ema_counts.sum()
+            smoothed = (ema_counts + 1e-5) / (total + self.size * 1e-5) * total
+            # A code nobody has used yet keeps its place instead of falling to the origin.
+            codes = jnp.where(ema_counts[:, None] > 0, sums / jnp.maximum(smoothed, 1e-12)[:, None], codes)
+            codes = l2_normalize(codes) if self.cosine else codes
+        if self.restart_threshold > 0:
+            if key is None:
+                raise UserError("a quantizer with restart_threshold > 0 needs a random key in training")
+            dead = ema_counts < self.restart_threshold
+            fresh = flat[jax.random.randint(key, (self.size,), 0, flat.shape[0])]
+            codes = jnp.where(dead[:, None], fresh, codes)
+            ema_counts = jnp.where(dead, self.restart_threshold, ema_counts)
+            if self.update == "ema":
+                sums = jnp.where(dead[:, None], fresh * self.restart_threshold, sums)
+        self.codebook.set_value(codes)
+        self.counts.set_value(ema_counts)
+        if self.update == "ema":
+            self.sums.set_value(sums)

@@ -1,0 +1,145 @@
+"""Frame <-> latent arithmetic (the 1 + k·m rule) and the arrays every room exchanges.
+
+No other file computes how many latent frames a clip has, which frames a latent covers, or how long an
+extended video is.
+"""
+
+import dataclasses
+import math
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+from videogen.errors import UserError
+
+Video = Float[Array, "batch time height width channel"]
+"""Pixels in [-1, 1]; an image is a one-frame video."""
+
+Latents = Float[Array, "batch latent_time latent_height latent_width embed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenGrid:
+    """The static shape of a clip's codes: latent frames × rows × columns, with ``levels`` codes at each place."""
+
+    time: int
+    height: int
+    width: int
+    levels: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.time, self.height, self.width)
+
+    @property
+    def tokens(self) -> int:
+        """Number of places, ``time · height · width``."""
+        return math.prod(self.shape)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.height * self.width
+
+    def with_time(self, time: int) -> "TokenGrid":
+        return dataclasses.replace(self, time=time)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """Pixels per latent along each axis; the first frame stands alone in time (C-ViViT, Phenaki section 2.1)."""
+
+    time: int
+    height: int
+    width: int
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip of ``frames`` = 1 + k·m frames: 1 + k."""
+        if frames < 1 or (frames - 1) % self.time:
+            below = 1 + max(frames - 1, 0) // self.time * self.time
+            raise UserError(
+                f"a clip must have 1 + {self.time}·k frames, got {frames}; use {below} or {below + self.time}"
+            )
+        return 1 + (frames - 1) // self.time
+
+    def frames(self, latent_frames: int) -> int:
+        """Frames of ``latent_frames`` latent frames: 1 + (latent_frames - 1)·m."""
+        if latent_frames < 1:
+            raise UserError(f"a clip needs at least one latent frame, got {latent_frames}")
+        return 1 + (latent_frames - 1) * self.time
+
+    def frames_of_latent(self, index: int) -> range:
+        """The frames latent ``index`` is made from: frame 0, or frames 1 + (index-1)·m … index·m."""
+        if index == 0:
+            return range(0, 1)
+        return range(1 + (index - 1) * self.time, 1 + index * self.time)
+
+    def latent_of_frame(self, frame: int) -> int:
+        """The latent that holds ``frame``: ceil(frame / m)."""
+        return -(-frame // self.time)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoShape:
+    """The static shape of a clip in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        return self.frames * self.height * self.width
+
+    def grid(self, compression: Compression, levels: int = 1) -> TokenGrid:
+        """The token grid of this clip.
+
+        Raises:
+          UserError: the frame count is not 1 + k·m, or a side is no multiple of the patch.
+        """
+        time = compression.latent_frames(self.frames)
+        for side in ("height", "width"):
+            pixels, patch = getattr(self, side), getattr(compression, side)
+            if pixels < 1 or pixels % patch:
+                near = max(pixels // patch, 1) * patch
+                raise UserError(f"clip {side} {pixels} is no multiple of the patch {patch}; use {near} or {near + patch}")
+        return TokenGrid(time, self.height // compression.height, self.width // compression.width, levels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """Bookkeeping of a video made of sliding windows (Phenaki section 2.3).
+
+    Every window after the first re-encodes the last ``overlap`` frames of what exists and adds
+    ``window - overlap`` new frames.
+    """
+
+    window: int
+    overlap: int
+
+    def __post_init__(self):
+        if not 1 <= self.overlap < self.window:
+            raise UserError(f"overlap must be between 1 and {self.window - 1} frames, got {self.overlap}")
+
+    def frames(self, segments: int) -> int:
+        """Length of ``segments`` windows: window + (segments - 1)·(window - overlap)."""
+        return self.window + (segments - 1) * (self.window - self.overlap)
+
+    def segments(self, frames: int) -> int:
+        """The fewest windows that hold at least ``frames`` frames."""
+        return 1 + max(0, math.ceil((frames - self.window) / (self.window - self.overlap)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """Discrete codes of a batch of clips.
+
+    Attributes:
+      indices: ``int32 [batch, time, height, width, levels]``.
+      grid: the static grid.
+      mask: which of the raster-ordered places exist, for variable-length clips; ``None`` means all.
+    """
+
+    indices: Int[Array, "batch latent_time latent_height latent_width levels"]
+    grid: TokenGrid = dataclasses.field(metadata={"static": True})
+    mask: Bool[Array, "batch tokens"] | None = None

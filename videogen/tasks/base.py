@@ -1,0 +1,94 @@
+"""The contract between the training loop and what it optimises."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from videogen.errors import UserError, near_matches
+from videogen.shapes import Video
+
+Modules = Mapping[str, nnx.Module]
+"""Module by name: one per parameter group, and the frozen ones."""
+
+Batch = Mapping[str, Any]
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Outcome(NamedTuple):
+    """What a loss function hands back beside the loss.
+
+    Attributes:
+      metrics: scalars to log.
+      handover: arrays added to the batch that later parameter groups of the same step see.
+    """
+
+    metrics: dict[str, Float[Array, ""]]
+    handover: dict[str, Array] = {}
+
+
+LossFunction = Callable[[Modules, Batch, jax.Array, Array], tuple[Float[Array, ""], Outcome]]
+"""(modules, batch, random key, step) -> (scalar to minimise, outcome)."""
+
+
+class Picture(NamedTuple):
+    """Clips to look at: ``videos`` of equal shape stand side by side, one tuple per row."""
+
+    name: str
+    rows: list[tuple[UInt8[np.ndarray, "time height width 3"], ...]]
+    captions: list[str]
+
+
+class Task(Protocol):
+    """Networks + losses + metrics + pictures of one stage; the loop knows tasks only through this."""
+
+    losses: Mapping[str, LossFunction]
+    """Parameter group -> its loss, in the order they are updated."""
+
+    def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """One module per parameter group, with fresh parameters."""
+
+    def frozen(self, load: Callable[[str], Any] | None) -> dict[str, nnx.Module]:
+        """Modules that are used but not trained.
+
+        With ``load`` (directory -> loaded run) their weights come from where the config says; without it the
+        modules only give the structure (the call is traced), and the weights come from the run directory.
+        """
+
+    def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
+        """Metrics over held-out batches."""
+
+    def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
+        """Clips that show how good the modules are."""
+
+
+def dtype_of(config: Any) -> jnp.dtype:
+    """The compute dtype ``config.parallel.dtype``."""
+    name = config.parallel.dtype
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r}{near_matches(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def to_video(pixels: UInt8[Array, "batch time height width 3"]) -> Video:
+    """uint8 -> float32 in [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_pixels(video: Video) -> UInt8[np.ndarray, "batch time height width 3"]:
+    """[-1, 1] -> uint8, clamped and rounded, on the host."""
+    return np.asarray(jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5)).astype(np.uint8)
+
+
+def parts(batch: Batch) -> list[Batch]:
+    """The videos of a batch and, where there are any, its images (one-frame videos)."""
+    return [batch, batch["image"]] if "image" in batch else [batch]
+
+
+def weighted_mean(values: list[Array], weights: list[int]) -> Array:
+    """Mean of per-part scalars, weighted by the examples in each part."""
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)

@@ -1,0 +1,108 @@
+"""From prompts to pixels: sampling a window, and videos of any length by sliding it (Phenaki section 2.3)."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, UInt8
+
+from videogen import generators
+from videogen.errors import UserError
+from videogen.shapes import Codes, Extension, TokenGrid
+from videogen.tasks.base import Modules, to_pixels, to_video
+
+Pixels = UInt8[np.ndarray, "batch time height width 3"]
+
+
+class VideoGenerator:
+    """A trained generator with its frozen tokenizer and text encoder, ready to draw videos.
+
+    Args:
+      task: the ``GeneratorTask`` the modules belong to.
+      modules: its modules, trained and frozen.
+      sampler: overrides of the config's sampler, e.g. ``{"steps": 24, "guidance_scale": 1.0}``.
+    """
+
+    def __init__(self, task: Any, modules: Modules, sampler: Mapping[str, Any] | None = None):
+        self.task, self.config = task, task.config
+        self.sampler = generators.build_sampler({**self.config.sampler.to_dict(), **(sampler or {})})
+        self.grid: TokenGrid = task.grid
+        self.compression = task.tokenizer.compression
+        self.window = self.compression.frames(self.grid.time)
+        self._graphs, self._states = {}, {}
+        for name, module in modules.items():
+            self._graphs[name], self._states[name] = nnx.split(module)
+
+    @functools.cached_property
+    def _draw(self) -> Any:
+        """Compiled ``(states, text, keys, prefix) -> (codes, video)`` of one window."""
+
+        @functools.partial(jax.jit, static_argnames="grid")
+        def draw(states: Any, batch: Any, keys: Array, prefix: Codes | None, grid: TokenGrid) -> tuple[Codes, Array]:
+            modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
+            conditioning = self.task.conditioning(modules, batch)
+            codes = modules["generator"].generator.sample(grid, conditioning, keys, self.sampler, prefix)
+            return codes, modules["tokenizer"].detokenize(codes)
+
+        return draw
+
+    @functools.cached_property
+    def _tokenize(self) -> Any:
+        graph = self._graphs["tokenizer"]
+        return jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
+
+    def generate(
+        self,
+        story: Mapping[str, Array] | Sequence[Mapping[str, Array]],
+        frames: int,
+        seed: int,
+        *,
+        overlap: int | None = None,
+        first_frames: Pixels | None = None,
+    ) -> Pixels:
+        """Draws videos of ``frames`` frames.
+
+        Args:
+          story: conditioning arrays of one batch (``text_ids``, ``text_mask``, ``label``), or a sequence of such
+            batches, one per window in time order; the last one holds for the windows that are left.
+          frames: length of the videos; anything beyond the training window slides it.
+          seed: decides every draw; a video depends on its place in the batch, not on its neighbours.
+          overlap: frames re-encoded at every slide, 1 + k·t of them; by default about half the window.
+          first_frames: pixels the videos start with (image animation: one frame), 1 + k·t of them.
+
+        Raises:
+          UserError: an overlap or number of first frames the tokenizer or the window cannot take.
+        """
+        story = [story] if isinstance(story, Mapping) else list(story)
+        extension = Extension(self.window, self.default_overlap() if overlap is None else overlap)
+        self.compression.latent_frames(extension.overlap)
+        batch = len(next(iter(story[0].values())))
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+        video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
+        given = video.shape[1]
+        if given >= self.window:
+            raise UserError(f"a window has {self.window} frames; give fewer first frames than {given}")
+        shortest = self.compression.frames(self.compression.latent_of_frame(frames - 1) + 1)
+        for segment in range(extension.segments(frames)):
+            kept = given if segment == 0 else extension.overlap
+            prefix = self._tokenize(self._states["tokenizer"], video[:, -kept:]) if kept else None
+            window = min(self.window, shortest)
+            grid = self.grid.with_time(self.compression.latent_frames(window))
+            text = story[min(segment, len(story) - 1)]
+            segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)
+            _, drawn = self._draw(self._states, dict(text), segment_keys, prefix, grid)
+            # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
+            video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
+        return video[:, :frames]
+
+    def default_overlap(self) -> int:
+        """About half the window: 1 + k·t frames."""
+        return self.compression.frames(max(1, (self.grid.time + 1) // 2))
+
+    def _frame_shape(self) -> tuple[int, int, int]:
+        clip = self.config.data.clip
+        return clip.height, clip.width, 3

@@ -1,0 +1,140 @@
+"""Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen import generators, tokenizers
+from videogen.conditioning import TEXT_ENCODERS, Conditioning, T5Encoder, TextEncoder
+from videogen.errors import UserError, near_matches
+from videogen.shapes import Codes, TokenGrid, VideoShape
+from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_video, weighted_mean
+from videogen.tasks.generation import VideoGenerator
+
+
+class TextToCodes(nnx.Module):
+    """A generator and the text encoder trained with it (``None`` when text comes frozen or not at all)."""
+
+    def __init__(self, generator: nnx.Module, text_encoder: nnx.Module | None):
+        self.generator = generator
+        self.text_encoder = text_encoder
+
+
+class GeneratorTask:
+    """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, for T5, ``text_encoder``.
+
+    ``config.tokenizer.model`` is the frozen tokenizer's model config, ``config.text.encoder`` the text encoder
+    (``name = "none"`` for a generator without text), ``config.classes`` the number of labels or ``None``.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.losses = {"generator": self.generator_loss}
+        self.text = config.text.encoder.name
+        known = [*TEXT_ENCODERS, "none"]
+        if self.text not in known:
+            raise UserError(f"unknown text encoder {self.text!r}{near_matches(self.text, known)}")
+        # Only its arithmetic is used here; the weights are a frozen module.
+        self.tokenizer = nnx.eval_shape(self._build_tokenizer)
+        clip = config.data.clip
+        self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
+
+    def _build_tokenizer(self) -> nnx.Module:
+        return tokenizers.build(
+            self.config.tokenizer.model, dtype=dtype_of(self.config), remat="none", rngs=nnx.Rngs(0)
+        )
+
+    def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        dtype = dtype_of(self.config)
+        context_width, encoder = None, None
+        if self.text == "transformer":
+            settings = {k: v for k, v in self.config.text.encoder.items() if k != "name"}
+            vocabulary_size, length = self.config.text.tokenizer.vocabulary_size, self.config.text.tokenizer.length
+            encoder = TextEncoder(vocabulary_size, length, **settings, dtype=dtype, rngs=rngs)
+            context_width = encoder.width
+        elif self.text == "t5":
+            context_width = self.config.text.encoder.width
+        elif self.config.classes:
+            context_width = self.config.model.width
+        generator = generators.build(
+            self.config.model,
+            vocabulary=self.tokenizer.vocabulary,
+            grid=self.grid.shape,
+            context_width=context_width,
+            classes=self.config.classes,
+            remat=self.config.parallel.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        return {"generator": TextToCodes(generator, encoder)}
+
+    def frozen(self, load: Any) -> dict[str, nnx.Module]:
+        modules = {"tokenizer": self._build_tokenizer() if load is None else load(self.config.tokenizer.checkpoint)}
+        if self.text == "t5":
+            settings = self.config.text.encoder
+            if load is not None:
+                modules["text_encoder"] = T5Encoder.load(settings.path)
+            else:
+                modules["text_encoder"] = T5Encoder.structure(settings.path)
+        return modules
+
+    def conditioning(self, modules: Modules, batch: Batch) -> Conditioning:
+        """Encodes the text and label parts of a batch."""
+        text = None
+        if self.text != "none":
+            encoder = modules.get("text_encoder") or modules["generator"].text_encoder
+            text = encoder(batch["text_ids"], batch["text_mask"])
+        return Conditioning(text, batch["label"] if self.config.classes else None)
+
+    def codes(self, modules: Modules, batch: Batch) -> Codes:
+        """Codes of a batch: from the token cache, or by the frozen tokenizer."""
+        if "indices" in batch:
+            time, height, width, levels = batch["indices"].shape[1:]
+            return Codes(batch["indices"], TokenGrid(time, height, width, levels))
+        return modules["tokenizer"].tokenize(to_video(batch["video"]))
+
+    def generator_loss(
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Outcome]:
+        """The generator's loss, averaged over videos and images by their numbers."""
+        totals, metrics, counts = [], [], []
+        for i, part in enumerate(parts(batch)):
+            codes = jax.lax.stop_gradient(self.codes(modules, part))
+            loss, terms = modules["generator"].generator.loss(
+                codes, self.conditioning(modules, part), jax.random.fold_in(key, i), train=train
+            )
+            totals.append(loss)
+            metrics.append(terms)
+            counts.append(codes.indices.shape[0])
+        merged = {name: weighted_mean([m[name] for m in metrics], counts) for name in metrics[0]}
+        return weighted_mean(totals, counts), Outcome(merged)
+
+    def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
+        """Loss and accuracy on held-out batches, without condition dropping; the same masks every time."""
+        graphs, states = {}, {}
+        for name, module in modules.items():
+            graphs[name], states[name] = nnx.split(module)
+
+        @jax.jit
+        def score(states: Any, batch: Any, key: jax.Array) -> dict[str, Array]:
+            live = {name: nnx.merge(graphs[name], states[name]) for name in graphs}
+            return self.generator_loss(live, batch, key, jnp.zeros((), jnp.int32), train=False)[1].metrics
+
+        scores = [
+            score(states, batch, jax.random.fold_in(jax.random.key(seed), i)) for i, batch in enumerate(batches)
+        ]
+        return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+
+    def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
+        """One clip for each of the first captions, beside the clip the caption was written for."""
+        small = {key: value[:4] for key, value in batch.items() if key in ("text_ids", "text_mask", "label")}
+        generator = VideoGenerator(self, modules)
+        videos = generator.generate(small, self.config.data.clip.frames, seed)
+        if "video" not in batch:
+            return [Picture("samples", [(v,) for v in videos], [""] * len(videos))]
+        return [Picture("samples", list(zip(np.asarray(batch["video"])[:4], videos, strict=True)), [""] * len(videos))]

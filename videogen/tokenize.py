@@ -1,0 +1,36 @@
+"""Writes a token cache: every clip of a source as codes, so that generators train without decoding video.
+
+    python -m videogen.tokenize --checkpoint=runs/tokenizer --out=cache \
+        --source=video_folder --path=my_videos [--clips=1000]
+
+Train on it with --config.data.source.name=tokens --config.data.source.path=cache. The cache is keyed by the hash of
+the tokenizer's weights; a generator of another tokenizer refuses it.
+"""
+
+from absl import flags, logging
+
+from videogen import app
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of the tokenizer.")
+OUT = flags.DEFINE_string("out", None, "Directory of the cache; must not exist.")
+SOURCE = flags.DEFINE_string("source", None, "Name of the data source; by default the one the tokenizer was trained on.")
+PATH = flags.DEFINE_string("path", None, "Path of the data source.")
+CLIPS = flags.DEFINE_integer("clips", None, "Clips to write; by default one per sample of the source.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at a time.", lower_bound=1)
+flags.mark_flags_as_required(["checkpoint", "out"])
+
+
+def main() -> None:
+    from videogen.training.caching import write_token_cache
+    from videogen.training.loading import load
+
+    source = {"name": SOURCE.value} if SOURCE.value else None
+    if PATH.value:
+        source = {**(source or {"name": "video_folder"}), "path": PATH.value}
+    loaded = load(CHECKPOINT.value)
+    count = write_token_cache(loaded, OUT.value, source, CLIPS.value, BATCH_SIZE.value)
+    logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, loaded.hash[:12])
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,141 @@
+"""C-ViViT: the causal tubelet tokenizer of Phenaki (section 2.1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen import quantizers
+from videogen.nn import (
+    Block,
+    Causal,
+    ContinuousPositionBias,
+    FirstFramePatches,
+    FirstFramePixels,
+    Linear,
+    NORMS,
+    Stack,
+    grid_of,
+    rotary_angles,
+)
+from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
+
+
+class FactorisedStack(nnx.Module):
+    """Spatial layers (all-to-all inside each latent frame) and causal temporal layers (at each place over time)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        spatial_layers: int,
+        temporal_layers: int,
+        *,
+        remat: str,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        depth = spatial_layers + temporal_layers
+        self.head_width = width // heads
+
+        def make(time_axis: int):
+            return lambda r: Block(width, heads, mlp_width, time_axis=time_axis, depth=depth, dtype=dtype, rngs=r)
+
+        # Spatial blocks see [batch, time, height, width]; temporal blocks [batch, height, width, time].
+        self.spatial = Stack(make(1), spatial_layers, remat=remat, rngs=rngs)
+        self.temporal = Stack(make(3), temporal_layers, remat=remat, rngs=rngs)
+        self.bias = ContinuousPositionBias(heads, dtype=dtype, rngs=rngs)
+
+    def space(self, x: Latents) -> Latents:
+        bias = self.bias(*x.shape[2:4])
+        return self.spatial(x, bias=bias, attended_axes=2)
+
+    def time(self, x: Latents) -> Latents:
+        x = jnp.moveaxis(x, 1, 3)
+        angles = rotary_angles((x.shape[3],), self.head_width)
+        return jnp.moveaxis(self.temporal(x, mask=Causal(), rotary=angles), 3, 1)
+
+
+class CViViT(nnx.Module):
+    """Causal video tokenizer with a separately patched first frame; codes of a prefix are a prefix of the codes.
+
+    Args:
+      patch: ``(time, height, width)`` of a tubelet; the first frame uses ``(1, height, width)``.
+      width: token width.
+      heads: attention heads.
+      mlp_width: hidden width of the MLPs.
+      spatial_layers: spatial layers on each side.
+      temporal_layers: causal temporal layers on each side.
+      quantizer: quantizer config ``{name, …}``.
+      channels: colour channels.
+      remat: what the backward pass keeps (``nn.REMAT_POLICIES``).
+    """
+
+    def __init__(
+        self,
+        patch: Sequence[int],
+        width: int,
+        heads: int,
+        mlp_width: int,
+        spatial_layers: int,
+        temporal_layers: int,
+        quantizer: Mapping[str, Any],
+        *,
+        channels: int = 3,
+        remat: str = "none",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.compression = Compression(*patch)
+        common = dict(dtype=dtype, rngs=rngs)
+        stack = (width, heads, mlp_width, spatial_layers, temporal_layers)
+        self.patches = FirstFramePatches(self.compression, width, channels=channels, **common)
+        self.encoder = FactorisedStack(*stack, remat=remat, **common)
+        self.encoder_norm = NORMS["rms"](width, rngs=rngs)
+        self.quantizer = quantizers.build(quantizer, rngs=rngs)
+        # Quantizers work in float32, so the projections around them do too.
+        self.to_code = Linear(width, self.quantizer.width, axes=("embed", None), rngs=rngs)
+        self.from_code = Linear(self.quantizer.width, width, axes=(None, "embed"), **common)
+        self.decoder = FactorisedStack(*stack, remat=remat, **common)
+        self.decoder_norm = NORMS["rms"](width, rngs=rngs)
+        self.pixels = FirstFramePixels(self.compression, width, channels=channels, **common)
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return self.quantizer.vocabulary
+
+    def grid(self, shape: VideoShape) -> TokenGrid:
+        """The token grid of a clip; raises ``UserError`` for a shape the tokenizer cannot take."""
+        return shape.grid(self.compression, levels=len(self.vocabulary))
+
+    def encode(self, video: Video) -> Latents:
+        """Pixels to latents before quantisation; latent j depends on frames up to j·t only."""
+        self.grid(VideoShape(*video.shape[1:4]))
+        x = self.encoder.time(self.encoder.space(self.patches(video)))
+        return self.encoder_norm(x)
+
+    def bottleneck(
+        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False
+    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Array]]:
+        """Quantises latents: ``(quantised latents, codes, losses, statistics)``."""
+        quantized = self.quantizer(self.to_code(latents.astype(jnp.float32)), key=key, train=train)
+        codes = Codes(quantized.indices, grid_of(latents, len(self.vocabulary)))
+        return self.from_code(quantized.latents), codes, quantized.losses, quantized.statistics
+
+    def decode(self, latents: Latents) -> Video:
+        """Quantised latents to pixels; frame f depends on latents up to ceil(f/t) only."""
+        x = self.decoder.space(self.decoder.time(latents))
+        return self.pixels(self.decoder_norm(x))
+
+    def tokenize(self, video: Video) -> Codes:
+        """Pixels to codes."""
+        return self.bottleneck(self.encode(video))[1]
+
+    def detokenize(self, codes: Codes) -> Video:
+        """Codes to pixels, clipped to [-1, 1]."""
+        return jnp.clip(self.decode(self.from_code(self.quantizer.lookup(codes.indices))), -1.0, 1.0)

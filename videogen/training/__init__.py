@@ -1,0 +1,1 @@
+"""The one loop, train state, optimizers, checkpoints, metrics, loading."""

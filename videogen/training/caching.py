@@ -1,0 +1,70 @@
+"""Writing token caches with a trained tokenizer."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from tqdm import tqdm
+
+from videogen import data
+from videogen.data.tokens import TokenWriter
+from videogen.errors import UserError
+from videogen.tasks import to_video
+from videogen.training.inputs import build_source, clip_of
+from videogen.training.loading import Loaded
+
+
+def write_token_cache(
+    loaded: Loaded, out: epath.PathLike, source: dict[str, Any] | None, clips: int | None, batch_size: int
+) -> int:
+    """Encodes the training split of a source, in order, into a token cache.
+
+    Args:
+      loaded: a tokenizer stage.
+      out: directory of the cache; must not exist.
+      source: source config; ``None`` takes the one the tokenizer was trained on.
+      clips: number of clips; ``None`` takes every sample of the source.
+      batch_size: clips encoded at a time.
+
+    Returns:
+      The number of clips written.
+    """
+    if loaded.config.task != "tokenizer":
+        raise UserError(f"{loaded.directory} holds a {loaded.config.task}, not a tokenizer")
+    config = loaded.config
+    if source is not None:
+        config.data.source = source
+    reader = build_source(config, "train")
+    total = min(clips or len(reader), len(reader))
+    model = loaded.modules["tokenizer"]
+    graph, state = nnx.split(model)
+    encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)).indices)
+    clip = clip_of(config)
+    meta = {
+        "tokenizer_hash": loaded.hash,
+        "vocabulary": list(model.vocabulary),
+        "frames": clip.frames,
+        "height": clip.height,
+        "width": clip.width,
+        "fps": clip.fps,
+        "classes": list(reader.classes),
+    }
+    written = 0
+    with TokenWriter(out, meta) as writer, tqdm(total=total, unit="clip") as bar:
+        pending: list[dict[str, Any]] = []
+        for index in range(total):
+            try:
+                pending.append(reader[index])
+            except data.SampleError as error:
+                tqdm.write(f"skipped {error}")
+            if pending and (len(pending) == batch_size or index == total - 1):
+                # The last batch is padded so that one program serves all.
+                video = np.stack([s["video"] for s in pending] + [pending[-1]["video"]] * (batch_size - len(pending)))
+                for sample, indices in zip(pending, np.asarray(encode(state, video)), strict=False):
+                    writer.write(indices, sample["caption"], sample.get("label"))
+                written += len(pending)
+                bar.update(len(pending))
+                pending = []
+    return written

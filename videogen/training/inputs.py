@@ -1,0 +1,100 @@
+"""Data of a stage: sources, text tokenizers and batches on the mesh."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from videogen import data
+from videogen.data.text import build_text_tokenizer, load_text_tokenizer, train_bpe
+from videogen.errors import UserError
+from videogen.parallel import batch_sharding
+
+TEXT_DIRECTORY = "text_tokenizer"
+CAPTIONS_FOR_BPE = 4096
+
+
+def clip_of(config: Any) -> data.Clip:
+    """The clip a config asks for."""
+    clip = config.data.clip
+    return data.Clip(clip.frames, clip.height, clip.width, clip.fps or None)
+
+
+def build_source(config: Any, split: str, **extra: Any) -> data.Source:
+    """The source of a config; the seed of the held-out split differs, so that procedural clips do too."""
+    seed = config.seed if split == "train" else config.seed + 1
+    return data.build(config.data.source.to_dict() | extra, clip=clip_of(config), seed=seed, split=split)
+
+
+def text_tokenizer(config: Any, workdir: epath.PathLike, source: data.Source | None = None) -> Any:
+    """The text tokenizer of a run, from its directory; made and saved there on the first call.
+
+    Args:
+      config: the stage config; ``None`` is returned for stages without text.
+      workdir: the run directory.
+      source: captions to train a BPE vocabulary on, when the config asks for one.
+    """
+    if "text" not in config or config.text.encoder.name == "none":
+        return None
+    directory = epath.Path(workdir) / TEXT_DIRECTORY
+    if directory.exists():
+        return load_text_tokenizer(directory)
+    settings = config.text.tokenizer.to_dict()
+    if settings["name"] == "bpe" and not settings.get("path"):
+        indices = np.linspace(0, len(source) - 1, min(len(source), CAPTIONS_FOR_BPE)).astype(int)
+        captions = [source.caption(int(i)) for i in indices]
+        tokenizer = train_bpe(captions, settings["vocabulary_size"], settings["length"])
+    else:
+        tokenizer = build_text_tokenizer(settings)
+    if jax.process_index() == 0:
+        tokenizer.save(directory)
+    return tokenizer
+
+
+def build_pipeline(config: Any, source: data.Source, text: Any, start: int) -> data.Pipeline:
+    """The training pipeline of this process, from global position ``start`` on."""
+    return data.Pipeline(
+        source,
+        batch_size=config.data.batch_size,
+        image_batch_size=config.data.image_batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        text=text,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        start=start,
+    )
+
+
+def held_out_batches(config: Any, text: Any, count: int) -> list[dict[str, np.ndarray]]:
+    """The first ``count`` batches of the held-out split, always the same."""
+    source = build_source(config, "eval")
+    batch_size = min(config.data.eval_batch_size, len(source))
+    pipeline = data.Pipeline(source, batch_size=batch_size, seed=config.seed, workers=0, text=text, shuffle=False)
+    try:
+        return [next(pipeline) for _ in range(count)]
+    finally:
+        pipeline.close()
+
+
+def place(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Puts this process's share of a batch on its devices, the leading axis over the data axes.
+
+    Raises:
+      UserError: the global batch does not divide by the data-parallel devices.
+    """
+    sharding = batch_sharding(mesh)
+    shards = mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def put(array: np.ndarray) -> jax.Array:
+        total = array.shape[0] * jax.process_count()
+        if total % shards:
+            raise UserError(
+                f"a batch of {total} does not divide by the {shards} data-parallel devices "
+                f"(replica × data × fsdp); set data.batch_size to a multiple of {shards}"
+            )
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,135 @@
+"""Run and export directories -> ready modules: ``videogen.load``."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+
+from videogen import tasks
+from videogen.configuration import load_config, save_config
+from videogen.errors import UserError
+from videogen.training.checkpoints import Checkpoints
+from videogen.training.inputs import text_tokenizer
+from videogen.training.state import new_state, split, structure_of
+from videogen.weights import hash_weights, load_weights, save_weights
+
+CONFIG = "config.json"
+FROZEN = "frozen"
+MODEL = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A run or export, ready to use.
+
+    Attributes:
+      directory: where it came from.
+      config: its stage config.
+      task: its task.
+      modules: trained (EMA where there is one) and frozen modules by name.
+      step: training steps behind the weights.
+    """
+
+    directory: epath.Path
+    config: Any
+    task: tasks.Task
+    modules: dict[str, nnx.Module]
+    step: int
+
+    @functools.cached_property
+    def text(self) -> Any:
+        """The text tokenizer, ``None`` for stages without text."""
+        return text_tokenizer(self.config, self.directory)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 of the weights of the stage's first module: what token caches are keyed by."""
+        module = self.modules[next(iter(self.task.losses))]
+        return hash_weights(nnx.to_pure_dict(nnx.state(module)))
+
+    def generator(self, sampler: dict[str, Any] | None = None) -> tasks.VideoGenerator:
+        """The sampler of a generator stage.
+
+        Raises:
+          UserError: this is no generator.
+        """
+        if self.config.task != "generator":
+            raise UserError(f"{self.directory} holds a {self.config.task}, not a generator")
+        return tasks.VideoGenerator(self.task, self.modules, sampler)
+
+
+def load(directory: epath.PathLike) -> Loaded:
+    """Loads a run directory (latest checkpoint) or an export; nothing else is needed.
+
+    Raises:
+      UserError: no run there, no finished checkpoint, or files that do not fit each other.
+    """
+    directory = epath.Path(directory)
+    config = load_config(directory / CONFIG)
+    task = tasks.build(config)
+    structure, abstract = structure_of(task, config)
+    if (directory / MODEL).exists():
+        weights = load_weights(directory / MODEL, _exported(abstract))
+        params, variables, step = weights["params"], weights["variables"], int(config.exported_step)
+    else:
+        state = jax.eval_shape(lambda: new_state(task, structure, config))
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
+        checkpoints = Checkpoints(directory)
+        state, _ = checkpoints.restore(state)
+        checkpoints.close()
+        params, variables, step = state["ema"] or state["params"], state["variables"], int(state["step"])
+    modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in structure.graphs}
+    return Loaded(directory, config, task, modules | load_frozen(task, directory), step)
+
+
+def _exported(modules: dict[str, nnx.Module]) -> dict[str, Any]:
+    _, params, variables = split(modules)
+    return {"params": params, "variables": variables}
+
+
+def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
+    """Writes the trained modules, the frozen ones, the config and the text tokenizer as a directory ``load`` reads."""
+    out = epath.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    trained = {name: loaded.modules[name] for name in loaded.task.losses}
+    config = loaded.config.copy_and_resolve_references()
+    config.exported_step = loaded.step
+    save_weights(out / MODEL, _exported(trained))
+    save_frozen({n: m for n, m in loaded.modules.items() if n not in trained}, out)
+    if loaded.text is not None:
+        loaded.text.save(out / "text_tokenizer")
+    save_config(out / CONFIG, config)
+
+
+def save_frozen(modules: dict[str, nnx.Module], directory: epath.PathLike) -> None:
+    """Writes the frozen modules of a run once, so that the directory needs nothing else."""
+    folder = epath.Path(directory) / FROZEN
+    for name, module in modules.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / f"{name}.safetensors", nnx.to_pure_dict(nnx.state(module)))
+
+
+def load_frozen(task: tasks.Task, directory: epath.PathLike) -> dict[str, nnx.Module]:
+    """The frozen modules of a run directory or export."""
+    modules = {}
+    for name, module in nnx.eval_shape(lambda: task.frozen(None)).items():
+        graph, state = nnx.split(module)
+        path = epath.Path(directory) / FROZEN / f"{name}.safetensors"
+        modules[name] = nnx.merge(graph, load_weights(path, nnx.to_pure_dict(state)))
+    return modules
+
+
+def frozen_modules(task: tasks.Task, workdir: epath.PathLike) -> dict[str, nnx.Module]:
+    """The frozen modules of a run: from its directory, or on its first start from where the config says."""
+    names = nnx.eval_shape(lambda: task.frozen(None))
+    paths = [epath.Path(workdir) / FROZEN / f"{name}.safetensors" for name in names]
+    if all(path.exists() for path in paths):
+        return load_frozen(task, workdir)
+    modules = task.frozen(lambda directory: load(directory).modules["tokenizer"])
+    if jax.process_index() == 0:
+        save_frozen(modules, workdir)
+    return modules
