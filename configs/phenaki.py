@@ -70,15 +70,15 @@ def cvivit(size: str) -> ConfigDict:
     if size == "debug":
         quantizer |= {"size": 512, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
         shape = {"patch": (2, 4, 4), "width": 128, "heads": 4, "mlp_width": 512}
-        depth = {"spatial_layers": 2, "temporal_layers": 2}
+        depth = {"encoder_layers": (2, 2), "decoder_layers": (2, 2)}
     elif size == "small":
         quantizer |= {"size": 4096, "width": 32}
         shape = {"patch": (2, 8, 8), "width": 384, "heads": 6, "mlp_width": 1536}
-        depth = {"spatial_layers": 4, "temporal_layers": 4}
+        depth = {"encoder_layers": (4, 4), "decoder_layers": (4, 4)}
     else:
         quantizer |= {"size": 8192, "width": 32}
         shape = {"patch": (2, 8, 8), "width": 512, "heads": 8, "mlp_width": 2048}
-        depth = {"spatial_layers": 4, "temporal_layers": 4}
+        depth = {"encoder_layers": (4, 4), "decoder_layers": (4, 4)}
     return ConfigDict({"name": "cvivit", **shape, **depth, "quantizer": quantizer})
 
 

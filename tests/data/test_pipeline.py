@@ -45,7 +45,7 @@ class Length:
 
 def make(source=None, **settings):
     settings = {"batch_size": 4, "seed": 3, "workers": 0, "text": Length()} | settings
-    return Pipeline(source or Numbers(10), **settings)
+    return Pipeline(Numbers(10) if source is None else source, **settings)
 
 
 def take(pipeline, count):

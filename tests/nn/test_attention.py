@@ -45,7 +45,7 @@ def test_attend_equals_the_library(mask, padding, biased):
     expected = jax.nn.dot_product_attention(
         q, k, v, bias=None if bias is None else bias[None], mask=dense, scale=1.0
     )
-    actual = attend(q, k, v, mask=mask, key_mask=key_mask, bias=bias)
+    actual = jax.jit(attend, static_argnames="mask")(q, k, v, mask=mask, key_mask=key_mask, bias=bias)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -114,7 +114,8 @@ def test_self_attention_written_out(qk_norm, rotary):
         module.query_norm.scale.set_value(jnp.linspace(0.5, 2, 4))
     x = jax.random.normal(jax.random.key(0), (2, 5, 12))
     angles = rotary_angles([5], 4) if rotary else None
-    np.testing.assert_allclose(module(x, rotary=angles), written_out(module, x, angles=angles), atol=1e-5)
+    actual = jax.jit(lambda x: module(x, rotary=angles))(x)
+    np.testing.assert_allclose(actual, written_out(module, x, angles=angles), atol=1e-5)
 
 
 def test_cross_attention_written_out():
@@ -123,7 +124,7 @@ def test_cross_attention_written_out():
         jax.random.normal(jax.random.key(0), (2, 5, 12)),
         jax.random.normal(jax.random.key(1), (2, 4, 7)),
     )
-    np.testing.assert_allclose(module(x, context), written_out(module, x, context), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module)(x, context), written_out(module, x, context), atol=1e-5)
 
 
 def test_null_keys_are_always_visible():
@@ -145,7 +146,7 @@ def test_null_keys_are_always_visible():
 
 
 def test_null_keys_shift_the_bias():
-    module = Attention(8, 2, null_keys=1, rngs=nnx.Rngs(0))
+    module = jax.jit(Attention(8, 2, null_keys=1, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (1, 3, 8))
     zero = module(x, bias=jnp.zeros((2, 3, 3)))
     np.testing.assert_allclose(module(x), zero, atol=1e-6)

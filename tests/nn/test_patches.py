@@ -32,8 +32,8 @@ def test_a_patch_holds_its_box():
 
 
 def test_an_image_is_the_first_frame_of_a_clip():
-    embed = FirstFramePatches(COMPRESSION, 10, rngs=nnx.Rngs(0))
-    pixels = FirstFramePixels(COMPRESSION, 10, rngs=nnx.Rngs(0))
+    embed = jax.jit(FirstFramePatches(COMPRESSION, 10, rngs=nnx.Rngs(0)))
+    pixels = jax.jit(FirstFramePixels(COMPRESSION, 10, rngs=nnx.Rngs(0)))
     clip, image = embed(video()), embed(video()[:, :1])
     assert clip.shape == (2, 3, 2, 3, 10) and image.shape == (2, 1, 2, 3, 10)
     np.testing.assert_allclose(clip[:, :1], image, atol=1e-6)
@@ -42,7 +42,7 @@ def test_an_image_is_the_first_frame_of_a_clip():
 
 
 def test_each_latent_sees_exactly_its_frames():
-    embed = FirstFramePatches(COMPRESSION, 10, rngs=nnx.Rngs(0))
+    embed = jax.jit(FirstFramePatches(COMPRESSION, 10, rngs=nnx.Rngs(0)))
     reference = embed(video())
     for frame in range(5):
         changed = embed(video().at[:, frame].multiply(jnp.linspace(0.1, 0.9, 6)[:, None]))
@@ -51,7 +51,7 @@ def test_each_latent_sees_exactly_its_frames():
 
 
 def test_each_frame_comes_from_exactly_its_latent():
-    pixels = FirstFramePixels(COMPRESSION, 10, rngs=nnx.Rngs(0))
+    pixels = jax.jit(FirstFramePixels(COMPRESSION, 10, rngs=nnx.Rngs(0)))
     latents = jax.random.normal(jax.random.key(1), (1, 3, 2, 3, 10))
     reference = pixels(latents)
     for index in range(3):

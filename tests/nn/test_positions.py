@@ -81,7 +81,7 @@ def test_learned_positions():
         positions(7)
 
 
-@pytest.mark.parametrize("grid", [(3, 4), (1, 5), (2, 2)])
+@pytest.mark.parametrize("grid", [(2, 3), (1, 4)])
 def test_continuous_bias_equals_the_direct_evaluation(grid):
     bias = ContinuousPositionBias(3, hidden=8, rngs=nnx.Rngs(0))
     bias.hidden.bias.set_value(jax.random.normal(jax.random.key(1), (8,)))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from jaxtyping import Bool, Int32
 
 from videogen.data.source import SampleError, Source
@@ -178,6 +178,9 @@ class Pipeline:
         threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         dataset = batches.to_iter_dataset(threads)
         if self._workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain reads absl flags when it starts workers; outside an absl program nobody parses them.
+                flags.FLAGS.mark_as_parsed()
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=self._workers)
             dataset = dataset.mp_prefetch(options)
         self._iterator = iter(dataset)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.generators.maskgit import MaskGITSampler, decode
-from videogen.nn import NORMS, Block, Embedding, LearnedPositions, Linear, Stack, truncated_normal
+from videogen.nn import NORMS, Block, Embedding, LearnedPositions, Linear, Stack, rotary_angles, truncated_normal
 from videogen.schedules import decay
 from videogen.shapes import Codes, TokenGrid
 
@@ -34,6 +34,8 @@ class MaskedTransformer(nnx.Module):
       width, layers, heads, mlp_width: size of the transformer.
       context_width: width of the conditioning features; ``None`` builds an unconditional model.
       classes: number of class labels; ``None`` means a model without labels.
+      null_keys: learned always-visible slots of the cross-attention.
+      rotary: 3-D rotary positions in self-attention, beside the learned table.
       dropout: rate on the residual branches.
       training_schedule: law of the mask ratio over u ~ U(0, 1): ``linear`` is the paper's uniform ratio,
         ``cosine`` that of MaskGIT and phenaki-pytorch.
@@ -53,6 +55,7 @@ class MaskedTransformer(nnx.Module):
         context_width: int | None = None,
         classes: int | None = None,
         null_keys: int = 0,
+        rotary: bool = False,
         dropout: float = 0.0,
         training_schedule: str = "linear",
         condition_drop: float = 0.1,
@@ -65,6 +68,7 @@ class MaskedTransformer(nnx.Module):
         self.grid = TokenGrid(*grid)
         self.dropout, self.training_schedule = dropout, training_schedule
         self.condition_drop, self.label_smoothing = condition_drop, label_smoothing
+        self.rotary, self.head_width = rotary, width // heads
         self.embedding = Embedding(self.vocabulary + 1, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
@@ -113,7 +117,8 @@ class MaskedTransformer(nnx.Module):
         context = context_mask = None
         if self.context is not None:
             context, context_mask = self.context(conditioning)
-        x = self.stack(x, key_mask=exists, context=context, context_mask=context_mask, key=key)
+        rotary = rotary_angles(self.grid.shape, self.head_width)[: ids.shape[1]] if self.rotary else None
+        x = self.stack(x, key_mask=exists, rotary=rotary, context=context, context_mask=context_mask, key=key)
         return self.head(self.norm(x)).astype(jnp.float32)
 
     def loss(

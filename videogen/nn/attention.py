@@ -136,10 +136,8 @@ class Attention(nnx.Module):
         self.out = Linear(width, width, axes=("heads", "embed"), initializer=truncated_normal(std), **common)
         self.query_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
         self.key_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
-        self.null_keys = None
-        if null_keys:
-            shape = (2, null_keys, heads, self.head_width)
-            self.null_keys = parameter(rngs, shape, (None, None, None, None), truncated_normal(1.0))
+        shape = (2, null_keys, heads, self.head_width)
+        self.null_keys = parameter(rngs, shape, (None,) * 4, truncated_normal(1.0)) if null_keys else None
 
     def __call__(
         self,

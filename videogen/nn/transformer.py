@@ -88,12 +88,13 @@ class Block(nnx.Module):
         )
         self.attention_norm = NORMS[norm](width, rngs=rngs)
         self.attention = Attention(width, heads, qk_norm=qk_norm, **common)
-        self.cross_norm = self.cross_attention = None
-        if context_width is not None:
-            self.cross_norm = NORMS[norm](width, rngs=rngs)
-            self.cross_attention = Attention(
-                width, heads, context_width=context_width, qk_norm=qk_norm, null_keys=null_keys, **common
-            )
+        cross = context_width is not None
+        self.cross_norm = NORMS[norm](width, rngs=rngs) if cross else None
+        self.cross_attention = (
+            Attention(width, heads, context_width=context_width, qk_norm=qk_norm, null_keys=null_keys, **common)
+            if cross
+            else None
+        )
         self.mlp_norm = NORMS[norm](width, rngs=rngs)
         self.mlp = MLP(width, mlp_width, **common)
 

@@ -31,8 +31,9 @@ class QuantizerState(nnx.Variable):
 
 
 def straight_through(latents: Float[Array, "..."], codes: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The value of ``codes`` with the gradient of ``latents`` (Bengio et al., 2013)."""
-    return latents + jax.lax.stop_gradient(codes - latents)
+    """The value of ``codes``, to the bit, with the gradient of ``latents`` (Bengio et al., 2013)."""
+    # latents + sg(codes - latents) would round: a large latent leaves few digits for the code.
+    return jax.lax.stop_gradient(codes) + (latents - jax.lax.stop_gradient(latents))
 
 
 def count_codes(indices: Int[Array, "..."], size: int) -> Float[Array, "size"]:

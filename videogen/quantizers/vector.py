@@ -97,8 +97,9 @@ class VectorQuantizer(nnx.Module):
             sums = self.decay * self.sums.get_value() + (1 - self.decay) * added
             total = ema_counts.sum()
             smoothed = (ema_counts + 1e-5) / (total + self.size * 1e-5) * total
-            # A code nobody has used yet keeps its place instead of falling to the origin.
-            codes = jnp.where(ema_counts[:, None] > 0, sums / jnp.maximum(smoothed, 1e-12)[:, None], codes)
+            # A code unused (for long) keeps its place: the smoothing would draw it to the origin.
+            used = ema_counts[:, None] > 0.1 * (1 - self.decay)
+            codes = jnp.where(used, sums / jnp.maximum(smoothed, 1e-12)[:, None], codes)
             codes = l2_normalize(codes) if self.cosine else codes
         if self.restart_threshold > 0:
             if key is None:

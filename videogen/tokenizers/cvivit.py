@@ -42,19 +42,21 @@ class FactorisedStack(nnx.Module):
         depth = spatial_layers + temporal_layers
         self.head_width = width // heads
 
-        def make(time_axis: int):
+        def make(time_axis: int | None):
             return lambda r: Block(width, heads, mlp_width, time_axis=time_axis, depth=depth, dtype=dtype, rngs=r)
 
-        # Spatial blocks see [batch, time, height, width]; temporal blocks [batch, height, width, time].
-        self.spatial = Stack(make(1), spatial_layers, remat=remat, rngs=rngs)
+        # Spatial layers know places by the relative bias, temporal layers by the causal position generator.
+        self.spatial = Stack(make(None), spatial_layers, remat=remat, rngs=rngs)
         self.temporal = Stack(make(3), temporal_layers, remat=remat, rngs=rngs)
         self.bias = ContinuousPositionBias(heads, dtype=dtype, rngs=rngs)
 
     def space(self, x: Latents) -> Latents:
+        """Spatial layers on ``[batch, time, height, width, embed]``."""
         bias = self.bias(*x.shape[2:4])
         return self.spatial(x, bias=bias, attended_axes=2)
 
     def time(self, x: Latents) -> Latents:
+        """Temporal layers, on ``[batch, height, width, time, embed]`` inside."""
         x = jnp.moveaxis(x, 1, 3)
         angles = rotary_angles((x.shape[3],), self.head_width)
         return jnp.moveaxis(self.temporal(x, mask=Causal(), rotary=angles), 3, 1)
@@ -68,8 +70,8 @@ class CViViT(nnx.Module):
       width: token width.
       heads: attention heads.
       mlp_width: hidden width of the MLPs.
-      spatial_layers: spatial layers on each side.
-      temporal_layers: causal temporal layers on each side.
+      encoder_layers: ``(spatial, causal temporal)`` layers of the encoder.
+      decoder_layers: ``(spatial, causal temporal)`` layers of the decoder, which runs its temporal ones first.
       quantizer: quantizer config ``{name, …}``.
       channels: colour channels.
       remat: what the backward pass keeps (``nn.REMAT_POLICIES``).
@@ -81,8 +83,8 @@ class CViViT(nnx.Module):
         width: int,
         heads: int,
         mlp_width: int,
-        spatial_layers: int,
-        temporal_layers: int,
+        encoder_layers: Sequence[int],
+        decoder_layers: Sequence[int],
         quantizer: Mapping[str, Any],
         *,
         channels: int = 3,
@@ -92,15 +94,14 @@ class CViViT(nnx.Module):
     ):
         self.compression = Compression(*patch)
         common = dict(dtype=dtype, rngs=rngs)
-        stack = (width, heads, mlp_width, spatial_layers, temporal_layers)
         self.patches = FirstFramePatches(self.compression, width, channels=channels, **common)
-        self.encoder = FactorisedStack(*stack, remat=remat, **common)
+        self.encoder = FactorisedStack(width, heads, mlp_width, *encoder_layers, remat=remat, **common)
         self.encoder_norm = NORMS["rms"](width, rngs=rngs)
         self.quantizer = quantizers.build(quantizer, rngs=rngs)
         # Quantizers work in float32, so the projections around them do too.
         self.to_code = Linear(width, self.quantizer.width, axes=("embed", None), rngs=rngs)
         self.from_code = Linear(self.quantizer.width, width, axes=(None, "embed"), **common)
-        self.decoder = FactorisedStack(*stack, remat=remat, **common)
+        self.decoder = FactorisedStack(width, heads, mlp_width, *decoder_layers, remat=remat, **common)
         self.decoder_norm = NORMS["rms"](width, rngs=rngs)
         self.pixels = FirstFramePixels(self.compression, width, channels=channels, **common)
 

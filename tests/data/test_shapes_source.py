@@ -1,0 +1,141 @@
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from videogen.data.clip import Clip
+from videogen.data.shapes_source import FORMS, RADII, ShapesSource, caption, form_mask, parse, path, render
+from videogen.errors import UserError
+
+CLIP = Clip(9, 32, 32)
+
+
+def source(clip=CLIP, seed=0, split="train", **settings):
+    return ShapesSource(clip=clip, seed=seed, split=split, **settings)
+
+
+def test_sample_depends_on_seed_and_index_only():
+    first, again, other = source(), source(), source(seed=1)
+    order = [5, 0, 3]
+    for i in order:
+        np.testing.assert_array_equal(first[i]["video"], again[i]["video"])
+        assert first.caption(i) == first[i]["caption"] == again[i]["caption"]
+    assert any(first[i]["caption"] != other[i]["caption"] for i in order)
+    np.testing.assert_array_equal(
+        first.sample(4, np.random.default_rng(0))["video"], first.sample(4, np.random.default_rng(1))["video"]
+    )
+
+
+def test_fields():
+    sample = source(clip=Clip(5, 24, 32, fps=6.0))[0]
+    assert sample["video"].shape == (5, 24, 32, 3) and sample["video"].dtype == np.uint8
+    assert sample["fps"] == 6.0
+    shape = sample["attributes"]["shapes"][0]
+    assert ShapesSource.classes[sample["label"]] == f"{shape['colour']} {shape['form']}"
+
+
+def test_captions_parse_back_to_their_attributes():
+    mixed = source(second_shape=0.5, turn=0.5)
+    for i in range(200):
+        scene = mixed[i]["attributes"]
+        text = caption(scene)
+        parsed = parse(text)
+        assert caption(parsed) == text
+        assert text == text.lower()
+        for told, true in zip(parsed["shapes"], scene["shapes"], strict=True):
+            assert told == {key: true[key] for key in told}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a dog runs",
+        "a large red circle moves left quickly",
+        "a huge red circle moves left quickly on a dark plain background",
+        "a large red circle moves left quickly on a dark plain background.",
+    ],
+)
+def test_other_text_is_refused(text):
+    with pytest.raises(UserError, match="no caption of the shapes source"):
+        parse(text)
+
+
+def test_splits_share_no_caption_and_one_in_eight_is_held_out():
+    train = {source(seed=s).caption(i) for s in range(2) for i in range(1500)}
+    held_out = {source(seed=s, split="eval").caption(i) for s in range(2) for i in range(1500)}
+    assert not train & held_out
+    assert all(hashlib.sha256(text.encode()).digest()[0] % 8 == 0 for text in held_out)
+    sizes, colours, forms, ways, speeds = 3, 6, 4, 4, 2
+    total = sizes * colours * forms * ways * speeds * 9
+    assert len(held_out) == pytest.approx(total / 8, rel=0.15)
+
+
+def test_probabilities_of_second_shape_and_turn():
+    scenes = [source(second_shape=0.3, turn=0.6)[i]["attributes"]["shapes"] for i in range(400)]
+    assert np.mean([len(s) == 2 for s in scenes]) == pytest.approx(0.3, abs=0.08)
+    assert np.mean([len(s[0]["directions"]) == 2 for s in scenes]) == pytest.approx(0.6, abs=0.08)
+    assert all(len(s["shapes"]) == 1 for s in (source()[i]["attributes"] for i in range(50)))
+    for shapes in scenes:
+        assert len({s["colour"] for s in shapes}) == len(shapes)
+        for shape in shapes:
+            assert len(set(shape["directions"])) == len(shape["directions"])
+    with pytest.raises(UserError, match="probability"):
+        source(turn=1.5)
+
+
+@pytest.mark.parametrize("clip", [CLIP, Clip(17, 64, 48), Clip(33, 32, 64)])
+def test_shapes_stay_inside_and_apart(clip):
+    mixed = source(clip=clip, second_shape=0.7, turn=0.5)
+    unit = min(clip.height, clip.width)
+    for i in range(60):
+        masks = []
+        for shape in mixed[i]["attributes"]["shapes"]:
+            centres = np.array(shape["start"]) + path(shape, np.linspace(0, 1, clip.frames))
+            mask = form_mask(shape["form"], centres, RADII[shape["size"]], clip.height, clip.width)
+            areas = mask.sum((1, 2))
+            assert areas.min() > 0.95 * areas.max() > 0.02 * unit**2
+            masks.append(mask > 0)
+        assert len(masks) == 1 or not (masks[0] & masks[1]).any()
+
+
+def test_motion_is_the_same_at_every_frame_rate_and_resolution():
+    scene = source(turn=1.0)[3]["attributes"]
+    short, long = render(scene, Clip(9, 32, 32)), render(scene, Clip(17, 32, 32))
+    np.testing.assert_array_equal(short, long[::2])
+    large = render(scene, Clip(9, 128, 128)).reshape(9, 32, 4, 32, 4, 3).mean((2, 4))
+    assert np.abs(large - short).mean() < 2.5
+
+
+def test_total_displacement_and_visible_speeds():
+    for speed, travel in (("slowly", 0.25), ("quickly", 0.45)):
+        for direction, axis, sign in (("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)):
+            offsets = path({"directions": [direction], "speed": speed}, np.linspace(0, 1, 9))
+            assert offsets[-1, axis] == pytest.approx(sign * travel) and not offsets[:, 1 - axis].any()
+
+
+def test_forms_are_smooth_and_different():
+    centre = np.full((1, 2), 0.5)
+    masks = {form: form_mask(form, centre, 0.3, 64, 64)[0] for form in FORMS}
+    for form, mask in masks.items():
+        assert mask.min() == 0 and mask.max() == 1
+        assert ((mask > 0) & (mask < 1)).any(), form
+        moved = form_mask(form, centre + [[0, 1 / 64]], 0.3, 64, 64)[0]
+        np.testing.assert_allclose(np.roll(mask, 1, axis=1), moved, atol=1e-4)
+    for a, b in itertools.combinations(FORMS, 2):
+        assert np.abs(masks[a] - masks[b]).sum() > 0.1 * masks[a].sum()
+
+
+def test_backgrounds_are_grey_and_below_the_shapes_saturation():
+    for i in range(30):
+        sample = source()[i]
+        video = sample["video"].astype(int)
+        saturation = video.max(-1) - video.min(-1)
+        shape = sample["attributes"]["shapes"][0]
+        progress = np.linspace(0, 1, CLIP.frames)
+        mask = form_mask(
+            shape["form"], np.array(shape["start"]) + path(shape, progress), RADII[shape["size"]], 32, 32
+        )
+        assert saturation[mask == 0].max() == 0
+        assert saturation[mask == 1].min() > 100

@@ -1,0 +1,197 @@
+"""The Phenaki sheet's invariants 6-9 and 13: masks, loss, sampler, guidance, position table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videogen.conditioning import Conditioning, Tokens
+from videogen.errors import UserError
+from videogen.generators import MaskedTransformer, MaskGITSampler
+from videogen.generators.maskgit import decode, masked_after, sample_categorical
+from videogen.generators.masked import random_mask
+from videogen.shapes import Codes, TokenGrid
+
+GRID = TokenGrid(3, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MaskedTransformer((16,), GRID.shape, 32, 2, 4, 64, context_width=8, rngs=nnx.Rngs(0))
+
+
+def text(batch: int, seed: int = 0) -> Conditioning:
+    features = jax.random.normal(jax.random.key(seed), (batch, 5, 8))
+    return Conditioning(Tokens(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int)))
+
+
+def codes(batch: int, grid: TokenGrid = GRID, mask=None) -> Codes:
+    return Codes(jax.random.randint(jax.random.key(7), (batch, *grid.shape, 1), 0, 16), grid, mask)
+
+
+def keys(batch: int):
+    return jax.random.split(jax.random.key(5), batch)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e-6, 0.25, 0.5, 0.999, 1.0])
+def test_mask_count_is_the_ceiling_and_at_least_one(ratio):
+    exists = jnp.arange(20)[None] < jnp.array([[20], [7], [1]])
+    masked = random_mask(jax.random.key(0), jnp.full(3, ratio), exists)
+    expected = [max(1, int(np.ceil(np.float32(ratio) * n))) for n in (20, 7, 1)]
+    np.testing.assert_array_equal(masked.sum(-1), expected)
+    assert not (masked & ~exists).any()
+
+
+def test_mask_places_are_uniform():
+    exists = jnp.ones((2000, 10), bool)
+    share = random_mask(jax.random.key(0), jnp.full(2000, 0.3), exists).mean(0)
+    np.testing.assert_allclose(share, 0.3, atol=0.05)
+
+
+def test_loss_gradient_is_zero_at_unmasked_places(model):
+    """Perturbing the logits of visible places must not change the loss."""
+    batch, key = codes(2), jax.random.key(3)
+
+    def loss(noise):
+        original = model.head
+        model.head = lambda x: original(x) + noise
+        try:
+            return model.loss(batch, text(2), key, train=False)[0]
+        finally:
+            model.head = original
+
+    grads = jnp.abs(jax.grad(loss)(jnp.zeros((2, GRID.tokens, 16)))).sum(-1)
+    ratio = model.loss(batch, text(2), key, train=False)[1]["mask_ratio"]
+    assert int((grads > 0).sum()) == round(float(ratio) * grads.size)
+    assert 0 < (grads > 0).sum() < grads.size
+
+
+def test_image_loss_uses_the_first_frame_only(model):
+    """Codes of an image padded to the video grid with a mask give the loss of the short sequence."""
+    image = codes(2, GRID.with_time(1))
+    padded_ids = jnp.concatenate([image.indices, jnp.full((2, 2, 2, 2, 1), 9)], 1)
+    exists = jnp.broadcast_to(jnp.arange(GRID.tokens) < GRID.tokens_per_frame, (2, GRID.tokens))
+
+    def logits(ids, exists):
+        return model.logits(ids, text(2), exists=exists)
+
+    short = logits(image.indices.reshape(2, -1), None)
+    padded = logits(padded_ids.reshape(2, -1), exists)[:, : GRID.tokens_per_frame]
+    np.testing.assert_allclose(short, padded, atol=1e-5)
+    table = model.positions.table
+
+    def loss(rows):
+        old = table.get_value()
+        table.set_value(rows)
+        try:
+            return model.loss(Codes(padded_ids, GRID, exists), text(2), jax.random.key(1), train=False)[0]
+        finally:
+            table.set_value(old)
+
+    grads = jnp.abs(jax.grad(loss)(table.get_value())).sum(-1)
+    assert (grads[: GRID.tokens_per_frame] > 0).all()
+    assert (grads[GRID.tokens_per_frame :] == 0).all()
+
+
+@pytest.mark.parametrize("unknown", [1, 5, 18, 320])
+@pytest.mark.parametrize("steps", [1, 3, 18])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "square"])
+def test_masked_count_falls_strictly_to_zero(unknown, steps, schedule):
+    sampler = MaskGITSampler(steps=steps, schedule=schedule)
+    left = jnp.array([unknown])
+    for step in range(steps):
+        after = masked_after(jnp.array(step), sampler, jnp.array([unknown]), left)
+        assert (after < left).all() or (left == 0).all()
+        left = after
+    assert (left == 0).all()
+
+
+def test_prefix_never_changes_and_everything_gets_filled(model):
+    prefix = codes(3, GRID.with_time(1))
+    drawn = model.sample(GRID, text(3), keys(3), MaskGITSampler(steps=4), prefix)
+    np.testing.assert_array_equal(drawn.indices[:, :1], prefix.indices)
+    assert drawn.grid == GRID
+    assert (drawn.indices >= 0).all() and (drawn.indices < 16).all()
+
+
+def test_guidance_zero_is_conditional_only(model):
+    """lambda = 0 draws what a loop over the conditional logits alone draws; lambda > 0 draws something else."""
+    conditioning, sampler = text(4), MaskGITSampler(steps=5)
+    start = jnp.full((4, GRID.tokens), model.mask_id)
+    alone = decode(lambda ids: model.logits(ids, conditioning), start, model.mask_id, keys(4), sampler)
+    drawn = model.sample(GRID, conditioning, keys(4), sampler)
+    np.testing.assert_array_equal(drawn.indices.reshape(4, -1), alone)
+    guided = model.sample(GRID, conditioning, keys(4), MaskGITSampler(steps=5, guidance_scale=50.0))
+    assert (guided.indices != drawn.indices).any()
+
+
+def test_dropped_text_depends_on_the_null_embedding_only(model):
+    ids = codes(2).indices.reshape(2, -1)
+    one, other = (model.logits(ids, text(2, seed).null()) for seed in (0, 1))
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - model.logits(ids, text(2))).max() > 1e-6
+
+
+def test_a_draw_does_not_depend_on_its_neighbours(model):
+    sampler = MaskGITSampler(steps=4)
+    together = model.sample(GRID, text(4), keys(4), sampler).indices
+    alone = model.sample(GRID, jax.tree.map(lambda x: x[2:3], text(4)), keys(4)[2:3], sampler).indices
+    np.testing.assert_array_equal(together[2:3], alone)
+
+
+def test_position_table_serves_the_window_and_refuses_more(model):
+    """Two frozen latent frames plus one to draw are an ordinary window."""
+    assert model.logits(jnp.zeros((1, GRID.tokens), int), text(1)).shape == (1, 12, 16)
+    with pytest.raises(UserError, match="extension"):
+        model.logits(jnp.zeros((1, GRID.tokens + 1), int), text(1))
+
+
+def test_categorical_draws_follow_the_distribution_and_top_k():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 1e-9]))
+    uniform = (jnp.arange(10_000) + 0.5) / 10_000
+    drawn = sample_categorical(uniform, jnp.broadcast_to(logits, (10_000, 4)))
+    np.testing.assert_allclose(jnp.bincount(drawn, length=4) / 10_000, [0.5, 0.3, 0.2, 0.0], atol=2e-3)
+    top = sample_categorical(uniform, jnp.broadcast_to(logits, (10_000, 4)), top_k=2)
+    np.testing.assert_allclose(jnp.bincount(top, length=4) / 10_000, [0.625, 0.375, 0, 0], atol=2e-3)
+
+
+def test_gradient_reaches_every_parameter():
+    model = MaskedTransformer((16,), GRID.shape, 32, 2, 4, 64, context_width=8, classes=3, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+
+    def loss(params):
+        conditioning = Conditioning(text(8).text, jnp.array([0, 1, 2, 0, 1, 2, 0, 1]))
+        return nnx.merge(graph, params).loss(codes(8), conditioning, jax.random.key(0))[0]
+
+    # condition_drop is 0.1 of 8 examples: a key that drops at least one reaches the null embedding too.
+    grads = nnx.to_flat_state(jax.grad(loss)(params))
+    silent = {path[-1] for path, g in grads if not jnp.abs(g.get_value()).max() > 0}
+    assert silent <= {"null_text"}
+
+
+def test_learns_a_deterministic_rule():
+    """Codes that all equal the label are learned to certainty, and sampled right."""
+    import optax
+
+    model = MaskedTransformer((8,), (2, 2, 2), 32, 2, 4, 64, context_width=8, classes=8, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    labels = jnp.arange(8)
+    batch = Codes(jnp.broadcast_to(labels[:, None, None, None, None], (8, 2, 2, 2, 1)), TokenGrid(2, 2, 2))
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state, key):
+        def loss(params):
+            return nnx.merge(graph, params).loss(batch, Conditioning(label=labels), key)[0]
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for i in range(150):
+        params, state = step(params, state, jax.random.key(i))
+    drawn = nnx.merge(graph, params).sample(
+        TokenGrid(2, 2, 2), Conditioning(label=labels), keys(8), MaskGITSampler(steps=4, temperature=0.1)
+    )
+    np.testing.assert_array_equal(drawn.indices, batch.indices)

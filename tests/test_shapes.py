@@ -1,0 +1,102 @@
+"""The 1 + k·m rule against brute force, and the bookkeeping of extended videos."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from videogen.errors import UserError
+from videogen.shapes import Codes, Compression, Extension, TokenGrid, VideoShape
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("latent_frames", [1, 2, 5])
+def test_frames_and_latent_frames_are_inverse(stride, latent_frames):
+    compression = Compression(stride, 8, 8)
+    frames = compression.frames(latent_frames)
+    assert frames == 1 + (latent_frames - 1) * stride
+    assert compression.latent_frames(frames) == latent_frames
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_every_frame_belongs_to_exactly_one_latent(stride):
+    compression = Compression(stride, 8, 8)
+    owners = [
+        [i for i in range(6) if frame in compression.frames_of_latent(i)] for frame in range(1 + 5 * stride)
+    ]
+    assert owners == [[compression.latent_of_frame(frame)] for frame in range(1 + 5 * stride)]
+    assert list(compression.frames_of_latent(0)) == [0]
+    assert all(len(compression.frames_of_latent(i)) == stride for i in range(1, 6))
+
+
+def test_latents_of_a_prefix_cover_the_prefix():
+    compression = Compression(2, 8, 8)
+    for latents in range(1, 6):
+        covered = sorted(frame for i in range(latents) for frame in compression.frames_of_latent(i))
+        assert covered == list(range(compression.frames(latents)))
+
+
+@pytest.mark.parametrize(("frames", "below", "above"), [(4, 3, 5), (10, 9, 11)])
+def test_odd_frame_counts_are_refused_with_the_neighbours(frames, below, above):
+    with pytest.raises(UserError, match=rf"1 \+ 2·k frames, got {frames}; use {below} or {above}"):
+        Compression(2, 8, 8).latent_frames(frames)
+
+
+@pytest.mark.parametrize("frames", [0, -3])
+def test_clips_need_a_frame(frames):
+    with pytest.raises(UserError, match="use 1 or 5"):
+        Compression(4, 8, 8).latent_frames(frames)
+    with pytest.raises(UserError, match="at least one latent frame"):
+        Compression(4, 8, 8).frames(frames)
+
+
+def test_grid_of_a_clip():
+    grid = VideoShape(11, 128, 64).grid(Compression(2, 8, 8), levels=3)
+    assert grid == TokenGrid(6, 16, 8, levels=3)
+    assert (grid.shape, grid.tokens, grid.tokens_per_frame) == ((6, 16, 8), 768, 128)
+    assert grid.with_time(1) == TokenGrid(1, 16, 8, levels=3)
+    assert VideoShape(11, 128, 64).pixels == 11 * 128 * 64
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (VideoShape(5, 20, 16), "height 20 is no multiple of the patch 8; use 16 or 24"),
+        (VideoShape(5, 16, 7), "width 7 is no multiple of the patch 8; use 8 or 16"),
+        (VideoShape(5, 0, 16), "height 0 is no multiple"),
+        (VideoShape(6, 16, 16), r"1 \+ 2·k frames, got 6"),
+    ],
+)
+def test_grids_refuse_what_does_not_divide(shape, message):
+    with pytest.raises(UserError, match=message):
+        shape.grid(Compression(2, 8, 8))
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(11, 5), (17, 1), (5, 4)])
+def test_extension_counts_frames_like_a_loop(window, overlap):
+    extension = Extension(window, overlap)
+    frames = list(range(window))
+    for segments in range(1, 6):
+        assert extension.frames(segments) == len(frames)
+        frames += range(window - overlap)
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(11, 5), (17, 1), (5, 4)])
+def test_extension_takes_the_fewest_sufficient_segments(window, overlap):
+    extension = Extension(window, overlap)
+    for frames in range(1, 60):
+        segments = extension.segments(frames)
+        assert extension.frames(segments) >= frames
+        assert segments == 1 or extension.frames(segments - 1) < frames
+
+
+@pytest.mark.parametrize("overlap", [0, 11, 12])
+def test_extension_refuses_impossible_overlaps(overlap):
+    with pytest.raises(UserError, match="between 1 and 10 frames"):
+        Extension(11, overlap)
+
+
+def test_codes_keep_their_grid_across_jit():
+    grid = TokenGrid(2, 3, 4)
+    codes = Codes(jnp.zeros((2, 2, 3, 4, 1), jnp.int32), grid)
+    moved = jax.jit(lambda codes: jax.tree.map(lambda x: x + 1, codes))(codes)
+    assert moved.grid == grid and moved.mask is None and int(moved.indices.min()) == 1

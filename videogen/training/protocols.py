@@ -1,0 +1,150 @@
+"""Evaluation protocols: every number with how it was obtained beside it."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from videogen.data import SampleError
+from videogen.errors import UserError, near_matches
+from videogen.evaluation.judge import fidelity, judge
+from videogen.tasks import reconstruct
+from videogen.training.inputs import build_source
+from videogen.training.loading import Loaded
+from videogen.training.sampling import encode_prompts
+
+BATCH = 32
+SHOWN = 12
+
+Result = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""Metrics, and arrays of clips to look at."""
+
+
+def held_out(loaded: Loaded, count: int) -> list[dict[str, Any]]:
+    """The first ``count`` readable samples of the held-out split."""
+    source = build_source(loaded.config, "eval")
+    samples = []
+    for index in range(len(source)):
+        if len(samples) == count:
+            break
+        try:
+            samples.append(source[index])
+        except SampleError:
+            continue
+    if not samples:
+        raise UserError("the held-out split has no readable clip; check data.source.path")
+    return samples
+
+
+def batches_of(videos: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Equal batches of at most ``BATCH`` clips; clips beyond the last full batch are left out, never padded."""
+    size = min(BATCH, len(videos))
+    return [{"video": videos[i : i + size]} for i in range(0, len(videos) - size + 1, size)]
+
+
+def reconstruction(loaded: Loaded, count: int, seed: int) -> Result:
+    """PSNR, SSIM, codebook usage and rate on held-out clips; for shapes also what the judge reads back."""
+    samples = held_out(loaded, count)
+    batches = batches_of(np.stack([s["video"] for s in samples]))
+    metrics: dict[str, Any] = loaded.task.evaluate(loaded.modules, batches, seed)
+    rebuilt = np.concatenate([reconstruct(loaded.modules["tokenizer"], b["video"]) for b in batches])
+    metrics["clips"] = len(rebuilt)
+    captions = [s["caption"] for s in samples[: len(rebuilt)]]
+    if loaded.config.data.source.name == "shapes":
+        metrics["judge_on_reconstructions"] = fidelity(rebuilt, captions)
+    shown = slice(0, SHOWN)
+    originals = np.stack([s["video"] for s in samples[shown]])
+    return metrics, {"originals": originals, "reconstructions": rebuilt[shown], "captions": np.array(captions[shown])}
+
+
+def unseen_prompts(loaded: Loaded, count: int) -> list[str]:
+    """``count`` different captions of the held-out split; none of them occurs in training."""
+    source = build_source(loaded.config, "eval")
+    prompts: dict[str, None] = {}
+    for index in range(len(source)):
+        if len(prompts) == count:
+            break
+        prompts.setdefault(source.caption(index))
+    return list(prompts)
+
+
+def prompt_fidelity(loaded: Loaded, count: int, seed: int) -> Result:
+    """Share of unseen prompts whose colour, form and direction the judge reads back from one sample each."""
+    if loaded.config.data.source.name not in ("shapes", "tokens"):
+        raise UserError("prompt_fidelity needs a generator trained on shapes: only there pixels can be judged")
+    prompts = unseen_prompts(loaded, count)
+    generator = loaded.generator()
+    videos = []
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        # A short last batch is filled up so that one program serves all.
+        text = encode_prompts(loaded, part + part[-1:] * (BATCH - len(part)))
+        videos.append(generator.generate(text, generator.window, seed + start)[: len(part)])
+    videos = np.concatenate(videos)
+    shown = slice(0, SHOWN)
+    readings = [judge(video).describe() for video in videos[shown]]
+    correct = [fidelity(v[None], [p]) for v, p in zip(videos[shown], prompts[shown], strict=True)]
+    pictures = {
+        "videos": videos[shown],
+        "prompts": np.array(prompts[shown]),
+        "readings": np.array(readings),
+        "correct": np.array([all(c[k] == 1 for k in ("colour", "form", "direction")) for c in correct]),
+    }
+    return {"prompt_fidelity": fidelity(videos, prompts), "prompts": len(prompts)}, pictures
+
+
+PROTOCOLS: dict[str, Callable[[Loaded, int, int], Result]] = {
+    "reconstruction": reconstruction,
+    "prompt_fidelity": prompt_fidelity,
+}
+
+
+def evaluate(loaded: Loaded, name: str, count: int, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Runs a protocol; the record holds the numbers and everything needed to read them."""
+    if name not in PROTOCOLS:
+        raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
+    metrics, pictures = PROTOCOLS[name](loaded, count, seed)
+    clip = loaded.config.data.clip
+    record = {
+        "protocol": {
+            "name": name,
+            "source": loaded.config.data.source.to_dict(),
+            "split": "eval",
+            "count": count,
+            "clip": clip.to_dict(),
+            "weights": "ema" if loaded.config.ema.decay else "last",
+            "step": loaded.step,
+            "sampler": loaded.config.sampler.to_dict() if "sampler" in loaded.config else None,
+            "pixels": "clamped and rounded to uint8; PSNR per frame, mean over frames, then clips; SSIM per RGB channel",
+        },
+        "seed": seed,
+        "commit": commit(),
+        "hardware": hardware(),
+        "metrics": metrics,
+    }
+    return record, pictures
+
+
+def commit() -> str:
+    """The git commit of this code, ``+`` appended when the tree has changes, ``unknown`` outside a checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware() -> str:
+    """The devices in words."""
+    devices = jax.devices()
+    kind = f"{os.cpu_count()} cores, {platform.machine()}" if devices[0].platform == "cpu" else devices[0].device_kind
+    return f"{len(devices)} × {devices[0].platform} ({kind})"
