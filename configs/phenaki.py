@@ -27,7 +27,7 @@ def tokenizer(size: str) -> ConfigDict:
         "l2": 1.0,
         "l1": 0.0,
         "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        "adversarial": {"name": "nonsaturating", "weight": 0.0, "start": 0, "r1": 10.0, "channels": 256},
+        "adversarial": {"name": "nonsaturating", "weight": 0.0, "start": 0, "r1": 10.0, "channel_multiplier": 1.0},
     }
     config.model = cvivit(size)
     discriminator = optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5)

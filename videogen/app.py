@@ -2,9 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from logging import WARNING
 from logging import Formatter as PlainFormatter
-from collections.abc import Callable
 
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -106,6 +106,16 @@ def test_padding_content_does_not_matter_and_nothing_learns(checkpoint):
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+def test_structure_has_the_shapes_of_the_loaded_encoder(checkpoint):
+    def shapes(encoder):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), nnx.to_pure_dict(nnx.state(encoder)))
+
+    loaded = T5Encoder.load(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    structure = nnx.eval_shape(lambda: T5Encoder.structure(checkpoint))
+    assert shapes(structure) == shapes(loaded)
+
+
 def test_hash_follows_the_weights(checkpoint):
     before = T5Encoder.load(checkpoint).hash
     assert len(before) == 64 and T5Encoder.load(checkpoint).hash == before

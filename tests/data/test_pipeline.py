@@ -30,7 +30,9 @@ class Numbers(Source):
     def sample(self, index, rng):
         if index in self._broken:
             raise SampleError(f"file{index}", "broken")
-        video = np.full((3, 8, 8, 3), index, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None] * 100
+        video = (
+            np.full((3, 8, 8, 3), index, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None] * 100
+        )
         audio = np.array([[rng.random()]], np.float32)
         return {"video": video, "caption": str(index), "label": index % 3, "fps": 8.0, "audio": audio}
 
@@ -111,9 +113,7 @@ def test_resume_by_start_and_by_state_continue_identically(workers):
 
 def test_two_processes_hold_the_halves_of_the_one_process_batches():
     whole = take(make(image_batch_size=2, start=8), 5)
-    parts = [
-        take(make(image_batch_size=2, start=8, process_index=p, process_count=2), 5) for p in range(2)
-    ]
+    parts = [take(make(image_batch_size=2, start=8, process_index=p, process_count=2), 5) for p in range(2)]
     for k, batch in enumerate(whole):
         for key in ("video", "text_ids", "label", "audio"):
             np.testing.assert_array_equal(batch[key], np.concatenate([parts[p][k][key] for p in range(2)]))

@@ -10,9 +10,9 @@ from flax import nnx
 
 from videogen.errors import UserError
 from videogen.nn import (
-    CausalPositionGenerator,
     ContinuousPositionBias,
     LearnedPositions,
+    PositionGenerator,
     rotary_angles,
     rotate,
 )
@@ -95,8 +95,8 @@ def test_continuous_bias_equals_the_direct_evaluation(grid):
         np.testing.assert_allclose(table[:, i, j], direct, atol=1e-5)
 
 
-def generator(width: int = 4) -> CausalPositionGenerator:
-    module = CausalPositionGenerator(width, rngs=nnx.Rngs(0))
+def generator(width: int = 4, causal: bool = True) -> PositionGenerator:
+    module = PositionGenerator(width, causal=causal, rngs=nnx.Rngs(0))
     module.taps.set_value(jax.random.normal(jax.random.key(5), (3, 3, 3, width)))
     return module
 
@@ -129,14 +129,15 @@ def test_position_generator_layouts_agree():
     np.testing.assert_allclose(module(time_last, time_axis=3), expected, atol=1e-5)
 
 
-def test_position_generator_equals_a_grouped_convolution():
-    module, x = generator(), grid()
+@pytest.mark.parametrize("causal", [True, False])
+def test_position_generator_equals_a_grouped_convolution(causal):
+    module, x = generator(causal=causal), grid()
     kernel = module.taps.get_value()[:, :, :, None, :]
     conv = jax.lax.conv_general_dilated(
         x,
         kernel,
         (1, 1, 1),
-        ((2, 0), (1, 1), (1, 1)),
+        ((2, 0) if causal else (1, 1), (1, 1), (1, 1)),
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
         feature_group_count=4,
     )

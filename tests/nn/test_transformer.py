@@ -110,10 +110,19 @@ def test_attended_axes_choose_what_mixes():
 
 def test_position_generator_makes_a_block_see_positions():
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (8,)), (1, 3, 4, 4, 8))
-    for time_axis, sees in ((None, False), (1, True)):
-        block = make(nnx.Rngs(0), time_axis=time_axis)
+    for kind, sees in ((None, False), ("causal", True), ("bidirectional", True)):
+        block = make(nnx.Rngs(0), position_generator=kind)
         out = jax.jit(lambda x, block=block: block(x, attended_axes=3))(x)
         assert (jnp.abs(jnp.diff(out, axis=2)).max() > 1e-4) == sees
+
+
+def test_places_that_do_not_exist_reach_nobody():
+    block = make(nnx.Rngs(0), position_generator="bidirectional")
+    x = jax.random.normal(jax.random.key(1), (1, 3, 2, 2, 8))
+    exists = jnp.arange(12)[None] < 4
+    out = block(x, attended_axes=3, key_mask=exists)
+    changed = block(x.at[:, 1:].add(3.0), attended_axes=3, key_mask=exists)
+    np.testing.assert_array_equal(changed[:, 0], out[:, 0])
 
 
 def test_cross_attention_in_a_stack():
@@ -130,7 +139,7 @@ def test_cross_attention_in_a_stack():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"context_width": 5, "null_keys": 1}, {"time_axis": 1}, {"time_axis": 3}]
+    "settings", [{"context_width": 5, "null_keys": 1}, {"position_generator": "causal", "time_axis": 3}]
 )
 def test_gradient_reaches_every_parameter(settings):
     graph, state = nnx.split(make(nnx.Rngs(0), **settings))

@@ -138,4 +138,4 @@ def test_detokenize_inverts_tokenize_up_to_the_codes(model, video):
         model.detokenize(codes), jnp.clip(model.decode(latents), -1, 1), atol=1e-4
     )
     assert isinstance(codes, Codes) and codes.indices.shape == (2, 5, 4, 4, 1)
-    assert 0 <= codes.indices.min() and codes.indices.max() < model.vocabulary[0]
+    assert codes.indices.min() >= 0 and codes.indices.max() < model.vocabulary[0]

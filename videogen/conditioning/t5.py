@@ -151,6 +151,11 @@ class T5Encoder(nnx.Module):
         return Tokens(jax.lax.stop_gradient(jnp.where(mask[..., None], x, 0)), mask)
 
     @classmethod
+    def structure(cls, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) -> "T5Encoder":
+        """The encoder ``config.json`` describes, with random parameters; trace it to have only shapes."""
+        return cls(T5Config.read(Path(directory) / "config.json"), dtype=dtype, rngs=nnx.Rngs(0))
+
+    @classmethod
     def load(
         cls, directory: str | Path, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs | None = None
     ) -> "T5Encoder":
@@ -167,11 +172,11 @@ class T5Encoder(nnx.Module):
           UserError: a file is unreadable, or a tensor is missing or has another shape than the config says.
         """
         directory = Path(directory)
-        config = T5Config.read(directory / "config.json")
+        encoder = nnx.eval_shape(lambda: cls.structure(directory, dtype=dtype))
         tensors = _Tensors(directory)
-        graph, state = nnx.split(nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0))))
+        graph, state = nnx.split(encoder)
         values = nnx.to_pure_dict(state)
-        _fill(values, _names(config, tensors.files), tensors)
+        _fill(values, _names(encoder.config, tensors.files), tensors)
         nnx.replace_by_pure_dict(state, values)
         encoder = nnx.merge(graph, state)
         encoder.hash = tensors.hash()

@@ -4,20 +4,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from videogen.building import build as build_entry
+from videogen.data.array_record import ArrayRecordSource
 from videogen.data.clip import Clip
+from videogen.data.mixture import MixtureSource
 from videogen.data.pipeline import Pipeline
 from videogen.data.shapes_source import ShapesSource
 from videogen.data.source import SampleError, Source
+from videogen.data.tfds import TFDSSource
+from videogen.data.tokens import TokenSource
+from videogen.data.video_folder import VideoFolderSource
 
 SOURCES = {
+    "array_record": ArrayRecordSource,
+    "mixture": MixtureSource,
     "shapes": ShapesSource,
+    "tfds": TFDSSource,
+    "tokens": TokenSource,
+    "video_folder": VideoFolderSource,
 }
 
 __all__ = ["SOURCES", "Clip", "Pipeline", "SampleError", "Source", "build"]
 
 
 def build(config: Mapping[str, Any], *, clip: Clip, seed: int, split: str) -> Source:
-    """Builds the source a config section ``{name: …, path: …, …}`` describes; an empty ``path`` counts as absent.
+    """Builds the source of a config section ``{name: …, path: …, …}``; an empty ``path`` counts as absent.
 
     Raises:
       UserError: an unknown name or setting, or data that is not there.

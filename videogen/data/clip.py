@@ -44,7 +44,7 @@ class Clip:
     def fit(
         self, frames: UInt8[np.ndarray, "time h w 3"], rng: np.random.Generator | None
     ) -> UInt8[np.ndarray, "time height width 3"]:
-        """Resizes and crops ``frames`` to this clip's size; the crop is random, or centred without ``rng``."""
+        """Resizes and crops ``frames`` to this clip's size; the crop is random, without ``rng`` central."""
         return self.crop(resize(frames, *self.cover(*frames.shape[1:3])), rng)
 
     def crop(
@@ -66,7 +66,7 @@ def resize(
     method = interpolation(frames.shape[1], height)
     for i, frame in enumerate(frames):
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        out[i] = picture.reformat(width=width, height=height, interpolation=method).to_ndarray()
+        out[i] = picture.reformat(width=width, height=height, interpolation=method, threads=1).to_ndarray()
     return out
 
 

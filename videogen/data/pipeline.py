@@ -50,11 +50,15 @@ class Readable:
                 skipped.append((error.name, error.reason))
                 continue
             if self._single_frame:
+                if "video" not in sample:
+                    raise UserError("a token cache has no single frames; set data.image_batch_size=0")
                 frame = int(rng.integers(len(sample["video"])))
                 sample["video"] = sample["video"][frame : frame + 1]
             return sample | {"skipped": skipped}
         name, reason = skipped[0]
-        raise UserError(f"no sample of the {count} in the data set could be read; the first is {name}: {reason}")
+        raise UserError(
+            f"no sample of the {count} in the data set could be read; the first is {name}: {reason}"
+        )
 
 
 class Collate:
@@ -82,11 +86,14 @@ def _join(pair: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
 class Pipeline:
     """An endless stream of batches, with one position; iterating again goes on where it stopped.
 
-    A batch is a dict: ``video uint8 [batch, time, height, width, 3]`` (token source: ``indices int32 [batch, …]``),
-    with a text tokenizer ``text_ids int32 [batch, length]`` and ``text_mask bool [batch, length]``, where the
-    source has classes ``label int32 [batch]``, where it gives audio ``audio float32 [batch, samples, channels]``,
-    and with ``image_batch_size`` also ``image``: a dict of the same fields for random frames (time = 1) of other
-    samples. ``batch`` is this process's share.
+    A batch is a dict of this process's share:
+
+    * ``video uint8 [batch, time, height, width, 3]`` (the token source: ``indices int32 [batch, *grid]``);
+    * with a text tokenizer ``text_ids int32 [batch, length]`` and ``text_mask bool [batch, length]``;
+    * where the source has classes ``label int32 [batch]``;
+    * where it gives audio ``audio float32 [batch, samples, channels]``;
+    * with ``image_batch_size`` also ``image``: a dict of these fields for random frames (time = 1) of other
+      samples.
 
     Args:
       source: what to read.
@@ -188,8 +195,8 @@ class Pipeline:
     def _stream(self, kind: int, start: int, batch_size: int) -> grain.MapDataset:
         """This process's batches of one kind (0: videos, 1: images), each an element of its own.
 
-        Batches are made before Grain deals the elements out to its workers: otherwise every worker would batch
-        its own samples and the order would depend on how many there are.
+        Batches are made before Grain deals the elements out to its workers: otherwise every worker would
+        batch its own samples and the order would depend on how many there are.
         """
         index, count = self._process
         seed = int(np.random.SeedSequence([self._seed, kind]).generate_state(1)[0])

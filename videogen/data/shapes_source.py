@@ -1,7 +1,7 @@
 """Captioned moving shapes: a procedural data set whose captions can be checked from the pixels alone.
 
-A caption follows one fixed grammar, ``a SIZE COLOUR FORM moves DIRECTION [then DIRECTION] SPEED [and a …] on a
-TONE TEXTURE background``; ``caption`` writes it, ``parse`` reads it, ``render`` draws it.
+A caption follows one fixed grammar, ``a SIZE COLOUR FORM moves DIRECTION [then DIRECTION] SPEED [and a …] on
+a TONE TEXTURE background``; ``caption`` writes it, ``parse`` reads it, ``render`` draws it.
 
 Lengths are in units of the shorter side of the frame, so one scene fits every resolution, and positions are
 functions of progress in [0, 1] through the clip, so it fits every number of frames.
@@ -86,7 +86,7 @@ def split_of(text: str) -> str:
 
 
 def path(shape: dict[str, Any], progress: Float[np.ndarray, "time"]) -> Float[np.ndarray, "time 2"]:
-    """Displacement (y, x) from the start, at each progress in [0, 1]; every direction takes an equal share."""
+    """Displacement (y, x) from the start at each progress in [0, 1]; directions take equal shares."""
     legs = np.array([DIRECTIONS[d] for d in shape["directions"]], np.float32)
     shares = np.clip(progress[:, None] * len(legs) - np.arange(len(legs)), 0, 1)
     return shares @ legs * (TRAVEL[shape["speed"]] / len(legs))
@@ -95,7 +95,7 @@ def path(shape: dict[str, Any], progress: Float[np.ndarray, "time"]) -> Float[np
 def form_mask(
     form: str, centres: Float[np.ndarray, "time 2"], radius: float, height: int, width: int
 ) -> Float[np.ndarray, "time height width"]:
-    """Coverage in [0, 1] of each pixel by a form, from the distance to its outline (anti-aliased over one pixel).
+    """Coverage in [0, 1] of each pixel by a form, anti-aliased over one pixel at its outline.
 
     Args:
       form: one of FORMS; each fits the box of half side ``radius`` around its centre.
@@ -144,7 +144,9 @@ def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np
 
 def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time height width 3"]:
     """Draws a scene; shapes need their ``start``, the scene its ``phase`` (see ``ShapesSource.sample``)."""
-    progress = np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
+    progress = (
+        np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
+    )
     grey = _background(attributes, clip.height, clip.width)
     video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
     for shape in attributes["shapes"]:
@@ -216,7 +218,7 @@ class ShapesSource(Source):
                 return attributes
 
     def _place(self, shapes: list[dict[str, Any]], rng: np.random.Generator) -> bool:
-        """Gives every shape a ``start`` that keeps it in the frame and apart from the other; False if none fits."""
+        """Gives every shape a ``start`` that keeps it in the frame and off the other; False if none fits."""
         unit = min(self.clip.height, self.clip.width)
         frame = np.array([self.clip.height, self.clip.width]) / unit
         tries = 1 if len(shapes) == 1 else 64

@@ -1,5 +1,6 @@
 """The base of every source: random access to samples that depend on nothing but (seed, index)."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -67,5 +68,10 @@ class Source:
         return self.sample(index, np.random.default_rng([self.seed, index]))
 
     def caption(self, index: int) -> str:
-        """The caption of sample ``index``, for learning a text vocabulary; sources skip decoding where they can."""
+        """The caption of sample ``index``; sources do without decoding where they can."""
         return self[index]["caption"]
+
+
+def held_out(key: str, share: float) -> bool:
+    """Whether ``key`` belongs to the held-out ``share`` of all keys; its SHA-256 decides."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64

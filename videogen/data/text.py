@@ -1,4 +1,4 @@
-"""Text tokenizers: captions -> padded token ids. Bytes, BPE learned from the captions, or a Hugging Face file."""
+"""Text tokenizers, captions -> padded token ids: bytes, BPE learned from captions, a Hugging Face file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A Hugging Face ``tokenizer.json``: a BPE learned here, or T5's; what it appends (``</s>``) is kept when cutting."""
+    """A Hugging Face ``tokenizer.json``: a BPE learned here, or T5's, whose ``</s>`` survives the cutting."""
 
     name = "huggingface"
 
@@ -44,7 +44,9 @@ class FileTokenizer:
         path = epath.Path(path)
         path = path / VOCABULARY if path.is_dir() else path
         if not path.exists():
-            raise UserError(f"no text tokenizer at {path}; give a Hugging Face tokenizer.json or its directory")
+            raise UserError(
+                f"no text tokenizer at {path}; give a Hugging Face tokenizer.json or its directory"
+            )
         self._from_text(path.read_text(), length)
 
     def _from_text(self, text: str, length: int) -> None:

@@ -1,8 +1,9 @@
 """Reads colour, form, direction and number of moving shapes from pixels alone.
 
-The judge of text-to-video on the ``shapes`` source: it never sees the caption it is compared with. It is exact on
-rendered clips and meant to stay right on blurred or noisy ones: colours come from the hue of whole regions, forms
-from matching soft masks of all frames against the renderer's own forms, directions from the track of the centre.
+The judge of text-to-video on the ``shapes`` source: it never sees the caption it is compared with. It is
+exact on rendered clips and stays right on blurred or noisy ones: colours come from the hue of whole regions,
+forms from matching the soft masks of all frames against the renderer's own forms, directions from the track of
+the centre.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ _SEEN = 0.35
 _SMALLEST_AREA = 0.011
 """Smaller regions are noise, in units of the shorter side squared: 40 % of the smallest triangle."""
 _LEG, _WHOLE = 0.05, 0.08
-"""Least displacement of a leg and of a whole path, in units of the shorter side; the renderer's are .125 and .25."""
+"""Least displacement of a leg and of a whole path, in units of the shorter side; rendered: .125 and .25."""
 _BLURS = (0.0, 0.7, 1.3)
 _STRETCHES = (0.92, 1.0, 1.08)
 _MATCHED_FRAMES = 9
@@ -39,8 +40,15 @@ _FRAME_ONLY[1] = True
 
 @dataclasses.dataclass(frozen=True)
 class ShapeReading:
-    """One shape; ``direction`` reads like a caption ('left', 'left then up', or 'still'), ``area`` is its share of
-    the square over the shorter side."""
+    """One shape.
+
+    Attributes:
+      colour: one of the renderer's colours.
+      form: one of its forms.
+      direction: as in a caption, 'left' or 'left then up', or else 'still'.
+      size: the nearest of its sizes.
+      area: in units of the shorter side squared.
+    """
 
     colour: str
     form: str
@@ -88,8 +96,8 @@ def fidelity(
 ) -> dict[str, float]:
     """Shares in [0, 1] of clips whose colour, form, direction and number of shapes are as wanted.
 
-    With one wanted shape the largest seen is compared; with several, each is compared with the seen shape of its
-    colour, or with the largest left over.
+    With one wanted shape the largest seen is compared; with several, each is compared with the seen shape of
+    its colour, or with the largest left over.
 
     Args:
       videos: one clip per prompt.
@@ -99,7 +107,9 @@ def fidelity(
       UserError: a caption outside the grammar, or not one per clip.
     """
     if len(videos) != len(wanted) or not len(videos):
-        raise UserError(f"fidelity needs one caption per clip, got {len(videos)} clips and {len(wanted)} captions")
+        raise UserError(
+            f"fidelity needs one caption per clip, got {len(videos)} clips and {len(wanted)} captions"
+        )
     scores = []
     for video, entry in zip(videos, wanted, strict=True):
         attributes = parse(str(entry)) if isinstance(entry, str) else entry
@@ -128,7 +138,7 @@ def _compare(reading: Reading, wanted: Sequence[Mapping[str, Any]]) -> tuple[flo
 def _regions(
     mask: Bool[np.ndarray, "time height width"], smallest: float
 ) -> tuple[Bool[np.ndarray, "time height width"], list[int]]:
-    """The connected regions of at least ``smallest`` pixels, with a rim for their soft edge, and how many per frame."""
+    """Regions of at least ``smallest`` pixels, a rim for soft edges added, and their number per frame."""
     labels, found = ndimage.label(mask, structure=_FRAME_ONLY)
     large = np.bincount(labels.ravel(), minlength=found + 1) >= smallest
     large[0] = False
@@ -186,22 +196,31 @@ _UNIT_FORMS = {form: _unit_form(form) for form in FORMS}
 
 
 def _read_form(
-    coverage: Float[np.ndarray, "time height width"], centres: Float[np.ndarray, "time 2"], area: float, unit: int
+    coverage: Float[np.ndarray, "time height width"],
+    centres: Float[np.ndarray, "time 2"],
+    area: float,
+    unit: int,
 ) -> tuple[str, float]:
     """The form, radius and blur whose rendering correlates best with the masks of all frames."""
     some = np.unique(np.linspace(0, len(coverage) - 1, _MATCHED_FRAMES).astype(int))
     side = int(2.8 * unit * np.sqrt(area / min(a for a, _ in _UNIT_FORMS.values()))) + 5
     corners = np.floor(centres[some] * unit - side / 2).astype(int)
     padded = np.pad(coverage[some], ((0, 0), (side, side), (side, side)))
-    patches = np.stack([p[y : y + side, x : x + side] for p, (y, x) in zip(padded, corners + side, strict=True)])
+    patches = np.stack(
+        [p[y : y + side, x : x + side] for p, (y, x) in zip(padded, corners + side, strict=True)]
+    )
     local = centres[some] * unit - corners
     best = (-1.0, FORMS[0], 0.0)
     for form, (unit_area, centroid) in _UNIT_FORMS.items():
         for stretch in _STRETCHES:
             radius = stretch * np.sqrt(area / unit_area)
-            template = form_mask(form, (local - centroid * radius * unit) / side, radius * unit / side, side, side)
+            template = form_mask(
+                form, (local - centroid * radius * unit) / side, radius * unit / side, side, side
+            )
             for blur in _BLURS:
                 soft = ndimage.gaussian_filter(template, (0, blur, blur)) if blur else template
-                score = float((soft * patches).sum() / np.sqrt((soft * soft).sum() * (patches * patches).sum()))
+                score = float(
+                    (soft * patches).sum() / np.sqrt((soft * soft).sum() * (patches * patches).sum())
+                )
                 best = max(best, (score, form, radius))
     return best[1], best[2]

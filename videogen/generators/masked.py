@@ -9,7 +9,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.generators.maskgit import MaskGITSampler, decode
-from videogen.nn import NORMS, Block, Embedding, LearnedPositions, Linear, Stack, rotary_angles, truncated_normal
+from videogen.nn import (
+    NORMS,
+    Block,
+    Embedding,
+    LearnedPositions,
+    Linear,
+    Stack,
+    rotary_angles,
+    truncated_normal,
+)
 from videogen.schedules import decay
 from videogen.shapes import Codes, TokenGrid
 
@@ -36,6 +45,7 @@ class MaskedTransformer(nnx.Module):
       classes: number of class labels; ``None`` means a model without labels.
       null_keys: learned always-visible slots of the cross-attention.
       rotary: 3-D rotary positions in self-attention, beside the learned table.
+      position_generator: depthwise convolutions over the grid, as in phenaki-pytorch.
       dropout: rate on the residual branches.
       training_schedule: law of the mask ratio over u ~ U(0, 1): ``linear`` is the paper's uniform ratio,
         ``cosine`` that of MaskGIT and phenaki-pytorch.
@@ -56,6 +66,7 @@ class MaskedTransformer(nnx.Module):
         classes: int | None = None,
         null_keys: int = 0,
         rotary: bool = False,
+        position_generator: bool = False,
         dropout: float = 0.0,
         training_schedule: str = "linear",
         condition_drop: float = 0.1,
@@ -79,6 +90,7 @@ class MaskedTransformer(nnx.Module):
                 mlp_width,
                 context_width=context_width,
                 null_keys=null_keys,
+                position_generator="bidirectional" if position_generator else None,
                 depth=layers,
                 dropout=dropout,
                 dtype=dtype,
@@ -112,14 +124,23 @@ class MaskedTransformer(nnx.Module):
         key: jax.Array | None = None,
     ) -> Float[Array, "batch tokens vocabulary"]:
         """Float32 logits of every place; ``ids`` may hold ``mask_id``, ``exists`` hides places from attention."""
+        batch, length = ids.shape
         x = self.embedding(ids)
-        x = x + self.positions(ids.shape[1]).astype(x.dtype)
+        x = x + self.positions(length).astype(x.dtype)
         context = context_mask = None
         if self.context is not None:
             context, context_mask = self.context(conditioning)
-        rotary = rotary_angles(self.grid.shape, self.head_width)[: ids.shape[1]] if self.rotary else None
-        x = self.stack(x, key_mask=exists, rotary=rotary, context=context, context_mask=context_mask, key=key)
-        return self.head(self.norm(x)).astype(jnp.float32)
+        x = x.reshape(batch, -1, self.grid.height, self.grid.width, x.shape[-1])
+        x = self.stack(
+            x,
+            attended_axes=3,
+            key_mask=exists,
+            rotary=rotary_angles(self.grid.shape, self.head_width)[:length] if self.rotary else None,
+            context=context,
+            context_mask=context_mask,
+            key=key,
+        )
+        return self.head(self.norm(x)).astype(jnp.float32).reshape(batch, length, self.vocabulary)
 
     def loss(
         self, codes: Codes, conditioning: Conditioning, key: jax.Array, *, train: bool = True

@@ -6,18 +6,18 @@ from videogen.nn.masks import BlockCausal, Causal, Full, Mask, PrefixLM, Window,
 from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
 from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
 from videogen.nn.positions import (
-    CausalPositionGenerator,
     ContinuousPositionBias,
     LearnedPositions,
+    PositionGenerator,
     rotary_angles,
     rotate,
 )
 from videogen.nn.transformer import MLP, NORMS, REMAT_POLICIES, Block, Stack, dropout
 
 __all__ = [
-    "MLP", "NORMS", "REMAT_POLICIES", "Attention", "Block", "BlockCausal", "Causal", "CausalPositionGenerator",
+    "MLP", "NORMS", "REMAT_POLICIES", "Attention", "Block", "BlockCausal", "Causal",
     "ContinuousPositionBias", "Embedding", "FirstFramePatches", "FirstFramePixels", "Full", "LayerNorm",
-    "LearnedPositions", "Linear", "Mask", "PrefixLM", "RMSNorm", "Stack", "Window", "attend", "dropout",
+    "LearnedPositions", "Linear", "Mask", "PositionGenerator", "PrefixLM", "RMSNorm", "Stack", "Window", "attend", "dropout",
     "grid_of", "l2_normalize", "mask_array", "parameter", "patchify", "rotary_angles", "rotate",
     "truncated_normal", "unpatchify",
 ]

@@ -88,20 +88,25 @@ class ContinuousPositionBias(nnx.Module):
         return jnp.moveaxis(values[index], -1, 0)
 
 
-class CausalPositionGenerator(nnx.Module):
-    """Depthwise 3×3×3 convolution, causal in time, whose output is added to the tokens (PEG, phenaki-pytorch).
+class PositionGenerator(nnx.Module):
+    """Depthwise 3×3×3 convolution whose output is added to the tokens (PEG; in phenaki-pytorch's temporal layers).
 
     Written as shift-and-add over the 27 taps: grouped convolutions are several times slower on CPU, and the
     taps fuse into one pass on accelerators.
+
+    Args:
+      width: token width.
+      causal: look at the past and present only along time; otherwise one step both ways.
     """
 
-    def __init__(self, width: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.dtype = dtype
+    def __init__(self, width: int, *, causal: bool, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.causal, self.dtype = causal, dtype
         self.taps = parameter(rngs, (3, 3, 3, width), (None, None, None, "embed"), truncated_normal(0.02))
 
     def __call__(self, x: Float[Array, "batch a b c width"], *, time_axis: int) -> Float[Array, "batch a b c width"]:
         """Adds the position signal; ``time_axis`` (1 or 3) says which grid axis is time, the others are space."""
-        pad = [(0, 0)] + [(2, 0) if axis == time_axis else (1, 1) for axis in (1, 2, 3)] + [(0, 0)]
+        time = (2, 0) if self.causal else (1, 1)
+        pad = [(0, 0)] + [time if axis == time_axis else (1, 1) for axis in (1, 2, 3)] + [(0, 0)]
         padded = jnp.pad(x.astype(self.dtype), pad)
         taps = self.taps.get_value().astype(self.dtype)
         if time_axis == 3:

@@ -13,7 +13,7 @@ from videogen.nn.attention import Attention
 from videogen.nn.linear import Linear, truncated_normal
 from videogen.nn.masks import Full, Mask
 from videogen.nn.norms import LayerNorm, RMSNorm
-from videogen.nn.positions import CausalPositionGenerator
+from videogen.nn.positions import PositionGenerator
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 REMAT_POLICIES = {
@@ -56,7 +56,8 @@ class Block(nnx.Module):
       heads: attention heads.
       mlp_width: hidden width of the MLP.
       context_width: width of the cross-attended context; ``None`` leaves cross-attention out.
-      time_axis: grid axis (1 or 3) of time for the causal position generator; ``None`` leaves it out.
+      position_generator: ``"causal"`` or ``"bidirectional"`` in time; ``None`` leaves it out.
+      time_axis: grid axis (1 or 3) of time, for the position generator.
       null_keys: learned always-visible key/value slots of the cross-attention.
       depth: number of layers of the stack; residual outputs start at 1/sqrt(2·depth).
       dropout: rate on both residual branches.
@@ -69,7 +70,8 @@ class Block(nnx.Module):
         mlp_width: int,
         *,
         context_width: int | None = None,
-        time_axis: int | None = None,
+        position_generator: str | None = None,
+        time_axis: int = 1,
         null_keys: int = 0,
         norm: str = "rms",
         qk_norm: bool = True,
@@ -84,7 +86,9 @@ class Block(nnx.Module):
         common = dict(dtype=dtype, rngs=rngs, out_scale=out_scale)
         self.time_axis, self.dropout = time_axis, dropout
         self.position_generator = (
-            CausalPositionGenerator(width, dtype=dtype, rngs=rngs) if time_axis is not None else None
+            PositionGenerator(width, causal=position_generator == "causal", dtype=dtype, rngs=rngs)
+            if position_generator
+            else None
         )
         self.attention_norm = NORMS[norm](width, rngs=rngs)
         self.attention = Attention(width, heads, qk_norm=qk_norm, **common)
@@ -114,7 +118,9 @@ class Block(nnx.Module):
         """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         if self.position_generator is not None:
-            x = self.position_generator(x, time_axis=self.time_axis)
+            # Places that do not exist must not leak into their neighbours.
+            seen = x if key_mask is None else jnp.where(key_mask.reshape(*x.shape[:-1], 1), x, 0)
+            x = self.position_generator(seen, time_axis=self.time_axis)
         shape = x.shape
         sequence = 1
         for size in shape[-1 - attended_axes : -1]:
@@ -123,8 +129,9 @@ class Block(nnx.Module):
         y = self.attention(y, mask=mask, key_mask=key_mask, bias=bias, rotary=rotary)
         x = x + dropout(y.reshape(shape), self.dropout, keys[0])
         if self.cross_attention is not None:
-            y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask)
-            x = x + dropout(y, self.dropout, keys[1])
+            y = self.cross_norm(x).reshape(shape[0], -1, shape[-1])
+            y = self.cross_attention(y, context, key_mask=context_mask)
+            x = x + dropout(y.reshape(shape), self.dropout, keys[1])
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, keys[2])
 
 

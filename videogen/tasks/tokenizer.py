@@ -11,8 +11,18 @@ from jaxtyping import Array, Float
 
 from videogen import losses, tokenizers
 from videogen.evaluation import bits_per_pixel, codebook_usage, perplexity, psnr, ssim, to_unit
-from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_pixels, to_video, weighted_mean
 from videogen.shapes import VideoShape
+from videogen.tasks.base import (
+    Batch,
+    Modules,
+    Outcome,
+    Picture,
+    dtype_of,
+    parts,
+    to_pixels,
+    to_video,
+    weighted_mean,
+)
 
 
 class TokenizerTask:
@@ -37,9 +47,12 @@ class TokenizerTask:
         model.grid(VideoShape(clip.frames, clip.height, clip.width))
         modules = {"tokenizer": model}
         if "discriminator" in self.losses:
-            size = min(clip.height, clip.width)
             modules["discriminator"] = losses.StyleDiscriminator(
-                size, self.weights.adversarial.channels, dtype=dtype_of(self.config), rngs=rngs
+                clip.height,
+                clip.width,
+                channel_multiplier=self.weights.adversarial.channel_multiplier,
+                dtype=dtype_of(self.config),
+                rngs=rngs,
             )
         return modules
 

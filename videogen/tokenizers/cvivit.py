@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from videogen import quantizers
 from videogen.nn import (
+    NORMS,
     Block,
     Causal,
     ContinuousPositionBias,
     FirstFramePatches,
     FirstFramePixels,
     Linear,
-    NORMS,
     Stack,
     grid_of,
     rotary_angles,
@@ -42,12 +42,14 @@ class FactorisedStack(nnx.Module):
         depth = spatial_layers + temporal_layers
         self.head_width = width // heads
 
-        def make(time_axis: int | None):
-            return lambda r: Block(width, heads, mlp_width, time_axis=time_axis, depth=depth, dtype=dtype, rngs=r)
+        def make(**positions: Any) -> Any:
+            return lambda r: Block(width, heads, mlp_width, depth=depth, dtype=dtype, rngs=r, **positions)
 
         # Spatial layers know places by the relative bias, temporal layers by the causal position generator.
-        self.spatial = Stack(make(None), spatial_layers, remat=remat, rngs=rngs)
-        self.temporal = Stack(make(3), temporal_layers, remat=remat, rngs=rngs)
+        self.spatial = Stack(make(), spatial_layers, remat=remat, rngs=rngs)
+        self.temporal = Stack(
+            make(position_generator="causal", time_axis=3), temporal_layers, remat=remat, rngs=rngs
+        )
         self.bias = ContinuousPositionBias(heads, dtype=dtype, rngs=rngs)
 
     def space(self, x: Latents) -> Latents:

@@ -20,7 +20,14 @@ from videogen.training.checkpoints import Checkpoints, abstract_state
 from videogen.training.inputs import build_pipeline, build_source, held_out_batches, place, text_tokenizer
 from videogen.training.loading import CONFIG, frozen_modules
 from videogen.training.metrics import MetricsWriter, Progress
-from videogen.training.state import State, Structure, new_state, parameter_count, state_shardings, structure_of
+from videogen.training.state import (
+    State,
+    Structure,
+    new_state,
+    parameter_count,
+    state_shardings,
+    structure_of,
+)
 from videogen.training.step import make_train_step
 
 FREE_KEYS = ("steps", "log_every", "eval_every", "checkpoint_every", "data.workers", "parallel.mesh", "tokenizer")

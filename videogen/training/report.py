@@ -9,7 +9,6 @@ import dataclasses
 import html
 import io
 import itertools
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
-from videogen.data.video_io import write_video
+from videogen.data.video_io import Frames, side_by_side, write_video
 from videogen.errors import UserError
-
-Frames = UInt8[np.ndarray, "time height width 3"]
+from videogen.training.metrics import read_metrics
 
 METRICS = {
     "loss": ("loss", "", "lower is better"),
@@ -36,16 +34,12 @@ METRICS = {
     "ssim": ("SSIM", "1 = identical", "higher is better"),
     "codebook_usage": ("codebook usage", "share of codes", "higher is better"),
     "codebook_perplexity": ("codebook perplexity", "codes in effective use", "higher is better"),
-    "cross_entropy": ("cross entropy of masked tokens", "nats per token", "lower is better"),
-    "accuracy": ("masked tokens guessed right", "share", "higher is better"),
+    "accuracy": ("accuracy", "share of hidden codes", "higher is better"),
     "learning_rate": ("learning rate", "", "as scheduled"),
     "gradient_norm": ("gradient norm", "", "steady, without spikes"),
     "videos_per_second": ("training speed", "videos/s", "higher is better"),
 }
 """Metric name without its prefix -> (title, unit, what good looks like); others show under their own name."""
-
-_CLIP_PIXELS = 160
-"""Width clips are enlarged to, about: encoding tiny frames directly would halve their colour resolution."""
 
 _STRIP_FRAMES = 5
 _INK = "#0a0b0c"
@@ -94,14 +88,14 @@ class Figures:
 class Curves:
     """One small chart for each of ``keys`` (metric names without prefix) that ``metrics.jsonl`` has.
 
-    ``train/NAME`` and ``eval/NAME`` share a chart. Raises UserError when the file cannot be read.
+    ``train/NAME`` and ``eval/NAME`` share a chart. Raises UserError when the file holds no metrics.
     """
 
     path: Path
     keys: Sequence[str]
 
     def render(self) -> str:
-        series = read_metrics(self.path)
+        series = _series(self.path)
         charts = []
         for key in self.keys:
             lines = {name: points for name, points in series.items() if name.rpartition("/")[2] == key}
@@ -123,11 +117,10 @@ class Pairs:
         cards = []
         for pair in zip(self.originals, self.reconstructions, self.captions, strict=True):
             original, reconstruction, caption = pair
-            gap = np.full_like(original[:, :, :1], 128)
-            video = np.concatenate([original, gap, reconstruction], axis=2)
+            video = side_by_side((original, reconstruction))
             stills = np.concatenate([_strip(original), _strip(reconstruction)])
             labels = '<div class="sides"><span>original</span><span>reconstruction</span></div>'
-            cards.append(_card(video, stills, caption, labels, self.fps, scale=_scale(original)))
+            cards.append(_card(video, stills, labels, caption, "", self.fps))
         return f'<div class="clips wide">{"".join(cards)}</div>'
 
 
@@ -150,7 +143,7 @@ class Clips:
             marks = "".join(_mark(name, right) for name, right in checks.items())
             note = f'<div class="marks">{marks}</div>' if marks else ""
             note += f"<small>the judge saw: {html.escape(reading)}</small>" if reading else ""
-            cards.append(_card(video, _strip(video), caption, note, self.fps, scale=_scale(video)))
+            cards.append(_card(video, _strip(video), "", caption, note, self.fps))
         return f'<div class="clips">{"".join(cards)}</div>'
 
 
@@ -177,7 +170,7 @@ def write_report(path: Path, title: str, sections: Sequence[Section], commands: 
       commands: the exact commands that made the run, shown at the end.
 
     Raises:
-      UserError: a metrics file that a section names cannot be read.
+      UserError: a metrics file that a section names is missing or empty.
     """
     path = Path(path)
     titles = [html.escape(section.title) for section in sections]
@@ -191,29 +184,19 @@ def write_report(path: Path, title: str, sections: Sequence[Section], commands: 
     unfinished.replace(path)
 
 
-def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads ``metrics.jsonl`` into metric name -> (steps, values), in order of step.
-
-    A step that was repeated after a restart counts once, as it was last; a line that a kill cut short is left
-    out.
+def _series(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric name -> (steps, values) of a ``metrics.jsonl``.
 
     Raises:
-      UserError: no such file.
+      UserError: nothing has been logged there.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; a run directory has it once training has logged a step")
-    series: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
+    series: dict[str, list[tuple[float, float]]] = {}
+    for record in read_metrics(path):
         for name in record.keys() - {"step"}:
-            if isinstance(record[name], int | float):
-                series.setdefault(name, {})[record["step"]] = record[name]
-    ordered = {name: sorted(points.items()) for name, points in sorted(series.items())}
-    return {name: tuple(np.array(points, float).T) for name, points in ordered.items()}
+            series.setdefault(name, []).append((record["step"], record[name]))
+    if not series:
+        raise UserError(f"{path} holds no metrics; a run directory has some once training has logged a step")
+    return {name: tuple(np.array(points, float).T) for name, points in series.items()}
 
 
 def _chart(key: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
@@ -222,7 +205,7 @@ def _chart(key: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
     figure = Figure(figsize=(3.5, 2.3), layout="constrained")
     axes = figure.subplots()
     colours = itertools.cycle(_COLOURS)
-    for name, (steps, values) in sorted(lines.items()):
+    for name, (steps, values) in sorted(lines.items(), reverse=True):
         colour = next(colours)
         smooth = _running_mean(values)
         if smooth is not None:
@@ -244,9 +227,10 @@ def _chart(key: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray | None:
-    """Mean over a centred window of a twentieth of the series; ``None`` for short series, which need none."""
+    """Mean over a centred window of a twentieth of the series; ``None`` for short or smooth series."""
     window = len(values) // 20
-    if window < 2:
+    turns = np.mean(np.diff(np.sign(np.diff(values))) != 0) if window else 0.0
+    if window < 2 or turns < 0.2:
         return None
     total = np.convolve(values, np.ones(window), "same")
     return total / np.convolve(np.ones(len(values)), np.ones(window), "same")
@@ -261,12 +245,8 @@ def _svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    text = re.sub(r"font: [^;\"]*?(\d[\d.]*px)[^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"font-family: [^;\"]*;", "", text)
     return text.replace(_INK, "currentColor")
-
-
-def _scale(video: Frames) -> int:
-    return max(1, round(_CLIP_PIXELS / video.shape[2]))
 
 
 def _strip(video: Frames) -> UInt8[np.ndarray, "height width 3"]:
@@ -276,19 +256,19 @@ def _strip(video: Frames) -> UInt8[np.ndarray, "height width 3"]:
     return np.concatenate([part for frame in frames for part in (line, frame)][1:], axis=1)
 
 
-def _card(video: Frames, stills: np.ndarray, caption: str, note: str, fps: float, scale: int) -> str:
-    """A playing clip, its filmstrip, its caption and what is said about it (``note``, HTML)."""
+def _card(video: Frames, stills: np.ndarray, labels: str, caption: str, note: str, fps: float) -> str:
+    """A playing clip, what its sides are (HTML), its filmstrip, its caption and remarks on it (HTML)."""
     text = html.escape(caption)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.mp4"
-        write_video(file, video, fps, scale=scale)
+        write_video(file, video, fps)
         movie = _data("video/mp4", file.read_bytes())
     png = io.BytesIO()
     imsave(png, stills, format="png")
     return (
-        f'<figure><video src="{movie}" autoplay loop muted playsinline aria-label="{text}"></video>'
+        f'<figure><video src="{movie}" autoplay loop muted playsinline aria-label="{text}"></video>{labels}'
         f'<img src="{_data("image/png", png.getvalue())}" alt="frames of: {text}">'
-        f"<figcaption>{note}<p>{text}</p></figcaption></figure>"
+        f"<figcaption><p>{text}</p>{note}</figcaption></figure>"
     )
 
 
@@ -317,46 +297,43 @@ def _paragraph(text: str) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2126; --soft: #626b76; --paper: #fbfaf8; --card: #fff;
-  --line: #e4e1db;
-  --right: #23794a; --wrong: #b3402e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e6e9; --soft: #9aa3ae; --paper: #15181c; --card:
-  #1d2126;
-  --line: #30363d; --right: #6cc08b; --wrong: #e68a78; } }
+  --line: #e4e1db; --right: #23794a; --wrong: #b3402e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e6e9; --soft: #9aa3ae; --paper: #15181c;
+  --card: #1d2126; --line: #30363d; --right: #6cc08b; --wrong: #e68a78; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 66rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color:
-  var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.9rem; margin: 0 0 .4rem; } h2 { font-size: 1.25rem; margin: 0 0 .3rem; }
+body { margin: 0 auto; max-width: 66rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.9rem; margin: 0 0 .4rem; }
+h2 { font-size: 1.25rem; margin: 0 0 .3rem; }
+a { color: inherit; }
+small { color: var(--soft); font-size: .8rem; line-height: 1.4; display: block; }
 section { margin-top: 2.6rem; border-top: 1px solid var(--line); padding-top: 1.6rem; }
 section > p { max-width: 46rem; margin: .4rem 0 1rem; }
 nav ol { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; margin: 0; list-style: none; }
-a { color: inherit; } small { color: var(--soft); font-size: .8rem; line-height: 1.4; display: block; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .9rem;
-  margin: 1rem 0; }
-.figure { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem
-  1rem; }
-.figure b { display: block; font-size: 1.6rem; line-height: 1.2; } .figure span { font-size: .9rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .9rem;
-  margin: 1rem 0; }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .9rem;
-  margin: 1rem 0; }
-.clips.wide { grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  padding: .7rem; }
+.figures, .charts, .clips { display: grid; gap: .9rem; margin: 1rem 0; }
+.figures { grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
+.clips { grid-template-columns: repeat(auto-fill, minmax(13.5rem, 1fr)); }
+.charts, .clips.wide { grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
+figure, .figure, pre { margin: 0; background: var(--card); border: 1px solid var(--line);
+  border-radius: .6rem; padding: .7rem; }
+.figure b { display: block; font-size: 1.6rem; line-height: 1.2; }
+.figure span { display: block; font-size: .9rem; line-height: 1.3; margin: .15rem 0 .3rem; }
 figure svg, video, img { width: 100%; height: auto; display: block; }
-video, img { image-rendering: pixelated; border-radius: .3rem; } img { margin-top: .4rem; }
+video, img { image-rendering: pixelated; border-radius: .3rem; }
+img { margin-top: .4rem; }
 figcaption p { margin: .4rem 0 0; font-size: .85rem; line-height: 1.4; }
-.sides { display: flex; justify-content: space-around; font-size: .75rem; color: var(--soft); margin-top:
-  .3rem; }
-.marks { display: flex; flex-wrap: wrap; gap: 0 .8rem; font-size: .85rem; margin-top: .4rem; }
-.right { color: var(--right); } .wrong { color: var(--wrong); }
-.scroll, pre { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem;
-  margin: 1rem 0; }
+.sides { display: flex; justify-content: space-around; font-size: .75rem; color: var(--soft);
+  margin-top: .3rem; }
+.marks { display: flex; flex-wrap: wrap; gap: 0 .8rem; font-size: .85rem; margin-top: .3rem; }
+.right { color: var(--right); }
+.wrong { color: var(--wrong); }
+.scroll, pre { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; margin: 1rem 0; }
 th, td { text-align: left; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } .number { font-variant-numeric: tabular-nums; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem;
-  font-size: .8rem; }
+th { color: var(--soft); font-weight: 600; }
+.number { font-variant-numeric: tabular-nums; }
+pre { font-size: .8rem; }
 """
 
 _PAGE = """<!doctype html>

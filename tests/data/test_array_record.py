@@ -1,0 +1,72 @@
+import json
+
+import numpy as np
+import pytest
+
+from videogen import data
+from videogen.data import Pipeline, records
+from videogen.data.array_record import write_array_record
+from videogen.data.clip import Clip
+from videogen.data.records import Records, RecordWriter
+from videogen.errors import UserError
+
+CLIP = Clip(4, 32, 32)
+
+
+def build(path, split="train"):
+    return data.build({"name": "array_record", "path": str(path)}, clip=CLIP, seed=0, split=split)
+
+
+def test_clips_come_back_like_from_their_files(make_video, tmp_path, numbers):
+    file = make_video("videos/x.mp4", frames=20)
+    samples = [{"video": file.read_bytes(), "caption": f"süß {i}", "label": i % 2} for i in range(3)]
+    write_array_record(tmp_path / "clips", samples, classes=("a", "b"))
+    source = build(tmp_path / "clips", "eval")
+    assert len(source) == 3 and source.classes == ("a", "b")
+    folder = data.build({"name": "video_folder", "path": str(file.parent)}, clip=CLIP, seed=0, split="eval")
+    for i in range(3):
+        sample = source[i]
+        np.testing.assert_array_equal(sample["video"], folder[0]["video"])
+        assert sample["caption"] == source.caption(i) == f"süß {i}" and sample["label"] == i % 2
+
+
+def test_unreadable_clips_are_skipped_by_record_number(make_video, tmp_path):
+    good = make_video("x.mp4").read_bytes()
+    write_array_record(tmp_path / "clips", [{"video": v} for v in (good, b"", b"nothing", good[:200])])
+    pipeline = Pipeline(build(tmp_path / "clips"), batch_size=2, seed=0, workers=1, text=None)
+    assert next(pipeline)["video"].shape == (2, 4, 32, 32, 3)
+    next(pipeline)
+    pipeline.close()
+    reasons = {name.rsplit(" ", 1)[1]: reason for name, reason in pipeline.skipped.items()}
+    assert reasons == {"1": "empty file", "2": "not a video container", "3": "index missing / truncated"}
+
+
+def test_half_written_foreign_and_missing_directories_are_refused(tmp_path):
+    with pytest.raises(RuntimeError), RecordWriter(tmp_path / "half", {"kind": "k"}) as writer:
+        writer.write({}, b"x")
+        raise RuntimeError
+    with pytest.raises(UserError, match="no complete directory of k"):
+        Records(tmp_path / "half", "k")
+    with pytest.raises(UserError, match="exists already"):
+        RecordWriter(tmp_path / "half", {"kind": "k"})
+    with RecordWriter(tmp_path / "other", {"kind": "other"}):
+        pass
+    with pytest.raises(UserError, match="holds 'other', not 'k'"):
+        Records(tmp_path / "other", "k")
+    with pytest.raises(UserError, match="no directory"):
+        Records(tmp_path / "none", "k")
+
+
+def test_missing_records_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "SHARD_BYTES", 100)
+    with RecordWriter(tmp_path / "r", {"kind": "k"}) as writer:
+        for i in range(10):
+            writer.write({"i": i}, bytes([i]) * 50)
+    files = sorted((tmp_path / "r").glob("*.array_record"))
+    assert len(files) == 5
+    read = Records(tmp_path / "r", "k")
+    assert [read[i] for i in (9, 0, 5)] == [({"i": i}, bytes([i]) * 50) for i in (9, 0, 5)]
+    assert json.loads((tmp_path / "r" / "meta.json").read_text())["count"] == len(read) == 10
+    files[2].unlink()
+    with pytest.raises(UserError, match="8 of 10 records"):
+        Records(tmp_path / "r", "k")

@@ -1,0 +1,90 @@
+import pickle
+
+import numpy as np
+import pytest
+import tokenizers
+
+from videogen.data.text import (
+    ByteTokenizer,
+    FileTokenizer,
+    build_text_tokenizer,
+    load_text_tokenizer,
+    train_bpe,
+)
+from videogen.errors import UserError
+
+CAPTIONS = [f"a {size} red circle moves {way}" for size in ("small", "large") for way in ("left", "up")]
+TEXTS = [*CAPTIONS, "", "größer 漢字 🙂", "x" * 100]
+
+
+@pytest.fixture
+def t5_like(tmp_path):
+    """A tokenizer.json that appends </s> as id 1 and pads with id 0, like T5's."""
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "circle"]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.enable_padding(length=99)
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("make", [lambda: ByteTokenizer(24), lambda: train_bpe(CAPTIONS, 300, 24)])
+def test_ids_and_masks(make):
+    tokenizer = make()
+    ids, mask = tokenizer.encode(TEXTS)
+    assert ids.shape == mask.shape == (len(TEXTS), 24)
+    assert ids.dtype == np.int32 and mask.dtype == bool
+    assert ids.max() < tokenizer.vocabulary_size and (ids[mask] > 0).all() and (ids[~mask] == 0).all()
+    # Padding only ever follows text.
+    assert (np.diff(mask.astype(int), axis=1) <= 0).all()
+    assert not mask[TEXTS.index("")].any() and mask[-1].all()
+    assert len({row.tobytes() for row in ids}) == len(TEXTS)
+
+
+def test_bytes_are_the_utf8_bytes():
+    ids, mask = ByteTokenizer(8).encode(["aé"])
+    assert ids[0].tolist() == [98, 196, 170, 0, 0, 0, 0, 0]
+
+
+def test_bpe_is_deterministic_and_shorter_than_bytes():
+    first, again = train_bpe(CAPTIONS, 300, 64), train_bpe(CAPTIONS, 300, 64)
+    np.testing.assert_array_equal(first.encode(TEXTS)[0], again.encode(TEXTS)[0])
+    assert first.vocabulary_size <= 300
+    assert first.encode(CAPTIONS)[1].sum() < ByteTokenizer(64).encode(CAPTIONS)[1].sum() / 3
+
+
+def test_t5_files_end_with_their_end_token_even_when_cut(t5_like):
+    tokenizer = FileTokenizer(t5_like, 4)
+    ids, mask = tokenizer.encode(["a red circle a red circle", "red"])
+    assert ids.tolist() == [[3, 4, 5, 1], [4, 1, 0, 0]]
+    assert mask.sum(1).tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "t5"])
+def test_saving_and_pickling_keep_the_ids(kind, t5_like, tmp_path):
+    makers = {
+        "bytes": lambda: ByteTokenizer(12),
+        "bpe": lambda: train_bpe(CAPTIONS, 300, 12),
+        "t5": lambda: FileTokenizer(t5_like, 12),
+    }
+    tokenizer = makers[kind]()
+    tokenizer.save(tmp_path / "saved")
+    expected = tokenizer.encode(TEXTS)
+    for other in (load_text_tokenizer(tmp_path / "saved"), pickle.loads(pickle.dumps(tokenizer))):
+        for left, right in zip(expected, other.encode(TEXTS), strict=True):
+            np.testing.assert_array_equal(left, right)
+        assert (other.vocabulary_size, other.length) == (tokenizer.vocabulary_size, 12)
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'bytes'"):
+        build_text_tokenizer({"name": "byte", "length": 8})
+    with pytest.raises(UserError, match="no text tokenizer"):
+        build_text_tokenizer({"name": "huggingface", "path": str(tmp_path), "length": 8})
+    with pytest.raises(UserError, match="no text tokenizer"):
+        load_text_tokenizer(tmp_path)

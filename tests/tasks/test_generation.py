@@ -1,0 +1,94 @@
+"""The Phenaki sheet's invariants 10-12: extension, stories and image animation with a tiny untrained system."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import phenaki
+from videogen import tasks
+from videogen.errors import UserError
+from videogen.shapes import Extension
+
+WINDOW = 5
+
+
+@pytest.fixture(scope="module")
+def generator():
+    config = phenaki.get_config("stage=generator,size=debug")
+    config.data.clip.update({"frames": WINDOW, "height": 16, "width": 16})
+    config.tokenizer.model.update(
+        {"width": 32, "heads": 2, "mlp_width": 64, "encoder_layers": (1, 1), "decoder_layers": (1, 1)}
+    )
+    config.tokenizer.model.quantizer.size = 32
+    config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
+    config.text.encoder.update({"width": 32, "heads": 2})
+    config.sampler.update({"steps": 3, "guidance_scale": 1.0, "choice_temperature": 1.0})
+    task = tasks.build(config)
+    rngs = nnx.Rngs(0)
+    modules = task.init(rngs) | task.frozen(lambda directory: task._build_tokenizer())
+    # Untrained text hardly moves an untrained generator: stronger text makes the prompt matter.
+    text = modules["generator"].text_encoder.embedding.table
+    text.set_value(text.get_value() * 500)
+    return tasks.VideoGenerator(task, modules)
+
+
+def text(*ids: int) -> dict[str, np.ndarray]:
+    return {"text_ids": np.array([[i] * 4 for i in ids], np.int32), "text_mask": np.ones((len(ids), 4), bool)}
+
+
+@pytest.mark.parametrize(("segments", "frames"), [(1, 11), (2, 17), (3, 23)])
+def test_segments_of_the_paper_add_six_frames(segments, frames):
+    extension = Extension(window=11, overlap=5)
+    assert extension.frames(segments) == frames == 11 + (segments - 1) * (11 - 5)
+    assert extension.segments(frames) == segments and extension.segments(frames + 1) == segments + 1
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 6, 7, 8, 12])
+def test_any_length_can_be_drawn(generator, frames):
+    video = generator.generate(text(1, 2), frames, seed=0, overlap=3)
+    assert video.shape == (2, frames, 16, 16, 3) and video.dtype == np.uint8
+
+
+def test_a_longer_video_starts_with_the_shorter_one(generator):
+    short, long = (generator.generate(text(1), n, seed=0, overlap=3) for n in (WINDOW, 11))
+    np.testing.assert_array_equal(long[:, :WINDOW], short)
+    seven = generator.generate(text(1), 7, seed=0, overlap=3)
+    np.testing.assert_array_equal(long[:, :7], seven)
+
+
+def test_a_segment_depends_on_the_prompts_up_to_it_only(generator):
+    one = generator.generate([text(1), text(2), text(3)], 9, seed=0, overlap=3)
+    other = generator.generate([text(1), text(2), text(9)], 9, seed=0, overlap=3)
+    np.testing.assert_array_equal(one[:, :7], other[:, :7])
+    changed = generator.generate([text(1), text(9), text(3)], 9, seed=0, overlap=3)
+    np.testing.assert_array_equal(one[:, :5], changed[:, :5])
+    assert (one[:, 5:] != changed[:, 5:]).any()
+
+
+def test_overlap_is_encoded_through_the_first_frame_path(generator):
+    """The kept frames enter as a fresh clip: their prefix codes are those of the kept frames alone."""
+    video = generator.generate(text(1), WINDOW, seed=0, overlap=3)
+    state = generator._states["tokenizer"]
+    kept = generator._tokenize(state, video[:, -3:])
+    whole = generator._tokenize(state, video)
+    assert kept.grid.time == 2
+    assert (kept.indices[:, 0] != whole.indices[:, 1]).any()
+
+
+def test_animation_starts_with_the_picture(generator):
+    still = np.random.default_rng(0).integers(0, 256, (2, 1, 16, 16, 3)).astype(np.uint8)
+    video = generator.generate(text(1, 2), WINDOW, seed=0, first_frames=still)
+    np.testing.assert_array_equal(video[:, :1], still)
+    assert video.shape[1] == WINDOW
+
+
+def test_seed_decides_everything(generator):
+    same = [generator.generate(text(1), WINDOW, seed=s) for s in (3, 3, 4)]
+    np.testing.assert_array_equal(same[0], same[1])
+    assert (same[0] != same[2]).any()
+
+
+@pytest.mark.parametrize("overlap", [2, 5, 0])
+def test_impossible_overlaps_are_refused(generator, overlap):
+    with pytest.raises(UserError):
+        generator.generate(text(1), 9, seed=0, overlap=overlap)

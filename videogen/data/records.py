@@ -1,0 +1,124 @@
+"""A directory of records with random access: array_record files and a ``meta.json`` that says what they are.
+
+A record is a JSON header and a payload of bytes. ``meta.json`` is written last, so a directory whose writing
+was cut off is recognised, and refused.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from array_record.python import array_record_data_source, array_record_module
+
+from videogen.data.source import SampleError
+from videogen.errors import UserError
+
+META = "meta.json"
+SHARD_BYTES = 2**31
+"""A new file is begun beyond this size."""
+
+
+class RecordWriter:
+    """Writes a new directory of records; use it in a ``with`` block, whose clean end completes the directory.
+
+    Args:
+      directory: made here; must not exist.
+      meta: what the records are; ``count`` is added.
+
+    Raises:
+      UserError: the directory exists.
+    """
+
+    def __init__(self, directory: str | os.PathLike, meta: Mapping[str, Any]):
+        self._directory = Path(directory)
+        try:
+            self._directory.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"{directory} exists already; choose another directory or remove it") from None
+        self.meta = dict(meta)
+        self._count = 0
+        self._shards = 0
+        self._bytes = 0
+        self._writer = None
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def write(self, header: Mapping[str, Any], payload: bytes) -> None:
+        """Appends a record."""
+        if self._writer is None:
+            name = f"records-{self._shards:05d}.array_record"
+            self._writer = array_record_module.ArrayRecordWriter(str(self._directory / name), "group_size:1")
+            self._shards += 1
+        encoded = json.dumps(header, ensure_ascii=False).encode()
+        self._writer.write(struct.pack("<I", len(encoded)) + encoded + payload)
+        self._count += 1
+        self._bytes += len(encoded) + len(payload)
+        if self._bytes >= SHARD_BYTES:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._bytes = None, 0
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._end_shard()
+        if kind is None:
+            draft = self._directory / f"{META}.draft"
+            draft.write_text(json.dumps(self.meta | {"count": self._count}, indent=1) + "\n")
+            draft.replace(self._directory / META)
+
+
+class Records:
+    """Reads a directory of records.
+
+    Args:
+      directory: what a ``RecordWriter`` wrote.
+      kind: what ``meta["kind"]`` must say.
+
+    Attributes:
+      meta: what was given to the writer, and ``count``.
+
+    Raises:
+      UserError: the directory is missing, incomplete or of another kind.
+    """
+
+    def __init__(self, directory: str | os.PathLike, kind: str):
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise UserError(f"no directory {directory}; set data.source.path to a directory of {kind}")
+        try:
+            self.meta = json.loads((directory / META).read_text())
+        except (OSError, ValueError):
+            raise UserError(
+                f"{directory} is no complete directory of {kind} (no {META}); write it again"
+            ) from None
+        if self.meta.get("kind") != kind:
+            raise UserError(f"{directory} holds {self.meta.get('kind')!r}, not {kind!r}")
+        self._directory = directory
+        files = sorted(str(file) for file in directory.glob("records-*.array_record"))
+        self._source = array_record_data_source.ArrayRecordDataSource(files) if files else ()
+        if len(self._source) != self.meta["count"]:
+            raise UserError(
+                f"{directory} has {len(self._source)} of {self.meta['count']} records; write it again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], bytes]:
+        """The header and payload of a record.
+
+        Raises:
+          SampleError: the record is damaged.
+        """
+        try:
+            record = self._source[index]
+            (size,) = struct.unpack_from("<I", record)
+            return json.loads(record[4 : 4 + size]), record[4 + size :]
+        except (ValueError, IndexError, RuntimeError, OSError, struct.error) as error:
+            raise SampleError(f"{self._directory}, record {index}", "damaged record") from error

@@ -1,0 +1,118 @@
+"""Prepared TensorFlow Datasets, read without TensorFlow."""
+
+import types
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import tensorflow_datasets
+from tensorflow_datasets.core.features import video_feature
+
+from videogen.data.clip import Clip
+from videogen.data.source import SampleError, Source
+from videogen.errors import UserError
+
+VIDEO_FIELDS = ("video", "image_sequence")
+EVAL_SPLITS = ("validation", "test")
+
+
+class TFDSSource(Source):
+    """A data set prepared with ``file_format="array_record"``; only that format has random access.
+
+    The video is the field ``video`` or ``image_sequence``, grey or RGB; ``label`` and ``caption`` are used
+    where they exist. Windows and crops are random in 'train' and central in 'eval'. All stored frames of a
+    sample are decoded for each window: for long videos encoded clips (``array_record``) are faster.
+
+    Args:
+      clip: the size of the samples; without ``fps`` they are consecutive frames.
+      seed: with the index, decides window and crop of ``source[index]``.
+      split: 'train' or 'eval'.
+      path: the directory that holds ``dataset_info.json``.
+      fps: rate of the stored frames, which the data set does not tell; needed with ``clip.fps``.
+      train_split: the part of the data set to train on; slices such as "train[:90%]" work.
+      eval_split: the part to evaluate on; by default 'validation' or else 'test'.
+
+    Raises:
+      UserError: no prepared data set, another file format, or no such split or field.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip: Clip,
+        seed: int,
+        split: str,
+        path: str,
+        fps: float | None = None,
+        train_split: str = "train",
+        eval_split: str = "",
+    ):
+        super().__init__(clip=clip, seed=seed, split=split)
+        if clip.fps is not None and fps is None:
+            raise UserError("these videos have no time stamps: give data.source.fps, or no data.clip.fps")
+        self._path = path
+        self._stride = fps / clip.fps if clip.fps else 1.0
+        self._fps = clip.fps or fps or 1.0
+        builder = _builder(path)
+        info = builder.info
+        if split == "eval" and not eval_split:
+            eval_split = next((name for name in EVAL_SPLITS if name in info.splits), "")
+            if not eval_split:
+                known = ", ".join(info.splits)
+                raise UserError(f"{path} has no validation or test split, only {known}; set eval_split")
+        try:
+            part = train_split if split == "train" else eval_split
+            self._records = builder.as_data_source(part)
+        except ValueError as error:
+            raise UserError(
+                f"{path}: {str(error).splitlines()[0]}; known: {', '.join(info.splits)}"
+            ) from error
+        self._field = next((name for name in VIDEO_FIELDS if name in info.features), None)
+        if self._field is None:
+            raise UserError(
+                f"{path} has no field {' or '.join(VIDEO_FIELDS)}, only {', '.join(info.features)}"
+            )
+        if "label" in info.features:
+            self.classes = tuple(info.features["label"].names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Cuts one window out of video ``index``; in 'eval' it does not depend on ``rng``."""
+        record = self._records[index]
+        choice = rng if self.split == "train" else None
+        frames = record[self._field]
+        offsets = np.floor(np.arange(self.clip.frames) * self._stride + 1e-6).astype(int)
+        spare = len(frames) - 1 - offsets[-1]
+        if spare < 0:
+            reason = f"too short, {len(frames)} frames where a clip needs {offsets[-1] + 1}"
+            raise SampleError(f"{self._path}, {self.split} record {index}", reason)
+        start = spare // 2 if choice is None else int(choice.integers(spare + 1))
+        window = np.stack([np.asarray(frames[start + offset], np.uint8) for offset in offsets])
+        window = np.broadcast_to(window, (*window.shape[:3], 3))
+        sample = {"video": self.clip.fit(window, choice), "caption": _text(record), "fps": self._fps}
+        return sample | {"label": int(record["label"])} if self.classes else sample
+
+
+def _text(record: dict[str, Any]) -> str:
+    text = record.get("caption", "")
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def _builder(path: str) -> tensorflow_datasets.core.DatasetBuilder:
+    """Opens a prepared data set."""
+    # The Video feature asks TensorFlow for one thing only, to turn the name of a dtype into a dtype.
+    numpy_for_tensorflow = types.SimpleNamespace(dtypes=types.SimpleNamespace(as_dtype=np.dtype))
+    try:
+        with mock.patch.object(video_feature, "tf", numpy_for_tensorflow):
+            builder = tensorflow_datasets.builder_from_directory(path)
+    except (OSError, ValueError, tensorflow_datasets.core.dataset_info.DatasetInfoFileError) as error:
+        raise UserError(f"no prepared data set in {path}: it must hold dataset_info.json") from error
+    stored = builder.info.file_format.value
+    if stored != "array_record":
+        raise UserError(
+            f"{path} is stored as {stored}, which has no random access; prepare it again "
+            'with file_format="array_record"'
+        )
+    return builder
