@@ -26,7 +26,7 @@ lint: .venv/.dev
 	.venv/bin/lint-imports
 
 docs: .venv/.dev
-	.venv/bin/mkdocs build --strict --quiet --site-dir=site
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet --site-dir=site
 	@echo "docs: site/index.html"
 
 clean:

@@ -4,7 +4,7 @@
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 setting (sections 2.1, 2.2 and 5). Losses without public weights (perceptual networks) are off until the user names a
-file: ``--config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1``.
+file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -86,8 +86,8 @@ def generator(size: str) -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
-    # The tokenizer's model is filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": cvivit(size)}
+    # Model and hash are filled in from the checkpoint when the run starts.
+    config.tokenizer = {"checkpoint": "", "model": cvivit(size), "hash": ""}
     config.model = {"name": "masked", "training_schedule": "linear", "condition_drop": 0.1}
     config.sampler = {
         "name": "maskgit",
@@ -122,7 +122,7 @@ def generator(size: str) -> ConfigDict:
         config.data.batch_size, config.data.image_batch_size, config.data.workers = 512, 128, 16
         # The sheet gives no T5 size; the 4.6B encoder of T5-XXL v1.1 has width 4096.
         config.text = {
-            "encoder": {"name": "t5", "path": "", "width": 4096},
+            "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
             "tokenizer": {"name": "huggingface", "path": "", "length": 77},
         }
         config.model.update({"width": 2048, "layers": 24, "heads": 32, "mlp_width": 8192})

@@ -163,8 +163,9 @@ def read_config(arguments: list[str]) -> Any:
     try:
         values(argv)
     except AttributeError as error:
-        # ml_collections wraps the KeyError that names the key and its near matches.
-        raise UserError(f"the config has no setting {error.args[0].args[0]}") from error
+        # For an unknown key ml_collections wraps the KeyError that names it and its near matches.
+        unknown = isinstance(error.args[0], KeyError)
+        raise UserError(f"the config has no setting {error.args[0].args[0]}" if unknown else str(error)) from error
     except (flags.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     return holder.value

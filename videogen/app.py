@@ -1,6 +1,7 @@
 """What every command shares: bad input gives one line and exit code 2, and the config flag."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from logging import WARNING
@@ -61,11 +62,21 @@ def _parse(argv: list[str]) -> list[str]:
             return app.parse_flags_with_usage(argv)
         # Config files import their neighbours (configs.common).
         sys.path.insert(0, os.getcwd())
-        return flags.FLAGS(argv)
+        remaining = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and not isinstance(flags.FLAGS.config, str | None):
+            list(flags.FLAGS.config)  # a file that could not be loaded says so on first use
+        return remaining
+    except flags.IllegalFlagValueError as error:
+        missing = re.fullmatch(r"flag --(\w+)=None: .*", str(error))
+        fail(UserError(f"--{missing[1]} is missing; see --help") if missing else error)
     except flags.Error as error:
         fail(error)
-    except FileNotFoundError as error:
-        fail(UserError(f"no config file {error.filename or error}; see configs/"))
-    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        lines = str(error).splitlines()
+        fail(UserError(f"{next((x for x in reversed(lines) if x.strip()), error)}; the configs are in configs/"))
+    except KeyError as error:
+        # str() of a KeyError is the repr of its message.
+        fail(UserError(error.args[0]))
+    except (UserError, AttributeError, TypeError, ValueError) as error:
         fail(error)
     return argv

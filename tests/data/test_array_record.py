@@ -8,6 +8,7 @@ from videogen.data import Pipeline, records
 from videogen.data.array_record import write_array_record
 from videogen.data.clip import Clip
 from videogen.data.records import Records, RecordWriter
+from videogen.data.source import SampleError
 from videogen.errors import UserError
 
 CLIP = Clip(4, 32, 32)
@@ -39,6 +40,41 @@ def test_unreadable_clips_are_skipped_by_record_number(make_video, tmp_path):
     pipeline.close()
     reasons = {name.rsplit(" ", 1)[1]: reason for name, reason in pipeline.skipped.items()}
     assert reasons == {"1": "empty file", "2": "not a video container", "3": "index missing / truncated"}
+
+
+def test_captions_are_read_without_the_videos(tmp_path, monkeypatch):
+    write_array_record(tmp_path / "clips", [{"video": b"", "caption": f"clip {i}"} for i in range(5)])
+    source = build(tmp_path / "clips")
+    monkeypatch.setattr(source, "_clips", None)
+    assert [source.caption(i) for i in range(5)] == [f"clip {i}" for i in range(5)]
+
+
+def test_windows_and_crops_are_random_in_train_only(make_video, tmp_path, numbers):
+    encoded = make_video("x.mp4", frames=20).read_bytes()
+    write_array_record(tmp_path / "clips", [{"video": encoded}])
+    train, held_out = build(tmp_path / "clips"), build(tmp_path / "clips", "eval")
+    generators = [np.random.default_rng(i) for i in range(12)]
+    assert len({numbers(train.sample(0, rng)["video"])[0] for rng in generators}) > 3
+    assert {tuple(numbers(held_out.sample(0, rng)["video"])) for rng in generators} == {(8, 9, 10, 11)}
+
+
+@pytest.mark.parametrize("label", [None, -1, 2])
+def test_labels_must_be_classes(tmp_path, label):
+    with pytest.raises(UserError, match="none of the 2 classes"):
+        write_array_record(tmp_path / "clips", [{"video": b"x", "label": label}], classes=("a", "b"))
+    with pytest.raises(UserError, match="no complete directory of encoded clips"):
+        build(tmp_path / "clips")
+
+
+def test_damaged_records_are_skipped(tmp_path):
+    noise = np.random.default_rng(0).bytes(200_000)
+    write_array_record(tmp_path / "clips", [{"video": noise}])
+    file = tmp_path / "clips" / "records-00000.array_record"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(SampleError, match="record 0: damaged record"):
+        build(tmp_path / "clips")[0]
 
 
 def test_half_written_foreign_and_missing_directories_are_refused(tmp_path):

@@ -1,6 +1,9 @@
+import sys
+
 import numpy as np
 import pytest
 from absl import logging as absl_logging
+from jax._src import xla_bridge
 
 from videogen import data
 from videogen.data.clip import Clip
@@ -132,6 +135,18 @@ def test_resume_on_another_number_of_processes():
     assert_equal(whole[1:], take(again, 3))
 
 
+def test_closing_ends_the_stream_and_may_happen_twice():
+    pipeline = make()
+    first = next(pipeline)
+    state = pipeline.get_state()
+    pipeline.close()
+    pipeline.close()
+    assert list(pipeline) == []
+    pipeline.set_state(state)
+    assert_equal(take(make(), 2), [first, next(pipeline)])
+    pipeline.close()
+
+
 def test_images_are_single_frames_of_random_times():
     batches = take(make(image_batch_size=6), 4)
     images = np.concatenate([b["image"]["video"] for b in batches])
@@ -156,6 +171,21 @@ def test_skipped_names_come_back_from_worker_processes():
     pipeline = make(Numbers(10, broken=(2,)), workers=1)
     take(pipeline, 3)
     assert pipeline.skipped == {"file2": "broken"}
+
+
+class Watchful(Numbers):
+    """Cannot be read where devices are initialised or TensorFlow is loaded."""
+
+    def sample(self, index, rng):
+        if xla_bridge.backends_are_initialized() or "tensorflow" in sys.modules:
+            raise SampleError("worker", "has devices or TensorFlow")
+        return super().sample(index, rng)
+
+
+def test_worker_processes_leave_devices_and_tensorflow_alone():
+    pipeline = make(Watchful(10), workers=1)
+    take(pipeline, 2)
+    assert not pipeline.skipped
 
 
 @pytest.mark.parametrize("workers", [0, 1])

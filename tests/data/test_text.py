@@ -33,11 +33,11 @@ def t5_like(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("make", [lambda: ByteTokenizer(24), lambda: train_bpe(CAPTIONS, 300, 24)])
+@pytest.mark.parametrize("make", [lambda: ByteTokenizer(40), lambda: train_bpe(CAPTIONS, 300, 40)])
 def test_ids_and_masks(make):
     tokenizer = make()
     ids, mask = tokenizer.encode(TEXTS)
-    assert ids.shape == mask.shape == (len(TEXTS), 24)
+    assert ids.shape == mask.shape == (len(TEXTS), 40)
     assert ids.dtype == np.int32 and mask.dtype == bool
     assert ids.max() < tokenizer.vocabulary_size and (ids[mask] > 0).all() and (ids[~mask] == 0).all()
     # Padding only ever follows text.
@@ -56,6 +56,26 @@ def test_bpe_is_deterministic_and_shorter_than_bytes():
     np.testing.assert_array_equal(first.encode(TEXTS)[0], again.encode(TEXTS)[0])
     assert first.vocabulary_size <= 300
     assert first.encode(CAPTIONS)[1].sum() < ByteTokenizer(64).encode(CAPTIONS)[1].sum() / 3
+
+
+def test_bpe_is_the_same_in_every_process(run_python):
+    captions = [
+        f"a {size} {hue} shape {i % 7}" for i in range(60) for size in ("big", "wee") for hue in "rgb"
+    ]
+    tokenizer = train_bpe(captions, 320, 64)
+    code = f"""
+from videogen.data.text import train_bpe
+print(train_bpe({captions!r}, 320, 64).encode({captions[:8]!r})[0].tolist())
+"""
+    result = run_python(code)
+    assert result.stdout.strip() == str(tokenizer.encode(captions[:8])[0].tolist()), result.stderr
+
+
+def test_bpe_needs_room_for_all_bytes():
+    with pytest.raises(UserError, match="at least 257"):
+        train_bpe(CAPTIONS, 256, 64)
+    tokenizer = train_bpe(CAPTIONS, 257, 64)
+    assert tokenizer.vocabulary_size == 257 and tokenizer.encode(TEXTS)[0].max() < 257
 
 
 def test_t5_files_end_with_their_end_token_even_when_cut(t5_like):
@@ -81,7 +101,36 @@ def test_saving_and_pickling_keep_the_ids(kind, t5_like, tmp_path):
         assert (other.vocabulary_size, other.length) == (tokenizer.vocabulary_size, 12)
 
 
+def test_a_learned_bpe_can_be_reused_as_a_file(tmp_path):
+    learned = train_bpe(CAPTIONS, 300, 12)
+    learned.save(tmp_path / "saved")
+    for path in (tmp_path / "saved", tmp_path / "saved" / "tokenizer.json"):
+        again = build_text_tokenizer({"name": "bpe", "path": path, "vocabulary_size": 300, "length": 12})
+        np.testing.assert_array_equal(again.encode(TEXTS)[0], learned.encode(TEXTS)[0])
+
+
+@pytest.mark.parametrize("length", [0, -1, None, "8"])
+def test_lengths_must_be_positive(length, t5_like):
+    for make in (ByteTokenizer, lambda n: train_bpe(CAPTIONS, 300, n), lambda n: FileTokenizer(t5_like, n)):
+        with pytest.raises(UserError, match="positive number"):
+            make(length)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "not json"])
+def test_foreign_files_are_one_clear_error(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="tokenizer.json is no Hugging Face tokenizer"):
+        FileTokenizer(tmp_path, 8)
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(UserError, match="holds no text tokenizer|unknown text tokenizer None"):
+        load_text_tokenizer(tmp_path)
+
+
 def test_mistakes_are_named(tmp_path):
+    for name in ("bpe", "huggingface"):
+        for path in ({}, {"path": ""}):
+            with pytest.raises(UserError, match="needs a path"):
+                build_text_tokenizer({"name": name, "length": 8, **path})
     with pytest.raises(UserError, match="did you mean 'bytes'"):
         build_text_tokenizer({"name": "byte", "length": 8})
     with pytest.raises(UserError, match="no text tokenizer"):

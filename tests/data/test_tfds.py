@@ -1,12 +1,12 @@
-"""TensorFlow is not installed where the tests run, so the data sets here are prepared through NumPy alone.
+"""The data sets are prepared here through NumPy alone, since the tests run without TensorFlow.
 
-``Video`` features cannot be written without TensorFlow; they are stored exactly like a sequence of images, so one is
+Only ``Video`` features cannot be written so; they are stored exactly like a sequence of images, hence one is
 made of that by changing the name of the feature in ``features.json``.
 """
 
 import io
 import json
-import sys
+import shutil
 
 import matplotlib.image
 import numpy as np
@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from videogen import data
 from videogen.data import Pipeline
 from videogen.data.clip import Clip
+from videogen.data.source import SampleError
 from videogen.errors import UserError
 
 CLIP = Clip(4, 16, 16)
@@ -32,6 +33,7 @@ class Images(tfds.core.GeneratorBasedBuilder):
     """Frame t of sample i is grey of value 20·i + t; sample 2 has only two frames."""
 
     VERSION = tfds.core.Version("1.0.0")
+    code_path = None
 
     def _info(self):
         features = {
@@ -54,6 +56,7 @@ class Grey(tfds.core.GeneratorBasedBuilder):
     """Raw grey frames in the field image_sequence; no labels, no captions, only a train split."""
 
     VERSION = tfds.core.Version("1.0.0")
+    code_path = None
 
     def _info(self):
         video = tfds.features.Sequence(tfds.features.Tensor(shape=(16, 16, 1), dtype=np.uint8))
@@ -67,10 +70,33 @@ class Grey(tfds.core.GeneratorBasedBuilder):
         yield 0, {"image_sequence": np.full((5, 16, 16, 1), 9, np.uint8)}
 
 
+class Odd(tfds.core.GeneratorBasedBuilder):
+    """Sample 0 has two captions, sample 1 none and a frame that is no picture; the label is a bare number."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None
+
+    def _info(self):
+        features = {
+            "video": tfds.features.Sequence(tfds.features.Image(shape=(16, 24, 3))),
+            "label": tfds.features.Scalar(dtype=np.int64),
+            "caption": tfds.features.Sequence(tfds.features.Text()),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield 0, {"video": [png(1) for _ in range(4)], "label": 3, "caption": ["first", "second"]}
+        junk = io.BytesIO(png(1).getvalue()[:40])
+        yield 1, {"video": [png(1), png(1), png(1), junk], "label": 3, "caption": []}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    for builder in (Images, Grey):
+    for builder in (Images, Grey, Odd):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     path = folder / "images" / "1.0.0"
     description = json.loads((path / "features.json").read_text())
@@ -96,7 +122,68 @@ def test_video_feature_label_and_caption_without_tensorflow(prepared):
         assert number in (4, 5) and sample["label"] == number % 2
         assert sample["video"].shape == (4, 16, 16, 3)
         np.testing.assert_array_equal(sample["video"][:, 0, 0, 0], 20 * number + np.arange(4, 8))
-    assert "tensorflow" not in sys.modules
+        assert source.caption(0) == source[0]["caption"]
+
+
+def test_tensorflow_is_not_imported_even_where_it_is_installed(prepared, tmp_path, run_python):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise RuntimeError('TensorFlow was imported')")
+    path = prepared / "images" / "1.0.0"
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import pickle
+from videogen import data
+clip = data.Clip(4, 16, 16)
+source = data.build({{"name": "tfds", "path": {str(path)!r}}}, clip=clip, seed=0, split="train")
+for reader in (source, pickle.loads(pickle.dumps(source))):
+    print(reader[0]["video"].shape, reader.caption(1), reader.classes)
+assert "tensorflow" not in sys.modules
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("(4, 16, 16, 3) clip") == 2
+
+
+def test_only_the_window_is_decoded_and_captions_decode_nothing(prepared, monkeypatch):
+    source = build(prepared, "images", "eval")
+    decoded = []
+    decode = source._decode
+    monkeypatch.setattr(source, "_decode", lambda picture: decoded.append(picture) or decode(picture))
+    assert source.caption(0).startswith("clip") and not decoded
+    source.sample(0, np.random.default_rng(0))
+    assert len(decoded) == 4
+
+
+def test_windows_are_spread_over_the_video_in_train(prepared):
+    source = build(prepared, "images")
+    index = next(i for i in range(4) if source.caption(i) == "clip 0")
+    samples = [source.sample(index, np.random.default_rng(seed)) for seed in range(60)]
+    assert {int(sample["video"][0, 0, 0, 0]) for sample in samples} == set(range(9))
+
+
+def test_several_captions_broken_pictures_and_labels_that_are_no_classes(prepared):
+    source = build(prepared, "odd")
+    assert len(source) == 2 and source.classes == ()
+    sample = next(source[i] for i in range(2) if source.caption(i) == "first")
+    assert sample["caption"] == "first" and "label" not in sample
+    broken = next(i for i in range(2) if source.caption(i) == "")
+    with pytest.raises(SampleError, match=r"odd.*, train record \d: damaged picture"):
+        source[broken]
+
+
+def test_damaged_records_are_skipped(prepared, monkeypatch):
+    source = build(prepared, "images")
+    monkeypatch.setattr(type(source._records), "__getitem__", lambda self, index: {}["video"])
+    with pytest.raises(SampleError, match=r"damaged record \(KeyError\)"):
+        source[0]
+
+
+def test_frames_of_other_types_are_refused(prepared, tmp_path):
+    target = shutil.copytree(prepared / "images", tmp_path / "images") / "1.0.0" / "features.json"
+    target.write_text(target.read_text().replace('"uint8"', '"uint16"'))
+    with pytest.raises(UserError, match="must be uint8"):
+        build(tmp_path, "images")
 
 
 def test_frames_are_sampled_at_the_clips_rate(prepared):
@@ -106,6 +193,8 @@ def test_frames_are_sampled_at_the_clips_rate(prepared):
     assert np.diff(sample["video"][:, 0, 0, 0].astype(int)).tolist() == [4, 4]
     with pytest.raises(UserError, match="no time stamps"):
         build(prepared, "images", clip=Clip(3, 16, 16, fps=5.0))
+    with pytest.raises(UserError, match="positive number"):
+        build(prepared, "images", fps=-1)
 
 
 def test_short_videos_are_skipped_in_workers(prepared):

@@ -1,3 +1,6 @@
+import mmap
+import pickle
+
 import numpy as np
 import pytest
 
@@ -62,26 +65,100 @@ def test_another_tokenizer_or_clip_is_refused(cache):
 
 def test_interrupted_writing_leaves_no_cache(tmp_path):
     with pytest.raises(KeyboardInterrupt), TokenWriter(tmp_path / "cache", META) as writer:
-        writer.write(codes(1)[0])
+        writer.write(codes(1)[0], label=0)
         raise KeyboardInterrupt
-    with pytest.raises(UserError, match="no complete directory of tokens"):
+    with pytest.raises(UserError, match="no complete token cache"):
         build(tmp_path / "cache")
 
 
-def test_wrong_codes_are_refused(tmp_path):
-    with pytest.raises(UserError, match="one grid"), TokenWriter(tmp_path / "a", META) as writer:
+def test_existing_directories_are_left_alone(cache):
+    path = cache()
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(UserError, match="exists already"):
+        TokenWriter(path, META)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_a_cache_without_clips_is_not_completed(tmp_path):
+    with pytest.raises(UserError, match="no clip was written"), TokenWriter(tmp_path / "cache", META):
+        pass
+    assert not (tmp_path / "cache" / "meta.json").exists()
+
+
+@pytest.mark.parametrize("file", ["indices.bin", "captions.bin", "caption_ends.bin", "labels.bin"])
+def test_lost_and_cut_files_are_noticed(cache, file):
+    path = cache() / file
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{file} has .* bytes; write the token cache again"):
+        build(path.parent)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{file} has 0 of"):
+        build(path.parent)
+
+
+@pytest.mark.parametrize(
+    "meta, message", [("{", "cannot be read"), ("{}", "its meta.json has no count, dtype")]
+)
+def test_foreign_directories_are_refused(cache, tmp_path, meta, message):
+    path = cache()
+    (path / "meta.json").write_text(meta)
+    with pytest.raises(UserError, match=message):
+        build(path)
+    with pytest.raises(UserError, match="no directory"):
+        build(tmp_path / "none")
+
+
+def test_captions_of_any_script_and_none(tmp_path):
+    captions = ["", "süß 漢字 🙂", "", "a\nb", ""]
+    with TokenWriter(tmp_path / "cache", META | {"classes": []}) as writer:
+        for indices, caption in zip(codes(5), captions, strict=True):
+            writer.write(indices, caption)
+    source = build(tmp_path / "cache")
+    assert [source.caption(i) for i in range(5)] == captions and "label" not in source[0]
+    with TokenWriter(tmp_path / "silent", META | {"classes": [], "fps": None}) as writer:
         writer.write(codes(1)[0])
-        writer.write(codes(1)[0][:2])
+    sample = build(tmp_path / "silent")[0]
+    assert set(sample) == {"indices", "caption"} and sample["caption"] == ""
+
+
+def test_files_are_mapped_not_read_and_not_sent_to_workers(tmp_path):
+    with TokenWriter(tmp_path / "cache", META) as writer:
+        for i, indices in enumerate(codes(500)):
+            writer.write(indices, f"clip {i}", 0)
+    source = build(tmp_path / "cache")
+    for array in (source._codes, source._text, source._ends, source._labels):
+        owner = array.values
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, mmap.mmap)
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 3000 < (tmp_path / "cache" / "indices.bin").stat().st_size
+    again = pickle.loads(pickled)
+    np.testing.assert_array_equal(again[499]["indices"], source[499]["indices"])
+    # A sample is a copy: who changes it does not change the cache.
+    source[0]["indices"][:] = 7
+    np.testing.assert_array_equal(again[0]["indices"], codes(1)[0])
+
+
+def test_wrong_codes_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"are \[3, 4, 4, 1\]"), TokenWriter(tmp_path / "a", META) as writer:
+        writer.write(codes(1)[0], label=0)
+        writer.write(codes(1)[0][:2], label=0)
+    with pytest.raises(UserError, match=r"got \[3, 4, 4\]"), TokenWriter(tmp_path / "b", META) as writer:
+        writer.write(codes(1)[0, ..., 0], label=0)
     for value in (-1, 512):
         with pytest.raises(UserError, match="vocabulary"), TokenWriter(tmp_path / f"{value}", META) as writer:
-            writer.write(np.full((3, 4, 4, 1), value))
+            writer.write(np.full((3, 4, 4, 1), value), label=0)
+    for label in (None, -1, 2):
+        with pytest.raises(UserError, match="2 classes"), TokenWriter(tmp_path / f"l{label}", META) as writer:
+            writer.write(codes(1)[0], "", label)
 
 
 def test_vocabulary_is_checked_level_by_level(tmp_path):
     with TokenWriter(tmp_path / "cache", META | {"vocabulary": [4, 9]}) as writer:
-        writer.write(np.array([[[[3, 8]]]]))
+        writer.write(np.array([[[[3, 8]]]]), label=0)
         with pytest.raises(UserError, match="vocabulary"):
-            writer.write(np.array([[[[4, 8]]]]))
+            writer.write(np.array([[[[4, 8]]]]), label=0)
 
 
 def test_holdout_divides_by_caption(tmp_path):

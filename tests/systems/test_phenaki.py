@@ -8,6 +8,7 @@ from videogen import tasks
 from videogen.errors import UserError
 from videogen.training.state import parameter_count
 
+
 def config_of(argument: str):
     return phenaki.get_config(argument)
 

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-import jax
 from videogen.training.checkpoints import Checkpoints
 from videogen.training.loading import load
 

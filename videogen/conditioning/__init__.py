@@ -1,7 +1,7 @@
 """Text and label conditioning."""
 
 from videogen.conditioning.context import NullableContext
-from videogen.conditioning.t5 import T5Encoder
+from videogen.conditioning.t5 import T5Config, T5Encoder
 from videogen.conditioning.text import TextEncoder
 from videogen.conditioning.types import NULL_LABEL, Conditioning, Tokens
 
@@ -13,6 +13,7 @@ __all__ = [
     "TEXT_ENCODERS",
     "Conditioning",
     "NullableContext",
+    "T5Config",
     "T5Encoder",
     "TextEncoder",
     "Tokens",

@@ -1,7 +1,11 @@
-"""Encoded clips in array_record files: one large file instead of many small ones, with random access."""
+"""Encoded clips in array_record files: one large file instead of many small ones, with random access.
+
+Captions and labels are records of their own, so that reading them does not read the videos.
+"""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +14,10 @@ from videogen.data.clip import Clip
 from videogen.data.decode import PIXEL_BUDGET, decode_clip
 from videogen.data.records import Records, RecordWriter
 from videogen.data.source import Source
+from videogen.errors import UserError
 
 KIND = "encoded clips"
+CAPTIONS = "captions"
 
 
 def write_array_record(
@@ -24,13 +30,28 @@ def write_array_record(
       samples: ``video`` (the bytes of an mp4, webm, … file), optional ``caption``, and with ``classes`` the
         ``label``, a number into them.
       classes: names of the labels.
+
+    Raises:
+      UserError: the directory exists, or a label is none of the classes.
     """
-    with RecordWriter(path, {"kind": KIND, "classes": list(classes)}) as writer:
+    # The captions are completed first: where the outer directory is complete, so are they.
+    with (
+        RecordWriter(path, {"kind": KIND, "classes": list(classes)}) as clips,
+        RecordWriter(Path(path) / CAPTIONS, {"kind": CAPTIONS}) as captions,
+    ):
         for sample in samples:
             header = {"caption": sample.get("caption", "")}
             if classes:
-                header["label"] = int(sample["label"])
-            writer.write(header, sample["video"])
+                header["label"] = _label(sample, classes)
+            captions.write(header, b"")
+            clips.write({}, sample["video"])
+
+
+def _label(sample: Mapping[str, Any], classes: Sequence[str]) -> int:
+    label = sample.get("label")
+    if label is None or not 0 <= label < len(classes):
+        raise UserError(f"label {label} is none of the {len(classes)} classes")
+    return int(label)
 
 
 class ArrayRecordSource(Source):
@@ -49,16 +70,17 @@ class ArrayRecordSource(Source):
     def __init__(self, *, clip: Clip, seed: int, split: str, path: str, pixel_budget: int = PIXEL_BUDGET):
         super().__init__(clip=clip, seed=seed, split=split)
         self._path = path
-        self._records = Records(path, KIND)
+        self._clips = Records(path, KIND)
+        self._captions = Records(Path(path) / CAPTIONS, CAPTIONS)
         self._pixel_budget = pixel_budget
-        self.classes = tuple(self._records.meta["classes"])
+        self.classes = tuple(self._clips.meta["classes"])
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._clips)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Decodes one window of clip ``index``; in 'eval' it does not depend on ``rng``."""
-        header, encoded = self._records[index]
+        header, (_, encoded) = self._captions[index][0], self._clips[index]
         choice = rng if self.split == "train" else None
         name = f"{self._path}, record {index}"
         decoded = decode_clip(encoded, name, self.clip, choice, self._pixel_budget)
@@ -66,4 +88,4 @@ class ArrayRecordSource(Source):
         return sample | {"label": header["label"]} if self.classes else sample
 
     def caption(self, index: int) -> str:
-        return self._records[index][0]["caption"]
+        return self._captions[index][0]["caption"]

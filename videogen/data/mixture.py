@@ -1,84 +1,114 @@
 """Several sources as one, in fixed proportions."""
 
+import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from videogen.data.clip import Clip
 from videogen.data.source import Source
 from videogen.errors import UserError
 
-_BLOCK = 1000
+TOKENS = "tokens"
 
 
 class MixtureSource(Source):
-    """Samples of several sources, interleaved in proportion to their weights (to a tenth of a percent).
+    """Samples of several sources, interleaved in proportion to their weights.
 
-    Which sample an index means is a fixed function. The mixture is long enough that every sample of every
-    part occurs; parts that are small for their weight repeat, with another window and crop each time.
+    Which sample an index means follows from the index, the weights and the lengths of the parts alone. Of
+    the first n samples, every part has n · weight / (sum of weights), give or take less than the number of
+    parts. The mixture is as long as it takes for every sample of every part to occur; parts that are small
+    for their weight repeat, with another window and crop each time.
+
+    A label means something only within one list of classes: unless all parts have the same list, labels are
+    dropped.
 
     Args:
       clip: the size of the samples.
       seed: parts get seeds of their own from it.
       split: 'train' or 'eval'.
-      parts: source configs, each with a ``weight``.
+      parts: source configs, each with a ``weight``; all give pixels, or all are token caches.
+      tokenizer_hash: passed on to parts that are token caches.
 
     Raises:
-      UserError: no parts, or a weight that is missing, not positive or below a thousandth of the whole.
+      UserError: no parts, an empty one, pixels mixed with tokens, or a weight missing or not positive.
     """
 
-    def __init__(self, *, clip: Clip, seed: int, split: str, parts: Sequence[Mapping[str, Any]]):
+    def __init__(
+        self,
+        *,
+        clip: Clip,
+        seed: int,
+        split: str,
+        parts: Sequence[Mapping[str, Any]],
+        tokenizer_hash: str | None = None,
+    ):
         # The table of sources has this class in it, so it can only be looked up late.
         from videogen.data import build
 
         super().__init__(clip=clip, seed=seed, split=split)
-        weights, self._parts = [], []
+        if isinstance(parts, str) or not parts or not all(hasattr(part, "keys") for part in parts):
+            raise UserError("a mixture needs parts: a list of source configs, each with a weight")
+        self._weights = _whole([part.get("weight", 0) for part in parts])
+        self._parts: list[Source] = []
+        if len({part.get("name") == TOKENS for part in parts}) > 1:
+            raise UserError("a mixture cannot join token caches and pixels; tokenize all of its parts")
         for number, part in enumerate(parts):
-            settings = {key: part[key] for key in part}
-            weights.append(settings.pop("weight", 0))
+            settings = {key: part[key] for key in part if key != "weight"}
+            if settings.get("name") == TOKENS:
+                settings["tokenizer_hash"] = tokenizer_hash
             own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
             self._parts.append(build(settings, clip=clip, seed=own_seed, split=split))
-        if not weights or min(weights) <= 0:
-            raise UserError("a mixture needs parts, each with a positive weight")
-        shares = _rounded_shares(weights)
-        if min(shares) == 0:
-            raise UserError(
-                f"the weights {weights} differ by more than a factor of {_BLOCK}; leave out the smallest"
-            )
-        # Slot s of a block is the (rank)-th of its part; parts take turns as evenly as their shares allow.
-        turns = [((rank + 0.5) / share, k, rank) for k, share in enumerate(shares) for rank in range(share)]
-        self._slots = [(k, rank) for _, k, rank in sorted(turns)]
-        self._shares = shares
-        self._blocks = max(-(-len(p) // share) for p, share in zip(self._parts, shares, strict=True))
-        if any(len(part) == 0 for part in self._parts):
-            raise UserError("a part of the mixture is empty")
+            if not len(self._parts[-1]):
+                raise UserError(f"part {number} of the mixture ({part['name']}) is empty")
+        total = sum(self._weights)
+        # A part has at least floor(n · weight / total) of the first n samples.
+        shares = zip(self._parts, self._weights, strict=True)
+        self._length = max(-(-len(part) * total // weight) for part, weight in shares)
         if len({part.classes for part in self._parts}) == 1:
             self.classes = self._parts[0].classes
+        elif any(part.classes for part in self._parts):
+            logging.warning("the parts of the mixture have different classes: labels are left out")
 
     def __len__(self) -> int:
-        return self._blocks * len(self._slots)
+        return self._length
 
     def _locate(self, index: int) -> tuple[Source, int]:
-        block, slot = divmod(index, len(self._slots))
-        part, rank = self._slots[slot]
-        return self._parts[part], (block * self._shares[part] + rank) % len(self._parts[part])
+        """The part that ``index`` belongs to, and the index there.
+
+        The first part takes its share of all indices as evenly as whole numbers allow, the second its share
+        of those that are left, and so on; the last takes all that are left.
+        """
+        left = sum(self._weights)
+        for part, weight in zip(self._parts[:-1], self._weights, strict=False):
+            before = index * weight // left
+            if (index + 1) * weight // left > before:
+                return part, before % len(part)
+            index -= before
+            left -= weight
+        return self._parts[-1], index % len(self._parts[-1])
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Reads the sample of the part that ``index`` belongs to."""
-        part, at = self._locate(index)
-        return part.sample(at, rng)
+        part, at = self._locate(int(index))
+        sample = part.sample(at, rng)
+        return sample if self.classes else {key: sample[key] for key in sample if key != "label"}
 
     def caption(self, index: int) -> str:
-        part, at = self._locate(index)
+        part, at = self._locate(int(index))
         return part.caption(at)
 
 
-def _rounded_shares(weights: Sequence[float]) -> list[int]:
-    """Whole shares of a block in proportion to ``weights``: the largest remainders are rounded up."""
-    exact = np.array(weights, float) / sum(weights) * _BLOCK
-    shares = np.floor(exact).astype(int)
-    remainders = np.argsort(shares - exact, kind="stable")
-    shares[remainders[: _BLOCK - shares.sum()]] += 1
-    divisor = int(np.gcd.reduce(shares)) or 1
-    return (shares // divisor).tolist()
+def _whole(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in exactly the proportions of ``weights`` as they are written: 0.1 is one tenth."""
+    try:
+        exact = [Fraction(str(weight)) for weight in weights]
+    except (ValueError, ZeroDivisionError):
+        exact = [Fraction(0)]
+    if min(exact) <= 0:
+        raise UserError(f"every part of a mixture needs a positive weight, got {weights}")
+    scale = math.lcm(*(weight.denominator for weight in exact))
+    return [int(weight * scale) for weight in exact]

@@ -151,6 +151,8 @@ class Pipeline:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        if self._iterator is None:
+            raise StopIteration
         batch = next(self._iterator)
         self._position += self._batch_size
         for name, reason in batch.pop("skipped"):
@@ -170,8 +172,11 @@ class Pipeline:
         self._open(state["position"])
 
     def close(self) -> None:
-        """Ends the worker processes."""
-        self._iterator.close()
+        """Ends the reading and stops the worker processes; ``set_state`` begins anew."""
+        if self._iterator is not None:
+            self._iterator.close()
+        # Grain's iterators complain when the interpreter, rather than their owner, disposes of them.
+        self._iterator = None
 
     def _open(self, position: int) -> None:
         self._position = position

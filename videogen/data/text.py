@@ -25,7 +25,7 @@ class ByteTokenizer:
     vocabulary_size = 257
 
     def __init__(self, length: int):
-        self.length = length
+        self.length = _checked_length(length)
 
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Ids, cut or padded to ``length``, and which of them are text."""
@@ -47,11 +47,15 @@ class FileTokenizer:
             raise UserError(
                 f"no text tokenizer at {path}; give a Hugging Face tokenizer.json or its directory"
             )
-        self._from_text(path.read_text(), length)
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"{path} is no Hugging Face tokenizer ({error})") from error
+        self._wrap(tokenizer, length)
 
-    def _from_text(self, text: str, length: int) -> None:
-        self.length = length
-        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+    def _wrap(self, tokenizer: tokenizers.Tokenizer, length: int) -> None:
+        self.length = _checked_length(length)
+        self._tokenizer = tokenizer
         self._tokenizer.enable_truncation(length)
         self._tokenizer.no_padding()
 
@@ -74,7 +78,7 @@ class FileTokenizer:
 
 def _file_tokenizer(text: str, length: int) -> FileTokenizer:
     tokenizer = FileTokenizer.__new__(FileTokenizer)
-    tokenizer._from_text(text, length)
+    tokenizer._wrap(tokenizers.Tokenizer.from_str(text), length)
     return tokenizer
 
 
@@ -82,14 +86,22 @@ def train_bpe(captions: Sequence[str], vocabulary_size: int, length: int) -> Fil
     """A byte-level BPE learned from captions; the same captions give the same vocabulary.
 
     Id 0 is padding; every text can be encoded, whatever the captions held.
+
+    Raises:
+      UserError: the vocabulary has no room for padding and the 256 bytes.
     """
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary_size <= len(alphabet):
+        raise UserError(
+            f"a byte-level vocabulary has at least {1 + len(alphabet)} entries, got {vocabulary_size}"
+        )
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=["<pad>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     model.train_from_iterator(captions, trainer)
@@ -100,29 +112,43 @@ TEXT_TOKENIZERS = ("bytes", "bpe", "huggingface")
 
 
 def build_text_tokenizer(config: Mapping[str, Any]) -> ByteTokenizer | FileTokenizer:
-    """The tokenizer of ``{name: bytes | huggingface, length, path}``; ``bpe`` with a path is a file, too."""
-    name = config["name"]
+    """The tokenizer of ``{name: bytes | huggingface, length, path}``; ``bpe`` with a path is a file, too.
+
+    Raises:
+      UserError: an unknown name, no length or path, or no tokenizer there.
+    """
+    name, length = config.get("name"), config.get("length")
+    if name not in TEXT_TOKENIZERS:
+        raise UserError(f"unknown text tokenizer {name!r}{near_matches(name, TEXT_TOKENIZERS)}")
     if name == "bytes":
-        return ByteTokenizer(config["length"])
-    if name in TEXT_TOKENIZERS:
-        return FileTokenizer(config["path"], config["length"])
-    raise UserError(f"unknown text tokenizer {name!r}{near_matches(name, TEXT_TOKENIZERS)}")
+        return ByteTokenizer(length)
+    if not config.get("path"):
+        raise UserError(
+            f"text tokenizer {name!r} needs a path: a Hugging Face tokenizer.json or its directory"
+        )
+    return FileTokenizer(config["path"], length)
 
 
 def load_text_tokenizer(directory: epath.PathLike) -> ByteTokenizer | FileTokenizer:
     """Reads what ``save`` wrote."""
     directory = epath.Path(directory)
     try:
-        settings = json.loads((directory / SETTINGS).read_text())
-    except (FileNotFoundError, ValueError) as error:
+        settings = {"path": directory, **json.loads((directory / SETTINGS).read_text())}
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{directory} holds no text tokenizer ({error})") from error
-    return build_text_tokenizer({"path": directory, **settings})
+    return build_text_tokenizer(settings)
 
 
 def _save_settings(directory: epath.PathLike, tokenizer: ByteTokenizer | FileTokenizer) -> None:
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SETTINGS).write_text(json.dumps({"name": tokenizer.name, "length": tokenizer.length}) + "\n")
+
+
+def _checked_length(length: Any) -> int:
+    if not isinstance(length, int) or length < 1:
+        raise UserError(f"the length of tokenized captions must be a positive number, got {length!r}")
+    return length
 
 
 def _pad(ids: Sequence[Sequence[int]], length: int) -> Encoded:

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import tensorflow_datasets
-from tensorflow_datasets.core.features import video_feature
+from tensorflow_datasets.core.features import ClassLabel, Image, Sequence, video_feature
 
 from videogen.data.clip import Clip
 from videogen.data.source import SampleError, Source
@@ -19,9 +19,9 @@ EVAL_SPLITS = ("validation", "test")
 class TFDSSource(Source):
     """A data set prepared with ``file_format="array_record"``; only that format has random access.
 
-    The video is the field ``video`` or ``image_sequence``, grey or RGB; ``label`` and ``caption`` are used
-    where they exist. Windows and crops are random in 'train' and central in 'eval'. All stored frames of a
-    sample are decoded for each window: for long videos encoded clips (``array_record``) are faster.
+    The video is the field ``video`` or ``image_sequence``, grey or RGB (alpha is dropped). A ``label`` is
+    used where it is a class, and a ``caption`` where there is one, the first of several. Windows and crops
+    are random in 'train' and central in 'eval'. Of frames stored as pictures only the window's are decoded.
 
     Args:
       clip: the size of the samples; without ``fps`` they are consecutive frames.
@@ -33,7 +33,7 @@ class TFDSSource(Source):
       eval_split: the part to evaluate on; by default 'validation' or else 'test'.
 
     Raises:
-      UserError: no prepared data set, another file format, or no such split or field.
+      UserError: no prepared data set, another file format, no such split or field, frames that are not uint8.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class TFDSSource(Source):
         eval_split: str = "",
     ):
         super().__init__(clip=clip, seed=seed, split=split)
+        if fps is not None and not fps > 0:
+            raise UserError(f"data.source.fps is the rate of the stored frames, a positive number, got {fps}")
         if clip.fps is not None and fps is None:
             raise UserError("these videos have no time stamps: give data.source.fps, or no data.clip.fps")
         self._path = path
@@ -60,43 +62,84 @@ class TFDSSource(Source):
             if not eval_split:
                 known = ", ".join(info.splits)
                 raise UserError(f"{path} has no validation or test split, only {known}; set eval_split")
-        try:
-            part = train_split if split == "train" else eval_split
-            self._records = builder.as_data_source(part)
-        except ValueError as error:
-            raise UserError(
-                f"{path}: {str(error).splitlines()[0]}; known: {', '.join(info.splits)}"
-            ) from error
         self._field = next((name for name in VIDEO_FIELDS if name in info.features), None)
         if self._field is None:
             raise UserError(
                 f"{path} has no field {' or '.join(VIDEO_FIELDS)}, only {', '.join(info.features)}"
             )
-        if "label" in info.features:
+        if info.features[self._field].np_dtype != np.uint8:
+            raise UserError(f"{path}: the frames of {self._field!r} must be uint8 pictures")
+        if "label" in info.features and isinstance(info.features["label"], ClassLabel):
             self.classes = tuple(info.features["label"].names)
+        self._part = train_split if split == "train" else eval_split
+        try:
+            self._open(builder)
+        except ValueError as error:
+            known = ", ".join(info.splits)
+            raise UserError(f"{path}: {str(error).splitlines()[0]}; known: {known}") from error
+
+    def _open(self, builder: tensorflow_datasets.core.DatasetBuilder) -> None:
+        feature = builder.info.features[self._field]
+        pictures = isinstance(feature, Sequence) and isinstance(feature.feature, Image)
+        self._decode = feature.feature.decode_example_np if pictures else np.asarray
+        self._records = builder.as_data_source(
+            self._part, decoders={self._field: _Undecoded()} if pictures else None
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens the data set itself, which must happen without TensorFlow there, too.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_records", "_decode")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open(_builder(self._path))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Cuts one window out of video ``index``; in 'eval' it does not depend on ``rng``."""
-        record = self._records[index]
+        record = self._record(index)
         choice = rng if self.split == "train" else None
         frames = record[self._field]
         offsets = np.floor(np.arange(self.clip.frames) * self._stride + 1e-6).astype(int)
         spare = len(frames) - 1 - offsets[-1]
         if spare < 0:
             reason = f"too short, {len(frames)} frames where a clip needs {offsets[-1] + 1}"
-            raise SampleError(f"{self._path}, {self.split} record {index}", reason)
+            raise SampleError(self._name(index), reason)
         start = spare // 2 if choice is None else int(choice.integers(spare + 1))
-        window = np.stack([np.asarray(frames[start + offset], np.uint8) for offset in offsets])
-        window = np.broadcast_to(window, (*window.shape[:3], 3))
+        try:
+            window = np.stack([self._decode(frames[start + offset]) for offset in offsets])
+        except (ValueError, OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+            raise SampleError(self._name(index), "damaged picture") from error
+        window = np.broadcast_to(window[..., :3], (*window.shape[:3], 3))
         sample = {"video": self.clip.fit(window, choice), "caption": _text(record), "fps": self._fps}
         return sample | {"label": int(record["label"])} if self.classes else sample
 
+    def caption(self, index: int) -> str:
+        return _text(self._record(index))
+
+    def _name(self, index: int) -> str:
+        return f"{self._path}, {self._part} record {index}"
+
+    def _record(self, index: int) -> dict[str, Any]:
+        try:
+            return self._records[index]
+        except Exception as error:  # the parsers of TFDS promise no type of their own
+            reason = f"damaged record ({type(error).__name__})"
+            raise SampleError(self._name(index), reason) from error
+
+
+class _Undecoded(tensorflow_datasets.decode.SkipDecoding):
+    """Leaves the pictures of a sequence encoded; TFDS has this for single pictures only."""
+
+    def decode_batch_example_np(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures
+
 
 def _text(record: dict[str, Any]) -> str:
-    text = record.get("caption", "")
+    texts = np.ravel(np.asarray(record.get("caption", ""), object))
+    text = texts[0] if texts.size else ""
     return text.decode() if isinstance(text, bytes) else str(text)
 
 

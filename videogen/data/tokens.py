@@ -1,55 +1,108 @@
 """The token cache: clips as codes of one tokenizer, so that generators train without decoding video.
 
-The cache is keyed by the hash of the tokenizer's weights; codes mean nothing to another tokenizer.
+The cache is keyed by the hash of the tokenizer's weights; codes mean nothing to another tokenizer. It is a
+directory of little-endian arrays, which are memory-mapped: reading a clip costs the same however large the
+cache is, and all worker processes share one copy in memory.
+
+* ``indices.bin``: the codes of one clip after another, ``uint16`` or ``int32 [count, *grid]``;
+* ``captions.bin``: the UTF-8 of one caption after another, and ``caption_ends.bin``: ``int64 [count]``;
+* ``labels.bin``: ``int32 [count]``, -1 where there is none;
+* ``meta.json``: what the codes are. Written last: a directory without it is unfinished, and refused.
 """
 
+import json
+import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from videogen.data.clip import Clip
-from videogen.data.records import Records, RecordWriter
 from videogen.data.source import Source, held_out
 from videogen.errors import UserError
 
-KIND = "tokens"
+META = "meta.json"
+_FILES = ("indices", "captions", "caption_ends", "labels")
 
 
-class TokenWriter(RecordWriter):
+class TokenWriter:
     """Writes a token cache; use it in a ``with`` block, whose clean end completes the cache.
 
     Args:
       directory: made here; must not exist.
       meta: ``tokenizer_hash``, ``vocabulary`` (codes per level), ``frames``, ``height``, ``width``, ``fps``
-        of the clips, and ``classes`` where they have labels; ``count`` and ``grid``, the shape of a clip's
-        codes, are added.
+        of the clips, and ``classes`` where they have labels; ``count``, ``dtype`` and ``grid``, the shape
+        [time, height, width, levels] of a clip's codes, are added.
+
+    Raises:
+      UserError: the directory exists or cannot be made.
     """
 
     def __init__(self, directory: str | os.PathLike, meta: Mapping[str, Any]):
+        self._directory = Path(directory)
+        try:
+            self._directory.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"{directory} exists already; choose another directory or remove it") from None
+        except OSError as error:
+            raise UserError(f"cannot make the directory {directory}: {error.strerror}") from None
         dtype = "<u2" if max(meta["vocabulary"]) <= 2**16 else "<i4"
-        super().__init__(directory, {"kind": KIND, "dtype": dtype, **meta})
+        self.meta = {**meta, "dtype": dtype, "count": 0}
+        self._text_bytes = 0
 
-    def write(self, indices: Int[np.ndarray, "*grid"], caption: str = "", label: int | None = None) -> None:
+    def __enter__(self) -> "TokenWriter":
+        self._files = {name: (self._directory / f"{name}.bin").open("wb") for name in _FILES}
+        return self
+
+    def write(
+        self,
+        indices: Int[np.ndarray, "time height width levels"],
+        caption: str = "",
+        label: int | None = None,
+    ) -> None:
         """Appends the codes of one clip.
 
         Raises:
-          UserError: a grid unlike that of the clips before, or codes outside the vocabulary.
+          UserError: a grid unlike that of the clips before, codes outside the vocabulary, or a label that is
+            none of the classes.
         """
         indices = np.asarray(indices)
-        grid = self.meta.setdefault("grid", list(indices.shape))
+        vocabulary, classes = self.meta["vocabulary"], self.meta.get("classes", ())
+        grid = self.meta.setdefault("grid", [*indices.shape[:3], len(vocabulary)])
         if list(indices.shape) != grid:
-            raise UserError(f"a token cache has one grid: got {list(indices.shape)} after {grid}")
-        if indices.min() < 0 or (indices >= np.array(self.meta["vocabulary"])).any():
-            raise UserError(f"codes outside the vocabulary {self.meta['vocabulary']}")
-        header = {"caption": caption} | ({} if label is None else {"label": int(label)})
-        super().write(header, indices.astype(self.meta["dtype"]).tobytes())
+            raise UserError(f"the codes of this token cache are {grid}, got {list(indices.shape)}")
+        if indices.min() < 0 or (indices >= np.array(vocabulary)).any():
+            raise UserError(f"codes outside the vocabulary {vocabulary}")
+        if classes and (label is None or not 0 <= label < len(classes)):
+            raise UserError(f"label {label} is none of the {len(classes)} classes")
+        text = caption.encode()
+        self._text_bytes += len(text)
+        self._files["indices"].write(indices.astype(self.meta["dtype"]).tobytes())
+        self._files["captions"].write(text)
+        self._files["caption_ends"].write(np.array(self._text_bytes, "<i8").tobytes())
+        self._files["labels"].write(np.array(-1 if label is None else label, "<i4").tobytes())
+        self.meta["count"] += 1
+
+    def __exit__(self, kind, error, trace) -> None:
+        for file in self._files.values():
+            file.close()
+        if kind is not None:
+            return
+        if not self.meta["count"]:
+            raise UserError(f"no clip was written to {self._directory}; check the source")
+        draft = self._directory / f"{META}.draft"
+        draft.write_text(json.dumps(self.meta, indent=1) + "\n")
+        draft.replace(self._directory / META)
 
 
 class TokenSource(Source):
-    """The clips of a token cache as codes: ``indices int32`` of the cache's grid instead of ``video``.
+    """The clips of a token cache as codes.
+
+    A sample has ``indices int32 [time, height, width, levels]`` instead of ``video``, and ``caption``; where
+    the cache has classes ``label``; where it tells the rate of the clips ``fps``.
 
     Args:
       clip: must be the clip the cache was made of, its ``fps`` aside.
@@ -79,37 +132,80 @@ class TokenSource(Source):
         super().__init__(clip=clip, seed=seed, split=split)
         if not 0 <= holdout < 1:
             raise UserError(f"holdout is a share of the clips in [0, 1), got {holdout}")
-        self._records = Records(path, KIND)
-        self.meta = self._records.meta
+        self.meta = _read_meta(Path(path))
         self.classes = tuple(self.meta.get("classes", ()))
+        self._check(path, tokenizer_hash)
+        count = self.meta["count"]
+        self._codes = _Mapped(Path(path) / "indices.bin", self.meta["dtype"], (count, *self.meta["grid"]))
+        self._ends = _Mapped(Path(path) / "caption_ends.bin", "<i8", (count,))
+        self._labels = _Mapped(Path(path) / "labels.bin", "<i4", (count,))
+        self._text = _Mapped(Path(path) / "captions.bin", "u1", (int(self._ends.values[-1]),))
+        self._rows: range | np.ndarray = range(count)
+        if holdout:
+            keys = (self._caption(row) or str(row) for row in range(count))
+            self._rows = np.flatnonzero([held_out(key, holdout) == (split == "eval") for key in keys])
+
+    def _check(self, path: str, tokenizer_hash: str | None) -> None:
         made_by = self.meta["tokenizer_hash"]
         if tokenizer_hash is not None and made_by != tokenizer_hash:
             raise UserError(
                 f"the token cache {path} was made by tokenizer {made_by[:12]}, the generator has "
                 f"{tokenizer_hash[:12]}; write the cache again with this tokenizer"
             )
-        sizes = [(getattr(clip, side), self.meta[side]) for side in ("frames", "height", "width")]
+        sizes = [(getattr(self.clip, side), self.meta[side]) for side in ("frames", "height", "width")]
         if any(ours != theirs for ours, theirs in sizes):
             ours, theirs = ("x".join(map(str, side)) for side in zip(*sizes, strict=True))
             raise UserError(f"the token cache {path} holds clips of {theirs}, data.clip asks for {ours}")
-        self._indices = list(range(len(self._records)))
-        if holdout:
-            keys = ((i, self._records[i][0]["caption"] or str(i)) for i in self._indices)
-            self._indices = [i for i, key in keys if held_out(key, holdout) == (split == "eval")]
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._rows)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Reads the codes of one clip."""
-        header, payload = self._records[self._indices[index]]
-        codes = np.frombuffer(payload, self.meta["dtype"])
-        sample = {
-            "indices": codes.astype(np.int32).reshape(self.meta["grid"]),
-            "caption": header["caption"],
-            "fps": self.meta["fps"],
-        }
-        return sample | {"label": header["label"]} if self.classes else sample
+        """Reads the codes of one clip; nothing about that is random."""
+        row = int(self._rows[index])
+        sample = {"indices": self._codes.values[row].astype(np.int32), "caption": self._caption(row)}
+        if self.classes:
+            sample["label"] = int(self._labels.values[row])
+        if self.meta.get("fps"):
+            sample["fps"] = float(self.meta["fps"])
+        return sample
 
     def caption(self, index: int) -> str:
-        return self._records[self._indices[index]][0]["caption"]
+        return self._caption(int(self._rows[index]))
+
+    def _caption(self, row: int) -> str:
+        start = int(self._ends.values[row - 1]) if row else 0
+        return self._text.values[start : int(self._ends.values[row])].tobytes().decode()
+
+
+class _Mapped:
+    """A memory-mapped array; worker processes map the file themselves instead of being sent its content."""
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]):
+        self._arguments = path, dtype, shape
+        expected = math.prod(shape) * np.dtype(dtype).itemsize
+        size = path.stat().st_size if path.exists() else 0
+        if size != expected:
+            raise UserError(f"{path} has {size} of {expected} bytes; write the token cache again")
+        # An empty file cannot be mapped.
+        mapped = np.memmap(path, dtype, "r", shape=shape) if expected else np.empty(shape, dtype)
+        # Slices of a plain view cost a fraction of a memmap's.
+        self.values = np.asarray(mapped)
+
+    def __reduce__(self) -> tuple:
+        return _Mapped, self._arguments
+
+
+def _read_meta(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise UserError(f"no directory {directory}; set data.source.path to a token cache")
+    if not (directory / META).exists():
+        raise UserError(f"{directory} is no complete token cache (no {META}); remove it and write it again")
+    try:
+        meta = json.loads((directory / META).read_text())
+        missing = {"tokenizer_hash", "grid", "dtype", "count", "frames", "height", "width"} - set(meta)
+    except (ValueError, TypeError):
+        raise UserError(f"{directory / META} cannot be read; write the token cache again") from None
+    if missing:
+        raise UserError(f"{directory} is no token cache: its {META} has no {', '.join(sorted(missing))}")
+    return meta

@@ -22,8 +22,9 @@ class VectorQuantizer(nnx.Module):
         (codes are parameters trained by the codebook loss).
       decay: EMA decay of counts and sums.
       commitment_weight: weight of ``mean (z - sg(e))²``.
-      restart_threshold: a code whose EMA count per batch falls below this is replaced by a random latent
-        of the batch; 0 switches restarts off. A fresh EMA codebook starts from the first batch this way.
+      restart_threshold: a code whose EMA count per batch falls below this is replaced by a latent of the
+        batch, drawn in proportion to its quantization error; 0 switches restarts off. A fresh EMA codebook
+        starts from the first batch this way.
     """
 
     def __init__(
@@ -86,8 +87,18 @@ class VectorQuantizer(nnx.Module):
             straight_through(z, chosen), indices.reshape(*z.shape[:-1], 1), losses, {"counts": counts}
         )
 
+    def _poorly_coded(
+        self, flat: Float[Array, "tokens width"], indices: Int[Array, "tokens"], key: jax.Array
+    ) -> Int[Array, "size"]:
+        """Draws latents in proportion to their squared quantization error, as k-means++ draws its centres.
+
+        Uniform draws would give nearly all codes to what is common: backgrounds.
+        """
+        error = jnp.cumsum(jnp.sum((flat - self._codes()[indices]) ** 2, -1))
+        return jnp.searchsorted(error, jax.random.uniform(key, (self.size,)) * error[-1])
+
     def _update(self, flat: Array, indices: Array, counts: Array, key: jax.Array | None) -> None:
-        """Moves the averages one step; then gives dead codes a random latent of the (global) batch."""
+        """Moves the averages one step; then restarts dead codes from the (global) batch."""
         if not hasattr(self, "counts"):
             return
         ema_counts = self.decay * self.counts.get_value() + (1 - self.decay) * counts
@@ -105,7 +116,7 @@ class VectorQuantizer(nnx.Module):
             if key is None:
                 raise UserError("a quantizer with restart_threshold > 0 needs a random key in training")
             dead = ema_counts < self.restart_threshold
-            fresh = flat[jax.random.randint(key, (self.size,), 0, flat.shape[0])]
+            fresh = flat[self._poorly_coded(flat, indices, key)]
             codes = jnp.where(dead[:, None], fresh, codes)
             ema_counts = jnp.where(dead, self.restart_threshold, ema_counts)
             if self.update == "ema":

@@ -1,16 +1,18 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen import generators, tokenizers
-from videogen.conditioning import TEXT_ENCODERS, Conditioning, T5Encoder, TextEncoder
+from videogen.conditioning import TEXT_ENCODERS, Conditioning, T5Config, T5Encoder, TextEncoder
 from videogen.errors import UserError, near_matches
 from videogen.shapes import Codes, TokenGrid, VideoShape
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_video, weighted_mean
@@ -76,12 +78,24 @@ class GeneratorTask:
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
         modules = {"tokenizer": self._build_tokenizer() if load is None else load(self.config.tokenizer.checkpoint)}
         if self.text == "t5":
-            settings = self.config.text.encoder
-            if load is not None:
-                modules["text_encoder"] = T5Encoder.load(settings.path)
+            settings, dtype = self.config.text.encoder, dtype_of(self.config)
+            if load is None:
+                architecture = T5Config(**settings.architecture)
+                modules["text_encoder"] = T5Encoder(architecture, dtype=dtype, rngs=nnx.Rngs(0))
             else:
-                modules["text_encoder"] = T5Encoder.structure(settings.path)
+                modules["text_encoder"] = T5Encoder.load(settings.path, dtype=dtype)
         return modules
+
+    @staticmethod
+    def complete(config: Any, tokenizer_model: Any, tokenizer_hash: str) -> None:
+        """Writes into a config what the frozen parts decide, so that the run directory needs nothing else."""
+        config.tokenizer.model, config.tokenizer.hash = tokenizer_model, tokenizer_hash
+        encoder = config.text.encoder
+        if encoder.name == "t5" and encoder.path:
+            architecture = T5Config.read(epath.Path(encoder.path) / "config.json")
+            encoder.architecture = dataclasses.asdict(architecture)
+            encoder.width = architecture.width
+            config.text.tokenizer.path = config.text.tokenizer.path or encoder.path
 
     def conditioning(self, modules: Modules, batch: Batch) -> Conditioning:
         """Encodes the text and label parts of a batch."""

@@ -22,10 +22,16 @@ def clip_of(config: Any) -> data.Clip:
     return data.Clip(clip.frames, clip.height, clip.width, clip.fps or None)
 
 
-def build_source(config: Any, split: str, **extra: Any) -> data.Source:
-    """The source of a config; the seed of the held-out split differs, so that procedural clips do too."""
+def build_source(config: Any, split: str) -> data.Source:
+    """The source of a config; the seed of the held-out split differs, so that procedural clips do too.
+
+    A token cache is checked against the tokenizer of the run, whose hash the config holds once it has started.
+    """
     seed = config.seed if split == "train" else config.seed + 1
-    return data.build(config.data.source.to_dict() | extra, clip=clip_of(config), seed=seed, split=split)
+    settings = config.data.source.to_dict()
+    if settings["name"] == "tokens":
+        settings["tokenizer_hash"] = config.tokenizer.hash
+    return data.build(settings, clip=clip_of(config), seed=seed, split=split)
 
 
 def text_tokenizer(config: Any, workdir: epath.PathLike, source: data.Source | None = None) -> Any:

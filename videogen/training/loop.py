@@ -18,7 +18,7 @@ from videogen.errors import UserError
 from videogen.parallel import batch_sharding, make_mesh
 from videogen.training.checkpoints import Checkpoints, abstract_state
 from videogen.training.inputs import build_pipeline, build_source, held_out_batches, place, text_tokenizer
-from videogen.training.loading import CONFIG, frozen_modules
+from videogen.training.loading import CONFIG, frozen_modules, load
 from videogen.training.metrics import MetricsWriter, Progress
 from videogen.training.state import (
     State,
@@ -30,7 +30,7 @@ from videogen.training.state import (
 )
 from videogen.training.step import make_train_step
 
-FREE_KEYS = ("steps", "log_every", "eval_every", "checkpoint_every", "data.workers", "parallel.mesh", "tokenizer")
+FREE_KEYS = ("steps", "log_every", "eval_every", "checkpoint_every", "data.workers", "parallel.mesh", "tokenizer.checkpoint")
 """Config keys that may change between two starts of one run."""
 
 EVAL_BATCHES = 2
@@ -58,19 +58,31 @@ class _Termination:
         signal.signal(signal.SIGTERM, self._previous)
 
 
-def prepare_workdir(config: Any, workdir: epath.Path) -> None:
-    """Completes the config, checks it against an earlier start of the run and writes ``config.json``.
+def complete_config(config: Any, workdir: epath.Path) -> None:
+    """Writes into a generator's config what its tokenizer and text encoder decide.
+
+    Raises:
+      UserError: there is no tokenizer, neither named by the config nor known from an earlier start.
+    """
+    if config.task != "generator":
+        return
+    if config.tokenizer.checkpoint:
+        loaded = load(config.tokenizer.checkpoint)
+        model, digest = loaded.config.model, loaded.hash
+    elif (workdir / CONFIG).exists():
+        earlier = load_config(workdir / CONFIG).tokenizer
+        model, digest = earlier.model, earlier.hash
+    else:
+        raise UserError("a generator needs its tokenizer: pass --config.tokenizer.checkpoint=RUN_OR_EXPORT")
+    tasks.GeneratorTask.complete(config, model, digest)
+
+
+def claim_workdir(config: Any, workdir: epath.Path) -> None:
+    """Writes ``config.json``, after a check against an earlier start of the run.
 
     Raises:
       UserError: the directory holds a run with other settings.
     """
-    if config.task == "generator":
-        if config.tokenizer.checkpoint:
-            config.tokenizer.model = load_config(epath.Path(config.tokenizer.checkpoint) / CONFIG).model
-        elif (workdir / CONFIG).exists():
-            config.tokenizer.model = load_config(workdir / CONFIG).tokenizer.model
-        else:
-            raise UserError("a generator needs its tokenizer: pass --config.tokenizer.checkpoint=RUN_OR_EXPORT")
     if (workdir / CONFIG).exists():
         changed = differences(load_config(workdir / CONFIG), config, ignore=FREE_KEYS)
         if changed:
@@ -116,9 +128,10 @@ def train(config: Any, workdir: epath.PathLike) -> Run:
     workdir = epath.Path(workdir)
     mesh = make_mesh(config.parallel.mesh)
     check_config(config)
+    complete_config(config, workdir)
     source = build_source(config, "train")
-    prepare_workdir(config, workdir)
     task = tasks.build(config)
+    claim_workdir(config, workdir)
     with jax.set_mesh(mesh):
         structure, abstract = structure_of(task, config)
         shapes = jax.eval_shape(lambda: new_state(task, structure, config))

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from videogen import data
 from videogen.data import SampleError
 from videogen.errors import UserError, near_matches
 from videogen.evaluation.judge import fidelity, judge
 from videogen.tasks import reconstruct
-from videogen.training.inputs import build_source
+from videogen.training.inputs import build_source, clip_of
 from videogen.training.loading import Loaded
 from videogen.training.sampling import encode_prompts
 
@@ -64,7 +65,11 @@ def reconstruction(loaded: Loaded, count: int, seed: int) -> Result:
 
 def unseen_prompts(loaded: Loaded, count: int) -> list[str]:
     """``count`` different captions of the held-out split; none of them occurs in training."""
-    source = build_source(loaded.config, "eval")
+    # A token cache holds training captions: the prompts come from the shapes themselves.
+    settings = {k: v for k, v in loaded.config.data.source.items() if loaded.config.data.source.name == "shapes"}
+    source = data.build(
+        settings or {"name": "shapes"}, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split="eval"
+    )
     prompts: dict[str, None] = {}
     for index in range(len(source)):
         if len(prompts) == count:
