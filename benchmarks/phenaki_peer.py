@@ -32,9 +32,7 @@ def _import_peer():
     return phenaki_pytorch
 
 
-def steps(
-    video_shape: tuple[int, ...], token_shape: tuple[int, int]
-) -> dict[str, tuple[Callable[[], None], int]]:
+def steps(video_shape: tuple[int, ...], token_shape: tuple[int, int]) -> dict[str, tuple[Callable[[], None], int]]:
     """Name -> (one AdamW step, parameters), at the sizes of ``train_step.py``."""
     peer = _import_peer()
     import torch

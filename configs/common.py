@@ -19,15 +19,21 @@ def base(dtype: str) -> ConfigDict:
         "dtype": dtype,
     }
     config.data = {
-        "source": {"name": "shapes", "path": ""},
+        # Settings of single sources; those left empty take the source's own default.
+        "source": {
+            "name": "shapes",
+            "path": "",
+            "holdout": config_dict.placeholder(float),
+            "second_shape": config_dict.placeholder(float),
+            "turn": config_dict.placeholder(float),
+            "audio": config_dict.placeholder(bool),
+        },
         "clip": {"frames": 9, "height": 32, "width": 32, "fps": 8.0},
         "batch_size": 4,
         "image_batch_size": 0,
         "eval_batch_size": 16,
         "workers": 0,
     }
-    # Sources take settings of their own (holdout, second_shape, …): --config.data.source.holdout=0.1
-    config.data.source.unlock()
     return config
 
 

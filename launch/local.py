@@ -280,7 +280,7 @@ def generator_sections(stage: Stage, fps: float) -> list[Section]:
     if stage.evaluate:
         with np.load(stage.clips, allow_pickle=False) as clips:
             verdicts = [
-                (str(reading), {"as the prompt asks": bool(correct)})
+                (str(reading), dict(zip(JUDGED, map(bool, correct), strict=True)))
                 for reading, correct in zip(clips["readings"], clips["correct"], strict=True)
             ]
             drawn = Clips(clips["videos"], [str(p) for p in clips["prompts"]], verdicts, fps)

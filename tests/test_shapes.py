@@ -20,9 +20,7 @@ def test_frames_and_latent_frames_are_inverse(stride, latent_frames):
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_every_frame_belongs_to_exactly_one_latent(stride):
     compression = Compression(stride, 8, 8)
-    owners = [
-        [i for i in range(6) if frame in compression.frames_of_latent(i)] for frame in range(1 + 5 * stride)
-    ]
+    owners = [[i for i in range(6) if frame in compression.frames_of_latent(i)] for frame in range(1 + 5 * stride)]
     assert owners == [[compression.latent_of_frame(frame)] for frame in range(1 + 5 * stride)]
     assert list(compression.frames_of_latent(0)) == [0]
     assert all(len(compression.frames_of_latent(i)) == stride for i in range(1, 6))

@@ -1,4 +1,4 @@
-"""What every command shares: bad input gives one line and exit code 2, and the config flag."""
+"""What every command shares: bad input gives one line and exit code 2."""
 
 import os
 import re
@@ -8,17 +8,11 @@ from logging import WARNING
 from logging import Formatter as PlainFormatter
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from videogen.errors import UserError
 
 BAD_INPUT = 2
 STOPPED = 1
-
-
-def define_config(help_text: str) -> flags.FlagHolder:
-    """Defines ``--config=FILE:stage=…,size=…`` with overrides ``--config.a.b=value``."""
-    return config_flags.DEFINE_config_file("config", None, help_text, lock_config=True)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -34,9 +34,7 @@ def build(table: Mapping[str, Callable], config: Mapping[str, Any], what: str, *
         if key not in known:
             raise UserError(f"{what} {name!r} has no setting {key!r}{near_matches(key, known - set(shared))}")
     missing = [
-        key
-        for key in known - set(arguments) - set(shared)
-        if parameters[key].default is inspect.Parameter.empty
+        key for key in known - set(arguments) - set(shared) if parameters[key].default is inspect.Parameter.empty
     ]
     if missing:
         raise UserError(f"{what} {name!r} needs the setting {sorted(missing)[0]!r}")

@@ -1,6 +1,6 @@
 """Exports a trained stage as safetensors and its config: a directory that videogen.load reads anywhere.
 
-    python -m videogen.export --checkpoint=runs/tokenizer --format=safetensors --out=exports/tokenizer
+python -m videogen.export --checkpoint=runs/tokenizer --format=safetensors --out=exports/tokenizer
 """
 
 from absl import flags, logging

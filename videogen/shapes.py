@@ -101,7 +101,9 @@ class VideoShape:
             pixels, patch = getattr(self, side), getattr(compression, side)
             if pixels < 1 or pixels % patch:
                 near = max(pixels // patch, 1) * patch
-                raise UserError(f"clip {side} {pixels} is no multiple of the patch {patch}; use {near} or {near + patch}")
+                raise UserError(
+                    f"clip {side} {pixels} is no multiple of the patch {patch}; use {near} or {near + patch}"
+                )
         return TokenGrid(time, self.height // compression.height, self.width // compression.width, levels)
 
 

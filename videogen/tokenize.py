@@ -13,7 +13,9 @@ from videogen import app
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of the tokenizer.")
 OUT = flags.DEFINE_string("out", None, "Directory of the cache; must not exist.")
-SOURCE = flags.DEFINE_string("source", None, "Name of the data source; by default the one the tokenizer was trained on.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Name of the data source; by default the one the tokenizer was trained on."
+)
 PATH = flags.DEFINE_string("path", None, "Path of the data source.")
 CLIPS = flags.DEFINE_integer("clips", None, "Clips to write; by default one per sample of the source.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at a time.", lower_bound=1)

@@ -11,10 +11,13 @@ command again to resume; SIGTERM saves and exits 0.
 import sys
 
 from absl import flags, logging
+from ml_collections import config_flags
 
 from videogen import app
 
-CONFIG = app.define_config("FILE:stage=…,size=… of the stage to train, e.g. configs/phenaki.py:stage=tokenizer,size=debug")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE:stage=…,size=… of the stage to train, e.g. configs/phenaki.py:stage=tokenizer,size=debug"
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; created, or resumed when it exists.")
 flags.mark_flags_as_required(["config", "workdir"])
 

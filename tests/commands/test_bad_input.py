@@ -1,4 +1,4 @@
-"""Every mistake of the design's list gives one line that names it and the remedy, exit code 2, and leaves the disk alone."""
+"""Every mistake of the design's list gives one line that names it and the remedy, and leaves the disk alone."""
 
 import pytest
 

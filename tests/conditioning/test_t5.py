@@ -71,9 +71,7 @@ def test_reads_half_precision_files(tmp_path):
     expected = oracle_features(save_oracle(tmp_path, dtype=torch.bfloat16))
     encoder = T5Encoder.load(tmp_path)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(encoder)))
-    np.testing.assert_allclose(
-        encoder(jnp.asarray(IDS), jnp.asarray(MASK)).features[MASK], expected[MASK], atol=1e-4
-    )
+    np.testing.assert_allclose(encoder(jnp.asarray(IDS), jnp.asarray(MASK)).features[MASK], expected[MASK], atol=1e-4)
 
 
 def test_full_model_checkpoints_load_their_encoder(checkpoint):
@@ -98,9 +96,7 @@ def test_relative_buckets_agree_with_transformers(buckets, max_distance):
 def test_padding_content_does_not_matter_and_nothing_learns(checkpoint):
     encoder = T5Encoder.load(checkpoint)
     ids, mask = jnp.asarray(IDS), jnp.asarray(MASK)
-    np.testing.assert_array_equal(
-        encoder(jnp.where(mask, ids, 3), mask).features, encoder(ids, mask).features
-    )
+    np.testing.assert_array_equal(encoder(jnp.where(mask, ids, 3), mask).features, encoder(ids, mask).features)
     graph, state = nnx.split(encoder)
     gradient = jax.grad(lambda s: jnp.sum(nnx.merge(graph, s)(ids, mask).features ** 2))(state)
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(gradient))

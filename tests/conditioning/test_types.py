@@ -25,9 +25,7 @@ def test_null_is_absent_everywhere_with_the_same_shapes():
 
 def test_drop_touches_only_the_marked_examples():
     dropped = example().drop(jnp.array([False, True, False]))
-    np.testing.assert_array_equal(
-        dropped.text.mask[jnp.array([0, 2])], example().text.mask[jnp.array([0, 2])]
-    )
+    np.testing.assert_array_equal(dropped.text.mask[jnp.array([0, 2])], example().text.mask[jnp.array([0, 2])])
     assert not dropped.text.mask[1].any()
     np.testing.assert_array_equal(dropped.label, [5, NULL_LABEL, 7])
 

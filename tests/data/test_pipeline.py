@@ -33,9 +33,7 @@ class Numbers(Source):
     def sample(self, index, rng):
         if index in self._broken:
             raise SampleError(f"file{index}", "broken")
-        video = (
-            np.full((3, 8, 8, 3), index, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None] * 100
-        )
+        video = np.full((3, 8, 8, 3), index, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None] * 100
         audio = np.array([[rng.random()]], np.float32)
         return {"video": video, "caption": str(index), "label": index % 3, "fps": 8.0, "audio": audio}
 

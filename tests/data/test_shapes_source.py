@@ -134,8 +134,6 @@ def test_backgrounds_are_grey_and_below_the_shapes_saturation():
         saturation = video.max(-1) - video.min(-1)
         shape = sample["attributes"]["shapes"][0]
         progress = np.linspace(0, 1, CLIP.frames)
-        mask = form_mask(
-            shape["form"], np.array(shape["start"]) + path(shape, progress), RADII[shape["size"]], 32, 32
-        )
+        mask = form_mask(shape["form"], np.array(shape["start"]) + path(shape, progress), RADII[shape["size"]], 32, 32)
         assert saturation[mask == 0].max() == 0
         assert saturation[mask == 1].min() > 100

@@ -24,9 +24,7 @@ def t5_like(tmp_path):
     model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.enable_padding(length=99)
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
@@ -59,9 +57,7 @@ def test_bpe_is_deterministic_and_shorter_than_bytes():
 
 
 def test_bpe_is_the_same_in_every_process(run_python):
-    captions = [
-        f"a {size} {hue} shape {i % 7}" for i in range(60) for size in ("big", "wee") for hue in "rgb"
-    ]
+    captions = [f"a {size} {hue} shape {i % 7}" for i in range(60) for size in ("big", "wee") for hue in "rgb"]
     tokenizer = train_bpe(captions, 320, 64)
     code = f"""
 from videogen.data.text import train_bpe

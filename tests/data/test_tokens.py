@@ -96,9 +96,7 @@ def test_lost_and_cut_files_are_noticed(cache, file):
         build(path.parent)
 
 
-@pytest.mark.parametrize(
-    "meta, message", [("{", "cannot be read"), ("{}", "its meta.json has no count, dtype")]
-)
+@pytest.mark.parametrize("meta, message", [("{", "cannot be read"), ("{}", "its meta.json has no count, dtype")])
 def test_foreign_directories_are_refused(cache, tmp_path, meta, message):
     path = cache()
     (path / "meta.json").write_text(meta)

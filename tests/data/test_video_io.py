@@ -1,7 +1,9 @@
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
+from videogen.data import video_io
 from videogen.data.video_io import read_video, side_by_side, write_video
 from videogen.errors import UserError
 
@@ -46,12 +48,67 @@ def test_side_by_side_keeps_every_clip():
         np.testing.assert_array_equal(joined[:, :, i * 62 : i * 62 + 60], clip)
 
 
-@pytest.mark.parametrize(
-    "name", ["empty.mp4", "text_renamed.mp4", "audio_only.mp4", "huge_size_in_stream.mp4"]
-)
+@pytest.mark.parametrize("name", ["empty.mp4", "text_renamed.mp4", "audio_only.mp4", "huge_size_in_stream.mp4"])
 def test_unreadable_files_are_one_clear_error(shared, name):
     with pytest.raises(UserError, match=name):
         read_video(shared / "data/broken" / name)
+
+
+@pytest.mark.parametrize("name", ["truncated_index_at_start.mp4", "flipped_bytes.mp4"])
+def test_damaged_files_are_one_clear_error(shared, name):
+    with pytest.raises(UserError, match=f"{name} cannot be decoded"):
+        read_video(shared / "data/broken" / name)
+
+
+def test_rotation_is_applied(shared):
+    path = shared / "data/broken/rotated_display_matrix.mp4"
+    with av.open(str(path)) as container:
+        stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    upright, fps = read_video(path)
+    assert upright.shape == (24, 284, 160, 3) and fps == 24
+    np.testing.assert_array_equal(upright[0], np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pictures_are_one_frame_turned_as_their_exif_says(tmp_path, orientation):
+    picture = Image.fromarray(gradient(1)[0])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "p.jpg", quality=95, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "p.jpg")))
+    read, _ = read_video(tmp_path / "p.jpg")
+    assert read.shape == (1, *upright.shape)
+    assert np.abs(read[0].astype(int) - upright).mean() < 3
+
+
+def test_lossless_pictures_come_back_exactly(tmp_path):
+    Image.fromarray(gradient(1)[0]).save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_video(tmp_path / "p.png")[0], gradient(1))
+
+
+def test_animations_keep_frames_and_rate(shared):
+    frames, fps = read_video(shared / "data/broken/animated.gif")
+    assert frames.shape == (16, 128, 192, 3) and abs(fps - 1 / 0.12) < 0.01
+
+
+def test_colours_and_the_order_of_frames_survive(tmp_path):
+    frames = np.zeros((10, 64, 64, 3), np.uint8)
+    frames[:, :, :32] = (225, 40, 40)
+    frames[:, :, 32:] = 25 * np.arange(10, dtype=np.uint8)[:, None, None, None]
+    write_video(tmp_path / "v.mp4", frames, fps=np.float32(29.97))
+    read, fps = read_video(tmp_path / "v.mp4")
+    assert abs(fps - 29.97) < 1e-3
+    assert np.abs(read[:, 20:-20, 10:20].astype(int) - (225, 40, 40)).max() <= 6
+    assert np.abs(read[:, 20:-20, -40:-20].mean((1, 2, 3)) - 25 * np.arange(10)).max() <= 3
+
+
+def test_files_larger_than_memory_allows_are_refused(tmp_path, monkeypatch):
+    write_video(tmp_path / "v.mp4", gradient(5, 64, 64), fps=8, scale=1)
+    monkeypatch.setattr(video_io, "PIXEL_BUDGET", 5 * 64 * 64)
+    assert len(read_video(tmp_path / "v.mp4")[0]) == 5
+    monkeypatch.setattr(video_io, "PIXEL_BUDGET", 5 * 64 * 64 - 1)
+    with pytest.raises(UserError, match="more than 20,479 pixels"):
+        read_video(tmp_path / "v.mp4")
 
 
 def test_missing_file(tmp_path):

@@ -38,8 +38,7 @@ def test_every_reading_of_a_rendered_clip_is_right(count, settings):
     for video, sample in zip(videos, samples, strict=True):
         seen = {(s.colour, s.form, s.direction, s.size) for s in judge(video).shapes}
         assert seen == {
-            (s["colour"], s["form"], " then ".join(s["directions"]), s["size"])
-            for s in sample["attributes"]["shapes"]
+            (s["colour"], s["form"], " then ".join(s["directions"]), s["size"]) for s in sample["attributes"]["shapes"]
         }
 
 

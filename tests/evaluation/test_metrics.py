@@ -160,8 +160,7 @@ def test_code_metrics_refuse_impossible_counts(metric, bad):
 def test_usage_of_even_draws_matches_the_expectation(draws, size):
     generator = np.random.default_rng(0)
     usage = [
-        float(codebook_usage(np.bincount(generator.integers(size, size=draws), minlength=size)))
-        for _ in range(40)
+        float(codebook_usage(np.bincount(generator.integers(size, size=draws), minlength=size))) for _ in range(40)
     ]
     assert np.mean(usage) == pytest.approx(expected_usage(draws, size), abs=0.01)
 

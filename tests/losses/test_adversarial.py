@@ -58,7 +58,5 @@ def test_r1_of_a_quadratic_discriminator():
 
 def test_r1_is_differentiable_in_the_parameters():
     real = jax.random.normal(jax.random.key(1), (3, 4))
-    gradient = jax.grad(lambda w: r1_penalty(lambda x: jnp.tanh(x @ w), real))(
-        jnp.array([0.1, -0.2, 0.3, 0.4])
-    )
+    gradient = jax.grad(lambda w: r1_penalty(lambda x: jnp.tanh(x @ w), real))(jnp.array([0.1, -0.2, 0.3, 0.4]))
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).min() > 0

@@ -22,6 +22,4 @@ def test_entropy_of_an_underflowed_softmax_has_a_finite_gradient():
 
 def test_entropy_gradient_matches_finite_differences():
     logits = jnp.array([0.3, -0.7, 1.1])
-    jax.test_util.check_grads(
-        lambda x: entropy(jax.nn.softmax(x)), (logits,), 1, ["rev"], atol=1e-2, rtol=1e-2
-    )
+    jax.test_util.check_grads(lambda x: entropy(jax.nn.softmax(x)), (logits,), 1, ["rev"], atol=1e-2, rtol=1e-2)

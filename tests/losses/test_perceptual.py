@@ -58,9 +58,7 @@ def torch_lpips(tensors, prediction, target) -> float:
             x = functional.max_pool2d(x, 2) if number else x
             for i in stage:
                 x = torch.relu(
-                    functional.conv2d(
-                        x, weight[f"features.{i}.weight"], weight[f"features.{i}.bias"], padding=1
-                    )
+                    functional.conv2d(x, weight[f"features.{i}.weight"], weight[f"features.{i}.bias"], padding=1)
                 )
             yield x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10)
 

@@ -25,9 +25,7 @@ KEY_MASK = jnp.array([[True, True, False, True, True, False], [True, False, True
 def heads(queries: int = 6, keys: int = 6, dtype=jnp.float32) -> tuple[jax.Array, ...]:
     key = jax.random.key(0)
     shapes = [(2, queries, 3, 4), (2, keys, 3, 4), (2, keys, 3, 4)]
-    return tuple(
-        jax.random.normal(k, s, dtype) for k, s in zip(jax.random.split(key, 3), shapes, strict=True)
-    )
+    return tuple(jax.random.normal(k, s, dtype) for k, s in zip(jax.random.split(key, 3), shapes, strict=True))
 
 
 @pytest.mark.parametrize("mask", [Full(), Causal(), BlockCausal(2), PrefixLM(3), Window(1)], ids=str)
@@ -42,9 +40,7 @@ def test_attend_equals_the_library(mask, padding, biased):
     bias = jax.random.normal(jax.random.key(1), (3, 6, 6)) if biased else None
     dense = mask_array(mask, 6, 6)[None, None]
     dense = dense & key_mask[:, None, None] if padding else dense
-    expected = jax.nn.dot_product_attention(
-        q, k, v, bias=None if bias is None else bias[None], mask=dense, scale=1.0
-    )
+    expected = jax.nn.dot_product_attention(q, k, v, bias=None if bias is None else bias[None], mask=dense, scale=1.0)
     actual = jax.jit(attend, static_argnames="mask")(q, k, v, mask=mask, key_mask=key_mask, bias=bias)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 

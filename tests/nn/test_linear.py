@@ -26,9 +26,7 @@ def test_linear_computes_in_bfloat16_with_float32_parameters():
     assert half(X).dtype == jnp.bfloat16
     assert half.kernel.get_value().dtype == half.bias.get_value().dtype == jnp.float32
     np.testing.assert_allclose(half(X).astype(jnp.float32), layer(X), atol=0.05)
-    rounded = jnp.einsum(
-        "...i,io->...o", X.astype(jnp.bfloat16), half.kernel.get_value().astype(jnp.bfloat16)
-    )
+    rounded = jnp.einsum("...i,io->...o", X.astype(jnp.bfloat16), half.kernel.get_value().astype(jnp.bfloat16))
     np.testing.assert_allclose(half(X).astype(jnp.float32), rounded.astype(jnp.float32), atol=0.02)
 
 

@@ -77,10 +77,7 @@ def test_gradient_reaches_every_parameter():
 def test_bfloat16_latents():
     embed = FirstFramePatches(COMPRESSION, 10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert embed(video()).dtype == jnp.bfloat16
-    assert (
-        FirstFramePixels(COMPRESSION, 10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(embed(video())).dtype
-        == jnp.float32
-    )
+    assert FirstFramePixels(COMPRESSION, 10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(embed(video())).dtype == jnp.float32
 
 
 def test_grid_of_latents():

@@ -48,14 +48,10 @@ def test_stack_equals_the_unrolled_loop_with_gradients(remat):
         return jnp.sum(jnp.sin(unrolled(graph, s, x, **call)))
 
     value, (to_state, to_x) = jax.jit(jax.value_and_grad(scanned_loss, argnums=(0, 1)))(stack_state, tokens())
-    expected, (state_expected, x_expected) = jax.jit(jax.value_and_grad(unrolled_loss, argnums=(0, 1)))(
-        state, tokens()
-    )
+    expected, (state_expected, x_expected) = jax.jit(jax.value_and_grad(unrolled_loss, argnums=(0, 1)))(state, tokens())
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(to_x, x_expected, atol=1e-5)
-    for ours, theirs in zip(
-        jax.tree.leaves(to_state["layers"]), jax.tree.leaves(state_expected), strict=True
-    ):
+    for ours, theirs in zip(jax.tree.leaves(to_state["layers"]), jax.tree.leaves(state_expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
         assert (jnp.abs(ours).reshape(DEPTH, -1).max(-1) > 0).all()
 
@@ -194,9 +190,7 @@ class Noise(nnx.Module):
 def test_layers_draw_different_dropout():
     """With one mask for both layers the sum could only be 0 or 2."""
     out = Stack(Noise, 2, rngs=nnx.Rngs(0))(jnp.zeros(4000), key=jax.random.key(0))
-    assert [float(jnp.mean(out == value)) for value in (0, 1, 2)] == pytest.approx(
-        [0.25, 0.5, 0.25], abs=0.03
-    )
+    assert [float(jnp.mean(out == value)) for value in (0, 1, 2)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
 
 
 def test_mlp_written_out():

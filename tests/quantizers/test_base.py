@@ -47,11 +47,7 @@ def test_every_id_maps_to_itself_through_its_code(name):
     assert codes.shape == (size, quantizer.width) and len(np.unique(codes, axis=0)) == size
     # FSQ bounds its input: a code reaches itself from where the bound has it.
     levels = np.array(CONFIGS[name].get("levels", ()))
-    z = (
-        codes
-        if name != "fsq"
-        else np.arctanh(np.clip(preimage(codes, levels), -0.999, 0.999)) - shift(levels)
-    )
+    z = codes if name != "fsq" else np.arctanh(np.clip(preimage(codes, levels), -0.999, 0.999)) - shift(levels)
     np.testing.assert_array_equal(jax.jit(quantizer)(jnp.asarray(z)).indices, ids)
 
 

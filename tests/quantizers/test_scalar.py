@@ -33,9 +33,7 @@ def test_lookup_is_bit_equal_for_every_id(levels):
     np.testing.assert_array_equal(quantizer.lookup(jnp.asarray(ids)[:, None]), expected.numpy())
 
 
-@pytest.mark.parametrize(
-    ("levels", "expected"), [(3, (-1, 1)), (4, (-2, 1)), (5, (-2, 2)), (7, (-3, 3)), (8, (-4, 3))]
-)
+@pytest.mark.parametrize(("levels", "expected"), [(3, (-1, 1)), (4, (-2, 1)), (5, (-2, 2)), (7, (-3, 3)), (8, (-4, 3))])
 def test_every_level_is_reached(levels, expected):
     z = jnp.linspace(-6, 6, 4001)[:, None]
     integers = np.unique(jax.jit(FiniteScalarQuantizer([levels]))(z).latents * (levels // 2))

@@ -40,7 +40,11 @@ def test_smaller_sizes_build(stage, size):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("stage=tokeniser", "did you mean 'tokenizer'"), ("sise=debug", "did you mean 'size'"), ("size=huge", "unknown size")],
+    [
+        ("stage=tokeniser", "did you mean 'tokenizer'"),
+        ("sise=debug", "did you mean 'size'"),
+        ("size=huge", "unknown size"),
+    ],
 )
 def test_wrong_arguments_are_named(argument, message):
     with pytest.raises(UserError, match=message):

@@ -62,6 +62,7 @@ def test_frames_depend_on_no_later_latent(model, latent):
 
 def test_every_frame_depends_on_every_earlier_frame(model, video):
     """Causality alone would hold for a model that ignores time."""
+
     def last_latent(pixels):
         return jnp.sum(model.encode(pixels)[:, -1] ** 2)
 
@@ -134,8 +135,6 @@ def test_gradient_reaches_every_parameter(video, quantizer):
 def test_detokenize_inverts_tokenize_up_to_the_codes(model, video):
     """Codes -> pixels -> the same decoder input: lookup equals what the bottleneck emitted."""
     latents, codes, _, _ = model.bottleneck(model.encode(video))
-    np.testing.assert_allclose(
-        model.detokenize(codes), jnp.clip(model.decode(latents), -1, 1), atol=1e-4
-    )
+    np.testing.assert_allclose(model.detokenize(codes), jnp.clip(model.decode(latents), -1, 1), atol=1e-4)
     assert isinstance(codes, Codes) and codes.indices.shape == (2, 5, 4, 4, 1)
     assert codes.indices.min() >= 0 and codes.indices.max() < model.vocabulary[0]

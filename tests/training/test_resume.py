@@ -113,7 +113,9 @@ def test_sigterm_saves_and_exits_0(tmp_path):
 
 @pytest.mark.slow
 def test_nan_stops_with_the_last_finite_state_saved(tmp_path):
-    process = start(tmp_path, "--config.optimizer.tokenizer.learning_rate=1e38", "--config.optimizer.tokenizer.clip=0.0")
+    process = start(
+        tmp_path, "--config.optimizer.tokenizer.learning_rate=1e38", "--config.optimizer.tokenizer.clip=0.0"
+    )
     message = finish(process)
     assert process.returncode == 1, message
     assert "not finite" in message and "Traceback" not in message

@@ -53,9 +53,7 @@ class NullableContext(nnx.Module):
             return jnp.broadcast_to(null, (batch, 1, self.width)), jnp.ones((batch, 1), bool)
         features, mask = conditioning.text.features, conditioning.text.mask
         if features.shape[-1] != self.width:
-            raise UserError(
-                f"text features have width {features.shape[-1]}, the context has width {self.width}"
-            )
+            raise UserError(f"text features have width {features.shape[-1]}, the context has width {self.width}")
         absent = ~jnp.any(mask, axis=1)
         context = jnp.where(mask[..., None], features, 0)
         context = context.at[:, 0].set(jnp.where(absent[:, None], null.astype(context.dtype), context[:, 0]))

@@ -143,9 +143,7 @@ class T5Encoder(nnx.Module):
 
     def __call__(self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]) -> Tokens:
         """Encodes padded texts of any length; features at padded places are zero."""
-        buckets = relative_buckets(
-            ids.shape[1], buckets=self.config.buckets, max_distance=self.config.max_distance
-        )
+        buckets = relative_buckets(ids.shape[1], buckets=self.config.buckets, max_distance=self.config.max_distance)
         bias = jnp.moveaxis(self.position_bias(buckets), -1, 0)
         x = self.norm(self.stack(self.embedding(jnp.where(mask, ids, 0)), key_mask=mask, bias=bias))
         return Tokens(jax.lax.stop_gradient(jnp.where(mask[..., None], x, 0)), mask)
@@ -237,9 +235,7 @@ class _Tensors:
             self.files = self._read_index(index)
             self.sources = [index, *sorted(set(self.files.values()))]
         else:
-            raise UserError(
-                f"{directory} has no {single.name} (nor its index); convert the weights to safetensors"
-            )
+            raise UserError(f"{directory} has no {single.name} (nor its index); convert the weights to safetensors")
 
     def _read_index(self, index: Path) -> dict[str, Path]:
         try:
@@ -261,9 +257,7 @@ class _Tensors:
     def read(self, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
         array = self._open(self.files[name], lambda file: file.get_tensor(name))
         if array.shape != tuple(shape):
-            raise UserError(
-                f"{self.files[name]}: {name} has shape {list(array.shape)}, the config says {list(shape)}"
-            )
+            raise UserError(f"{self.files[name]}: {name} has shape {list(array.shape)}, the config says {list(shape)}")
         return array.astype(np.float32)
 
     def hash(self) -> str:

@@ -27,10 +27,10 @@ __all__ = ["SOURCES", "Clip", "Pipeline", "SampleError", "Source", "build"]
 
 
 def build(config: Mapping[str, Any], *, clip: Clip, seed: int, split: str) -> Source:
-    """Builds the source of a config section ``{name: …, path: …, …}``; an empty ``path`` counts as absent.
+    """Builds the source of a config section ``{name: …, path: …, …}``; settings that are empty or ``None`` are absent.
 
     Raises:
       UserError: an unknown name or setting, or data that is not there.
     """
-    settings = {key: config[key] for key in config if key != "path" or config[key]}
+    settings = {key: config[key] for key in config if config[key] is not None and config[key] != ""}
     return build_entry(SOURCES, settings, "source", clip=clip, seed=seed, split=split)

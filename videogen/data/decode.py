@@ -108,9 +108,7 @@ def decode_audio(
         resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         try:
             container.seek(int(max(start - _AUDIO_LEAD, 0) / stream.time_base), stream=stream)
-            for frame in itertools.chain(
-                container.decode(stream), [None]
-            ):  # None: what the resampler kept back
+            for frame in itertools.chain(container.decode(stream), [None]):  # None: what the resampler kept back
                 for piece in resampler.resample(frame):
                     sound = piece.to_ndarray()[0]
                     begin = round(((piece.time or 0.0) - start) * rate)
@@ -131,9 +129,7 @@ def _open(encoded: Encoded, name: str) -> av.container.InputContainer:
         size = os.path.getsize(encoded) if size is None else size
         if size == 0:
             raise SampleError(name, "empty file")
-        return av.open(
-            io.BytesIO(encoded) if isinstance(encoded, bytes) else str(encoded), metadata_errors="replace"
-        )
+        return av.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else str(encoded), metadata_errors="replace")
     except av.FFmpegError as error:
         known = any(_head(encoded)[at:].startswith(magic) for at, magic in _MAGIC.items())
         raise SampleError(name, "index missing / truncated" if known else "not a video container") from error
@@ -213,9 +209,7 @@ def _window(
     raise _Stopped(end, f"too short, {count} frames where a clip needs {wish}")
 
 
-def _show(
-    chosen: list[np.ndarray], held: av.VideoFrame | None, until: float, start: float, clip: Clip
-) -> None:
+def _show(chosen: list[np.ndarray], held: av.VideoFrame | None, until: float, start: float, clip: Clip) -> None:
     """Appends ``held`` for every wanted moment before ``until``."""
     picture = None
     while held is not None and len(chosen) < clip.frames:
@@ -250,9 +244,7 @@ def _frames(
                 count += 1
     except (av.FFmpegError, OSError):
         truncated = packet is not None and packet.is_corrupt and stream.frames > count
-        reason = (
-            f"truncated, {count} of {stream.frames} frames" if truncated else f"decode error at frame {count}"
-        )
+        reason = f"truncated, {count} of {stream.frames} frames" if truncated else f"decode error at frame {count}"
         raise _Stopped(time + 1 / rate, reason) from None
 
 

@@ -22,9 +22,7 @@ _ARRAYS = ("video", "indices", "audio")
 class TextTokenizer(Protocol):
     """What the pipeline needs of a text tokenizer; ``videogen.data.text`` has several."""
 
-    def encode(
-        self, captions: list[str]
-    ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
+    def encode(self, captions: list[str]) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
         """Token ids and which of them are text rather than padding."""
 
 
@@ -56,9 +54,7 @@ class Readable:
                 sample["video"] = sample["video"][frame : frame + 1]
             return sample | {"skipped": skipped}
         name, reason = skipped[0]
-        raise UserError(
-            f"no sample of the {count} in the data set could be read; the first is {name}: {reason}"
-        )
+        raise UserError(f"no sample of the {count} in the data set could be read; the first is {name}: {reason}")
 
 
 class Collate:

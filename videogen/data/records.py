@@ -94,18 +94,14 @@ class Records:
         try:
             self.meta = json.loads((directory / META).read_text())
         except (OSError, ValueError):
-            raise UserError(
-                f"{directory} is no complete directory of {kind} (no {META}); write it again"
-            ) from None
+            raise UserError(f"{directory} is no complete directory of {kind} (no {META}); write it again") from None
         if self.meta.get("kind") != kind:
             raise UserError(f"{directory} holds {self.meta.get('kind')!r}, not {kind!r}")
         self._directory = directory
         files = sorted(str(file) for file in directory.glob("records-*.array_record"))
         self._source = array_record_data_source.ArrayRecordDataSource(files) if files else ()
         if len(self._source) != self.meta["count"]:
-            raise UserError(
-                f"{directory} has {len(self._source)} of {self.meta['count']} records; write it again"
-            )
+            raise UserError(f"{directory} has {len(self._source)} of {self.meta['count']} records; write it again")
 
     def __len__(self) -> int:
         return len(self._source)

@@ -144,9 +144,7 @@ def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np
 
 def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time height width 3"]:
     """Draws a scene; shapes need their ``start``, the scene its ``phase`` (see ``ShapesSource.sample``)."""
-    progress = (
-        np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
-    )
+    progress = np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
     grey = _background(attributes, clip.height, clip.width)
     video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
     for shape in attributes["shapes"]:

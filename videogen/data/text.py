@@ -44,9 +44,7 @@ class FileTokenizer:
         path = epath.Path(path)
         path = path / VOCABULARY if path.is_dir() else path
         if not path.exists():
-            raise UserError(
-                f"no text tokenizer at {path}; give a Hugging Face tokenizer.json or its directory"
-            )
+            raise UserError(f"no text tokenizer at {path}; give a Hugging Face tokenizer.json or its directory")
         try:
             tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
         except Exception as error:  # the library raises nothing more special
@@ -92,9 +90,7 @@ def train_bpe(captions: Sequence[str], vocabulary_size: int, length: int) -> Fil
     """
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     if vocabulary_size <= len(alphabet):
-        raise UserError(
-            f"a byte-level vocabulary has at least {1 + len(alphabet)} entries, got {vocabulary_size}"
-        )
+        raise UserError(f"a byte-level vocabulary has at least {1 + len(alphabet)} entries, got {vocabulary_size}")
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     model.decoder = tokenizers.decoders.ByteLevel()
@@ -123,9 +119,7 @@ def build_text_tokenizer(config: Mapping[str, Any]) -> ByteTokenizer | FileToken
     if name == "bytes":
         return ByteTokenizer(length)
     if not config.get("path"):
-        raise UserError(
-            f"text tokenizer {name!r} needs a path: a Hugging Face tokenizer.json or its directory"
-        )
+        raise UserError(f"text tokenizer {name!r} needs a path: a Hugging Face tokenizer.json or its directory")
     return FileTokenizer(config["path"], length)
 
 

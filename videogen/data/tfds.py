@@ -64,9 +64,7 @@ class TFDSSource(Source):
                 raise UserError(f"{path} has no validation or test split, only {known}; set eval_split")
         self._field = next((name for name in VIDEO_FIELDS if name in info.features), None)
         if self._field is None:
-            raise UserError(
-                f"{path} has no field {' or '.join(VIDEO_FIELDS)}, only {', '.join(info.features)}"
-            )
+            raise UserError(f"{path} has no field {' or '.join(VIDEO_FIELDS)}, only {', '.join(info.features)}")
         if info.features[self._field].np_dtype != np.uint8:
             raise UserError(f"{path}: the frames of {self._field!r} must be uint8 pictures")
         if "label" in info.features and isinstance(info.features["label"], ClassLabel):
@@ -82,9 +80,7 @@ class TFDSSource(Source):
         feature = builder.info.features[self._field]
         pictures = isinstance(feature, Sequence) and isinstance(feature.feature, Image)
         self._decode = feature.feature.decode_example_np if pictures else np.asarray
-        self._records = builder.as_data_source(
-            self._part, decoders={self._field: _Undecoded()} if pictures else None
-        )
+        self._records = builder.as_data_source(self._part, decoders={self._field: _Undecoded()} if pictures else None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the data set itself, which must happen without TensorFlow there, too.

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from videogen.data.decode import PIXEL_BUDGET
 from videogen.errors import UserError
 
 Frames = UInt8[np.ndarray, "time height width 3"]
@@ -27,7 +28,7 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
     scale = scale or max(1, -(-SMALLEST_SIDE // min(frames.shape[1:3])))
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    rate = Fraction(fps).limit_denominator(1001)
+    rate = Fraction(float(fps)).limit_denominator(1001)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
@@ -40,10 +41,10 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
 
 
 def read_video(path: epath.PathLike) -> tuple[Frames, float]:
-    """Every frame of a video or picture file, and its frame rate (1 where there is none).
+    """Every frame of a video or picture file, upright, and its frame rate (1 where there is none).
 
     Raises:
-      UserError: the file is missing or cannot be decoded.
+      UserError: the file is missing, cannot be decoded, or is too large to be held in memory.
     """
     if not epath.Path(path).exists():
         raise UserError(f"{path} does not exist")
@@ -52,7 +53,13 @@ def read_video(path: epath.PathLike) -> tuple[Frames, float]:
             if not container.streams.video:
                 raise UserError(f"{path} has no video stream")
             fps = float(container.streams.video[0].average_rate or 1)
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            frames, pixels = [], 0
+            for frame in container.decode(video=0):
+                pixels += frame.width * frame.height
+                if pixels > PIXEL_BUDGET:
+                    raise UserError(f"{path} has more than {PIXEL_BUDGET:,} pixels; use fewer or smaller frames")
+                # Phones store what they film as the sensor saw it and write down how to turn it.
+                frames.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
     except av.FFmpegError as error:
         raise UserError(f"{path} cannot be decoded: {error.strerror}") from error
     if not frames:

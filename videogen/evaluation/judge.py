@@ -107,9 +107,7 @@ def fidelity(
       UserError: a caption outside the grammar, or not one per clip.
     """
     if len(videos) != len(wanted) or not len(videos):
-        raise UserError(
-            f"fidelity needs one caption per clip, got {len(videos)} clips and {len(wanted)} captions"
-        )
+        raise UserError(f"fidelity needs one caption per clip, got {len(videos)} clips and {len(wanted)} captions")
     scores = []
     for video, entry in zip(videos, wanted, strict=True):
         attributes = parse(str(entry)) if isinstance(entry, str) else entry
@@ -206,21 +204,15 @@ def _read_form(
     side = int(2.8 * unit * np.sqrt(area / min(a for a, _ in _UNIT_FORMS.values()))) + 5
     corners = np.floor(centres[some] * unit - side / 2).astype(int)
     padded = np.pad(coverage[some], ((0, 0), (side, side), (side, side)))
-    patches = np.stack(
-        [p[y : y + side, x : x + side] for p, (y, x) in zip(padded, corners + side, strict=True)]
-    )
+    patches = np.stack([p[y : y + side, x : x + side] for p, (y, x) in zip(padded, corners + side, strict=True)])
     local = centres[some] * unit - corners
     best = (-1.0, FORMS[0], 0.0)
     for form, (unit_area, centroid) in _UNIT_FORMS.items():
         for stretch in _STRETCHES:
             radius = stretch * np.sqrt(area / unit_area)
-            template = form_mask(
-                form, (local - centroid * radius * unit) / side, radius * unit / side, side, side
-            )
+            template = form_mask(form, (local - centroid * radius * unit) / side, radius * unit / side, side, side)
             for blur in _BLURS:
                 soft = ndimage.gaussian_filter(template, (0, blur, blur)) if blur else template
-                score = float(
-                    (soft * patches).sum() / np.sqrt((soft * soft).sum() * (patches * patches).sum())
-                )
+                score = float((soft * patches).sum() / np.sqrt((soft * soft).sum() * (patches * patches).sum()))
                 best = max(best, (score, form, radius))
     return best[1], best[2]

@@ -65,9 +65,7 @@ def ssim(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
     video, reference = _check_pair(video, reference)
     height, width = video.shape[2:4]
     if min(height, width) < SSIM_WINDOW:
-        raise UserError(
-            f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels, got {height}×{width}"
-        )
+        raise UserError(f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels, got {height}×{width}")
     return _ssim(video, reference)
 
 

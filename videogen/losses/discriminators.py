@@ -119,9 +119,7 @@ class StyleDiscriminator(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if min(height, width) < SMALLEST_SIDE:
-            raise UserError(
-                f"the discriminator needs sides of at least {SMALLEST_SIDE} pixels, got {height}×{width}"
-            )
+            raise UserError(f"the discriminator needs sides of at least {SMALLEST_SIDE} pixels, got {height}×{width}")
         self.height, self.width = height, width
 
         def channels(side: int) -> int:
@@ -149,9 +147,7 @@ class StyleDiscriminator(nnx.Module):
         """
         if images.shape[1:] != (self.height, self.width, 3):
             size = "×".join(map(str, images.shape[1:]))
-            raise UserError(
-                f"the discriminator was built for {self.height}×{self.width}×3 images, got {size}"
-            )
+            raise UserError(f"the discriminator was built for {self.height}×{self.width}×3 images, got {size}")
         x = activation(self.from_rgb(images))
         for block in self.blocks:
             x = block(x)

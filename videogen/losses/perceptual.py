@@ -67,9 +67,7 @@ class PerceptualLoss(nnx.Module):
             [nnx.Param(jnp.transpose(tensors[f"features.{i}.weight"], (2, 3, 1, 0))) for i in convolutions]
         )
         self.biases = nnx.List([nnx.Param(tensors[f"features.{i}.bias"]) for i in convolutions])
-        self.linear = nnx.List(
-            [nnx.Param(tensors[f"lin{k}.model.1.weight"].reshape(-1)) for k in range(len(VGG16))]
-        )
+        self.linear = nnx.List([nnx.Param(tensors[f"lin{k}.model.1.weight"].reshape(-1)) for k in range(len(VGG16))])
 
     @classmethod
     def structure(cls) -> "PerceptualLoss":
@@ -89,9 +87,7 @@ class PerceptualLoss(nnx.Module):
             content = path.read_bytes()
             tensors = load_safetensors(content)
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot read the LPIPS weights {path}: {error}; give a safetensors file"
-            ) from error
+            raise UserError(f"cannot read the LPIPS weights {path}: {error}; give a safetensors file") from error
         expected = lpips_tensors()
         missing = [name for name in expected if name not in tensors]
         if missing:
@@ -184,9 +180,7 @@ def _feature_distance(
     """Σ over layers of the mean weighted squared difference of features of unit length, mean over frames."""
     if min(prediction.shape[2:4]) < SMALLEST_SIDE:
         height, width = prediction.shape[2:4]
-        raise UserError(
-            f"perceptual losses need sides of at least {SMALLEST_SIDE} pixels, got {height}×{width}"
-        )
+        raise UserError(f"perceptual losses need sides of at least {SMALLEST_SIDE} pixels, got {height}×{width}")
     # One pass over both videos: every convolution runs once on twice the batch.
     frames = jnp.concatenate([prediction, target]).astype(jnp.float32)
     distance = jnp.zeros((), jnp.float32)

@@ -32,10 +32,9 @@ def rotary_angles(
     pairs = head_width // 2
     share = [pairs // len(shape)] * len(shape)
     share[0] += pairs - sum(share)
-    grids = np.meshgrid(*(np.arange(n) + o for n, o in zip(shape, offset or [0] * len(shape))), indexing="ij")
-    angles = [
-        grid.reshape(-1, 1) * base ** (-np.arange(n) / n) for grid, n in zip(grids, share, strict=True)
-    ]
+    starts = offset or [0] * len(shape)
+    grids = np.meshgrid(*(np.arange(n) + o for n, o in zip(shape, starts, strict=True)), indexing="ij")
+    angles = [grid.reshape(-1, 1) * base ** (-np.arange(n) / n) for grid, n in zip(grids, share, strict=True)]
     return np.concatenate(angles, axis=-1).astype(np.float32)
 
 

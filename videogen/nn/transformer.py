@@ -144,7 +144,9 @@ class Stack(nnx.Module):
       remat: what the backward pass keeps, a name in ``REMAT_POLICIES``.
     """
 
-    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str = "none", rngs: nnx.Rngs):
+    def __init__(
+        self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str = "none", rngs: nnx.Rngs
+    ):
         if remat not in REMAT_POLICIES:
             raise UserError(f"unknown remat policy {remat!r}{near_matches(remat, REMAT_POLICIES)}")
         self.depth, self.remat = depth, remat

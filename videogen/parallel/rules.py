@@ -47,7 +47,9 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def parameter_spec(shape: tuple[int, ...], axes: tuple[str | None, ...] | None, mesh_shape: dict[str, int]) -> PartitionSpec:
+def parameter_spec(
+    shape: tuple[int, ...], axes: tuple[str | None, ...] | None, mesh_shape: dict[str, int]
+) -> PartitionSpec:
     """The partition of one parameter: its logical axes by the rules, then FSDP over the largest free axis.
 
     Axes that the mesh does not divide stay whole, so every mesh can hold every parameter.
@@ -59,9 +61,7 @@ def parameter_spec(shape: tuple[int, ...], axes: tuple[str | None, ...] | None, 
         spec.append(target if target and size % _axes_size(mesh_shape, target) == 0 else None)
     fsdp = mesh_shape.get("fsdp", 1)
     if fsdp > 1 and math.prod(shape) >= SMALLEST_FSDP_SIZE:
-        free = [
-            i for i, size in enumerate(shape) if spec[i] is None and axes[i] != "layers" and size % fsdp == 0
-        ]
+        free = [i for i, size in enumerate(shape) if spec[i] is None and axes[i] != "layers" and size % fsdp == 0]
         if free:
             spec[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*spec)

@@ -25,6 +25,12 @@ def build(config: Mapping[str, Any], *, rngs: nnx.Rngs):
 
 
 __all__ = [
-    "QUANTIZERS", "FiniteScalarQuantizer", "LookupFreeQuantizer", "Quantized", "QuantizerState", "VectorQuantizer",
-    "build", "straight_through",
+    "QUANTIZERS",
+    "FiniteScalarQuantizer",
+    "LookupFreeQuantizer",
+    "Quantized",
+    "QuantizerState",
+    "VectorQuantizer",
+    "build",
+    "straight_through",
 ]

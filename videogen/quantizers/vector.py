@@ -83,9 +83,7 @@ class VectorQuantizer(nnx.Module):
             losses["codebook"] = codebook_loss(z, chosen)
         if train:
             self._update(jax.lax.stop_gradient(flat), indices, counts, key)
-        return Quantized(
-            straight_through(z, chosen), indices.reshape(*z.shape[:-1], 1), losses, {"counts": counts}
-        )
+        return Quantized(straight_through(z, chosen), indices.reshape(*z.shape[:-1], 1), losses, {"counts": counts})
 
     def _poorly_coded(
         self, flat: Float[Array, "tokens width"], indices: Int[Array, "tokens"], key: jax.Array

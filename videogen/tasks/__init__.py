@@ -19,6 +19,17 @@ def build(config: Any) -> Task:
 
 
 __all__ = [
-    "TASKS", "Batch", "GeneratorTask", "Modules", "Outcome", "Picture", "Task", "TokenizerTask", "VideoGenerator",
-    "build", "reconstruct", "to_pixels", "to_video",
+    "TASKS",
+    "Batch",
+    "GeneratorTask",
+    "Modules",
+    "Outcome",
+    "Picture",
+    "Task",
+    "TokenizerTask",
+    "VideoGenerator",
+    "build",
+    "reconstruct",
+    "to_pixels",
+    "to_video",
 ]

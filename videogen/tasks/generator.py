@@ -139,9 +139,7 @@ class GeneratorTask:
             live = {name: nnx.merge(graphs[name], states[name]) for name in graphs}
             return self.generator_loss(live, batch, key, jnp.zeros((), jnp.int32), train=False)[1].metrics
 
-        scores = [
-            score(states, batch, jax.random.fold_in(jax.random.key(seed), i)) for i, batch in enumerate(batches)
-        ]
+        scores = [score(states, batch, jax.random.fold_in(jax.random.key(seed), i)) for i, batch in enumerate(batches)]
         return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:

@@ -47,9 +47,7 @@ class FactorisedStack(nnx.Module):
 
         # Spatial layers know places by the relative bias, temporal layers by the causal position generator.
         self.spatial = Stack(make(), spatial_layers, remat=remat, rngs=rngs)
-        self.temporal = Stack(
-            make(position_generator="causal", time_axis=3), temporal_layers, remat=remat, rngs=rngs
-        )
+        self.temporal = Stack(make(position_generator="causal", time_axis=3), temporal_layers, remat=remat, rngs=rngs)
         self.bias = ContinuousPositionBias(heads, dtype=dtype, rngs=rngs)
 
     def space(self, x: Latents) -> Latents:

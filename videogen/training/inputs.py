@@ -29,7 +29,7 @@ def build_source(config: Any, split: str) -> data.Source:
     """
     seed = config.seed if split == "train" else config.seed + 1
     settings = config.data.source.to_dict()
-    if settings["name"] == "tokens":
+    if settings["name"] in ("tokens", "mixture") and "tokenizer" in config:
         settings["tokenizer_hash"] = config.tokenizer.hash
     return data.build(settings, clip=clip_of(config), seed=seed, split=split)
 

@@ -30,7 +30,15 @@ from videogen.training.state import (
 )
 from videogen.training.step import make_train_step
 
-FREE_KEYS = ("steps", "log_every", "eval_every", "checkpoint_every", "data.workers", "parallel.mesh", "tokenizer.checkpoint")
+FREE_KEYS = (
+    "steps",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "data.workers",
+    "parallel.mesh",
+    "tokenizer.checkpoint",
+)
 """Config keys that may change between two starts of one run."""
 
 EVAL_BATCHES = 2
@@ -135,7 +143,7 @@ def train(config: Any, workdir: epath.PathLike) -> Run:
     with jax.set_mesh(mesh):
         structure, abstract = structure_of(task, config)
         shapes = jax.eval_shape(lambda: new_state(task, structure, config))
-        placement = state_shardings(structure, abstract, shapes, mesh)
+        placement = state_shardings(abstract, shapes, mesh)
         checkpoints = Checkpoints(workdir)
         position = {"position": 0}
         if checkpoints.latest is None:
@@ -231,7 +239,7 @@ def _record(run: Run, step: int, metrics: dict[str, Any], progress: Progress, pi
     values = {f"train/{name}": float(value) for name, value in metrics.items() if name != "finite"}
     speed = progress.videos_per_second()
     run.writer.write(step, values | {"speed/videos_per_second": speed, "data/skipped": len(pipeline.skipped)})
-    progress.show(f", loss {values['train/loss']:.4f}, {speed:.1f} videos/s")
+    progress.show(f"loss {values['train/loss']:.4f}, {speed:.1f} videos/s")
 
 
 def _evaluate(run: Run, step: int, held_out: list[dict[str, np.ndarray]]) -> None:

@@ -38,9 +38,7 @@ def _adamw(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTra
     def mask(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(_is_matrix, params)
 
-    return optax.adamw(
-        rate, b1=config["b1"], b2=config["b2"], eps=1e-8, weight_decay=config["weight_decay"], mask=mask
-    )
+    return optax.adamw(rate, b1=config["b1"], b2=config["b2"], eps=1e-8, weight_decay=config["weight_decay"], mask=mask)
 
 
 def _muon(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTransformation:

@@ -20,6 +20,8 @@ from videogen.training.loading import Loaded
 from videogen.training.sampling import encode_prompts
 
 BATCH = 32
+JUDGED = ("colour", "form", "direction")
+"""What a prompt is judged by, the columns of ``correct`` in the clips of ``prompt_fidelity``."""
 SHOWN = 12
 
 Result = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -93,12 +95,12 @@ def prompt_fidelity(loaded: Loaded, count: int, seed: int) -> Result:
     videos = np.concatenate(videos)
     shown = slice(0, SHOWN)
     readings = [judge(video).describe() for video in videos[shown]]
-    correct = [fidelity(v[None], [p]) for v, p in zip(videos[shown], prompts[shown], strict=True)]
+    each = [fidelity(v[None], [p]) for v, p in zip(videos[shown], prompts[shown], strict=True)]
     pictures = {
         "videos": videos[shown],
         "prompts": np.array(prompts[shown]),
         "readings": np.array(readings),
-        "correct": np.array([all(c[k] == 1 for k in ("colour", "form", "direction")) for c in correct]),
+        "correct": np.array([[score[name] == 1 for name in JUDGED] for score in each]),
     }
     return {"prompt_fidelity": fidelity(videos, prompts), "prompts": len(prompts)}, pictures
 
@@ -125,7 +127,7 @@ def evaluate(loaded: Loaded, name: str, count: int, seed: int) -> tuple[dict[str
             "weights": "ema" if loaded.config.ema.decay else "last",
             "step": loaded.step,
             "sampler": loaded.config.sampler.to_dict() if "sampler" in loaded.config else None,
-            "pixels": "clamped and rounded to uint8; PSNR per frame, mean over frames, then clips; SSIM per RGB channel",
+            "pixels": "clamped, rounded to uint8; PSNR per frame, mean over frames, then clips; SSIM per RGB channel",
         },
         "seed": seed,
         "commit": commit(),

@@ -63,7 +63,7 @@ def new_state(task: Task, structure: Structure, config: Any) -> State:
     }
 
 
-def state_shardings(structure: Structure, abstract: dict[str, nnx.Module], state: State, mesh: Mesh) -> State:
+def state_shardings(abstract: dict[str, nnx.Module], state: State, mesh: Mesh) -> State:
     """The sharding of every leaf of a (possibly abstract) state: optimizer moments and EMA follow their parameters."""
     replicated = NamedSharding(mesh, PartitionSpec())
     params = {name: shardings(nnx.state(module, nnx.Param), mesh) for name, module in abstract.items()}
@@ -73,18 +73,24 @@ def state_shardings(structure: Structure, abstract: dict[str, nnx.Module], state
         "variables": {
             name: shardings(nnx.state(module, nnx.Not(nnx.Param)), mesh) for name, module in abstract.items()
         },
-        "optimizer": {
-            name: optax.tree_map_params(
-                structure.optimizers[name],
-                lambda _, sharding: sharding,
-                state["optimizer"][name],
-                params[name],
-                transform_non_params=lambda _: replicated,
-            )
-            for name in structure.graphs
-        },
+        "optimizer": {name: _like_params(state["optimizer"][name], params[name], replicated) for name in params},
         "ema": params if state["ema"] else {},
     }
+
+
+def _like_params(optimizer_state: Any, params: Any, other: NamedSharding) -> Any:
+    """Gives every moment the sharding of the parameter whose path its own path ends with, and ``other`` to the rest."""
+    by_path = {_keys(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(params)}
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        keys = _keys(path)
+        return next((by_path[keys[i:]] for i in range(len(keys)) if keys[i:] in by_path and leaf.ndim), other)
+
+    return jax.tree_util.tree_map_with_path(sharding, optimizer_state)
+
+
+def _keys(path: tuple) -> tuple[str, ...]:
+    return tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
 def parameter_count(params: Any) -> int:
