@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 # numpy, array_record, msgpack and tensorstore come with jax, grain and orbax.
 CORE = [
     "absl-py>=2.1",
-    "av>=14.0",
+    "av>=18.0",
+    "etils[epath]>=1.10",
     "flax>=0.12.4",
     "grain>=0.2.15",
     "jax>=0.10.0",
@@ -18,9 +19,11 @@ CORE = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.0",
     "safetensors>=0.5",
+    "scipy>=1.13",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
     "tokenizers>=0.21",
+    "tqdm>=4.66",
 ]
 
 EXTRAS = {

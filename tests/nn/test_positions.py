@@ -13,6 +13,7 @@ from videogen.nn import (
     ContinuousPositionBias,
     LearnedPositions,
     PositionGenerator,
+    depthwise,
     rotary_angles,
     rotate,
 )
@@ -142,3 +143,23 @@ def test_position_generator_equals_a_grouped_convolution(causal):
         feature_group_count=4,
     )
     np.testing.assert_allclose(module(x, time_axis=1), x + conv, atol=1e-4)
+
+
+@pytest.mark.parametrize("before", [(2, 1, 1), (1, 1, 1), (1, 1, 2)])
+def test_depthwise_gradients_equal_those_of_a_grouped_convolution(before):
+    x, taps = grid(), jax.random.normal(jax.random.key(6), (3, 3, 3, 4))
+
+    def conv(x, taps):
+        padding = [(b, 2 - b) for b in before]
+        names = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(
+            x, taps[:, :, :, None], (1, 1, 1), padding, dimension_numbers=names, feature_group_count=4
+        )
+
+    weight = grid() * 0.5
+
+    def loss(f):
+        return jax.grad(lambda x, taps: jnp.sum(jnp.sin(f(x, taps)) * weight), argnums=(0, 1))(x, taps)
+
+    for ours, theirs in zip(loss(lambda x, t: depthwise(x, t, before)), loss(conv), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -9,6 +9,7 @@ from videogen.nn.positions import (
     ContinuousPositionBias,
     LearnedPositions,
     PositionGenerator,
+    depthwise,
     rotary_angles,
     rotate,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Stack",
     "Window",
     "attend",
+    "depthwise",
     "dropout",
     "grid_of",
     "l2_normalize",

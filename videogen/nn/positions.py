@@ -1,5 +1,6 @@
 """Positions: rotary (1-D to 3-D), learned tables, continuous relative bias, and the causal position generator."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -87,11 +88,50 @@ class ContinuousPositionBias(nnx.Module):
         return jnp.moveaxis(values[index], -1, 0)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise(
+    x: Float[Array, "batch a b c width"], taps: Float[Array, "i j k width"], before: tuple[int, int, int]
+) -> Float[Array, "batch a b c width"]:
+    """Depthwise 3-D convolution with zero padding, ``before`` places ahead of each axis and the rest behind.
+
+    Written as shift-and-add: grouped convolutions are hundreds of times slower on CPU, and the taps fuse into one
+    pass on accelerators. The gradient is written out for the same reason: see ``_depthwise_backward``.
+    """
+    padded = _pad(x, taps.shape[:3], before)
+    return sum(_window(padded, place, x.shape) * taps[place] for place in np.ndindex(taps.shape[:3]))
+
+
+def _depthwise_forward(x: Array, taps: Array, before: tuple[int, int, int]) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise(x, taps, before), (x, taps)
+
+
+def _depthwise_backward(before: tuple[int, int, int], kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, taps = kept
+    after = tuple(n - 1 - b for n, b in zip(taps.shape[:3], before, strict=True))
+    # One tap at a time: as 27 reductions side by side XLA's CPU backend takes seven times as long. The batch axis
+    # is summed last, once for all taps, so that data-parallel shards meet in a single reduction.
+    padded, places = _pad(x, taps.shape[:3], before), jnp.array(list(np.ndindex(taps.shape[:3])))
+
+    def tap(place: Array) -> Array:
+        window = jax.lax.dynamic_slice(padded, (0, *place, 0), x.shape)
+        return jnp.sum(window * grad, axis=(1, 2, 3))
+
+    return depthwise(grad, taps[::-1, ::-1, ::-1], after), jax.lax.map(tap, places).sum(1).reshape(taps.shape)
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _pad(x: Array, size: tuple[int, ...], before: tuple[int, int, int]) -> Array:
+    return jnp.pad(x, [(0, 0), *((b, n - 1 - b) for n, b in zip(size, before, strict=True)), (0, 0)])
+
+
+def _window(padded: Array, place: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    return padded[:, *(slice(o, o + n) for o, n in zip(place, shape[1:4], strict=True))]
+
+
 class PositionGenerator(nnx.Module):
     """Depthwise 3×3×3 convolution whose output is added to the tokens (PEG; in phenaki-pytorch's temporal layers).
-
-    Written as shift-and-add over the 27 taps: grouped convolutions are several times slower on CPU, and the
-    taps fuse into one pass on accelerators.
 
     Args:
       width: token width.
@@ -104,14 +144,8 @@ class PositionGenerator(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch a b c width"], *, time_axis: int) -> Float[Array, "batch a b c width"]:
         """Adds the position signal; ``time_axis`` (1 or 3) says which grid axis is time, the others are space."""
-        time = (2, 0) if self.causal else (1, 1)
-        pad = [(0, 0)] + [time if axis == time_axis else (1, 1) for axis in (1, 2, 3)] + [(0, 0)]
-        padded = jnp.pad(x.astype(self.dtype), pad)
         taps = self.taps.get_value().astype(self.dtype)
-        if time_axis == 3:
-            taps = jnp.moveaxis(taps, 0, 2)
-        a, b, c = x.shape[1:4]
-        out = x.astype(self.dtype)
-        for i, j, k in itertools.product(range(3), repeat=3):
-            out = out + padded[:, i : i + a, j : j + b, k : k + c] * taps[i, j, k]
-        return out.astype(x.dtype)
+        time = 2 if self.causal else 1
+        before = (1, 1, time) if time_axis == 3 else (time, 1, 1)
+        taps = jnp.moveaxis(taps, 0, 2) if time_axis == 3 else taps
+        return x + depthwise(x.astype(self.dtype), taps, before).astype(x.dtype)
