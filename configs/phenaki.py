@@ -32,7 +32,7 @@ def tokenizer(size: str) -> ConfigDict:
     config.model = cvivit(size)
     discriminator = optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5)
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 500, 250, 250
+        config.steps, config.eval_every, config.checkpoint_every = 700, 350, 350
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
             "discriminator": discriminator,
@@ -67,7 +67,7 @@ def cvivit(size: str) -> ConfigDict:
     """C-ViViT at each size (paper: section 2.1, about 50M parameters)."""
     quantizer = {"name": "vq", "cosine": True, "update": "ema", "decay": 0.99, "restart_threshold": 0.01}
     if size == "debug":
-        quantizer |= {"size": 256, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
+        quantizer |= {"size": 512, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
         shape = {"patch": (2, 4, 4), "width": 128, "heads": 4, "mlp_width": 512}
         depth = {"encoder_layers": (0, 2), "decoder_layers": (3, 2)}
     elif size == "small":
@@ -99,13 +99,12 @@ def generator(size: str) -> ConfigDict:
         "guidance_scale": 6.0,
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 600, 300, 300
+        config.steps, config.eval_every, config.checkpoint_every = 2600, 1300, 650
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "training_schedule": "cosine"})
         # What a short run lacks in steps it makes up for with locality: rotary positions and phenaki-pytorch's PEG.
         config.model.update({"rotary": True, "position_generator": True})
         config.sampler.update({"steps": 12, "guidance_scale": 1.0, "choice_temperature": 1.0})
-        config.data.batch_size = 8
         config.optimizer = {
             "generator": optimizer(
                 "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0

@@ -23,17 +23,23 @@ TINY = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_meshes_agree_with_one_device(run_command, tmp_path, mesh):
-    def losses(name: str, devices: int, sizes: dict[str, int]) -> list[float]:
-        flags = [f"--config.parallel.mesh.{axis}={size}" for axis, size in ({"data": 1} | sizes).items()]
-        done = run_command("train", *TINY, *flags, f"--workdir={tmp_path / name}", devices=devices)
-        assert done.returncode == 0, done.stderr
-        records = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-        return [r["train/loss"] for r in records if "train/loss" in r]
+def losses(run_command, workdir, devices: int, sizes: dict[str, int]) -> list[float]:
+    flags = [f"--config.parallel.mesh.{axis}={size}" for axis, size in ({"data": 1} | sizes).items()]
+    done = run_command("train", *TINY, *flags, f"--workdir={workdir}", devices=devices)
+    assert done.returncode == 0, done.stderr
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [r["train/loss"] for r in records if "train/loss" in r]
 
-    np.testing.assert_allclose(losses("many", 8, mesh), losses("one", 1, {}), atol=1e-5)
+
+@pytest.fixture(scope="module")
+def one_device(run_command, tmp_path_factory):
+    return losses(run_command, tmp_path_factory.mktemp("one"), 1, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_meshes_agree_with_one_device(run_command, tmp_path, one_device, mesh):
+    np.testing.assert_allclose(losses(run_command, tmp_path, 8, mesh), one_device, atol=1e-5)
 
 
 def test_parameters_are_sharded_by_rules_and_size():

@@ -95,7 +95,7 @@ def test_damaged_clips_are_still_read(single, damage):
 def test_two_shapes_of_one_colour_are_counted():
     shape = {"size": "small", "colour": "red", "form": "square", "directions": ["up"], "speed": "slowly"}
     shapes = [shape | {"start": (0.7, 0.25)}, shape | {"start": (0.7, 0.75)}]
-    scene = {"shapes": shapes, "tone": "dark", "texture": "plain", "phase": 0.0}
+    scene = {"shapes": shapes, "tone": "dark", "texture": "plain"}
     reading = judge(render(scene, Clip(9, 32, 32)))
     assert reading.count == 2
     assert [s.colour for s in reading.shapes] == ["red"]

@@ -27,7 +27,7 @@ COLOURS = {
     "purple": (165, 50, 205),
 }
 FORMS = ("circle", "square", "triangle", "cross")
-RADII = {"small": 0.13, "medium": 0.18, "large": 0.24}
+RADII = {"small": 0.16, "medium": 0.2, "large": 0.25}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 TRAVEL = {"slowly": 0.25, "quickly": 0.45}
 TONES = {"dark": 45, "grey": 120, "pale": 205}
@@ -41,7 +41,7 @@ _SQUARE, _TRIANGLE_SIDE, _TRIANGLE_BASE, _CROSS_ARM = 0.87, 0.95, 0.75, 0.38
 
 
 def caption(attributes: dict[str, Any]) -> str:
-    """The caption of a scene; equal captions mean equal attributes up to place and texture phase."""
+    """The caption of a scene; equal captions mean equal attributes up to the places."""
     shapes = (
         f"a {s['size']} {s['colour']} {s['form']} moves {' then '.join(s['directions'])} {s['speed']}"
         for s in attributes["shapes"]
@@ -61,7 +61,7 @@ _SCENE = re.compile(f"(?P<shapes>.+) on a {_one_of('tone', TONES)} {_one_of('tex
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Reads a caption back into attributes (without the places and the phase, which it does not tell).
+    """Reads a caption back into attributes (without the places, which it does not tell).
 
     Raises:
       UserError: the text does not follow the grammar.
@@ -127,23 +127,22 @@ def form_mask(
 
 
 def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np.ndarray, "height width"]:
-    """Grey values of the still background; ``phase`` turns the gradient and shifts the stripes."""
+    """Grey values of the still background, one of 9: what its caption says is all there is to know of it."""
     unit = min(height, width)
     y = (np.arange(height, dtype=np.float32) / unit)[:, None]
     x = (np.arange(width, dtype=np.float32) / unit)[None, :]
-    tone, phase = TONES[attributes["tone"]], attributes["phase"]
+    tone = TONES[attributes["tone"]]
     if attributes["texture"] == "plain":
         shade = np.zeros((height, width), np.float32)
     elif attributes["texture"] == "gradient":
-        ramp = y + 0 * x if phase < 0.5 else (y + x) / 2
-        shade = 2 * ramp / ramp.max() - 1 if ramp.max() else ramp
+        shade = 2 * y - 1 + 0 * x
     else:
-        shade = np.cos(2 * np.pi * (2.5 * (x + y) + phase))
+        shade = np.cos(2 * np.pi * 4 * (x + y))
     return tone + _TONE_RANGE * shade
 
 
 def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time height width 3"]:
-    """Draws a scene; shapes need their ``start``, the scene its ``phase`` (see ``ShapesSource.sample``)."""
+    """Draws a scene; shapes need their ``start`` (see ``ShapesSource.sample``)."""
     progress = np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
     grey = _background(attributes, clip.height, clip.width)
     video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
@@ -261,9 +260,4 @@ def _draw(rng: np.random.Generator, count: int, turns: bool) -> dict[str, Any]:
             }
         )
     tone, texture = rng.integers(0, (len(tones), len(TEXTURES))).tolist()
-    return {
-        "shapes": shapes,
-        "tone": tones[tone],
-        "texture": TEXTURES[texture],
-        "phase": float(rng.random()),
-    }
+    return {"shapes": shapes, "tone": tones[tone], "texture": TEXTURES[texture]}
