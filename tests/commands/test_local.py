@@ -68,7 +68,7 @@ class FakeChildren:
         if stage == "tokenizer":
             arrays = {"originals": clips, "reconstructions": clips, "captions": words}
         else:
-            correct = np.array([True, False])
+            correct = np.array([[True, True, True], [True, False, True]])
             arrays = {"videos": clips, "prompts": words, "readings": words, "correct": correct}
         Path(given["pictures"]).mkdir(parents=True, exist_ok=True)
         np.savez(Path(given["pictures"]) / "clips.npz", **arrays)
@@ -123,7 +123,7 @@ def test_metrics_hold_every_stage_with_protocol_seconds_seed_and_commit(start):
 def test_report_shows_numbers_clips_verdicts_and_the_exact_commands(start):
     workdir, ran = start("--set=tokenizer.steps=10")
     page = (workdir / "report.html").read_text(encoding="utf-8")
-    verdicts = "✓ as the prompt asks", "✗ as the prompt asks"
+    verdicts = "✓ colour", "✗ form"
     for shown in ("21.7 dB", "75%", "a small red circle", *verdicts, "0.9"):
         assert shown in page
     commands = page[page.index("<pre>") :]
