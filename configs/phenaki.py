@@ -32,7 +32,7 @@ def tokenizer(size: str) -> ConfigDict:
     config.model = cvivit(size)
     discriminator = optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5)
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 500, 250, 250
+        config.steps, config.eval_every, config.checkpoint_every = 700, 350, 350
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
             "discriminator": discriminator,
@@ -99,7 +99,7 @@ def generator(size: str) -> ConfigDict:
         "guidance_scale": 6.0,
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 2000, 1000, 500
+        config.steps, config.eval_every, config.checkpoint_every = 2600, 1300, 650
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "training_schedule": "cosine"})
         # What a short run lacks in steps it makes up for with locality: rotary positions and phenaki-pytorch's PEG.

@@ -109,7 +109,7 @@ def test_motion_is_the_same_at_every_frame_rate_and_resolution():
 
 
 def test_total_displacement_and_visible_speeds():
-    for speed, travel in (("slowly", 0.25), ("quickly", 0.5)):
+    for speed, travel in (("slowly", 0.25), ("quickly", 0.45)):
         for direction, axis, sign in (("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)):
             offsets = path({"directions": [direction], "speed": speed}, np.linspace(0, 1, 9))
             assert offsets[-1, axis] == pytest.approx(sign * travel) and not offsets[:, 1 - axis].any()

@@ -27,15 +27,14 @@ COLOURS = {
     "purple": (165, 50, 205),
 }
 FORMS = ("circle", "square", "triangle", "cross")
-RADII = {"small": 0.16, "medium": 0.2, "large": 0.24}
+RADII = {"small": 0.16, "medium": 0.2, "large": 0.25}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-TRAVEL = {"slowly": 0.25, "quickly": 0.5}
+TRAVEL = {"slowly": 0.25, "quickly": 0.45}
 TONES = {"dark": 45, "grey": 120, "pale": 205}
 TEXTURES = ("plain", "gradient", "striped")
 
 FPS = 8.0
-_PLACES = 8
-"""Paths start on a lattice of that many places per unit: a small model meets each picture often enough to learn it."""
+_MARGIN = 0.02
 _GAP = 0.06
 _TONE_RANGE = 22
 _SQUARE, _TRIANGLE_SIDE, _TRIANGLE_BASE, _CROSS_ARM = 0.87, 0.95, 0.75, 0.38
@@ -223,10 +222,9 @@ class ShapesSource(Source):
         tracks = []
         for shape in shapes:
             offsets = path(shape, np.linspace(0, 1, 17))
-            edge = RADII[shape["size"]]
-            low = np.ceil((edge - offsets.min(0)) * _PLACES).astype(int)
-            high = np.floor((frame - edge - offsets.max(0)) * _PLACES).astype(int)
-            tracks.append(rng.integers(low, high + 1, (tries, 2))[:, None] / _PLACES + offsets)
+            edge = RADII[shape["size"]] + _MARGIN
+            low, high = edge - offsets.min(0), frame - edge - offsets.max(0)
+            tracks.append(rng.uniform(low, high, (tries, 2))[:, None] + offsets)
         chosen = 0
         if len(shapes) == 2:
             # Every form fits the square of half side radius, so squares that keep apart are forms that do.

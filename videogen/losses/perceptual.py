@@ -155,13 +155,14 @@ PERCEPTUAL = {"lpips": PerceptualLoss.load, "untrained": UntrainedFeatures}
 
 
 def build_perceptual(config: Mapping[str, Any], *, structure_only: bool = False) -> nnx.Module:
-    """Builds a perceptual loss from ``{name, …}``; the loss's ``weight`` in it belongs to the caller.
+    """Builds a perceptual loss from ``{name, …}``; ``weight`` belongs to the caller, an empty ``path`` is absent.
 
     With ``structure_only`` no file is read: weights are zeros, to be replaced by those of a checkpoint.
     """
     if structure_only and config["name"] == "lpips":
         return PerceptualLoss.structure()
-    return build(PERCEPTUAL, {key: config[key] for key in config if key != "weight"}, "perceptual loss")
+    settings = {key: config[key] for key in config if key != "weight" and config[key] != ""}
+    return build(PERCEPTUAL, settings, "perceptual loss")
 
 
 def _max_pool(x: Image) -> Image:
