@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -32,7 +33,10 @@ def test_bad_files_are_skipped_with_a_reason_and_the_run_finishes(run_command, s
     )
     assert done.returncode == 0, done.stderr
     for name in MUST_SKIP:
-        assert any(f"skipped {name}" in line for line in done.stderr.splitlines()), (name, done.stderr)
+        assert any("skipped" in line and f"{name}:" in line for line in re.split("[\r\n]", done.stderr)), (
+            name,
+            done.stderr,
+        )
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [r for r in records if "train/loss" in r]
     assert trained[-1]["step"] == 10 and trained[-1]["data/skipped"] >= len(MUST_SKIP)
