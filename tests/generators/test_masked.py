@@ -49,22 +49,22 @@ def test_mask_places_are_uniform():
     np.testing.assert_allclose(share, 0.3, atol=0.05)
 
 
-def test_loss_gradient_is_zero_at_unmasked_places(model):
+def test_loss_gradient_is_zero_at_unmasked_places(model, monkeypatch):
     """Perturbing the logits of visible places must not change the loss."""
-    batch, key = codes(2), jax.random.key(3)
+    batch, original = codes(2), MaskedTransformer.logits
+
+    def ratio_of(key):
+        return float(model.loss(batch, text(2), key, train=False)[1]["mask_ratio"])
+
+    key = next(key for key in map(jax.random.key, range(50)) if 0.2 < ratio_of(key) < 0.8)
 
     def loss(noise):
-        original = model.head
-        model.head = lambda x: original(x) + noise
-        try:
-            return model.loss(batch, text(2), key, train=False)[0]
-        finally:
-            model.head = original
+        monkeypatch.setattr(MaskedTransformer, "logits", lambda self, *a, **k: original(self, *a, **k) + noise)
+        return model.loss(batch, text(2), key, train=False)[0]
 
     grads = jnp.abs(jax.grad(loss)(jnp.zeros((2, GRID.tokens, 16)))).sum(-1)
-    ratio = model.loss(batch, text(2), key, train=False)[1]["mask_ratio"]
-    assert int((grads > 0).sum()) == round(float(ratio) * grads.size)
-    assert 0 < (grads > 0).sum() < grads.size
+    monkeypatch.undo()
+    assert int((grads > 0).sum()) == round(ratio_of(key) * grads.size)
 
 
 def test_image_loss_uses_the_first_frame_only(model):
@@ -79,17 +79,12 @@ def test_image_loss_uses_the_first_frame_only(model):
     short = logits(image.indices.reshape(2, -1), None)
     padded = logits(padded_ids.reshape(2, -1), exists)[:, : GRID.tokens_per_frame]
     np.testing.assert_allclose(short, padded, atol=1e-5)
-    table = model.positions.table
+    graph, state = nnx.split(model)
 
-    def loss(rows):
-        old = table.get_value()
-        table.set_value(rows)
-        try:
-            return model.loss(Codes(padded_ids, GRID, exists), text(2), jax.random.key(1), train=False)[0]
-        finally:
-            table.set_value(old)
+    def loss(state):
+        return nnx.merge(graph, state).loss(Codes(padded_ids, GRID, exists), text(2), jax.random.key(1), train=False)[0]
 
-    grads = jnp.abs(jax.grad(loss)(table.get_value())).sum(-1)
+    grads = jnp.abs(nnx.to_pure_dict(jax.grad(loss)(state))["positions"]["table"]).sum(-1)
     assert (grads[: GRID.tokens_per_frame] > 0).all()
     assert (grads[GRID.tokens_per_frame :] == 0).all()
 
@@ -189,9 +184,12 @@ def test_learns_a_deterministic_rule():
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
-    for i in range(150):
+    for i in range(400):
         params, state = step(params, state, jax.random.key(i))
     drawn = nnx.merge(graph, params).sample(
-        TokenGrid(2, 2, 2), Conditioning(label=labels), keys(8), MaskGITSampler(steps=4, temperature=0.1)
+        TokenGrid(2, 2, 2),
+        Conditioning(label=labels),
+        keys(8),
+        MaskGITSampler(steps=4, temperature=0.05, final_temperature=0.05),
     )
     np.testing.assert_array_equal(drawn.indices, batch.indices)
