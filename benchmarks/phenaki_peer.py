@@ -9,6 +9,7 @@ empty stand-ins let the models be imported.
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from unittest.mock import MagicMock
 
 TRAINER_ONLY = (
@@ -24,9 +25,11 @@ TRAINER_ONLY = (
 
 
 def _import_peer():
-    for name in TRAINER_ONLY:
-        if name not in sys.modules and importlib.util.find_spec(name.split(".")[0]) is None:
-            sys.modules[name] = MagicMock(__spec__=None)
+    # transformers looks for torchvision itself: it must do so before the stand-ins are there.
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer  # noqa: F401
+
+    for name in [n for n in TRAINER_ONLY if importlib.util.find_spec(n.split(".")[0]) is None]:
+        sys.modules[name] = MagicMock(__spec__=ModuleSpec(name, None))
     import phenaki_pytorch
 
     return phenaki_pytorch
