@@ -21,6 +21,22 @@ SHARD_BYTES = 2**31
 """A new file is begun beyond this size."""
 
 
+def new_directory(directory: str | os.PathLike) -> Path:
+    """Makes the directory of a data set; what is already there is never written over.
+
+    Raises:
+      UserError: it exists or cannot be made.
+    """
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{directory} exists already; choose another directory or remove it") from None
+    except OSError as error:
+        raise UserError(f"cannot make the directory {directory}: {error.strerror}") from None
+    return path
+
+
 class RecordWriter:
     """Writes a new directory of records; use it in a ``with`` block, whose clean end completes the directory.
 
@@ -33,11 +49,7 @@ class RecordWriter:
     """
 
     def __init__(self, directory: str | os.PathLike, meta: Mapping[str, Any]):
-        self._directory = Path(directory)
-        try:
-            self._directory.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(f"{directory} exists already; choose another directory or remove it") from None
+        self._directory = new_directory(directory)
         self.meta = dict(meta)
         self._count = 0
         self._shards = 0

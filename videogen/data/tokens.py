@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from videogen.data.clip import Clip
+from videogen.data.records import new_directory
 from videogen.data.source import Source, held_out
 from videogen.errors import UserError
 
@@ -42,13 +43,7 @@ class TokenWriter:
     """
 
     def __init__(self, directory: str | os.PathLike, meta: Mapping[str, Any]):
-        self._directory = Path(directory)
-        try:
-            self._directory.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(f"{directory} exists already; choose another directory or remove it") from None
-        except OSError as error:
-            raise UserError(f"cannot make the directory {directory}: {error.strerror}") from None
+        self._directory = new_directory(directory)
         dtype = "<u2" if max(meta["vocabulary"]) <= 2**16 else "<i4"
         self.meta = {**meta, "dtype": dtype, "count": 0}
         self._text_bytes = 0
