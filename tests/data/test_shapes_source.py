@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from videogen.data.clip import Clip
-from videogen.data.shapes_source import FORMS, RADII, ShapesSource, caption, form_mask, parse, path, render
+from videogen.data.shapes_source import FORMS, ShapesSource, caption, form_mask, parse, path, radius_of, render
 from videogen.errors import UserError
 
 CLIP = Clip(9, 32, 32)
@@ -90,10 +90,10 @@ def test_shapes_stay_inside_and_apart(clip):
     mixed = source(clip=clip, second_shape=0.7, turn=0.5)
     unit = min(clip.height, clip.width)
     for i in range(60):
-        masks = []
-        for shape in mixed[i]["attributes"]["shapes"]:
+        masks, shapes = [], mixed[i]["attributes"]["shapes"]
+        for shape in shapes:
             centres = np.array(shape["start"]) + path(shape, np.linspace(0, 1, clip.frames))
-            mask = form_mask(shape["form"], centres, RADII[shape["size"]], clip.height, clip.width)
+            mask = form_mask(shape["form"], centres, radius_of(shape["size"], len(shapes)), clip.height, clip.width)
             areas = mask.sum((1, 2))
             assert areas.min() > 0.95 * areas.max() > 0.02 * unit**2
             masks.append(mask > 0)
@@ -109,7 +109,7 @@ def test_motion_is_the_same_at_every_frame_rate_and_resolution():
 
 
 def test_total_displacement_and_visible_speeds():
-    for speed, travel in (("slowly", 0.25), ("quickly", 0.45)):
+    for speed, travel in (("slowly", 0.2), ("quickly", 0.35)):
         for direction, axis, sign in (("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)):
             offsets = path({"directions": [direction], "speed": speed}, np.linspace(0, 1, 9))
             assert offsets[-1, axis] == pytest.approx(sign * travel) and not offsets[:, 1 - axis].any()
@@ -134,6 +134,7 @@ def test_backgrounds_are_grey_and_below_the_shapes_saturation():
         saturation = video.max(-1) - video.min(-1)
         shape = sample["attributes"]["shapes"][0]
         progress = np.linspace(0, 1, CLIP.frames)
-        mask = form_mask(shape["form"], np.array(shape["start"]) + path(shape, progress), RADII[shape["size"]], 32, 32)
+        centres = np.array(shape["start"]) + path(shape, progress)
+        mask = form_mask(shape["form"], centres, radius_of(shape["size"], 1), 32, 32)
         assert saturation[mask == 0].max() == 0
         assert saturation[mask == 1].min() > 100

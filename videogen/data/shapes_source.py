@@ -27,13 +27,15 @@ COLOURS = {
     "purple": (165, 50, 205),
 }
 FORMS = ("circle", "square", "triangle", "cross")
-RADII = {"small": 0.16, "medium": 0.2, "large": 0.25}
+RADII = {"small": 0.2, "medium": 0.25, "large": 0.3}
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-TRAVEL = {"slowly": 0.25, "quickly": 0.45}
+TRAVEL = {"slowly": 0.2, "quickly": 0.35}
 TONES = {"dark": 45, "grey": 120, "pale": 205}
 TEXTURES = ("plain", "gradient", "striped")
 
 FPS = 8.0
+_CROWDED = 0.75
+"""Scale of the radii where two shapes share the frame and its room."""
 _MARGIN = 0.02
 _GAP = 0.06
 _TONE_RANGE = 22
@@ -126,6 +128,11 @@ def form_mask(
     return np.clip(0.5 - distance, 0, 1)
 
 
+def radius_of(size: str, count: int) -> float:
+    """Half side of the box that a form of this size fits, in a scene of ``count`` shapes."""
+    return RADII[size] * (1.0 if count == 1 else _CROWDED)
+
+
 def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np.ndarray, "height width"]:
     """Grey values of the still background, one of 9: what its caption says is all there is to know of it."""
     unit = min(height, width)
@@ -148,7 +155,8 @@ def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time he
     video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
     for shape in attributes["shapes"]:
         centres = np.asarray(shape["start"], np.float32) + path(shape, progress)
-        mask = form_mask(shape["form"], centres, RADII[shape["size"]], clip.height, clip.width)[..., None]
+        radius = radius_of(shape["size"], len(attributes["shapes"]))
+        mask = form_mask(shape["form"], centres, radius, clip.height, clip.width)[..., None]
         video = video + mask * (np.array(COLOURS[shape["colour"]], np.float32) - video)
     return (video + 0.5).astype(np.uint8)
 
@@ -222,14 +230,14 @@ class ShapesSource(Source):
         tracks = []
         for shape in shapes:
             offsets = path(shape, np.linspace(0, 1, 17))
-            edge = RADII[shape["size"]] + _MARGIN
+            edge = radius_of(shape["size"], len(shapes)) + _MARGIN
             low, high = edge - offsets.min(0), frame - edge - offsets.max(0)
             tracks.append(rng.uniform(low, high, (tries, 2))[:, None] + offsets)
         chosen = 0
         if len(shapes) == 2:
             # Every form fits the square of half side radius, so squares that keep apart are forms that do.
             apart = np.abs(tracks[0] - tracks[1]).max(-1).min(-1)
-            clear = apart > sum(RADII[s["size"]] for s in shapes) + _GAP
+            clear = apart > sum(radius_of(s["size"], 2) for s in shapes) + _GAP
             if not clear.any():
                 return False
             chosen = int(clear.argmax())

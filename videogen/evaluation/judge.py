@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS, RADII, form_mask, parse
+from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS, RADII, form_mask, parse, radius_of
 from videogen.errors import UserError
 
 ATTRIBUTES = ("colour", "form", "direction", "count")
@@ -25,7 +25,7 @@ _SEEN = 0.35
 _SMALLEST_AREA = 0.011
 """Smaller regions are noise, in units of the shorter side squared: 40 % of the smallest triangle."""
 _LEG, _WHOLE = 0.05, 0.08
-"""Least displacement of a leg and of a whole path, in units of the shorter side; rendered: .125 and .25."""
+"""Least displacement of a leg and of a whole path, in units of the shorter side; rendered: .1 and .2."""
 _BLURS = (0.0, 0.7, 1.3)
 _STRETCHES = (0.92, 1.0, 1.08)
 _MATCHED_FRAMES = 9
@@ -80,14 +80,15 @@ def judge(video: UInt8[np.ndarray, "time height width 3"]) -> Reading:
     chroma -= np.median(chroma.reshape(-1, 3), axis=0)
     along = chroma @ _HUE.T
     nearest = along.argmax(-1)
-    count, shapes = 0, []
+    count, found = 0, []
     for k, colour in enumerate(_NAMES):
         coverage = np.where(nearest == k, along[..., k] / _LENGTH[k], 0).clip(0, 1)
         region, regions = _regions(coverage > _SEEN, _SMALLEST_AREA * unit**2)
         number = int(np.median(regions) + 0.5)
         if number:
             count += number
-            shapes.append(_read_shape(colour, coverage * region, unit))
+            found.append((colour, coverage * region))
+    shapes = [_read_shape(colour, coverage, unit, count) for colour, coverage in found]
     return Reading(count, tuple(sorted(shapes, key=lambda s: -s.area)))
 
 
@@ -145,7 +146,9 @@ def _regions(
     return ndimage.binary_dilation(region, _FRAME_ONLY, iterations=2) if found else region, numbers
 
 
-def _read_shape(colour: str, coverage: Float[np.ndarray, "time height width"], unit: int) -> ShapeReading:
+def _read_shape(
+    colour: str, coverage: Float[np.ndarray, "time height width"], unit: int, count: int
+) -> ShapeReading:
     areas = coverage.sum((1, 2))
     seen = np.flatnonzero(areas)
     coverage, areas = coverage[seen], areas[seen]
@@ -153,7 +156,7 @@ def _read_shape(colour: str, coverage: Float[np.ndarray, "time height width"], u
     centres = np.stack([coverage.sum(2) @ rows, coverage.sum(1) @ columns], 1) / areas[:, None] / unit
     area = float(np.median(areas)) / unit**2
     form, radius = _read_form(coverage, centres, area, unit)
-    size = min(RADII, key=lambda name: abs(np.log(radius / RADII[name])))
+    size = min(RADII, key=lambda name: abs(np.log(radius / radius_of(name, count))))
     return ShapeReading(colour, form, _read_direction(centres), size, area)
 
 

@@ -116,9 +116,11 @@ class VectorQuantizer(nnx.Module):
             dead = ema_counts < self.restart_threshold
             fresh = flat[self._poorly_coded(flat, indices, key)]
             codes = jnp.where(dead[:, None], fresh, codes)
-            ema_counts = jnp.where(dead, self.restart_threshold, ema_counts)
+            # As if one latent of every batch chose it: time to be found before it can count as dead again.
+            count = max(1.0, self.restart_threshold)
+            ema_counts = jnp.where(dead, count, ema_counts)
             if self.update == "ema":
-                sums = jnp.where(dead[:, None], fresh * self.restart_threshold, sums)
+                sums = jnp.where(dead[:, None], count * fresh, sums)
         self.codebook.set_value(codes)
         self.counts.set_value(ema_counts)
         if self.update == "ema":

@@ -48,11 +48,11 @@ class FactorisedStack(nnx.Module):
         # Spatial layers know places by the relative bias, temporal layers by the causal position generator.
         self.spatial = Stack(make(), spatial_layers, remat=remat, rngs=rngs)
         self.temporal = Stack(make(position_generator="causal", time_axis=3), temporal_layers, remat=remat, rngs=rngs)
-        self.bias = ContinuousPositionBias(heads, dtype=dtype, rngs=rngs)
+        self.bias = ContinuousPositionBias(heads, dtype=dtype, rngs=rngs) if spatial_layers else None
 
     def space(self, x: Latents) -> Latents:
         """Spatial layers on ``[batch, time, height, width, embed]``."""
-        bias = self.bias(*x.shape[2:4])
+        bias = self.bias(*x.shape[2:4]) if self.bias is not None else None
         return self.spatial(x, bias=bias, attended_axes=2)
 
     def time(self, x: Latents) -> Latents:
