@@ -73,7 +73,7 @@ def cvivit(size: str) -> ConfigDict:
     """C-ViViT at each size (paper: section 2.1, about 50M parameters)."""
     quantizer = {"name": "vq", "cosine": True, "update": "ema", "decay": 0.99, "restart_threshold": 0.01}
     if size == "debug":
-        quantizer |= {"size": 128, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
+        quantizer |= {"size": 96, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
         shape = {"patch": (2, 4, 4), "width": 128, "heads": 4, "mlp_width": 512}
         # Codes that see nothing but their own patch are the easiest to predict: a short generator run needs that.
         depth = {"encoder_layers": (0, 0), "decoder_layers": (3, 2)}
@@ -106,13 +106,13 @@ def generator(size: str) -> ConfigDict:
         "guidance_scale": 6.0,
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 2600, 1300, 650
+        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
         config.data.clip.update({"height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "training_schedule": "cosine"})
         # What a short run lacks in steps it makes up for with locality: rotary positions and phenaki-pytorch's PEG.
         config.model.update({"rotary": True, "position_generator": True})
-        config.sampler.update({"steps": 24, "guidance_scale": 2.0})
+        config.sampler.update({"steps": 24, "guidance_scale": 2.0, "choice_temperature": 1.0})
         config.optimizer = {
             "generator": optimizer(
                 "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0

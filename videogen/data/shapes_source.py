@@ -144,7 +144,7 @@ def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np
     elif attributes["texture"] == "gradient":
         shade = 2 * y - 1 + 0 * x
     else:
-        shade = np.cos(2 * np.pi * 4 * (x + y))
+        shade = np.cos(2 * np.pi * 6 * (x + y))
     return tone + _TONE_RANGE * shade
 
 
