@@ -27,6 +27,7 @@ CORE = [
 ]
 
 EXTRAS = {
+    # On a machine without TPUs this is the compiler that `videogen.plan` compiles for them with.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     # Building data sets; training and sampling never import TensorFlow.

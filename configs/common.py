@@ -11,6 +11,10 @@ def base(dtype: str) -> ConfigDict:
     config.log_every = 10
     config.eval_every = 1000
     config.checkpoint_every = 1000
+    # The last ones are kept and, where a metric of the evaluation is named, the best one too.
+    config.checkpoint = {"keep": 2, "keep_best": {"metric": "", "mode": "max"}}
+    # A loop without progress for so long is stopped, with its stacks in the log. Compiling is part of it.
+    config.stall_seconds = 1800.0
     config.accumulate = 1
     config.ema = {"decay": 0.0}
     config.parallel = {

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from videogen import app
 from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
 from videogen.errors import UserError, near_matches
 from videogen.training.report import Clips, Curves, Figures, Pairs, Section, Table, write_report
+from videogen.training.run_report import goodput_section
 
 CONFIG = flags.DEFINE_string("config", None, "FILE:size=… of a system, e.g. configs/phenaki.py:size=debug.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all that is written; resumed when it exists.")
@@ -126,14 +128,20 @@ def plan(config: str, workdir: Path, settings: list[str]) -> list[Stage]:
     return stages
 
 
-def stages_of(file: str) -> tuple[str, ...]:
-    """The ``STAGES`` of a config file."""
+def module_of(file: str) -> ModuleType:
+    """A config file as a module."""
     path = Path(file)
     if not path.is_file():
         raise UserError(f"no config file {file}; see configs/")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def stages_of(file: str) -> tuple[str, ...]:
+    """The ``STAGES`` of a config file."""
+    module = module_of(file)
     if not hasattr(module, "STAGES"):
         raise UserError(f"{file} has no STAGES, so it describes no system")
     return module.STAGES
@@ -313,6 +321,8 @@ def report(stages: list[Stage], metrics: dict[str, Any], workdir: Path) -> Path:
     makers = {"tokenizer": tokenizer_sections, "generator": generator_sections}
     for stage in stages:
         sections += makers[stage.config.task](stage, stage.config.data.clip.fps or 8.0)
+        time_spent = goodput_section(stage.directory / "metrics.jsonl", f"{stage.name.capitalize()}: time")
+        sections += [time_spent] if time_spent else []
     origin = f"seed {metrics['seed']}, commit {metrics['commit']}, {metrics['hardware']}"
     text = f"Made with {origin}. The same numbers in full precision are in metrics.json."
     sections.append(Section("All numbers", text, [numbers(stages, metrics)]))

@@ -1,11 +1,12 @@
-"""What every command shares: bad input gives one line and exit code 2."""
+"""What every command shares: bad input is one line and exit code 2; the processes of a job start and end together."""
 
 import os
 import re
 import sys
 from collections.abc import Callable
-from logging import WARNING
+from logging import WARNING, LogRecord
 from logging import Formatter as PlainFormatter
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -14,34 +15,90 @@ from videogen.errors import UserError
 BAD_INPUT = 2
 STOPPED = 1
 
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, for a job of several processes."
+)
+PROCESS_COUNT = flags.DEFINE_integer(
+    "process_count",
+    None,
+    "Processes of the job; 1 ignores what the environment says. SLURM, GKE and TPU machines need none of these flags.",
+    lower_bound=1,
+)
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "This process among them, from 0.", lower_bound=0)
 
-def run(main: Callable[[], None]) -> None:
+
+def run(main: Callable[[], None], distributed: bool = False) -> None:
     """Parses the flags and runs ``main``.
 
     Args:
       main: the command.
+      distributed: whether the command can be one of several processes of a job.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(PlainFormatter("%(message)s"))
-    # Libraries report every file they write; a user wants our words and everybody's warnings.
-    handler.addFilter(lambda record: record.levelno >= WARNING or "videogen" in record.pathname)
+    handler.addFilter(_worth_reading)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             fail(UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value"))
         try:
-            main()
+            if distributed:
+                _run_in_job(main)
+            elif given := [flag.name for flag in (COORDINATOR_ADDRESS, PROCESS_COUNT, PROCESS_INDEX) if flag.present]:
+                raise UserError(f"this command is a single process; leave out --{given[0]}")
+            else:
+                main()
         except UserError as error:
             fail(error)
 
     app.run(guarded, flags_parser=_parse)
 
 
+def _run_in_job(main: Callable[[], None]) -> None:
+    """Runs ``main`` as a process of the job that flags or environment describe, if there is one."""
+    from videogen.parallel.distributed import find_job, initialize
+    from videogen.parallel.peers import exit_at_once
+
+    peers = initialize(find_job(os.environ, COORDINATOR_ADDRESS.value, PROCESS_COUNT.value, PROCESS_INDEX.value))
+    if peers is None:
+        return main()
+    try:
+        main()
+    except UserError as error:
+        _line(error, BAD_INPUT)
+        peers.leave(str(error))
+        exit_at_once(BAD_INPUT)
+    except SystemExit as error:
+        if error.code and not getattr(error.__cause__, "everywhere", False):
+            peers.leave(str(error.__cause__ or "see its last lines"))
+            exit_at_once(error.code)
+        peers.close()
+        raise
+    except Exception as error:
+        logging.exception("process %d failed", peers.index)
+        # Most often because another one is gone.
+        peers.wait_for_cause()
+        peers.leave(f"{type(error).__name__}: {error}".split("\n")[0])
+        exit_at_once(STOPPED)
+    peers.close()
+
+
+def _worth_reading(record: LogRecord) -> bool:
+    """Libraries report every file they write, and print the errors they raise; a user wants our words and warnings."""
+    ours = "videogen" in record.pathname
+    return ours or (record.levelno >= WARNING and not (record.exc_info and "orbax" in record.pathname))
+
+
 def fail(error: Exception) -> None:
     """Prints the error as one line and exits with code 2."""
     sys.exit(_line(error, BAD_INPUT))
+
+
+def stop(error: Exception) -> NoReturn:
+    """Prints the error as one line and exits with code 1: the input was right, but something else went wrong."""
+    raise SystemExit(_line(error, STOPPED)) from error
 
 
 def _line(error: Exception, code: int) -> int:

@@ -32,8 +32,11 @@ def parse_argument(argument: str | None, **allowed: Sequence[str]) -> dict[str, 
 
 
 def save_config(path: epath.PathLike, config: ConfigDict) -> None:
-    """Writes a config as JSON."""
-    epath.Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    """Writes a config as JSON; an old file is replaced as a whole."""
+    path = epath.Path(path)
+    unfinished = path.parent / f"{path.name}.part"
+    unfinished.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    unfinished.replace(path)
 
 
 def load_config(path: epath.PathLike) -> ConfigDict:
@@ -47,8 +50,8 @@ def load_config(path: epath.PathLike) -> ConfigDict:
         raise UserError(f"{path.parent} is no run or export directory: it has no {path.name}")
     try:
         values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it from the run that wrote it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); restore it from the run that wrote it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a config object")
     return ConfigDict(values)

@@ -46,36 +46,60 @@ class TokenGrid:
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-    """Pixels per latent along each axis; the first frame stands alone in time (C-ViViT, Phenaki section 2.1)."""
+    """Pixels per latent along each axis.
+
+    The first frame stands alone in time (C-ViViT, Phenaki section 2.1): 1 + k·m frames make 1 + k latents. Tokenizers
+    that are not causal have no such frame (``first_alone=False``): k·m frames make k latents.
+    """
 
     time: int
     height: int
     width: int
+    first_alone: bool = True
+
+    @property
+    def _lone(self) -> int:
+        return int(self.first_alone)
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of a clip of ``frames`` = 1 + k·m frames: 1 + k."""
-        if frames < 1 or (frames - 1) % self.time:
-            below = 1 + max(frames - 1, 0) // self.time * self.time
-            raise UserError(
-                f"a clip must have 1 + {self.time}·k frames, got {frames}; use {below} or {below + self.time}"
-            )
-        return 1 + (frames - 1) // self.time
+        """Latent frames of a clip of 1 + k·m (k·m) frames: 1 + k (k)."""
+        lone = self._lone
+        if frames < 1 or (frames - lone) % self.time:
+            below = max(frames - lone, 0) // self.time * self.time + lone
+            near = f"{below} or {below + self.time}" if below else str(self.time)
+            rule = f"1 + {self.time}·k" if lone else f"{self.time}·k"
+            raise UserError(f"a clip must have {rule} frames, got {frames}; use {near}")
+        return lone + (frames - lone) // self.time
+
+    def chunk(self, shape: "VideoShape", first: bool) -> "VideoShape":
+        """The clip to check a chunk as: a first chunk is a clip; a later one has k·m frames, as 1 + k·m without one.
+
+        Raises:
+          UserError: a later chunk does not end with a latent.
+        """
+        if first:
+            return shape
+        if shape.frames < 1 or shape.frames % self.time:
+            near = max(shape.frames // self.time, 1) * self.time
+            raise UserError(f"a later chunk must have {self.time}·k frames, got {shape.frames}; use {near}")
+        return dataclasses.replace(shape, frames=self._lone + shape.frames)
 
     def frames(self, latent_frames: int) -> int:
-        """Frames of ``latent_frames`` latent frames: 1 + (latent_frames - 1)·m."""
+        """Frames of ``latent_frames`` latent frames: 1 + (latent_frames - 1)·m, or latent_frames·m."""
         if latent_frames < 1:
             raise UserError(f"a clip needs at least one latent frame, got {latent_frames}")
-        return 1 + (latent_frames - 1) * self.time
+        return self._lone + (latent_frames - self._lone) * self.time
 
     def frames_of_latent(self, index: int) -> range:
         """The frames latent ``index`` is made from: frame 0, or frames 1 + (index-1)·m … index·m."""
-        if index == 0:
+        if index == 0 and self.first_alone:
             return range(0, 1)
-        return range(1 + (index - 1) * self.time, 1 + index * self.time)
+        start = self._lone + (index - self._lone) * self.time
+        return range(start, start + self.time)
 
     def latent_of_frame(self, frame: int) -> int:
-        """The latent that holds ``frame``: ceil(frame / m)."""
-        return -(-frame // self.time)
+        """The latent that holds ``frame``: ceil(frame / m), or floor(frame / m) without a lone first frame."""
+        return -(-frame // self.time) if self.first_alone else frame // self.time
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,10 @@
 
 Any key of the config is a flag: --config.steps=2000 --config.data.batch_size=16
 --config.data.source.name=video_folder --config.data.source.path=my_videos
-The run directory describes itself: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/. Start the same
-command again to resume; SIGTERM saves and exits 0.
+The run directory describes itself: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/, report.html.
+Start the same command again to resume; SIGTERM saves and exits 0. Several processes (SLURM, GKE, TPU pods, or the flags
+--coordinator_address, --process_count, --process_index) train one model over all their devices and share the directory.
 """
-
-import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -19,23 +18,31 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE:stage=…,size=… of the stage to train, e.g. configs/phenaki.py:stage=tokenizer,size=debug"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; created, or resumed when it exists.")
+PROFILE = flags.DEFINE_string(
+    "profile", None, "START:COUNT: trace COUNT steps after the START-th, for TensorBoard or xprof."
+)
+INTERRUPTED = flags.DEFINE_integer(
+    "interrupted_exit_code", 0, "Exit code after a save on SIGTERM; launchers set one that makes them start again."
+)
+flags.adopt_module_key_flags(app)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
     # Imported late so that --help and bad flags answer at once.
-    from videogen.training.loop import Interrupted, NotFinite, train
+    from videogen.training.loop import train
+    from videogen.training.profiling import parse_window
+    from videogen.training.stops import Interrupted, Stopped
 
     try:
-        run = train(CONFIG.value, WORKDIR.value)
+        run = train(CONFIG.value, WORKDIR.value, parse_window(PROFILE.value))
     except Interrupted as stop:
         logging.info("%s", stop)
-        sys.exit(0)
-    except NotFinite as stop:
-        print(f"error: {stop}", file=sys.stderr)
-        sys.exit(app.STOPPED)
+        raise SystemExit(INTERRUPTED.value) from stop
+    except Stopped as stop:
+        app.stop(stop)
     logging.info("finished %d steps in %s", int(run.state["step"]), run.workdir)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, distributed=True)

@@ -1,11 +1,15 @@
-"""The same run on one device and on eight virtual ones: the same losses, parameters in shards."""
+"""The same training on one device and on eight virtual ones: the same losses, parameters in shards."""
 
+import itertools
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from videogen.nn import REMAT_POLICIES
 from videogen.parallel import parameter_spec
 
 TINY = [
@@ -37,9 +41,85 @@ def one_device(run_command, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_meshes_agree_with_one_device(run_command, tmp_path, one_device, mesh):
+def test_the_command_on_a_mesh_agrees_with_one_device(run_command, tmp_path, one_device):
+    mesh = {"data": 2, "fsdp": 2, "context": 2}
     np.testing.assert_allclose(losses(run_command, tmp_path, 8, mesh), one_device, atol=1e-5)
+
+
+SCRIPT = Path(__file__).with_name("train_on_meshes.py")
+AXES = ("data", "fsdp", "tensor", "context")
+MESHES = [
+    {axis: size for axis, size in zip(AXES, sizes, strict=True) if size > 1}
+    for sizes in itertools.product((1, 2, 4, 8), repeat=4)
+    if math.prod(sizes) == 8
+]
+"""All twenty ways to lay eight devices out."""
+
+
+@pytest.fixture(scope="module", params=["tokenizer", "generator"])
+def stage_losses(request, run_python):
+    """Losses of three steps on one device and on every mesh, by mesh."""
+    done = run_python([SCRIPT, request.param, json.dumps([{}, *MESHES])], timeout=1200)
+    assert done.returncode == 0, done.stderr
+    values = map(json.loads, done.stdout.splitlines())
+    return dict(zip(map(str, [{}, *MESHES]), values, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_every_mesh_trains_as_one_device_does(stage_losses, mesh):
+    assert len(set(stage_losses["{}"])) == 3  # the parameters move
+    np.testing.assert_allclose(stage_losses[str(mesh)], stage_losses["{}"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_remat_policies_do_not_change_losses(run_python):
+    policies = list(REMAT_POLICIES)
+    meshes = [{"data": 2, "fsdp": 2, "context": 2}]
+    done = run_python([SCRIPT, "tokenizer", json.dumps(meshes), json.dumps(policies)], timeout=1200)
+    assert done.returncode == 0, done.stderr
+    first, *others = map(json.loads, done.stdout.splitlines())
+    for policy, values in zip(policies[1:], others, strict=True):
+        np.testing.assert_allclose(values, first, atol=1e-6, err_msg=policy)
+
+
+@pytest.mark.slow
+def test_fsdp_holds_no_full_copy_of_the_parameters(run_python):
+    done = run_python([SCRIPT, "memory", json.dumps({"fsdp": 8})], timeout=1200)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    # Nowhere in the step or in the initialisation is a stacked parameter (or its gradient, or a moment) whole, ...
+    assert report["sharded"] >= 6 and report["whole"] == []
+    # ... what the step works with beside its shards is less than the parameters, activations included, ...
+    assert report["temporary"] < report["parameters"] / 2
+    assert report["state_shards"] < report["arguments"] < report["state_shards"] + report["frozen"]
+    # ... and the parameters are created in their shards.
+    assert report["start_output"] == pytest.approx(report["state_shards"], rel=0.01)
+    assert report["start_temporary"] < report["parameters"] / 2
+
+
+PLACE = """
+import numpy as np
+from videogen.errors import UserError
+from videogen.parallel import make_mesh
+from videogen.training.inputs import place
+
+rows = np.arange(16, dtype=np.int32)[:, None]
+placed = place({"image": {"label": rows}}, make_mesh({"data": 2, "fsdp": 2, "context": 2}))["image"]["label"]
+for shard in placed.addressable_shards:
+    group = shard.device.id // 2  # data × fsdp; the two context devices hold the same rows
+    np.testing.assert_array_equal(np.asarray(shard.data), rows[4 * group : 4 * group + 4])
+try:
+    place({"label": rows[:6]}, make_mesh({"data": 8}))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_batch_goes_to_the_data_parallel_devices(run_python):
+    done = run_python(PLACE)
+    assert done.returncode == 0, done.stderr
+    assert "a batch of 6 does not divide by the 8 data-parallel devices" in done.stdout
 
 
 def test_parameters_are_sharded_by_rules_and_size():

@@ -51,7 +51,7 @@ def test_mask_places_are_uniform():
 
 def test_loss_gradient_is_zero_at_unmasked_places(model, monkeypatch):
     """Perturbing the logits of visible places must not change the loss."""
-    batch, original = codes(2), MaskedTransformer.logits
+    batch, original = codes(2), MaskedTransformer.grid_logits
 
     def ratio_of(key):
         return float(model.loss(batch, text(2), key, train=False)[1]["mask_ratio"])
@@ -59,10 +59,10 @@ def test_loss_gradient_is_zero_at_unmasked_places(model, monkeypatch):
     key = next(key for key in map(jax.random.key, range(50)) if 0.2 < ratio_of(key) < 0.8)
 
     def loss(noise):
-        monkeypatch.setattr(MaskedTransformer, "logits", lambda self, *a, **k: original(self, *a, **k) + noise)
+        monkeypatch.setattr(MaskedTransformer, "grid_logits", lambda self, *a, **k: original(self, *a, **k) + noise)
         return model.loss(batch, text(2), key, train=False)[0]
 
-    grads = jnp.abs(jax.grad(loss)(jnp.zeros((2, GRID.tokens, 16)))).sum(-1)
+    grads = jnp.abs(jax.grad(loss)(jnp.zeros((2, *GRID.shape, 16)))).sum(-1)
     monkeypatch.undo()
     assert int((grads > 0).sum()) == round(ratio_of(key) * grads.size)
 

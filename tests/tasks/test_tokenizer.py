@@ -8,6 +8,7 @@ from flax import nnx
 
 from configs import phenaki
 from videogen import tasks
+from videogen.errors import UserError
 from videogen.training.state import new_state, split, structure_of
 from videogen.training.step import make_train_step
 
@@ -96,3 +97,26 @@ def test_evaluation_reports_what_the_report_needs(config):
     assert {"psnr", "ssim", "codebook_usage", "codebook_perplexity"} <= values.keys()
     # 2 latent frames × 4 × 4 places × 5 bits over 3 × 16 × 16 pixels
     assert values["bits_per_pixel"] == pytest.approx(32 * 5 / (3 * 16 * 16))
+
+
+def test_clips_and_images_are_judged_by_one_video_discriminator_with_lecam(config):
+    config = config.copy_and_resolve_references()
+    judge = {"discriminator": "clip", "multipliers": (1, 2), "lecam": 0.5, "start": 0, "channel_multiplier": 0.05}
+    config.losses.adversarial.update(judge)
+    config.losses.perceptual.weight = 0.0
+    task = tasks.build(config)
+    structure, _ = structure_of(task, config)
+    state = jax.jit(lambda: new_state(task, structure, config))()
+    after, metrics = jax.jit(make_train_step(task, structure, {}, config))(state, {}, batch(0))
+    expected = 2 * np.log(2) + 0.5 * config.losses.adversarial.r1 * float(metrics["r1"]) + 0.5 * float(metrics["lecam"])
+    assert float(metrics["discriminator_loss"]) == pytest.approx(expected, rel=0.5)
+    averages = after["variables"]["discriminator"]["lecam"]
+    assert float(averages["real"]) == pytest.approx(1e-3 * float(metrics["discriminator_real"]), rel=1e-3)
+    assert moved(state["params"]["discriminator"], after["params"]["discriminator"])
+
+
+def test_an_unknown_discriminator_is_named(config):
+    config = config.copy_and_resolve_references()
+    config.losses.adversarial.discriminator = "clips"
+    with pytest.raises(UserError, match="did you mean 'clip'"):
+        tasks.build(config)

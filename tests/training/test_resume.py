@@ -50,11 +50,11 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def losses(workdir: Path) -> dict[int, dict[str, float]]:
-    """Step -> everything but speeds, of a run's record."""
+    """Step -> everything but times, of a run's record."""
     records: dict[int, dict[str, float]] = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        kept = {k: v for k, v in record.items() if not k.startswith("speed/")}
+        kept = {k: v for k, v in record.items() if not k.startswith(("speed/", "goodput/"))}
         records.setdefault(record["step"], {}).update(kept)
     return records
 

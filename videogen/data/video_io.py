@@ -1,5 +1,6 @@
 """Whole video files, in and out: results to look at, pictures to animate."""
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -29,7 +30,8 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     rate = Fraction(float(fps)).limit_denominator(1001)
-    with av.open(str(path), "w", format="mp4") as container:
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -38,6 +40,7 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
+    epath.Path(path).write_bytes(content.getvalue())
 
 
 def read_video(path: epath.PathLike) -> tuple[Frames, float]:

@@ -124,13 +124,24 @@ class MaskedTransformer(nnx.Module):
         key: jax.Array | None = None,
     ) -> Float[Array, "batch tokens vocabulary"]:
         """Float32 logits of every place; ``ids`` may hold ``mask_id``, ``exists`` hides places from attention."""
+        return self.grid_logits(ids, conditioning, exists=exists, key=key).reshape(*ids.shape, self.vocabulary)
+
+    def grid_logits(
+        self,
+        ids: Int[Array, "batch tokens"],
+        conditioning: Conditioning,
+        *,
+        exists: Bool[Array, "batch tokens"] | None,
+        key: jax.Array | None,
+    ) -> Float[Array, "batch time height width vocabulary"]:
+        """The logits on the grid, whose axes may be sharded; one flat sequence axis could not be."""
         batch, length = ids.shape
-        x = self.embedding(ids)
-        x = x + self.positions(length).astype(x.dtype)
+        positions = self.positions(length)
+        x = self.embedding(ids.reshape(batch, -1, self.grid.height, self.grid.width))
+        x = x + positions.astype(x.dtype).reshape(x.shape[1:])
         context = context_mask = None
         if self.context is not None:
             context, context_mask = self.context(conditioning)
-        x = x.reshape(batch, -1, self.grid.height, self.grid.width, x.shape[-1])
         x = self.stack(
             x,
             attended_axes=3,
@@ -140,7 +151,7 @@ class MaskedTransformer(nnx.Module):
             context_mask=context_mask,
             key=key,
         )
-        return self.head(self.norm(x)).astype(jnp.float32).reshape(batch, length, self.vocabulary)
+        return self.head(self.norm(x)).astype(jnp.float32)
 
     def loss(
         self, codes: Codes, conditioning: Conditioning, key: jax.Array, *, train: bool = True
@@ -154,12 +165,13 @@ class MaskedTransformer(nnx.Module):
         masked = random_mask(mask_key, ratio, exists)
         if train and self.condition_drop > 0:
             conditioning = conditioning.drop(jax.random.bernoulli(drop_key, self.condition_drop, (batch,)))
-        logits = self.logits(
+        logits = self.grid_logits(
             jnp.where(masked, self.mask_id, ids),
             conditioning,
             exists=codes.mask,
             key=dropout_key if train and self.dropout else None,
         )
+        ids, masked = (x.reshape(logits.shape[:-1]) for x in (ids, masked))
         log_probability = jax.nn.log_softmax(logits)
         nll = -jnp.take_along_axis(log_probability, ids[..., None], -1)[..., 0]
         if self.label_smoothing and train:

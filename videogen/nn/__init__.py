@@ -1,6 +1,17 @@
 """The parts every network is made of."""
 
 from videogen.nn.attention import Attention, attend
+from videogen.nn.convolution import (
+    AdaptiveGroupNorm,
+    Convolution,
+    DepthToSpace,
+    GroupNorm,
+    ResidualBlock,
+    average_pool,
+    blur_pool,
+    convolve,
+    repeat,
+)
 from videogen.nn.linear import Embedding, Linear, parameter, truncated_normal
 from videogen.nn.masks import BlockCausal, Causal, Full, Mask, PrefixLM, Window, mask_array
 from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
@@ -13,21 +24,26 @@ from videogen.nn.positions import (
     rotary_angles,
     rotate,
 )
+from videogen.nn.streaming import Stream
 from videogen.nn.transformer import MLP, NORMS, REMAT_POLICIES, Block, Stack, dropout
 
 __all__ = [
     "MLP",
     "NORMS",
     "REMAT_POLICIES",
+    "AdaptiveGroupNorm",
     "Attention",
     "Block",
     "BlockCausal",
     "Causal",
     "ContinuousPositionBias",
+    "Convolution",
+    "DepthToSpace",
     "Embedding",
     "FirstFramePatches",
     "FirstFramePixels",
     "Full",
+    "GroupNorm",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
@@ -35,9 +51,14 @@ __all__ = [
     "PositionGenerator",
     "PrefixLM",
     "RMSNorm",
+    "ResidualBlock",
     "Stack",
+    "Stream",
     "Window",
     "attend",
+    "average_pool",
+    "blur_pool",
+    "convolve",
     "depthwise",
     "dropout",
     "grid_of",
@@ -45,6 +66,7 @@ __all__ = [
     "mask_array",
     "parameter",
     "patchify",
+    "repeat",
     "rotary_angles",
     "rotate",
     "truncated_normal",

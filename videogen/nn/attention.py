@@ -1,16 +1,21 @@
 """One attention for every network: masks as values, pluggable backends, QK-norm, rotary positions, null keys."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from videogen.errors import UserError, near_matches
+from videogen.nn.context_parallel import attend_locally, attend_on_mesh
 from videogen.nn.linear import Linear, parameter, truncated_normal
 from videogen.nn.masks import Full, Mask, mask_array
 from videogen.nn.norms import RMSNorm
 from videogen.nn.positions import rotate
-from videogen.parallel import mesh_axis_size
+from videogen.nn.splash import splash
+from videogen.parallel import mesh_axis_size, on_mesh, target_platform
 
 Heads = Float[Array, "batch sequence heads head_width"]
 NEGATIVE = -1e30
@@ -62,39 +67,62 @@ def _cudnn(query, key, value, mask, key_mask, bias) -> Heads:
     return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=dense, scale=1.0, implementation="cudnn")
 
 
-BACKENDS = {"reference": _reference, "cudnn": _cudnn}
+BACKENDS = {"reference": _reference, "cudnn": _cudnn, "splash": splash}
+SPLASH_LENGTH = 512
+"""On a TPU, shorter sequences than this are faster dense."""
 
 
 def attend(
-    query: Heads,
-    key: Heads,
-    value: Heads,
+    query: Float[Array, "batch *grid heads head_width"],
+    key: Float[Array, "batch *key_grid heads head_width"],
+    value: Float[Array, "batch *key_grid heads head_width"],
     *,
     mask: Mask = Full(),
     key_mask: Bool[Array, "batch keys"] | None = None,
     bias: Float[Array, "heads queries keys"] | None = None,
     backend: str = "auto",
-) -> Heads:
-    """Softmax attention of already scaled queries.
+    axes: Sequence[str] = ("sequence",),
+    attended_axes: int = 1,
+) -> Float[Array, "batch *grid heads head_width"]:
+    """Softmax attention of already scaled queries, over the last ``attended_axes`` grid axes.
+
+    On a mesh every device computes its share of the examples, heads and the grid (``nn.context_parallel``).
 
     Args:
       query: queries, multiplied by their scale.
       key: keys.
       value: values.
-      mask: which positions may see which (``nn.masks``).
-      key_mask: which keys exist; every query must keep at least one key.
+      mask: which positions may see which (``nn.masks``), positions counted in raster order.
+      key_mask: which keys exist; every query must keep at least one key. Its leading axis counts the batch and
+        the grid axes that are not attended.
       bias: added to the scores of every batch item (relative positions).
-      backend: a name in ``BACKENDS``, or ``auto``: cuDNN for half precision on GPU, else the reference.
+      backend: a name in ``BACKENDS``, or ``auto``: splash for long sequences on TPU, cuDNN for half precision on
+        GPU, else the reference.
+      axes: logical names of the grid axes, which say how they are sharded (``parallel.RULES``).
+      attended_axes: how many of the last grid axes form the sequence; the others are batch.
 
     Returns:
       The attended values, in the dtype of ``value``.
     """
     if backend == "auto":
-        half = query.dtype in (jnp.bfloat16, jnp.float16)
-        backend = "cudnn" if half and jax.default_backend() == "gpu" else "reference"
+        queries, keys = (math.prod(x.shape[:-2][-attended_axes:]) for x in (query, key))
+        backend = _best_backend(query.dtype, min(queries, keys), bias is not None)
     if backend not in BACKENDS:
         raise UserError(f"unknown attention backend {backend!r}{near_matches(backend, BACKENDS)}")
-    return BACKENDS[backend](query, key, value, mask, key_mask, bias)
+    arguments = (BACKENDS[backend], query, key, value, mask, key_mask, bias)
+    if on_mesh():
+        return attend_on_mesh(*arguments, axes, attended_axes)
+    return attend_locally(*arguments, attended_axes)
+
+
+def _best_backend(dtype: jnp.dtype, length: int, biased: bool) -> str:
+    platform = target_platform()
+    if platform == "tpu" and not biased and length >= SPLASH_LENGTH:
+        return "splash"
+    # cuDNN attention can only be traced where there is a GPU, so a plan for absent ones is dense.
+    if platform == "gpu" == jax.default_backend() and dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    return "reference"
 
 
 class Attention(nnx.Module):
@@ -141,38 +169,49 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch queries width"],
+        x: Float[Array, "batch *grid width"],
         context: Float[Array, "batch keys context_width"] | None = None,
         *,
         mask: Mask = Full(),
         key_mask: Bool[Array, "batch keys"] | None = None,
         bias: Float[Array, "heads queries keys"] | None = None,
-        rotary: Float[Array, "queries head_width"] | None = None,
-    ) -> Float[Array, "batch queries width"]:
-        """Attends from ``x`` to itself or to ``context``; ``rotary`` are angles from ``nn.rotary_angles``."""
-        batch, queries, _ = x.shape
-        split = (-1, self.heads, self.head_width)
+        rotary: Float[Array, "queries half_head_width"] | None = None,
+        axes: Sequence[str] = ("sequence",),
+        attended_axes: int = 1,
+    ) -> Float[Array, "batch *grid width"]:
+        """Attends from ``x`` to itself or to ``context``, over the last ``attended_axes`` grid axes.
+
+        ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes.
+        """
+        shape = x.shape
+        attended = shape[-1 - attended_axes : -1]
+        if mesh_axis_size("context") == 1:
+            # No grid axis is sharded, so they may be merged: dense attention is fastest on one sequence axis.
+            x, axes, attended_axes = x.reshape(-1, math.prod(attended), shape[-1]), ("sequence",), 1
+            attended = x.shape[1:-1]
         if self.cross:
-            q = self.query(x).reshape(batch, *split)
+            q = self.query(x)
             k, v = jnp.split(self.key_value(context), 2, axis=-1)
         else:
             q, k, v = jnp.split(self.query_key_value(x), 3, axis=-1)
-            q = q.reshape(batch, *split)
-        k, v = k.reshape(batch, *split), v.reshape(batch, *split)
+        q, k, v = (y.reshape(*y.shape[:-1], self.heads, self.head_width) for y in (q, k, v))
         if self.query_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
+            rotary = rotary.reshape(*attended, -1)
             q, k = rotate(q, rotary), rotate(k, rotary)
         if self.null_keys is not None:
             k, v, key_mask, mask, bias = self._prepend_null(k, v, key_mask, mask, bias)
         q = q * jnp.asarray(self.head_width**-0.5, q.dtype)
-        out = attend(q, k, v, mask=mask, key_mask=key_mask, bias=bias, backend=self.backend)
-        return self.out(out.reshape(batch, queries, -1))
+        masks = dict(mask=mask, key_mask=key_mask, bias=bias)
+        out = attend(q, k, v, **masks, backend=self.backend, axes=axes, attended_axes=attended_axes)
+        return self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
 
     def _prepend_null(self, k, v, key_mask, mask, bias):
         if not isinstance(mask, Full):
             raise UserError("null keys work with the Full mask only: they would shift its positions")
-        batch = k.shape[0]
+        batch, *_, heads, head_width = k.shape
+        k, v = (y.reshape(batch, -1, heads, head_width) for y in (k, v))
         null = jnp.broadcast_to(
             self.null_keys.get_value().astype(k.dtype)[:, None],
             (2, batch, *self.null_keys.get_value().shape[1:]),

@@ -1,6 +1,7 @@
 """Attention masks as values: every backend understands the same frozen dataclasses.
 
-A mask says which key positions a query position may see. Padding depends on the data, so it is an array
+A mask says which key positions a query position may see. ``allowed`` uses operators only, so that it works on NumPy
+arrays, on traced arrays and inside a Pallas kernel. Padding depends on the data, so it is an array
 (``key_mask`` of ``nn.attend``), not a mask value.
 """
 
@@ -15,7 +16,7 @@ class Full:
     """Every query sees every key."""
 
     def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
-        return jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
+        return (query >= 0) & (key >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Window:
     radius: int
 
     def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
-        return jnp.abs(query - key) <= self.radius
+        return abs(query - key) <= self.radius
 
 
 Mask = Full | Causal | BlockCausal | PrefixLM | Window

@@ -52,14 +52,19 @@ class FirstFramePatches(nnx.Module):
         self.first = path(area)
         self.rest = path(area * compression.time)
 
-    def __call__(self, video: Video) -> Latents:
-        """``[batch, 1 + k·t, height, width, 3]`` -> ``[batch, 1 + k, h, w, embed]``."""
+    def __call__(self, video: Video, *, continued: bool = False) -> Latents:
+        """``[batch, 1 + k·t, height, width, 3]`` -> ``[batch, 1 + k, h, w, embed]``.
+
+        A video that is ``continued`` from an earlier chunk has no first frame: k·t frames -> k latents.
+        """
         c = self.compression
 
         def embed(path: nnx.Dict, frames: Video, time: int) -> Latents:
             return path.norm(path.linear(patchify(frames, (time, c.height, c.width))))
 
         video = video.astype(self.dtype)
+        if continued:
+            return embed(self.rest, video, c.time)
         first = embed(self.first, video[:, :1], 1)
         if video.shape[1] == 1:
             return first
@@ -77,9 +82,14 @@ class FirstFramePixels(nnx.Module):
         self.first = Linear(width, area, axes=("embed", None), dtype=dtype, rngs=rngs)
         self.rest = Linear(width, area * compression.time, axes=("embed", None), dtype=dtype, rngs=rngs)
 
-    def __call__(self, latents: Latents) -> Video:
-        """``[batch, 1 + k, h, w, embed]`` -> ``[batch, 1 + k·t, height, width, 3]``, float32."""
+    def __call__(self, latents: Latents, *, continued: bool = False) -> Video:
+        """``[batch, 1 + k, h, w, embed]`` -> ``[batch, 1 + k·t, height, width, 3]``, float32.
+
+        Latents that are ``continued`` from an earlier chunk have no first frame: k latents -> k·t frames.
+        """
         c = self.compression
+        if continued:
+            return unpatchify(self.rest(latents), (c.time, c.height, c.width)).astype(jnp.float32)
         first = unpatchify(self.first(latents[:, :1]), (1, c.height, c.width))
         if latents.shape[1] == 1:
             return first.astype(jnp.float32)

@@ -11,7 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError
+from videogen.nn.context_parallel import with_neighbours
 from videogen.nn.linear import Linear, parameter, truncated_normal
+from videogen.parallel import GRID_AXES
 
 
 def rotary_angles(
@@ -40,11 +42,11 @@ def rotary_angles(
 
 
 def rotate(
-    x: Float[Array, "batch sequence heads head_width"], angles: Float[Array, "sequence half_head_width"]
-) -> Float[Array, "batch sequence heads head_width"]:
+    x: Float[Array, "batch *grid heads head_width"], angles: Float[Array, "*attended half_head_width"]
+) -> Float[Array, "batch *grid heads head_width"]:
     """Rotates the pairs (i, i + head_width/2) of every head by the angles of its position, in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
@@ -148,4 +150,5 @@ class PositionGenerator(nnx.Module):
         time = 2 if self.causal else 1
         before = (1, 1, time) if time_axis == 3 else (time, 1, 1)
         taps = jnp.moveaxis(taps, 0, 2) if time_axis == 3 else taps
-        return x + depthwise(x.astype(self.dtype), taps, before).astype(x.dtype)
+        convolve = functools.partial(depthwise, before=before)
+        return x + with_neighbours(convolve, x.astype(self.dtype), taps, GRID_AXES[time_axis]).astype(x.dtype)

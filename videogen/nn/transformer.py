@@ -14,14 +14,25 @@ from videogen.nn.linear import Linear, truncated_normal
 from videogen.nn.masks import Full, Mask
 from videogen.nn.norms import LayerNorm, RMSNorm
 from videogen.nn.positions import PositionGenerator
+from videogen.nn.splash import RESIDUALS
+from videogen.nn.streaming import Stream
+from videogen.parallel import GRID_AXES, constrain, target_platform
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+_KERNEL_RESIDUALS = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": _KERNEL_RESIDUALS,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _KERNEL_RESIDUALS
+    ),
 }
-"""What the backward pass keeps of each layer: everything, nothing, or the matrix products."""
+"""What the backward pass keeps of each layer: everything; nothing; what a splash kernel would otherwise compute twice;
+that and the matrix products."""
+
+UNROLLED_ON_CPU = 4
+"""Layers written out per turn of the loop on CPUs, where copying what a turn keeps takes a seventh of a small step."""
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
@@ -117,22 +128,21 @@ class Block(nnx.Module):
     ) -> Float[Array, "batch *grid width"]:
         """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        axes = GRID_AXES[self.time_axis] if x.ndim == 5 else ("sequence",)
+        x = constrain(x, "batch", *axes, "embed")
         if self.position_generator is not None:
             # Places that do not exist must not leak into their neighbours.
             seen = x if key_mask is None else jnp.where(key_mask.reshape(*x.shape[:-1], 1), x, 0)
             x = self.position_generator(seen, time_axis=self.time_axis)
-        shape = x.shape
-        sequence = 1
-        for size in shape[-1 - attended_axes : -1]:
-            sequence *= size
-        y = self.attention_norm(x).reshape(-1, sequence, shape[-1])
-        y = self.attention(y, mask=mask, key_mask=key_mask, bias=bias, rotary=rotary)
-        x = x + dropout(y.reshape(shape), self.dropout, keys[0])
+        grid = dict(axes=axes, attended_axes=attended_axes)
+        y = self.attention(self.attention_norm(x), mask=mask, key_mask=key_mask, bias=bias, rotary=rotary, **grid)
+        x = x + dropout(y, self.dropout, keys[0])
         if self.cross_attention is not None:
-            y = self.cross_norm(x).reshape(shape[0], -1, shape[-1])
-            y = self.cross_attention(y, context, key_mask=context_mask)
-            x = x + dropout(y.reshape(shape), self.dropout, keys[1])
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, keys[2])
+            grid = dict(axes=axes, attended_axes=len(axes))
+            y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, **grid)
+            x = x + dropout(y, self.dropout, keys[1])
+        x = x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, keys[2])
+        return constrain(x, "batch", *axes, "embed")
 
 
 class Stack(nnx.Module):
@@ -164,17 +174,33 @@ class Stack(nnx.Module):
         stacked = jax.tree.map(name_layers, stacked, is_leaf=lambda x: isinstance(x, nnx.Variable))
         self.layers = nnx.merge(graph, stacked)
 
-    def __call__(self, x: Float[Array, "batch *grid width"], *, key: jax.Array | None = None, **call: Any) -> Array:
-        """Applies every layer; ``call`` goes to each block, ``key`` is split among them."""
+    def __call__(
+        self,
+        x: Float[Array, "batch *grid width"],
+        *,
+        key: jax.Array | None = None,
+        stream: Stream | None = None,
+        **call: Any,
+    ) -> Array:
+        """Applies every layer; ``call`` goes to each block, ``key`` is split among them, and so is a ``stream``."""
         if self.layers is None:
             return x
         graph, state = nnx.split(self.layers)
+        past = None if stream is None else stream.recall()
 
-        def layer(x: Array, scanned: tuple) -> tuple[Array, None]:
-            layer_state, layer_key = scanned
-            return nnx.merge(graph, layer_state)(x, key=layer_key, **call), None
+        def layer(x: Array, scanned: tuple) -> tuple[Array, Any]:
+            layer_state, layer_key, layer_past = scanned
+            block = nnx.merge(graph, layer_state)
+            if stream is None:
+                return block(x, key=layer_key, **call), None
+            inner = Stream(layer_past)
+            return block(x, key=layer_key, stream=inner, **call), inner.cache
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         keys = None if key is None else jax.random.split(key, self.depth)
-        return jax.lax.scan(layer, x, (state, keys))[0]
+        few = min(self.depth, UNROLLED_ON_CPU) if target_platform() == "cpu" else 1
+        x, contexts = jax.lax.scan(layer, x, (state, keys, past), unroll=few)
+        if stream is not None:
+            stream.keep(contexts)
+        return x

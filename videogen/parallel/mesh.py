@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videogen.errors import UserError, near_matches
@@ -39,12 +41,38 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
             f"the mesh {layout} needs {math.prod(shape.values())} devices but there are {len(devices)}; "
             f"set parallel.mesh so that the product is {len(devices)}, or one axis to -1"
         )
-    return jax.make_mesh(tuple(shape.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_arrange(tuple(shape.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """Devices in the shape of the mesh: near ones along the inner axes, the slices of a job along ``replica``."""
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise UserError(f"the devices are in {slices} slices; set parallel.mesh.replica to a multiple of {slices}")
+    inner, outer = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def on_mesh() -> bool:
+    """Whether the traced code is to be spread over devices: in a mesh of several, and not inside ``shard_map``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size > 1 and not mesh.manual_axes
 
 
 def mesh_axis_size(axis: str) -> int:
-    """Size of ``axis`` in the mesh entered with ``jax.set_mesh``; 1 outside any mesh."""
-    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+    """Size of ``axis`` in the mesh entered with ``jax.set_mesh``; 1 outside any mesh and inside ``shard_map``."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1) if on_mesh() else 1
+
+
+def target_platform() -> str:
+    """Platform (``cpu``, ``gpu``, ``tpu``) of the entered mesh's devices, which may be absent hardware that is planned.
+
+    Outside any mesh it is the platform computations run on by default.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

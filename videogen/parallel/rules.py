@@ -1,6 +1,7 @@
 """One table from logical axis names to mesh axes, for parameters and activations alike."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,12 +9,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from videogen.parallel.mesh import BATCH_AXES
+from videogen.parallel.mesh import BATCH_AXES, on_mesh
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": BATCH_AXES,
     "sequence": "context",
+    "time": None,
     "height": None,
     "width": "context",
     # parameters
@@ -25,6 +27,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 """Logical axis -> mesh axis. A name that is absent is not sharded; FSDP takes the largest free axis."""
 
+GRID_AXES = {1: ("time", "height", "width"), 3: ("height", "width", "time")}
+"""Logical names of a token grid's axes, by the place of time among the array's axes."""
+
 SMALLEST_FSDP_SIZE = 2**14
 """Parameters with fewer elements are replicated: gathering them costs more than it saves."""
 
@@ -34,17 +39,21 @@ def _axes_size(mesh_shape: dict[str, int], axes: str | tuple[str, ...]) -> int:
     return math.prod(mesh_shape.get(name, 1) for name in names)
 
 
+def activation_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """The partition of an activation on the entered mesh; axes that the mesh does not divide stay whole."""
+    mesh_shape = dict(jax.sharding.get_abstract_mesh().shape)
+    spec = []
+    for name, size in zip(axes, shape, strict=True):
+        target = RULES.get(name) if name else None
+        spec.append(target if target and size % _axes_size(mesh_shape, target) == 0 else None)
+    return PartitionSpec(*spec)
+
+
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
     """Constrains an activation's sharding by the logical names of its axes; a no-op outside a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not on_mesh():
         return x
-    shape = dict(mesh.shape)
-    spec = []
-    for name, size in zip(axes, x.shape, strict=True):
-        target = RULES.get(name) if name else None
-        spec.append(target if target and size % _axes_size(shape, target) == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(x, activation_spec(axes, x.shape))
 
 
 def parameter_spec(

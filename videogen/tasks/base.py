@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from videogen.errors import UserError, near_matches
+from videogen.parallel import on_host
 from videogen.shapes import Video
 
 Modules = Mapping[str, nnx.Module]
@@ -49,6 +50,9 @@ class Task(Protocol):
     losses: Mapping[str, LossFunction]
     """Parameter group -> its loss, in the order they are updated."""
 
+    tokens: int
+    """Places in the token grid of one video; known after ``init``."""
+
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """One module per parameter group, with fresh parameters."""
 
@@ -81,7 +85,7 @@ def to_video(pixels: UInt8[Array, "batch time height width 3"]) -> Video:
 
 def to_pixels(video: Video) -> UInt8[np.ndarray, "batch time height width 3"]:
     """[-1, 1] -> uint8, clamped and rounded, on the host."""
-    return np.asarray(jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5)).astype(np.uint8)
+    return on_host(jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5)).astype(np.uint8)
 
 
 def parts(batch: Batch) -> list[Batch]:

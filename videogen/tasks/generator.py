@@ -45,6 +45,7 @@ class GeneratorTask:
         self.tokenizer = nnx.eval_shape(self._build_tokenizer)
         clip = config.data.clip
         self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
+        self.tokens = self.grid.tokens
 
     def _build_tokenizer(self) -> nnx.Module:
         return tokenizers.build(

@@ -78,7 +78,7 @@ def load(directory: epath.PathLike) -> Loaded:
         state = jax.eval_shape(lambda: new_state(task, structure, config))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
-        checkpoints = Checkpoints(directory)
+        checkpoints = Checkpoints(directory, read_only=True)
         state, _ = checkpoints.restore(state)
         checkpoints.close()
         params, variables, step = state["ema"] or state["params"], state["variables"], int(state["step"])

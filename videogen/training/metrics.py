@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 
@@ -9,6 +10,8 @@ from absl import logging
 from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from videogen.training.stops import is_remote, storage_errors
 
 FILE = "metrics.jsonl"
 
@@ -20,34 +23,69 @@ class MetricsWriter:
       workdir: the run directory.
       step: the step the run goes on from; records beyond it belong to lost work and are dropped.
       enabled: whether this process writes.
+
+    Attributes:
+      records: those of earlier starts that still hold.
     """
 
     def __init__(self, workdir: epath.PathLike, step: int, enabled: bool = True):
+        workdir = epath.Path(workdir)
         self.enabled = enabled
+        self._path = workdir / FILE
+        self.records = [r for r in read_metrics(self._path) if r["step"] <= step]
         if not enabled:
             return
-        workdir = epath.Path(workdir)
-        self._path = workdir / FILE
-        records = [r for r in read_metrics(self._path) if r["step"] <= step]
-        self._path.write_text("".join(json.dumps(r) + "\n" for r in records))
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._lines = [json.dumps(r) + "\n" for r in self.records]
+        self._replace()
+        # In an object store the record is written anew with every flush, and TensorBoard's files are copied there.
+        self._staging = tempfile.TemporaryDirectory() if is_remote(workdir) else None
+        self._file = None if self._staging else self._path.open("a")
+        board = self._staging.name if self._staging else str(workdir / "tensorboard")
+        self._board = SummaryWriter(board, purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one record ``{"step": …, "name/…": value, …}`` with full float precision."""
         if not self.enabled:
             return
         values = {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **values}) + "\n"
+        with storage_errors(self._path.parent, "make room there and start the same command again"):
+            if self._file is None:
+                self._lines.append(line)
+            else:
+                self._file.write(line)
+                self._file.flush()
         for name, value in values.items():
             if math.isfinite(value):
                 self._board.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Brings everything to a remote directory; local ones are up to date with every record."""
+        if not self.enabled or self._staging is None:
+            return
+        self._replace()
+        self._board.flush()
+        target = self._path.parent / "tensorboard"
+        target.mkdir(exist_ok=True)
+        for file in epath.Path(self._staging.name).iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+
+    def _replace(self) -> None:
+        """Writes the whole record anew, in one stroke."""
+        with storage_errors(self._path.parent, "make room there and start the same command again"):
+            unfinished = self._path.parent / f"{FILE}.part"
+            unfinished.write_text("".join(self._lines))
+            unfinished.replace(self._path)
+
     def close(self) -> None:
         if self.enabled:
-            self._file.close()
-            self._board.close()
+            self.flush()
+            with storage_errors(self._path.parent, "make room there and start the same command again"):
+                if self._file is not None:
+                    self._file.close()
+                self._board.close()
+            if self._staging is not None:
+                self._staging.cleanup()
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, float]]:
@@ -65,9 +103,21 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, float]]:
 
 
 class Progress:
-    """A progress bar with the loss, videos per second and the time left."""
+    """How fast a run is, and a progress bar with the loss, videos per second and the time left.
 
-    def __init__(self, steps: int, step: int, batch_size: int, enabled: bool = True):
+    Args:
+      steps: at which the run ends.
+      step: from which it goes on.
+      videos: per step.
+      tokens: per video.
+      enabled: whether the bar shows.
+
+    Attributes:
+      flops: floating-point operations of one step over all devices; 0 until it is known.
+      peak: floating-point operations per second that all devices can do; 0 where that is not known.
+    """
+
+    def __init__(self, steps: int, step: int, videos: int, tokens: int, enabled: bool = True):
         self._bar = tqdm(
             total=steps,
             initial=step,
@@ -77,8 +127,9 @@ class Progress:
             mininterval=1.0,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
-        self._batch_size = batch_size
-        self._since, self._steps = time.monotonic(), 0
+        self._videos, self._tokens = videos, tokens
+        self.flops = self.peak = 0.0
+        self._since, self._steps, self._last = time.monotonic(), 0, 0.0
 
     def update(self) -> None:
         """Counts one step."""
@@ -89,12 +140,21 @@ class Progress:
         """Sets the text behind the bar."""
         self._bar.set_postfix_str(text, refresh=False)
 
-    def videos_per_second(self) -> float:
-        """Videos per second since the last call."""
+    def speeds(self) -> dict[str, float]:
+        """Rates since the last call: ``speed/videos_per_second`` and what follows from it, over all devices."""
         now = time.monotonic()
-        rate = self._steps * self._batch_size / max(now - self._since, 1e-9)
-        self._since, self._steps = now, 0
-        return rate
+        if self._steps:  # before an evaluation two steps are recorded at once
+            self._last = self._steps / max(now - self._since, 1e-9)
+            self._since, self._steps = now, 0
+        speeds = {
+            "speed/videos_per_second": self._last * self._videos,
+            "speed/tokens_per_second": self._last * self._videos * self._tokens,
+        }
+        if self.flops:
+            speeds["speed/tflops_per_second"] = self._last * self.flops / 1e12
+        if self.flops and self.peak:
+            speeds["speed/mfu"] = self._last * self.flops / self.peak
+        return speeds
 
     def close(self) -> None:
         self._bar.close()

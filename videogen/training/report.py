@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -38,6 +39,9 @@ METRICS = {
     "learning_rate": ("learning rate", "", "as scheduled"),
     "gradient_norm": ("gradient norm", "", "steady, without spikes"),
     "videos_per_second": ("training speed", "videos/s", "higher is better"),
+    "tokens_per_second": ("training speed", "tokens/s", "higher is better"),
+    "tflops_per_second": ("arithmetic", "TFLOP/s over all devices", "higher is better"),
+    "mfu": ("model FLOP utilisation", "share of the peak", "higher is better"),
 }
 """Metric name without its prefix -> (title, unit, what good looks like); others show under their own name."""
 
@@ -91,7 +95,7 @@ class Curves:
     ``train/NAME`` and ``eval/NAME`` share a chart. Raises UserError when the file holds no metrics.
     """
 
-    path: Path
+    path: epath.PathLike
     keys: Sequence[str]
 
     def render(self) -> str:
@@ -160,7 +164,7 @@ class Table:
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def write_report(path: Path, title: str, sections: Sequence[Section], commands: Sequence[str]) -> None:
+def write_report(path: epath.PathLike, title: str, sections: Sequence[Section], commands: Sequence[str]) -> None:
     """Writes one self-contained HTML file.
 
     Args:
@@ -172,19 +176,19 @@ def write_report(path: Path, title: str, sections: Sequence[Section], commands: 
     Raises:
       UserError: a metrics file that a section names is missing or empty.
     """
-    path = Path(path)
+    path = epath.Path(path)
     titles = [html.escape(section.title) for section in sections]
     contents = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name in titles)
     body = "\n".join(section.render() for section in sections)
     shown = html.escape("\n".join(commands))
     page = _PAGE.format(title=html.escape(title), style=_STYLE, contents=contents, body=body, commands=shown)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
+    unfinished = path.parent / f"{path.name}.part"
     unfinished.write_text(page, encoding="utf-8")
     unfinished.replace(path)
 
 
-def _series(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _series(path: epath.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Metric name -> (steps, values) of a ``metrics.jsonl``.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -76,6 +77,25 @@ def state_shardings(abstract: dict[str, nnx.Module], state: State, mesh: Mesh) -
         "optimizer": {name: _like_params(state["optimizer"][name], params[name], replicated) for name in params},
         "ema": params if state["ema"] else {},
     }
+
+
+def frozen_shardings(frozen: dict[str, nnx.Module], mesh: Mesh) -> dict[str, Any]:
+    """The sharding of every leaf of the frozen modules: that of a trained parameter of its shape."""
+    return {name: shardings(nnx.state(module), mesh) for name, module in frozen.items()}
+
+
+def place_frozen(frozen: dict[str, nnx.Module], mesh: Mesh) -> dict[str, nnx.Module]:
+    """The frozen modules, which every process has read whole, with their arrays spread over the mesh."""
+    placed = {}
+    for name, sharding in frozen_shardings(frozen, mesh).items():
+        graph, state = nnx.split(frozen[name])
+        arrays = jax.tree.map(
+            lambda x, s: jax.make_array_from_callback(x.shape, s, np.asarray(x).__getitem__),
+            nnx.to_pure_dict(state),
+            sharding,
+        )
+        placed[name] = nnx.merge(graph, arrays)
+    return placed
 
 
 def _like_params(optimizer_state: Any, params: Any, other: NamedSharding) -> Any:

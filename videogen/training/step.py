@@ -7,13 +7,38 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from videogen.parallel import batch_sharding
 from videogen.tasks import Task
 from videogen.tasks.base import Outcome
 from videogen.training.state import State, Structure
 
 FrozenModules = tuple[dict[str, nnx.GraphDef], dict[str, Any]]
+
+
+def jit_train_step(
+    task: Task,
+    structure: Structure,
+    frozen_graphs: dict[str, nnx.GraphDef],
+    config: Any,
+    mesh: Mesh,
+    placement: State,
+    frozen_placement: dict[str, Any],
+) -> Any:
+    """The step of ``make_train_step`` under ``jax.jit`` as every run and every plan compiles it.
+
+    Args:
+      placement: shardings of the state, which is donated.
+      frozen_placement: shardings of the frozen modules' arrays.
+    """
+    return jax.jit(
+        make_train_step(task, structure, frozen_graphs, config),
+        in_shardings=(placement, frozen_placement, batch_sharding(mesh)),
+        out_shardings=(placement, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
 
 
 def make_train_step(

@@ -1,0 +1,103 @@
+"""Convolutions in time: both ways of computing them, paddings, streaming, resampling, per-frame norms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videogen.errors import UserError
+from videogen.nn import Convolution, DepthToSpace, GroupNorm, Stream, average_pool, blur_pool, convolve, repeat
+from videogen.nn import convolution as module
+
+
+def random(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("time_padding", [0, 1])
+def test_folded_and_direct_convolution_agree_with_gradients(monkeypatch, stride, time_padding):
+    x, kernel = random(2, 5, 6, 4, 3), random(3, 3, 3, 3, 2)
+
+    def run(platform: str):
+        monkeypatch.setattr(module, "target_platform", lambda: platform)
+
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel, stride, time_padding)))
+
+        return convolve(x, kernel, stride, time_padding), jax.grad(loss, argnums=(0, 1))(x, kernel)
+
+    for folded, direct in zip(*map(jax.tree.leaves, (run("cpu"), run("tpu"))), strict=True):
+        np.testing.assert_allclose(folded, direct, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["zero", "replicate", "same"])
+def test_convolution_is_the_sum_over_its_taps(padding):
+    x = random(2, 5, 4, 4, 3)
+    convolution = Convolution(3, 2, padding=padding, rngs=nnx.Rngs(0))
+    convolution.bias.set_value(jnp.array([1.0, -1.0]))
+    before = {"zero": jnp.zeros_like(x[:, :2]), "replicate": x[:, [0, 0]], "same": jnp.zeros_like(x[:, :1])}[padding]
+    after = [jnp.zeros_like(x[:, :1])] if padding == "same" else []
+    padded = jnp.pad(jnp.concatenate([before, x, *after], 1), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = convolution.kernel.get_value()
+    taps = [padded[:, i : i + 5, j : j + 4, k : k + 4] @ kernel[i, j, k] for i, j, k in np.ndindex(3, 3, 3)]
+    np.testing.assert_allclose(convolution(x), sum(taps) + jnp.array([1.0, -1.0]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("operation", "out"),
+    [
+        (lambda x, s: Convolution(3, 3, padding="replicate", rngs=nnx.Rngs(0))(x, s), 9),
+        (lambda x, s: Convolution(3, 3, stride=(2, 1, 1), rngs=nnx.Rngs(0))(x, s), 5),
+        (lambda x, s: Convolution(3, 3, (4, 3, 3), stride=(2, 1, 1), rngs=nnx.Rngs(0))(x, s), 5),
+        (lambda x, s: blur_pool(x, (2, 1, 1), "replicate", s), 5),
+        (lambda x, s: DepthToSpace(3, 3, (3, 3, 3), stride=(2, 1, 1), padding="zero", rngs=nnx.Rngs(0))(x, s), 17),
+    ],
+)
+def test_a_stream_goes_on_where_it_stopped(operation, out):
+    x, cache, parts = random(1, 9, 4, 4, 3), None, []
+    for start, stop in ((0, 3), (3, 5), (5, 9)):
+        stream = Stream(cache)
+        parts.append(operation(x[:, start:stop], stream))
+        cache = stream.cache
+    whole = operation(x, None)
+    assert whole.shape[1] == out
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)
+
+
+def test_group_norm_normalises_every_frame_alone():
+    x = random(2, 3, 4, 5, 6) * jnp.arange(1.0, 4.0)[None, :, None, None, None] + 2
+    norm = GroupNorm(6, groups=2, rngs=nnx.Rngs(0))
+    norm.scale.set_value(jnp.arange(6.0))
+    norm.shift.set_value(jnp.ones(6))
+    groups = np.asarray(x).reshape(2, 3, 20, 2, 3)
+    mean, std = groups.mean((2, 4), keepdims=True), groups.std((2, 4), keepdims=True)
+    expected = ((groups - mean) / std).reshape(x.shape) * np.arange(6.0) + 1
+    np.testing.assert_allclose(norm(x), expected, atol=1e-4)
+    assert norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_resampling_keeps_constants_and_counts_places():
+    constant = jnp.full((1, 4, 6, 8, 2), 0.7)
+    for pooled in (blur_pool(constant, (2, 2, 2)), average_pool(constant, (2, 2, 2))):
+        assert pooled.shape == (1, 2, 3, 4, 2)
+        np.testing.assert_allclose(pooled, 0.7, rtol=1e-6)
+    assert blur_pool(constant[:, :1], (2, 2, 2)).shape == (1, 1, 3, 4, 2)
+    x = jnp.arange(3.0).reshape(1, 3, 1, 1, 1)
+    assert repeat(x, (2, 1, 2), drop_first=True)[0, :, 0, :, 0].tolist() == [[0, 0], [1, 1], [1, 1], [2, 2], [2, 2]]
+    assert repeat(x, (2, 1, 1), drop_first=False).ravel().tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_blur_removes_what_would_alias():
+    stripes = jnp.tile(jnp.array([1.0, -1.0]), 8).reshape(1, 1, 1, 16, 1)
+    assert jnp.abs(blur_pool(stripes, (1, 1, 2))[..., 1:-1, :]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"padding": "reflect"}, "unknown time padding"), ({"stride": (4, 1, 1)}, "stride of 4 frames")],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        Convolution(3, 3, rngs=nnx.Rngs(0), **settings)

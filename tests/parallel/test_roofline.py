@@ -1,0 +1,52 @@
+"""Where collectives run, and how fast: mesh axes, rings and networks."""
+
+import pytest
+
+from videogen.parallel.hlo import Collective
+from videogen.parallel.mesh import AXES
+from videogen.parallel.roofline import bandwidth, mesh_axes, summarise
+from videogen.parallel.topology import parse_topology
+
+MESH = dict(zip(AXES, (1, 2, 4, 2, 1), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("group", "axes"),
+    [
+        ((0, 1), "tensor"),
+        ((0, 2, 4, 6), "fsdp"),
+        ((0, 8), "data"),
+        ((0, 2, 4, 6, 8, 10, 12, 14), "data,fsdp"),
+        ((3,), ""),
+    ],
+)
+def test_axes_of_a_group(group, axes):
+    assert mesh_axes(group, MESH) == axes
+
+
+def test_links_of_a_group():
+    cube = parse_topology("v5p:4x4x4")
+    ring = [(0, 0, x, 0, 0) for x in range(4)]
+    plane = [(0, 0, x, y, 0) for x in range(4) for y in range(4)]
+    assert bandwidth(cube, ring) == 2 * cube.chip.link_bandwidth
+    assert bandwidth(cube, plane) == 4 * cube.chip.link_bandwidth
+    assert bandwidth(cube, ring[:2]) == cube.chip.link_bandwidth  # a part of a ring is a line
+    flat = parse_topology("v6e:8x8")
+    assert bandwidth(flat, [(0, 0, x, 0) for x in range(8)]) == flat.chip.link_bandwidth  # no wraparound below 16
+    two = parse_topology("v5p:4x4x4", slices=2)
+    assert bandwidth(two, [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0)]) == two.chip.dcn_bandwidth
+    nodes = parse_topology("h100:64")
+    assert bandwidth(nodes, [(0, 0, i) for i in range(8)]) == nodes.chip.link_bandwidth
+    assert bandwidth(nodes, [(0, n, 0) for n in range(8)]) == nodes.chip.dcn_bandwidth
+
+
+def test_sums_by_kind_and_axes():
+    topology = parse_topology("v5p:4x4x1")
+    places = [(0, 0, x, y, 0) for x in range(4) for y in range(4)]
+    found = [Collective("all-reduce", 100.0, (0, 2, 4, 6), 3), Collective("all-reduce", 50.0, (0, 2, 4, 6), 1)]
+    (traffic,) = summarise([*found, Collective("all-reduce", 8.0, (0,), 5)], topology, MESH, places)
+    assert (traffic.kind, traffic.axis, traffic.bytes, traffic.count) == ("all-reduce", "fsdp", 350.0, 4)
+    assert traffic.wire_bytes == pytest.approx(350 * 2 * 3 / 4)
+    assert traffic.overlaps
+    (tensor,) = summarise([Collective("all-reduce", 1.0, (0, 1), 1)], topology, MESH, places)
+    assert not tensor.overlaps

@@ -1,0 +1,83 @@
+"""What a run writes down besides its checkpoints, also where files cannot grow."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from etils.epath import backend
+from ml_collections import ConfigDict
+
+from videogen.configuration import load_config, save_config
+from videogen.data.video_io import write_video
+from videogen.tasks import Picture
+from videogen.training.metrics import MetricsWriter, Progress, read_metrics
+from videogen.training.run_report import write_run_report
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """``gs://bucket/run`` in this process's memory."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: memory)
+    return epath.Path("gs://bucket/run")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_records_of_lost_work_are_dropped_and_others_stay(tmp_path, bucket, remote):
+    workdir = bucket if remote else epath.Path(tmp_path)
+    workdir.mkdir(parents=True, exist_ok=True)
+    writer = MetricsWriter(workdir, 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"train/loss": 1 / step})
+    writer.close()
+    writer = MetricsWriter(workdir, 2)
+    assert [record["step"] for record in writer.records] == [1, 2]
+    writer.write(3, {"train/loss": 0.1})
+    writer.flush()
+    records = read_metrics(workdir / "metrics.jsonl")
+    assert [record["train/loss"] for record in records] == [1, 0.5, 0.1]
+    writer.close()
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_a_run_directory_in_a_bucket(bucket):
+    bucket.mkdir(parents=True, exist_ok=True)
+    config = ConfigDict({"task": "tokenizer", "steps": 3, "data": {"clip": {"fps": 8.0}}})
+    save_config(bucket / "config.json", config)
+    assert load_config(bucket / "config.json") == config
+    writer = MetricsWriter(bucket, 0)
+    writer.write(3, {"train/loss": 1.0})
+    writer.close()
+    clip = np.zeros((3, 16, 16, 3), np.uint8)
+    write_video(bucket / "clip.mp4", clip, 8)
+    assert b"ftyp" in (bucket / "clip.mp4").read_bytes()[:16]
+    write_run_report(bucket, config, [Picture("samples", [(clip,)], ["a clip"])])
+    assert "a clip" in (bucket / "report.html").read_text()
+
+
+def test_a_line_cut_by_a_crash_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "train/loss": 1.0}) + '\n{"step": 2, "tra')
+    assert read_metrics(path) == [{"step": 1, "train/loss": 1.0}]
+
+
+def test_speeds_follow_from_steps_and_hold_when_two_records_come_at_once(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("videogen.training.metrics.time.monotonic", lambda: now[0])
+    progress = Progress(10, 0, videos=4, tokens=50, enabled=False)
+    progress.flops, progress.peak = 3e12, 12e12
+    for _ in range(6):
+        progress.update()
+    now[0] += 3
+    expected = {
+        "speed/videos_per_second": 8,
+        "speed/tokens_per_second": 400,
+        "speed/tflops_per_second": 6,
+        "speed/mfu": 0.5,
+    }
+    assert progress.speeds() == pytest.approx(expected)
+    assert progress.speeds() == pytest.approx(expected)
+    progress.close()

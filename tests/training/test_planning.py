@@ -1,0 +1,63 @@
+"""What a plan is made of before anything is compiled: batches, completed configs, candidates."""
+
+import jax
+import pytest
+
+from configs import phenaki
+from videogen.errors import UserError
+from videogen.parallel.topology import parse_topology
+from videogen.training.inputs import build_pipeline, build_source, text_tokenizer
+from videogen.training.plan_search import choose, possible_meshes
+from videogen.training.planning import abstract_batch, abstract_run, check_batch, complete_for_planning
+from videogen.training.state import parameter_count
+
+
+def test_abstract_batch_is_what_the_pipeline_gives(tmp_path):
+    config = phenaki.get_config("stage=generator,size=debug")
+    config.data.image_batch_size = 4
+    complete_for_planning(config)
+    source = build_source(config, "train")
+    pipeline = build_pipeline(config, source, text_tokenizer(config, tmp_path, source), 0)
+    try:
+        batch = next(pipeline)
+    finally:
+        pipeline.close()
+    # Labels come with the source; a generator without classes does not read them.
+    del batch["label"], batch["image"]["label"]
+    real = jax.tree.map(lambda x: (x.shape, str(x.dtype)), batch)
+    planned = jax.tree.map(lambda x: (x.shape, str(x.dtype)), abstract_batch(config, abstract_run(config).task))
+    assert planned == real
+
+
+def test_an_unnamed_text_encoder_is_the_published_one_of_its_width():
+    config = phenaki.get_config("stage=generator,size=paper")
+    (assumed,) = complete_for_planning(config)
+    assert "4096" in assumed
+    frozen = abstract_run(config).frozen["text_encoder"]
+    # Raffel et al. (2020): the encoder of T5 v1.1 XXL has 4.76 billion parameters.
+    assert parameter_count(jax.tree.leaves(frozen)) == pytest.approx(4.762e9, rel=1e-3)
+    config = phenaki.get_config("stage=generator,size=paper")
+    config.text.encoder.width = 1000
+    with pytest.raises(UserError, match="no T5 v1.1 encoder has width 1000"):
+        complete_for_planning(config)
+
+
+def test_batches_that_cannot_be_shared_are_refused():
+    config = phenaki.get_config("stage=tokenizer,size=debug")
+    mesh = {"replica": 2, "data": 2, "fsdp": 2, "tensor": 1, "context": 1}
+    check_batch(config, mesh)
+    with pytest.raises(UserError, match="use a multiple of 16"):
+        check_batch(config, mesh | {"data": 4})
+
+
+def test_search_lays_out_all_devices_and_prefers_what_fits():
+    config = phenaki.get_config("stage=tokenizer,size=debug")
+    topology = parse_topology("v6e:4x4", slices=2)
+    meshes = list(possible_meshes(config, topology))
+    assert meshes and all(mesh["replica"] == 2 for mesh in meshes)
+    for mesh in meshes:
+        assert mesh["replica"] * mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["context"] == 32
+        assert mesh["replica"] * mesh["data"] * mesh["fsdp"] <= config.data.batch_size
+    chosen = choose(config, topology)
+    assert 1 <= len(chosen) <= 4
+    assert len({(tuple(c.mesh.items()), c.remat) for c in chosen}) == len(chosen)

@@ -1,0 +1,291 @@
+"""3-D convolutions that are causal in time, with what surrounds them: streaming, per-frame norms, resampling.
+
+Time is padded on the left only, so that an output frame depends on no later input frame and an image is a one-frame
+video. Nothing here takes statistics over time: that would let the future leak into the past.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen.errors import UserError, near_matches
+from videogen.nn.linear import Initializer, Linear, lecun_normal, parameter
+from videogen.nn.patches import unpatchify
+from videogen.nn.streaming import Stream, begins, with_past
+from videogen.parallel import GRID_AXES, constrain, target_platform
+
+Grid = Float[Array, "batch time height width channel"]
+Pair = tuple[int, int]
+Triple = tuple[int, int, int]
+
+PADDINGS = ("zero", "replicate", "same")
+"""What stands before the first frame: zeros or copies of it (both causal); ``same`` pads zeros on both sides."""
+
+BLUR = (0.25, 0.5, 0.25)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve_2d(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "rows columns inputs outputs"],
+    stride: Pair,
+    sides: tuple[Pair, Pair],
+    dilation: Pair = (1, 1),
+) -> Float[Array, "batch out_height out_width outputs"]:
+    """2-D convolution whose gradients are convolutions of the same form, transposed before and after.
+
+    XLA's CPU backend has a fast routine for this form only. It brings others into it at the top level of a program but
+    not in the loops of scanned layers, where the gradients JAX derives take fifty times as long.
+
+    Args:
+      x: images.
+      kernel: the taps.
+      stride: keeps every so-many-th place.
+      sides: zeros ``(before, after)`` along height and width.
+      dilation: places between taps.
+    """
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, stride, sides, rhs_dilation=dilation, dimension_numbers=layout)
+
+
+def _convolve_2d_forward(x: Array, kernel: Array, *static: Any) -> tuple[Array, tuple[Array, Array]]:
+    return convolve_2d(x, kernel, *static), (x, kernel)
+
+
+def _convolve_2d_backward(
+    stride: Pair, sides: tuple[Pair, Pair], dilation: Pair, kept: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    x, kernel = kept
+    edges, reached = [], []
+    for axis, (step, (before, after), gap) in enumerate(zip(stride, sides, dilation, strict=True)):
+        span = (kernel.shape[axis] - 1) * gap
+        # Places behind the last window, which a stride may leave over.
+        rest = x.shape[1 + axis] + before + after - span - 1 - (grad.shape[1 + axis] - 1) * step
+        edges.append((span - before, span - after + rest, step - 1))
+        reached.append((before, after - rest))
+    spread = jax.lax.pad(grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    to_x = convolve_2d(spread, flipped, (1, 1), ((0, 0), (0, 0)), dilation)
+    # The sum over examples is the convolution's sum over channels, and the input channels are its examples.
+    to_kernel = convolve_2d(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), dilation, tuple(reached), stride)
+    return to_x, to_kernel.transpose(1, 2, 0, 3)
+
+
+convolve_2d.defvjp(_convolve_2d_forward, _convolve_2d_backward)
+
+
+def convolve(x: Grid, kernel: Float[Array, "i j k inputs outputs"], stride: Triple, time_padding: int = 0) -> Grid:
+    """3-D convolution with half a kernel of zeros on each spatial side and ``time_padding`` at both ends of time.
+
+    XLA's CPU backend has no fast 3-D convolution: there the taps in time are folded into the channels of a 2-D one
+    (for the shapes of small tokenizers five to eight times as fast).
+    """
+    kernel = kernel.astype(x.dtype)
+    length, rows, columns, inputs, outputs = kernel.shape
+    sides = tuple(((n - 1) // 2, n // 2) for n in (rows, columns))
+    if target_platform() != "cpu":
+        padding = ((time_padding, time_padding), *sides)
+        return jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    if time_padding:
+        x = jnp.pad(x, [(0, 0), (time_padding, time_padding), (0, 0), (0, 0), (0, 0)])
+    frames = (x.shape[1] - length) // stride[0] + 1
+    span = (frames - 1) * stride[0] + 1
+    taps = [jax.lax.slice_in_dim(x, i, i + span, stride[0], axis=1) for i in range(length)]
+    folded = jnp.concatenate(taps, axis=-1).reshape(-1, *x.shape[2:4], length * inputs)
+    kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(rows, columns, length * inputs, outputs)
+    y = convolve_2d(folded, kernel, tuple(stride[1:]), sides)
+    return y.reshape(x.shape[0], frames, *y.shape[1:])
+
+
+class Convolution(nnx.Module):
+    """3-D convolution with float32 parameters, computed in ``dtype``.
+
+    Args:
+      inputs: channels in.
+      outputs: channels out.
+      size: kernel sides ``(time, height, width)``; a causal kernel is at least as long as its stride in time.
+      stride: keeps every so-many-th place.
+      padding: a name in ``PADDINGS``.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: Triple = (3, 3, 3),
+        *,
+        stride: Triple = (1, 1, 1),
+        padding: str = "zero",
+        bias: bool = True,
+        initializer: Initializer = lecun_normal,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if padding not in PADDINGS:
+            raise UserError(f"unknown time padding {padding!r}{near_matches(padding, PADDINGS)}")
+        if padding != "same" and size[0] < stride[0]:
+            raise UserError(f"a causal kernel of {size[0]} frames cannot have a stride of {stride[0]} frames")
+        self.size, self.stride, self.padding, self.dtype = tuple(size), tuple(stride), padding, dtype
+        self.kernel = parameter(rngs, (*size, inputs, outputs), (None, None, None, "embed", None), initializer)
+        self.bias = parameter(rngs, (outputs,), (None,), nnx.initializers.zeros_init()) if bias else None
+
+    def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
+        x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2
+        if self.padding != "same":
+            x, centred = with_past(x, self.size[0], self.stride[0], self.padding, stream), 0
+        y = convolve(x, self.kernel.get_value(), self.stride, centred)
+        if self.bias is not None:
+            y = y + self.bias.get_value().astype(self.dtype)
+        return constrain(y, "batch", *GRID_AXES[1], "embed")
+
+
+class GroupNorm(nnx.Module):
+    """Normalises each frame on its own over places and groups of channels (Wu and He, 2018), float32 inside.
+
+    Args:
+      width: channels.
+      groups: number of groups; ``width`` divides by it.
+      affine: learn a scale and a shift of each channel.
+    """
+
+    def __init__(self, width: int, *, groups: int = 32, affine: bool = True, epsilon: float = 1e-6, rngs: nnx.Rngs):
+        if width % groups:
+            raise UserError(f"{width} channels do not divide into {groups} groups; set norm_groups to a divisor")
+        self.groups, self.epsilon = groups, epsilon
+        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init()) if affine else None
+        self.shift = parameter(rngs, (width,), (None,), nnx.initializers.zeros_init()) if affine else None
+
+    def _group_mean(self, x: Float[Array, "batch time height width channel"]) -> Float[Array, "batch time 1 1 channel"]:
+        # Sums of channels first: splitting the channel axis of the large array would cost a copy.
+        mean = jnp.mean(x, axis=(2, 3))
+        grouped = mean.reshape(*mean.shape[:2], self.groups, -1).mean(-1, keepdims=True)
+        spread = jnp.broadcast_to(grouped, (*grouped.shape[:3], mean.shape[2] // self.groups))
+        return spread.reshape(*mean.shape[:2], 1, 1, mean.shape[2])
+
+    def __call__(self, x: Grid) -> Grid:
+        y = x.astype(jnp.float32)
+        mean = self._group_mean(y)
+        variance = jnp.maximum(self._group_mean(y * y) - mean * mean, 0.0)
+        factor = jax.lax.rsqrt(variance + self.epsilon)
+        if self.scale is not None:
+            factor = factor * self.scale.get_value()
+        y = (y - mean) * factor
+        return (y if self.shift is None else y + self.shift.get_value()).astype(x.dtype)
+
+
+class AdaptiveGroupNorm(nnx.Module):
+    """Group norm whose scale and shift at each place come from a condition; plain group norm at the start.
+
+    Args:
+      width: channels.
+      condition_width: channels of the condition.
+      groups: as in ``GroupNorm``.
+      factors: places along each axis that one place of the condition stands for.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        condition_width: int,
+        *,
+        groups: int = 32,
+        factors: Triple = (1, 1, 1),
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.factors = tuple(factors)
+        self.norm = GroupNorm(width, groups=groups, affine=False, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        axes = (None, "embed")
+        self.modulation = Linear(condition_width, 2 * width, axes=axes, initializer=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Grid, condition: Grid, stream: Stream | None = None) -> Grid:
+        # A linear map of each place commutes with repeating it, and the condition has fewer places.
+        modulation = repeat(self.modulation(condition), self.factors, begins(stream))
+        scale, shift = jnp.split(modulation, 2, axis=-1)
+        return self.norm(x) * (1 + scale) + shift
+
+
+def repeat(x: Grid, factors: Triple, drop_first: bool) -> Grid:
+    """Nearest-neighbour up-sampling; with ``drop_first`` the first frame stands for itself only."""
+    batch, t, h, w, channel = x.shape
+    a, b, c = factors
+    x = jnp.broadcast_to(x[:, :, None, :, None, :, None], (batch, t, a, h, b, w, c, channel))
+    x = x.reshape(batch, t * a, h * b, w * c, channel)
+    return x[:, a - 1 :] if drop_first else x
+
+
+def average_pool(x: Grid, stride: Triple) -> Grid:
+    """Mean of every ``stride`` box."""
+    batch, t, h, w, channel = x.shape
+    a, b, c = stride
+    return x.reshape(batch, t // a, a, h // b, b, w // c, c, channel).mean((2, 4, 6))
+
+
+def blur_pool(x: Grid, stride: Triple, padding: str = "same", stream: Stream | None = None) -> Grid:
+    """Down-sampling after a [1, 2, 1]/4 filter along every axis that loses places (Zhang, 2019).
+
+    Borders repeat, so that constants stay. In time the filter is centred or, with a causal ``padding``, looks back.
+    """
+    for axis, step in enumerate(stride, start=1):
+        if step == 1:
+            continue
+        if axis == 1 and padding != "same":
+            padded = with_past(x, len(BLUR), step, padding, stream)
+        else:
+            padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(5)], mode="edge")
+        size = padded.shape[axis] - len(BLUR) + 1
+        x = sum(
+            jax.lax.slice_in_dim(padded, i, i + size, step, axis) * np.asarray(tap, x.dtype)
+            for i, tap in enumerate(BLUR)
+        )
+    return x
+
+
+class DepthToSpace(nnx.Module):
+    """Up-sampling: a convolution makes the channels of every new place, which are then laid out in time and space.
+
+    With ``stride[0] = s`` the first ``s - 1`` frames of a clip are dropped: 1 + k frames become 1 + k·s.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: Triple, *, stride: Triple, **common: Any):
+        self.stride = tuple(stride)
+        self.convolution = Convolution(inputs, outputs * int(np.prod(stride)), size, **common)
+
+    def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
+        y = unpatchify(self.convolution(x, stream), self.stride)
+        causal = self.convolution.padding != "same"
+        return y[:, self.stride[0] - 1 :] if causal and begins(stream) else y
+
+
+class ResidualBlock(nnx.Module):
+    """Norm, swish, convolution, twice, beside a skip path; no biases."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: Triple = (3, 3, 3),
+        *,
+        groups: int = 32,
+        padding: str = "zero",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common = dict(padding=padding, bias=False, dtype=dtype, rngs=rngs)
+        self.first_norm = GroupNorm(inputs, groups=groups, rngs=rngs)
+        self.first = Convolution(inputs, outputs, size, **common)
+        self.second_norm = GroupNorm(outputs, groups=groups, rngs=rngs)
+        self.second = Convolution(outputs, outputs, size, **common)
+        self.skip = Linear(inputs, outputs, bias=False, dtype=dtype, rngs=rngs) if inputs != outputs else None
+
+    def __call__(self, x: Grid, *, key: jax.Array | None = None, stream: Stream | None = None) -> Grid:
+        """``key`` is what ``Stack`` hands to every layer; nothing here is random."""
+        y = self.first(jax.nn.swish(self.first_norm(x)), stream)
+        y = self.second(jax.nn.swish(self.second_norm(y)), stream)
+        return (x if self.skip is None else self.skip(x)) + y

@@ -1,0 +1,136 @@
+"""Splash attention: the Pallas kernel whose memory grows with the sequence, not with its square (TPU).
+
+It skips the blocks a mask hides and computes the mask of the others in the kernel. Outside a TPU the same kernel runs
+in Pallas' interpret mode, slowly, for tests.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Array, Bool, Float
+
+from videogen.errors import UserError
+from videogen.nn.masks import Full, Mask
+from videogen.parallel import target_platform
+
+RESIDUALS = "attention_residuals"
+"""Checkpoint name of what the kernel's backward pass needs beside its inputs: the output and the log-sum-exp."""
+
+BLOCKS = (512, 256, 128)
+"""Kernel block lengths, the best first; the kernel takes multiples of 128."""
+
+MOST_PADDING = 1 / 8
+"""A larger block is not worth more padding than this share of the sequence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyMask(splash_attention.Mask):
+    """A mask value of ``nn.masks`` as splash attention takes it: evaluated block by block, never as a whole.
+
+    Equal masks are equal (and hash equally), so the kernel's block tables are made once for all layers.
+
+    Attributes:
+      mask: the mask value.
+      queries, keys: lengths before padding.
+      padded: lengths after padding. Padded keys are hidden; padded queries see what the last query sees, so that
+        their rows, which nobody reads, stay finite.
+    """
+
+    mask: Mask
+    queries: int
+    keys: int
+    padded: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.padded
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Bool[np.ndarray, "q k"]:
+        rows, columns = (np.arange(*i.indices(n), dtype=np.int32) for n, i in zip(self.padded, index, strict=True))
+        return self(np.minimum(rows, self.queries - 1)[:, None], columns[None, :])
+
+    @property
+    def q_sequence(self) -> np.ndarray:
+        """Positions of the queries, which the kernel passes on to ``mask_function``."""
+        return np.minimum(np.arange(self.padded[0], dtype=np.int32), self.queries - 1)
+
+    @property
+    def mask_function(self) -> "LazyMask":
+        """The mask itself, so that the functions of equal masks are equal."""
+        return self
+
+    def __call__(self, query: Array, key: Array) -> Array:
+        """Who sees whom, by positions: of NumPy arrays for the block tables, of traced ones inside the kernel."""
+        allowed = self.mask.allowed(query, key)
+        return allowed if self.padded[1] == self.keys else allowed & (key < self.keys)
+
+
+def block_length(length: int) -> int:
+    """The kernel block for a sequence: the largest that pads it little.
+
+    The sequence is then padded to a multiple of the block.
+    """
+    return next(b for b in BLOCKS if -length % b <= MOST_PADDING * length or b == BLOCKS[-1])
+
+
+def splash(
+    query: Float[Array, "batch queries heads head_width"],
+    key: Float[Array, "batch keys heads head_width"],
+    value: Float[Array, "batch keys heads head_width"],
+    mask: Mask,
+    key_mask: Bool[Array, "batch keys"] | None,
+    bias: Float[Array, "heads queries keys"] | None,
+) -> Float[Array, "batch queries heads head_width"]:
+    """Splash attention of scaled queries on one device (``nn.context_parallel`` takes it onto a mesh).
+
+    Raises:
+      UserError: there is a bias, which the kernel cannot add.
+    """
+    if bias is not None:
+        raise UserError("splash attention cannot add a bias to the scores; use backend='auto' or 'reference'")
+    queries, keys = query.shape[1], key.shape[1]
+    block_q, block_kv = block_length(queries), block_length(keys)
+    padding = -queries % block_q, -keys % block_kv
+    kernel = _kernel(mask, query.shape[2], (queries, keys), padding, (block_q, block_kv))
+
+    def arrange(x: Array, pad: int) -> Array:
+        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, pad), (0, 0)))
+
+    segments = None
+    if key_mask is not None:
+        # The kernel knows padding as segments: a query sees the keys of its own one, and all queries are in 1.
+        segments = splash_attention.SegmentIds(
+            jnp.ones((query.shape[0], queries + padding[0]), jnp.int32),
+            jnp.pad(key_mask.astype(jnp.int32), ((0, 0), (0, padding[1]))),
+        )
+    out = jax.vmap(kernel)(arrange(query, padding[0]), arrange(key, padding[1]), arrange(value, padding[1]), segments)
+    return out[:, :, :queries].swapaxes(1, 2).astype(value.dtype)
+
+
+def _kernel(
+    mask: Mask, heads: int, lengths: tuple[int, int], padding: tuple[int, int], blocks: tuple[int, int]
+) -> Callable[..., Array]:
+    """The kernel ``(query, key, value, segments) -> out`` of one batch item."""
+    shape = lengths[0] + padding[0], lengths[1] + padding[1]
+    whole = isinstance(mask, Full) and not padding[1]
+    lazy = splash_attention.FullMask(shape) if whole else LazyMask(mask, *lengths, shape)
+    block_q, block_kv = blocks
+    return splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([lazy] * heads),
+        # Separate kernels for the gradients of queries and of keys: the fused one writes a partial gradient of the
+        # queries for every block of keys, which costs more memory and time than it saves.
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+        ),
+        residual_checkpoint_name=RESIDUALS,
+        interpret=target_platform() != "tpu",
+    )

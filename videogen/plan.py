@@ -1,0 +1,69 @@
+"""Says whether a run fits, how fast it can be and what bounds it, before any accelerator is paid for.
+
+    python -m videogen.plan --config=configs/phenaki.py:stage=generator,size=paper --topology=v5p:4x4x4 --search
+    python -m videogen.plan --config=… --topology=v6e:16x16 --slices=2 --config.parallel.mesh.fsdp=64 --out=plan.json
+
+Compiles the real train step for that hardware on this machine, which needs none of it. The quick plan stops before the
+compiler generates code; --full goes to the end, which proves that it can.
+"""
+
+import json
+import os
+import time
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from videogen import app
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE:stage=…,size=… of the stage to plan, e.g. configs/phenaki.py:stage=generator,size=paper"
+)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5p:4x4x4, v6e:16x16, v5e:…, v4:…, tpu7x:… or h100:64.")
+SLICES = flags.DEFINE_integer("slices", 1, "How many such TPU slices; mesh axis replica runs over them.")
+OUT = flags.DEFINE_string("out", None, "File for the plan as JSON.")
+FULL = flags.DEFINE_bool("full", False, "Compile to the end; takes minutes.")
+SEARCH = flags.DEFINE_bool("search", False, "Try meshes and remat policies, and plan the best.")
+flags.mark_flags_as_required(["config", "topology"])
+
+
+def main() -> None:
+    # Nothing is computed here; looking for accelerators would take seconds.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Imported late so that --help and bad flags answer at once.
+    from videogen.errors import UserError
+    from videogen.parallel.topology import parse_topology, require_compiler
+    from videogen.training.plan_report import plan_of, ranking, summary, table
+    from videogen.training.plan_search import search
+    from videogen.training.planning import Request, compile_for, complete_for_planning
+
+    started = time.monotonic()
+    topology = parse_topology(TOPOLOGY.value, SLICES.value)
+    require_compiler(topology)
+    if OUT.value and not epath.Path(OUT.value).parent.exists():
+        raise UserError(f"--out: there is no directory {epath.Path(OUT.value).parent}")
+    config = CONFIG.value
+    assumed = complete_for_planning(config)
+    try:
+        if SEARCH.value:
+            plans = search(config, topology, assumed)
+            plan = plans[0] | {"candidates": [summary(plan) for plan in plans]}
+            print(ranking(plans), end="\n\n")
+        else:
+            mesh = dict(config.parallel.mesh)
+            if topology.slices > 1 and mesh["replica"] == 1:
+                mesh["replica"] = topology.slices
+            request = Request(str(topology), topology.slices, mesh, config.parallel.remat, FULL.value)
+            logging.info("compiling for %s …", topology)
+            plan = plan_of(compile_for(config, request), topology, config, assumed)
+    except RuntimeError as error:
+        app.stop(error)
+    plan["plan_seconds"] = time.monotonic() - started
+    print(table(plan))
+    if OUT.value:
+        epath.Path(OUT.value).write_text(json.dumps(plan, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

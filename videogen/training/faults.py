@@ -1,0 +1,84 @@
+"""What watches over a run: that it saves when it is told to end, and does not stand still unnoticed."""
+
+import faulthandler
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from videogen.parallel.distributed import current_peers
+from videogen.parallel.peers import STOPPED, exit_at_once, say
+
+
+class Termination:
+    """Notices SIGTERM or a preemption notice, to any process of the job, so that the loop can save between steps."""
+
+    def __init__(self):
+        self._received = False
+        self._previous = None
+        # In a job of several, JAX's runtime has its own handler, which tells the other processes.
+        if jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, *_: Any) -> None:
+        self._received = True
+
+    def due(self, step: int) -> bool:
+        """Whether to save and stop now; to be asked once after every step, true at the same step in all processes."""
+        if jax.process_count() == 1:
+            return self._received
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def restore(self) -> None:
+        """Gives SIGTERM back its earlier meaning."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+class Watchdog:
+    """Ends the process when the loop makes no progress, after logging the stack of every thread and the last step.
+
+    The other processes of the job are told, and log their own stacks.
+
+    Args:
+      seconds: how long the loop may take from one ``beat`` to the next; compiling is part of it.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._peers = current_peers()
+        self._step, self._since, self._doing = None, time.monotonic(), "starting"
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def beat(self, step: int, doing: str) -> None:
+        """Progress was made: ``step`` steps are finished, and the loop is now ``doing`` something."""
+        self._step, self._since, self._doing = step, time.monotonic(), doing
+        if self._peers is not None:
+            self._peers.step = step
+
+    def close(self) -> None:
+        """Ends the watching."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        period = min(self._seconds / 4, 10.0)
+        while not self._closed.wait(period):
+            # Should even this thread get no turn, because native code holds the interpreter, C code takes over.
+            faulthandler.dump_traceback_later(self._seconds + 6 * period, exit=True, file=2)
+            silent = time.monotonic() - self._since
+            if silent > self._seconds:
+                self._end(f"no progress for {silent:.0f} s while {self._doing}, last finished step {self._step}")
+        faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, reason: str) -> None:
+        where = f"{self._peers.name(self._peers.index)}: " if self._peers else ""
+        say(f"{where}{reason}; the stack of every thread follows (stall_seconds sets the patience)", stacks=True)
+        if self._peers is not None:
+            self._peers.leave(reason, stacks=True)
+        exit_at_once(STOPPED)

@@ -1,0 +1,226 @@
+"""Finds a mesh and a rematerialisation policy for a config: estimates all, compiles the best few, ranks them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+from absl import logging
+from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from videogen.errors import UserError
+from videogen.nn import REMAT_POLICIES
+from videogen.parallel import AXES
+from videogen.parallel.flops import count, inner_jaxprs
+from videogen.parallel.mesh import BATCH_AXES
+from videogen.parallel.topology import GIB, Topology
+from videogen.training.plan_report import layout, plan_of
+from videogen.training.planning import (
+    AbstractRun,
+    Request,
+    abstract_run,
+    abstract_step,
+    check_batch,
+    compile_for,
+)
+from videogen.training.state import frozen_shardings, state_shardings
+
+COMPILED = 4
+"""Candidates that are compiled."""
+
+AT_ONCE = 2
+"""Compilers that run side by side: each keeps about one core busy and takes 1 to 2 GB."""
+
+MOST_MODEL_PARALLEL = 8
+"""The largest tensor × context that is tried: activations cross those axes in every layer."""
+
+MARGIN = 1.15
+"""What the compiler needs above the estimate: padding and fragmentation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a traced step says of a rematerialisation policy, over all devices.
+
+    Attributes:
+      flops: of the step, recomputation included.
+      saved: bytes of activations the forward pass keeps for the backward pass.
+      layer: bytes of the activations of one layer.
+      kernels: whether there are custom kernels.
+    """
+
+    flops: float
+    saved: float
+    layer: float
+    kernels: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A mesh and a policy, with its estimated bytes and seconds on one device."""
+
+    mesh: dict[str, int]
+    remat: str
+    memory: float
+    seconds: float
+
+
+def search(config: Any, topology: Topology, assumed: list[str]) -> list[dict[str, Any]]:
+    """Plans of the most promising layouts, those that fit first, the highest MFU first.
+
+    Args:
+      config: a completed stage config; its ``parallel.mesh`` and ``parallel.remat`` are replaced.
+      topology: the chips.
+      assumed: what the config was completed with.
+
+    Raises:
+      UserError: no mesh can share the batch.
+    """
+    chosen = choose(config, topology)
+
+    def compile_candidate(candidate: Candidate) -> dict[str, Any] | None:
+        request = Request(str(topology), topology.slices, candidate.mesh, candidate.remat)
+        try:
+            plan = plan_of(compile_for(config, request), topology, config, assumed)
+        except RuntimeError as error:
+            logging.warning("%s, remat %s: %s", layout(candidate.mesh), candidate.remat, error)
+            return None
+        result = f"{plan['mfu']:.1%} MFU" if plan["fits"] else "does not fit"
+        total = plan["bytes_per_chip"]["total"] / GIB
+        logging.info("%s, remat %s: %s, %.1f GiB", layout(candidate.mesh), candidate.remat, result, total)
+        return plan
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        plans = [plan for plan in pool.map(compile_candidate, chosen) if plan]
+    if not plans:
+        raise RuntimeError("the compiler could compile none of the candidates; its messages are above")
+    return sorted(plans, key=lambda plan: (not plan["fits"], -(plan["mfu"] or 0), plan["bytes_per_chip"]["total"]))
+
+
+def choose(config: Any, topology: Topology) -> list[Candidate]:
+    """The candidates worth compiling: the fastest by estimate among those that should fit, or else the smallest."""
+    meshes = list(possible_meshes(config, topology))
+    surveys: dict[str, Survey] = {}
+    for remat in REMAT_POLICIES:
+        if remat == "attention" and not surveys["full"].kernels:
+            continue  # it keeps what kernels compute, so without kernels it is "full"
+        config = config.copy_and_resolve_references()
+        config.parallel.remat = remat
+        run = abstract_run(config)
+        surveys[remat] = survey(run, config, topology, meshes[0])
+    every = [_candidate(run, topology, mesh, remat, surveys) for mesh in meshes for remat in surveys]
+    fitting = [c for c in every if c.memory * MARGIN <= topology.chip.hbm_bytes / topology.chip.devices]
+    logging.info(
+        "%d layouts, %d of them should fit; compiling the best %d", len(every), len(fitting), min(COMPILED, len(every))
+    )
+    if not fitting:
+        return sorted(every, key=lambda c: c.memory)[:COMPILED]
+    chosen: list[Candidate] = []
+    for candidate in sorted(fitting, key=lambda c: c.seconds):
+        # Layouts of one policy are close to each other; the policies are what differs.
+        if sum(c.remat == candidate.remat for c in chosen) < COMPILED // 2:
+            chosen.append(candidate)
+    return chosen[:COMPILED]
+
+
+def possible_meshes(config: Any, topology: Topology) -> Iterator[dict[str, int]]:
+    """Meshes over all devices whose data-parallel part divides the batch; slices are replicas.
+
+    Raises:
+      UserError: there is none.
+    """
+    inside, refusal, found = topology.devices // topology.slices, None, False
+    for tensor, context in ((t, c) for t in _divisors(inside) for c in _divisors(inside // t)):
+        if tensor * context > MOST_MODEL_PARALLEL:
+            continue
+        rest = inside // tensor // context
+        for fsdp in _divisors(rest):
+            sizes = (topology.slices, rest // fsdp, fsdp, tensor, context)
+            mesh = dict(zip(AXES, sizes, strict=True))
+            try:
+                check_batch(config, mesh)
+            except UserError as error:
+                refusal = refusal or error
+                continue
+            found = True
+            yield mesh
+    if not found:
+        raise refusal
+
+
+def _divisors(number: int) -> list[int]:
+    return [i for i in range(1, number + 1) if number % i == 0]
+
+
+def survey(run: AbstractRun, config: Any, topology: Topology, mesh: Mapping[str, int]) -> Survey:
+    """Traces a train step; nothing is compiled."""
+    abstract = abstract_mesh(topology, mesh)
+    with jax.sharding.use_abstract_mesh(abstract):
+        step, arguments = abstract_step(run, config, abstract)
+        traced = step.trace(*arguments).jaxpr
+    flops = count(traced)
+    saved, layer = _saved(traced.jaxpr)
+    return Survey(flops.model + flops.recomputed, saved, layer, bool(flops.kernels))
+
+
+def abstract_mesh(topology: Topology, mesh: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of the chips without devices: enough to trace and to share out arrays."""
+    kind = AbstractDevice(device_kind=topology.name, num_cores=1, platform=topology.chip.platform)
+    return AbstractMesh(tuple(mesh[axis] for axis in AXES), AXES, abstract_device=kind)
+
+
+def _saved(jaxpr: Any) -> tuple[float, float]:
+    """Bytes the forward scans stack up for the backward ones, and the largest share of one layer."""
+    total, layer = 0.0, 0.0
+    for equation in jaxpr.eqns:
+        if "transpose" in str(equation.source_info.name_stack):
+            continue
+        if equation.primitive.name == "scan":
+            stacked = equation.outvars[equation.params["num_carry"] :]
+            size = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in stacked)
+            total += size
+            layer = max(layer, size / equation.params["length"])
+        else:
+            for inner, _ in inner_jaxprs(equation):
+                more, one = _saved(inner)
+                total, layer = total + more, max(layer, one)
+    return total, layer
+
+
+def _candidate(
+    run: AbstractRun, topology: Topology, mesh: dict[str, int], remat: str, surveys: dict[str, Survey]
+) -> Candidate:
+    """Estimates one layout by rules of thumb; the compiler has the last word."""
+    chip, mine = topology.chip, surveys[remat]
+    batch_shards = math.prod(mesh[axis] for axis in BATCH_AXES)
+    shards, fsdp, tensor, context = batch_shards * mesh["context"], mesh["fsdp"], mesh["tensor"], mesh["context"]
+    abstract = abstract_mesh(topology, mesh)
+    placement = state_shardings(run.modules, run.state, abstract)
+    weights = sharded_bytes(run.state["params"], placement["params"])
+    arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in run.frozen.items()}
+    frozen = sharded_bytes(arrays, frozen_shardings(run.frozen, abstract))
+    fixed = sharded_bytes(run.state, placement) + frozen
+    # Gradients are as large as the weights; a layer's activations exist while its gradient is computed.
+    memory = fixed + weights + (mine.saved + surveys["none"].layer) / shards
+
+    links = 2 * max(chip.dimensions, 1) * chip.link_bandwidth / chip.devices
+    computing = mine.flops * chip.devices / topology.devices / chip.flops
+    # Activations are written and read, the state is read, written and cast.
+    moving = (2 * mine.saved / shards + 3 * fixed) * chip.devices / chip.hbm_bandwidth
+    # Weights are gathered in bfloat16 for the forward, backward and repeated forward pass; gradients are summed.
+    passes = 3 if mine.flops == surveys["none"].flops else 4
+    gathering = (passes * weights + frozen) / 2 * (fsdp - 1) / links + weights / 2 / links
+    # What the layers hand to each other: summed over tensor four times per layer, gathered over context six times.
+    residual = surveys["full"].saved / batch_shards
+    waiting = (8 * residual / context * (tensor - 1) / tensor + 6 * residual * (context - 1) / context) / links
+    # Something of every collective shows.
+    return Candidate(mesh, remat, memory, max(computing + moving, gathering) + 0.1 * gathering + waiting)
+
+
+def sharded_bytes(tree: Any, placement: Any) -> float:
+    """Bytes of the largest share that a device has of a tree of abstract arrays."""
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, placement)
+    return float(sum(jax.tree.leaves(sizes)))
