@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videogen.errors import UserError
-from videogen.losses import ADVERSARIAL, adversarial_loss, r1_penalty
+from videogen.losses import ADVERSARIAL, LeCam, adversarial_loss, r1_penalty
 
 REAL, FAKE = jnp.array([2.0, 0.5, -1.0]), jnp.array([-3.0, 0.0, 0.5])
 
@@ -60,3 +60,17 @@ def test_r1_is_differentiable_in_the_parameters():
     real = jax.random.normal(jax.random.key(1), (3, 4))
     gradient = jax.grad(lambda w: r1_penalty(lambda x: jnp.tanh(x @ w), real))(jnp.array([0.1, -0.2, 0.3, 0.4]))
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).min() > 0
+
+
+def test_lecam_follows_the_logits_and_holds_back_a_winner():
+    lecam = LeCam(decay=0.5)
+    lecam.update(REAL, FAKE, active=jnp.array(False))
+    assert float(lecam.real.get_value()) == float(lecam.fake.get_value()) == 0
+    for _ in range(20):
+        lecam.update(REAL, FAKE, active=jnp.array(True))
+    assert float(lecam.real.get_value()) == pytest.approx(float(REAL.mean()), abs=1e-4)
+    assert float(lecam.fake.get_value()) == pytest.approx(float(FAKE.mean()), abs=1e-4)
+    above, below = np.maximum(0, REAL - FAKE.mean()), np.maximum(0, REAL.mean() - FAKE)
+    assert float(lecam(REAL, FAKE)) == pytest.approx(float((above**2).mean() + (below**2).mean()), rel=1e-3)
+    to_real, to_fake = jax.grad(lecam, argnums=(0, 1))(REAL + 9, FAKE - 9)
+    assert (to_real > 0).all() and (to_fake < 0).all()

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from videogen.errors import UserError
-from videogen.losses import StyleDiscriminator, r1_penalty
+from videogen.losses import StyleDiscriminator, VideoDiscriminator, r1_penalty
 from videogen.losses.discriminators import Conv2D, blur
 
 
@@ -100,3 +100,23 @@ def test_conv2d_equals_sums_over_taps():
     kernel = conv.kernel.get_value()
     taps = [padded[:, i : i + 7 : 2, j : j + 8 : 2] @ kernel[i, j] for i in range(3) for j in range(3)]
     np.testing.assert_allclose(conv(x), sum(taps) + jnp.arange(4.0), atol=1e-5)
+
+
+def test_a_video_discriminator_judges_clips_of_any_length_by_all_their_frames():
+    model = VideoDiscriminator(8, 8, channels=4, multipliers=(1, 2), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    clips = jax.random.uniform(jax.random.key(1), (2, 5, 8, 8, 3), minval=-1)
+    assert model(clips[:, :1]).shape == (2,)
+
+    def loss(state, clips):
+        return jnp.sum(jnp.sin(nnx.merge(graph, state)(clips)))
+
+    to_state, to_clips = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, clips)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(to_state):
+        assert jnp.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    assert jnp.abs(to_clips).max(axis=(2, 3, 4)).min() > 0
+    # The penalty is the gradient of a gradient of the convolutions.
+    penalty = jax.jit(jax.grad(lambda s: r1_penalty(nnx.merge(graph, s), clips)))(state)
+    assert jnp.abs(penalty["input"]["kernel"].get_value()).max() > 0
+    with pytest.raises(UserError, match="8×8×3 frames"):
+        model(clips[:, :, :4])

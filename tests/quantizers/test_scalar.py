@@ -74,5 +74,35 @@ def test_gradient_equals_the_oracle():
     np.testing.assert_allclose(ours, leaf.grad.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("levels", [[2, 2, 2], [4, 3, 2], [5, 8, 7]], ids=str)
+@pytest.mark.parametrize("bound", ["symmetric", "clamp"])
+def test_symmetric_form_equals_the_oracle(levels, bound):
+    z = np.random.default_rng(0).normal(size=(2, 200, len(levels))).astype(np.float32)
+    weight = np.random.default_rng(1).normal(size=z.shape).astype(np.float32)
+    library = oracle.FSQ(levels, preserve_symmetry=True, bound_hard_clamp=bound == "clamp")
+    quantizer = FiniteScalarQuantizer(levels, bound=bound)
+    leaf = torch.tensor(z, requires_grad=True)
+    codes, indices = library(leaf)
+    (codes * torch.tensor(weight)).sum().backward()
+    quantized = jax.jit(quantizer)(jnp.asarray(z))
+    np.testing.assert_array_equal(quantized.indices[..., 0], indices.numpy())
+    np.testing.assert_allclose(quantized.latents, codes.detach().numpy(), atol=1e-6)
+    gradient = jax.grad(lambda z: jnp.sum(quantizer(z).latents * weight))(jnp.asarray(z))
+    np.testing.assert_allclose(gradient, leaf.grad.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", range(2, 10))
+def test_symmetric_levels_lie_evenly_from_minus_one_to_one(levels):
+    codes = FiniteScalarQuantizer([levels], bound="symmetric").lookup(jnp.arange(levels)[:, None])[:, 0]
+    np.testing.assert_allclose(codes, np.linspace(-1, 1, levels), atol=1e-6)
+
+
+def test_clamped_codes_are_the_nearest_levels():
+    z = jnp.linspace(-1.5, 1.5, 301)[:, None]
+    codes = FiniteScalarQuantizer([4], bound="clamp")(z).latents
+    distance = jnp.abs(z - jnp.linspace(-1, 1, 4))
+    np.testing.assert_allclose(jnp.abs(codes - z)[:, 0], distance.min(-1), atol=1e-6)
+
+
 def test_there_is_nothing_to_train():
     assert not FiniteScalarQuantizer([3, 3])(jnp.zeros((1, 2))).losses

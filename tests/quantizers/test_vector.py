@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from videogen.errors import UserError
+from videogen.losses.entropy import entropy_penalty
 from videogen.quantizers import VectorQuantizer
 
 SIZE, WIDTH = 6, 3
@@ -245,3 +246,39 @@ for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(plain_state), strict=Tru
 def test_updates_and_restarts_span_the_mesh(run_python):
     result = run_python(SHARDED, devices=8)
     assert result.returncode == 0, result.stderr
+
+
+def test_rotation_estimator_turns_the_gradient():
+    quantizer, z = make(cosine=False, estimator="rotation"), latents()[0, 0]
+    jacobian = jax.jacobian(lambda z: quantizer(z).latents)(z)
+    np.testing.assert_allclose(jacobian @ z, quantizer(z).latents, rtol=1e-4, atol=1e-6)
+
+
+def test_entropy_term_is_that_of_the_softmax_of_distances():
+    quantizer, z = make(cosine=False, update="gradient", entropy_weight=0.1, temperature=0.5), latents()
+    distance = jnp.sum((z.reshape(-1, 1, WIDTH) - quantizer.codebook.get_value()) ** 2, -1)
+    expected = 0.1 * entropy_penalty(-distance / 0.5)
+    np.testing.assert_allclose(quantizer(z).losses["entropy"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_codes_and_gradients_equal_vector_quantize_pytorch(cosine):
+    torch, oracle = pytest.importorskip("torch"), pytest.importorskip("vector_quantize_pytorch")
+    quantizer, z = make(cosine=cosine, commitment_weight=0.5), np.array(latents())
+    library = oracle.VectorQuantize(WIDTH, SIZE, use_cosine_sim=cosine, commitment_weight=0.5, rotation_trick=False)
+    library.train()
+    library._codebook.embed.copy_(torch.tensor(np.asarray(quantizer.codebook.get_value()))[None])
+    weight = np.random.default_rng(0).normal(size=z.shape).astype(np.float32)
+    leaf = torch.tensor(z, requires_grad=True)
+    codes, indices, loss = library(leaf, freeze_codebook=True)
+    ((codes * torch.tensor(weight)).sum() + 100 * loss.sum()).backward()
+
+    def total(z: jax.Array) -> tuple[jax.Array, object]:
+        quantized = quantizer(z)
+        return jnp.sum(quantized.latents * weight) + 100 * sum(quantized.losses.values()), quantized
+
+    gradient, quantized = jax.grad(total, has_aux=True)(jnp.asarray(z))
+    np.testing.assert_array_equal(quantized.indices[..., 0], indices.numpy())
+    np.testing.assert_allclose(quantized.latents, codes.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(sum(quantized.losses.values()), float(loss.detach().sum()), rtol=1e-4)
+    np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-4, atol=1e-4)

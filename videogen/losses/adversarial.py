@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError, near_matches
@@ -49,6 +50,39 @@ def r1_penalty(
     """
     gradient = jax.grad(lambda x: jnp.sum(apply(x).astype(jnp.float32)))(real.astype(jnp.float32))
     return jnp.sum(jnp.square(gradient)) / real.shape[0]
+
+
+class MovingAverage(nnx.Variable):
+    """State of a loss that is not trained by gradients."""
+
+
+class LeCam(nnx.Module):
+    """LeCam regularisation (Tseng et al., 2021): moving averages of the logits hold back a discriminator that wins.
+
+    ``mean max(0, D(real) - average of D(fake))² + mean max(0, average of D(real) - D(fake))²``.
+
+    Args:
+      decay: of both averages per call of ``update``; they begin at 0.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        self.decay = decay
+        self.real = MovingAverage(jnp.zeros(()))
+        self.fake = MovingAverage(jnp.zeros(()))
+
+    def __call__(self, real_logits: Logits, fake_logits: Logits) -> Scalar:
+        """The regulariser; the averages are constants to it."""
+        real, fake = real_logits.astype(jnp.float32), fake_logits.astype(jnp.float32)
+        above = jax.nn.relu(real - self.fake.get_value())
+        below = jax.nn.relu(self.real.get_value() - fake)
+        return jnp.mean(above**2) + jnp.mean(below**2)
+
+    def update(self, real_logits: Logits, fake_logits: Logits, active: Float[Array, ""]) -> None:
+        """Moves the averages towards the batch means, where ``active``."""
+        for average, logits in ((self.real, real_logits), (self.fake, fake_logits)):
+            old = average.get_value()
+            mean = jnp.mean(jax.lax.stop_gradient(logits).astype(jnp.float32))
+            average.set_value(jnp.where(active, self.decay * old + (1 - self.decay) * mean, old))
 
 
 class AdversarialLoss(NamedTuple):

@@ -1,6 +1,7 @@
-"""Image discriminators for adversarial training of decoders."""
+"""Image and video discriminators for adversarial training of decoders."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError
-from videogen.nn import Linear, parameter
+from videogen.nn import Convolution, Linear, blur_pool, parameter
+from videogen.shapes import Video
 
 Image = Float[Array, "batch height width channel"]
 
@@ -152,5 +154,71 @@ class StyleDiscriminator(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = activation(self.last(x))
+        x = activation(self.hidden(x.reshape(x.shape[0], -1)))
+        return self.logit(x.astype(jnp.float32))[:, 0]
+
+
+class VideoBlock(nnx.Module):
+    """Two 3×3×3 convolutions beside a 1×1×1 one; both paths halve time and sides (rounding up) after a blur."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        common = dict(dtype=dtype, rngs=rngs)
+        self.first = Convolution(inputs, outputs, padding="same", **common)
+        self.second = Convolution(outputs, outputs, padding="same", **common)
+        self.skip = Linear(inputs, outputs, bias=False, **common)
+
+    def __call__(self, x: Video) -> Video:
+        y = blur_pool(activation(self.first(x)), (2, 2, 2))
+        return (activation(self.second(y)) + self.skip(blur_pool(x, (2, 2, 2)))) * math.sqrt(0.5)
+
+
+class VideoDiscriminator(nnx.Module):
+    """The 3-D residual discriminator of MAGVIT and MAGVIT-v2; it may look at all frames, so it is not causal.
+
+    Features are averaged over time before the last layers, so that clips of any length and images (one-frame videos)
+    are judged by the same weights; public code flattens time too, which ties it to one length.
+
+    Args:
+      height: frame height in pixels.
+      width: frame width in pixels.
+      channels: channels of the first convolution …
+      multipliers: … times these give those of each block, which halves every axis.
+      dtype: dtype of the convolutions; parameters and logits are float32.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        channels: int = 128,
+        multipliers: Sequence[int] = (2, 4, 4, 4, 4),
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.height, self.width = height, width
+        common = dict(dtype=dtype, rngs=rngs)
+        widths = [channels, *(channels * m for m in multipliers)]
+        self.input = Convolution(3, channels, padding="same", **common)
+        pairs = zip(widths, widths[1:], strict=False)
+        self.blocks = nnx.List([VideoBlock(inputs, outputs, **common) for inputs, outputs in pairs])
+        self.last = Convolution(widths[-1], widths[-1], padding="same", **common)
+        places = math.prod(-(-side // 2 ** len(multipliers)) for side in (height, width))
+        self.hidden = Linear(places * widths[-1], widths[-1], axes=("embed", None), **common)
+        self.logit = Linear(widths[-1], 1, axes=("embed", None), rngs=rngs)
+
+    def __call__(self, video: Video) -> Float[Array, "batch"]:
+        """One logit of each clip in [-1, 1]; high means real.
+
+        Raises:
+          UserError: the frames have another size than the discriminator was built for.
+        """
+        if video.shape[2:] != (self.height, self.width, 3):
+            size = "×".join(map(str, video.shape[2:]))
+            raise UserError(f"the discriminator was built for {self.height}×{self.width}×3 frames, got {size}")
+        x = activation(self.input(video))
+        for block in self.blocks:
+            x = block(x)
+        x = activation(self.last(x)).mean(1)
         x = activation(self.hidden(x.reshape(x.shape[0], -1)))
         return self.logit(x.astype(jnp.float32))[:, 0]

@@ -1,5 +1,6 @@
 """Entropy of categorical distributions."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,3 +12,13 @@ def entropy(probabilities: Float[Array, "... categories"]) -> Float[Array, "..."
     """
     p = probabilities.astype(jnp.float32)
     return -jnp.sum(p * jnp.log(jnp.maximum(p, jnp.finfo(jnp.float32).tiny)), axis=-1)
+
+
+def entropy_penalty(logits: Float[Array, "samples categories"], diversity: float = 1.0) -> Float[Array, ""]:
+    """``E[H(p)] - diversity · H(E[p])`` of softmax distributions: low for confident samples that use all categories.
+
+    Between -diversity·log K (confident and even) and log K; 0 when all samples are sure of one category, and, at
+    diversity 1, when every sample is undecided.
+    """
+    p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.mean(entropy(p)) - diversity * entropy(jnp.mean(p, axis=0))

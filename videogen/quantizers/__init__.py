@@ -1,8 +1,8 @@
 """Quantizers: latents in, codes out, one contract.
 
 ``quantizer(latents, key=…, train=…) -> Quantized(latents, indices, losses, statistics)`` and
-``quantizer.lookup(indices) -> latents``; ``quantizer.width`` is the code width, ``quantizer.vocabulary`` the
-number of codes per level. Everything is float32 inside.
+``quantizer.lookup(indices) -> latents``; ``quantizer.width`` is the code width, ``quantizer.input_width`` that of the
+latents, ``quantizer.vocabulary`` the number of codes per level. Everything is float32 inside.
 """
 
 from collections.abc import Mapping
@@ -11,26 +11,65 @@ from typing import Any
 from flax import nnx
 
 from videogen import building
-from videogen.quantizers.base import Quantized, QuantizerState, straight_through
+from videogen.quantizers.additive import AdditiveQuantizer
+from videogen.quantizers.base import Quantized, Quantizer, QuantizerState
+from videogen.quantizers.binary_spherical import BinarySphericalQuantizer
+from videogen.quantizers.estimators import ESTIMATORS, rotation, straight_through
+from videogen.quantizers.gaussian import GaussianQuantizer
+from videogen.quantizers.health import codebook_health, collapse_warning, evaluated_health
+from videogen.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from videogen.quantizers.lookup_free import LookupFreeQuantizer
+from videogen.quantizers.per_dimension import PerDimensionQuantizer
+from videogen.quantizers.product import ProductQuantizer
+from videogen.quantizers.residual import ResidualQuantizer
 from videogen.quantizers.scalar import FiniteScalarQuantizer
+from videogen.quantizers.simvq import SimVectorQuantizer
+from videogen.quantizers.stochastic import StochasticVectorQuantizer
 from videogen.quantizers.vector import VectorQuantizer
 
-QUANTIZERS = {"vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "lfq": LookupFreeQuantizer}
+QUANTIZERS = {
+    "vq": VectorQuantizer,
+    "simvq": SimVectorQuantizer,
+    "ibq": IndexBackpropagationQuantizer,
+    "stochastic": StochasticVectorQuantizer,
+    "residual": ResidualQuantizer,
+    "product": ProductQuantizer,
+    "additive": AdditiveQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "bsq": BinarySphericalQuantizer,
+    "gaussian": GaussianQuantizer,
+    "per_dimension": PerDimensionQuantizer,
+}
 
 
-def build(config: Mapping[str, Any], *, rngs: nnx.Rngs):
+def build(config: Mapping[str, Any], *, rngs: nnx.Rngs) -> Quantizer:
     """Builds a quantizer from ``{name, …}``."""
     return building.build(QUANTIZERS, config, "quantizer", rngs=rngs)
 
 
 __all__ = [
+    "ESTIMATORS",
     "QUANTIZERS",
+    "AdditiveQuantizer",
+    "BinarySphericalQuantizer",
     "FiniteScalarQuantizer",
+    "GaussianQuantizer",
+    "IndexBackpropagationQuantizer",
     "LookupFreeQuantizer",
+    "PerDimensionQuantizer",
+    "ProductQuantizer",
     "Quantized",
+    "Quantizer",
     "QuantizerState",
+    "ResidualQuantizer",
+    "SimVectorQuantizer",
+    "StochasticVectorQuantizer",
     "VectorQuantizer",
     "build",
+    "codebook_health",
+    "collapse_warning",
+    "evaluated_health",
+    "rotation",
     "straight_through",
 ]

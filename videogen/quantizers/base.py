@@ -1,4 +1,4 @@
-"""What every quantizer returns, and what all of them share."""
+"""What every quantizer is and returns, and what several of them share."""
 
 import dataclasses
 
@@ -7,6 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from videogen.errors import UserError
+
+LARGEST_TABLE = 2**14
+"""Up to this many codes latents are compared with all of them at once; beyond it in blocks of this size."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +19,11 @@ class Quantized:
     """The result of a quantizer.
 
     Attributes:
-      latents: quantised latents with a straight-through gradient to the input; same shape as the input.
+      latents: quantised latents with an estimated gradient to the input.
       indices: one id per level.
       losses: weighted auxiliary losses by name, scalars.
-      statistics: ``counts`` (how often each code was used in the batch, over the whole mesh).
+      statistics: ``counts``, how often each code was used in the batch, over the whole mesh: the codes of all
+        levels one after another, as long as the vocabulary's sum.
     """
 
     latents: Float[Array, "... code"]
@@ -27,15 +33,80 @@ class Quantized:
 
 
 class QuantizerState(nnx.Variable):
-    """State of a quantizer that is not trained by gradients (moving averages)."""
+    """State of a quantizer that is not trained by gradients (moving averages, frozen tables)."""
 
 
-def straight_through(latents: Float[Array, "..."], codes: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The value of ``codes``, to the bit, with the gradient of ``latents`` (Bengio et al., 2013)."""
-    # latents + sg(codes - latents) would round: a large latent leaves few digits for the code.
-    return jax.lax.stop_gradient(codes) + (latents - jax.lax.stop_gradient(latents))
+class Quantizer(nnx.Module):
+    """What the families have in common; each adds ``__call__``, ``lookup`` and ``vocabulary``.
+
+    Attributes:
+      width: width of a code.
+      input_width: width of the latents that come in; that of a code, but for posteriors (mean and log variance).
+      euclidean: whether a code approximates its latent in squared distance, so that what remains can be coded again.
+      remedy: what to do when the codebook collapses, for the alarm.
+    """
+
+    width: int
+    euclidean: bool = False
+    remedy: str = ""
+
+    @property
+    def input_width(self) -> int:
+        return self.width
 
 
 def count_codes(indices: Int[Array, "..."], size: int) -> Float[Array, "size"]:
     """Occurrences of every id, float32. Counts are sums over the global batch, so they span the mesh."""
     return jnp.zeros(size, jnp.float32).at[indices.reshape(-1)].add(1.0)
+
+
+def count_levels(indices: Int[Array, "... levels"], vocabulary: tuple[int, ...]) -> Float[Array, "codes"]:
+    """Occurrences of every id of every level, one level after another."""
+    counts = [count_codes(indices[..., level], size) for level, size in enumerate(vocabulary)]
+    return jnp.concatenate(counts) if counts else jnp.zeros(0, jnp.float32)
+
+
+def nearest(
+    latents: Float[Array, "tokens width"], codes: Float[Array, "size width"], offset: Float[Array, "size"]
+) -> Int[Array, "tokens"]:
+    """``argmax_k z·e_k + offset_k``, the first of equals; no gradient.
+
+    Large codebooks are compared block by block, so that there is never a table of all distances.
+    """
+    latents, codes = jax.lax.stop_gradient((latents, codes))
+    size = codes.shape[0]
+    if size <= LARGEST_TABLE:
+        return jnp.argmax(latents @ codes.T + offset, axis=-1).astype(jnp.int32)
+    blocks = -(-size // LARGEST_TABLE)
+    padding = blocks * LARGEST_TABLE - size
+    codes = jnp.pad(codes, ((0, padding), (0, 0))).reshape(blocks, LARGEST_TABLE, -1)
+    offset = jnp.pad(offset, (0, padding), constant_values=-jnp.inf).reshape(blocks, LARGEST_TABLE)
+
+    def compare(best: tuple, block: tuple) -> tuple[tuple, None]:
+        value, index = best
+        start, codes, offset = block
+        scores = latents @ codes.T + offset
+        here = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        score = jnp.max(scores, axis=-1)
+        return (jnp.maximum(score, value), jnp.where(score > value, start + here, index)), None
+
+    start = (jnp.full_like(latents[:, 0], -jnp.inf), jnp.zeros_like(latents[:, 0], jnp.int32))
+    starts = jnp.arange(blocks, dtype=jnp.int32) * LARGEST_TABLE
+    return jax.lax.scan(compare, start, (starts, codes, offset))[0][1]
+
+
+def nearest_euclidean(latents: Float[Array, "tokens width"], codes: Float[Array, "size width"]) -> Int[Array, "tokens"]:
+    """``argmin_k ||z - e_k||²``, without the z² term, which does not depend on the code."""
+    return nearest(latents, codes, -0.5 * jnp.sum(jax.lax.stop_gradient(codes) ** 2, -1))
+
+
+def require_key(key: jax.Array | None, what: str) -> jax.Array:
+    """The key, or a ``UserError`` that says what needs one."""
+    if key is None:
+        raise UserError(f"{what} needs a random key in training")
+    return key
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """``count`` keys, all ``None`` without a key."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

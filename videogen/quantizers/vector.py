@@ -7,11 +7,21 @@ from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
 from videogen.losses.commitment import codebook_loss, commitment
+from videogen.losses.entropy import entropy_penalty
 from videogen.nn import l2_normalize, parameter, truncated_normal
-from videogen.quantizers.base import Quantized, QuantizerState, count_codes, straight_through
+from videogen.quantizers.base import (
+    Quantized,
+    Quantizer,
+    QuantizerState,
+    count_codes,
+    nearest,
+    nearest_euclidean,
+    require_key,
+)
+from videogen.quantizers.estimators import get_estimator
 
 
-class VectorQuantizer(nnx.Module):
+class VectorQuantizer(Quantizer):
     """Nearest-neighbour codes (van den Oord et al., 2017), float32 inside.
 
     Args:
@@ -25,7 +35,13 @@ class VectorQuantizer(nnx.Module):
       restart_threshold: a code whose EMA count per batch falls below this is replaced by a latent of the
         batch, drawn in proportion to its quantization error; 0 switches restarts off. A fresh EMA codebook
         starts from the first batch this way.
+      entropy_weight: weight of ``E[H(p)] - H(E[p])`` with p the softmax of ``-distance / temperature``, which
+        spreads use over the codes (MAGVIT: 0.1); it holds a table of all distances.
+      temperature: of that softmax.
+      estimator: gradient estimator, ``"straight_through"`` or ``"rotation"``.
     """
+
+    remedy = "set restart_threshold (0.01) or a larger one, use fewer codes or a smaller code width with cosine"
 
     def __init__(
         self,
@@ -37,12 +53,17 @@ class VectorQuantizer(nnx.Module):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         restart_threshold: float = 0.0,
+        entropy_weight: float = 0.0,
+        temperature: float = 0.01,
+        estimator: str = "straight_through",
         rngs: nnx.Rngs,
     ):
         if update not in ("ema", "gradient"):
             raise UserError(f"codebook update must be 'ema' or 'gradient', got {update!r}")
         self.size, self.width, self.cosine, self.update = size, width, cosine, update
         self.decay, self.commitment_weight, self.restart_threshold = decay, commitment_weight, restart_threshold
+        self.entropy_weight, self.temperature = entropy_weight, temperature
+        self.estimator, self.euclidean = get_estimator(estimator), not cosine
         codes = parameter(rngs, (size, width), ("codebook", None), truncated_normal(width**-0.5)).get_value()
         codes = l2_normalize(codes) if cosine else codes
         if update == "gradient":
@@ -73,17 +94,20 @@ class VectorQuantizer(nnx.Module):
         z = l2_normalize(z) if self.cosine else z
         flat = z.reshape(-1, self.width)
         codes = self._codes()
-        # argmin ||z - e||² without the z² term, which does not depend on the code.
-        offset = 0.0 if self.cosine else -0.5 * jnp.sum(codes * codes, -1)
-        indices = jnp.argmax(jax.lax.stop_gradient(flat) @ jax.lax.stop_gradient(codes).T + offset, axis=-1)
+        # Unit vectors are nearest where the product is largest.
+        indices = nearest(flat, codes, jnp.zeros(self.size)) if self.cosine else nearest_euclidean(flat, codes)
         chosen = codes[indices].reshape(z.shape)
         counts = count_codes(indices, self.size)
         losses = {"commitment": self.commitment_weight * commitment(z, chosen)}
         if self.update == "gradient":
             losses["codebook"] = codebook_loss(z, chosen)
+        if self.entropy_weight:
+            # The z² term is the same for all codes: the softmax does not see it.
+            affinity = 2 * flat @ codes.T - jnp.sum(codes * codes, -1)
+            losses["entropy"] = self.entropy_weight * entropy_penalty(affinity / self.temperature)
         if train:
             self._update(jax.lax.stop_gradient(flat), indices, counts, key)
-        return Quantized(straight_through(z, chosen), indices.reshape(*z.shape[:-1], 1), losses, {"counts": counts})
+        return Quantized(self.estimator(z, chosen), indices.reshape(*z.shape[:-1], 1), losses, {"counts": counts})
 
     def _poorly_coded(
         self, flat: Float[Array, "tokens width"], indices: Int[Array, "tokens"], key: jax.Array
@@ -111,8 +135,7 @@ class VectorQuantizer(nnx.Module):
             codes = jnp.where(used, sums / jnp.maximum(smoothed, 1e-12)[:, None], codes)
             codes = l2_normalize(codes) if self.cosine else codes
         if self.restart_threshold > 0:
-            if key is None:
-                raise UserError("a quantizer with restart_threshold > 0 needs a random key in training")
+            key = require_key(key, "a quantizer with restart_threshold > 0")
             dead = ema_counts < self.restart_threshold
             fresh = flat[self._poorly_coded(flat, indices, key)]
             codes = jnp.where(dead[:, None], fresh, codes)

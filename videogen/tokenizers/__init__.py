@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from videogen import building
+from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
+from videogen.tokenizers.inflation import inflate
+from videogen.tokenizers.magvit import Magvit
 
-TOKENIZERS = {"cvivit": CViViT}
+TOKENIZERS = {"convolutional": ConvolutionalTokenizer, "cvivit": CViViT, "magvit": Magvit}
 
 
 def build(config: Mapping[str, Any], **shared: Any):
@@ -14,4 +17,4 @@ def build(config: Mapping[str, Any], **shared: Any):
     return building.build(TOKENIZERS, config, "tokenizer", **shared)
 
 
-__all__ = ["TOKENIZERS", "CViViT", "build"]
+__all__ = ["TOKENIZERS", "CViViT", "ConvolutionalTokenizer", "Magvit", "build", "inflate"]

@@ -99,7 +99,7 @@ class CViViT(nnx.Module):
         self.encoder_norm = NORMS["rms"](width, rngs=rngs)
         self.quantizer = quantizers.build(quantizer, rngs=rngs)
         # Quantizers work in float32, so the projections around them do too.
-        self.to_code = Linear(width, self.quantizer.width, axes=("embed", None), rngs=rngs)
+        self.to_code = Linear(width, self.quantizer.input_width, axes=("embed", None), rngs=rngs)
         self.from_code = Linear(self.quantizer.width, width, axes=(None, "embed"), **common)
         self.decoder = FactorisedStack(width, heads, mlp_width, *decoder_layers, remat=remat, **common)
         self.decoder_norm = NORMS["rms"](width, rngs=rngs)
@@ -132,6 +132,30 @@ class CViViT(nnx.Module):
         """Quantised latents to pixels; frame f depends on latents up to ceil(f/t) only."""
         x = self.decoder.space(self.decoder.time(latents))
         return self.pixels(self.decoder_norm(x))
+
+    def encode_chunk(self, cache: Latents | None, chunk: Video) -> tuple[Latents, Latents]:
+        """Encodes the next frames of a clip; all chunks together equal ``encode`` of the whole.
+
+        Temporal attention reaches back to the first frame, so the cache is the temporal layers' input at every latent
+        so far: it grows by a latent frame for t frames of pixels, and each chunk costs as much as all latents before.
+
+        Args:
+          cache: what the call before returned; ``None`` begins a clip.
+          chunk: 1 + k·t frames at the beginning, k·t frames later.
+
+        Returns:
+          The cache for the next chunk, and the chunk's latents.
+        """
+        self.grid(self.compression.chunk(VideoShape(*chunk.shape[1:4]), first=cache is None))
+        x = self.encoder.space(self.patches(chunk, continued=cache is not None))
+        seen = x if cache is None else jnp.concatenate([cache, x], axis=1)
+        return seen, self.encoder_norm(self.encoder.time(seen)[:, -x.shape[1] :])
+
+    def decode_chunk(self, cache: Latents | None, latents: Latents) -> tuple[Latents, Video]:
+        """Decodes the next quantised latents; the cache holds all of them, for the reason in ``encode_chunk``."""
+        seen = latents if cache is None else jnp.concatenate([cache, latents], axis=1)
+        x = self.decoder.space(self.decoder.time(seen)[:, -latents.shape[1] :])
+        return seen, self.pixels(self.decoder_norm(x), continued=cache is not None)
 
     def tokenize(self, video: Video) -> Codes:
         """Pixels to codes."""

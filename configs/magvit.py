@@ -1,0 +1,103 @@
+"""MAGVIT (Yu et al., CVPR 2023): the 3D-VQ tokenizer, which is not causal and takes clips of 4·k frames.
+
+    --config=configs/magvit.py:stage=tokenizer,size=debug|small|paper
+
+``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
+large model (158M parameters, 16 × 128 × 128). The paper starts from a 2-D VQGAN: train the model with ``time_kernel=1``
+and temporal strides of 1 and inflate that (``videogen.tokenizers.inflate``). The perceptual loss is off until the user
+names a file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE
+--config.losses.perceptual.weight=0.1
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import base, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer",)
+
+SWEEPS = {
+    "tokenizer_learning_rate": [{"optimizer.tokenizer.learning_rate": rate} for rate in (5e-4, 1.5e-3, 5e-3)],
+}
+"""Name -> variants, for launch/sweep.py."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
+    return {"tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+
+
+def tokenizer(size: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "tokenizer"
+    config.losses = {
+        "l2": 1.0,
+        "l1": 0.0,
+        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+        # The published penalty of 10 has no factor 1/2.
+        "adversarial": {
+            "name": "nonsaturating",
+            "weight": 0.0,
+            "start": 0,
+            "r1": 20.0,
+            "lecam": 0.001,
+            "discriminator": "clip",
+            "channel_multiplier": 0.5,
+            "multipliers": (2, 4, 4, 4, 4),
+        },
+    }
+    config.model = magvit(size)
+    # Clips without a first frame of their own: an image is no clip here.
+    config.data.image_batch_size = 0
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 900, 450, 450
+        config.data.clip.update({"frames": 4, "height": 24, "width": 24})
+        config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
+            "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
+        }
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.data.clip = {"frames": 16, "height": 64, "width": 64, "fps": 8.0}
+        config.data.batch_size, config.data.workers = 32, 8
+        config.losses.adversarial.update({"multipliers": (2, 4, 4, 4)})
+        config.ema.decay = 0.999
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=3e-4, warmup=1000, final=0.02, weight_decay=0.0),
+            "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
+        }
+    else:
+        config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+        config.data.clip = {"frames": 16, "height": 128, "width": 128, "fps": 8.0}
+        config.data.source.name = "video_folder"
+        config.data.batch_size, config.data.workers = 256, 16
+        config.losses.adversarial.weight = 0.1
+        config.losses.adversarial.channel_multiplier = 1.0
+        config.ema.decay = 0.999
+        config.parallel.remat = "full"
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=1e-4, warmup=5000, b1=0.0, weight_decay=0.0),
+            "discriminator": optimizer(learning_rate=1e-4, warmup=5000, b1=0.0, weight_decay=0.0),
+        }
+    return config
+
+
+def magvit(size: str) -> ConfigDict:
+    """3D-VQ at each size (paper: the large one, 4 × 16 × 16 codes of 10 bits)."""
+    quantizer = {"name": "vq", "cosine": False}
+    if size == "debug":
+        # A short run needs a codebook that follows it and restarts what it does not use.
+        quantizer |= {"size": 128, "width": 16, "cosine": True, "decay": 0.95, "restart_threshold": 0.05}
+        levels = {"width": 16, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (2, 1)}
+        depth = {"blocks": 1, "middle_blocks": 1, "norm_groups": 4}
+    elif size == "small":
+        quantizer |= {"size": 1024, "width": 64, "cosine": True, "restart_threshold": 0.01}
+        levels = {"width": 64, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (2, 2)}
+        depth = {"blocks": 2, "middle_blocks": 2, "norm_groups": 32}
+    else:
+        quantizer |= {"size": 1024, "width": 256, "update": "gradient", "entropy_weight": 0.1}
+        levels = {"width": 128, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2)}
+        levels |= {"temporal_strides": (2, 2, 1)}
+        depth = {"blocks": 2, "middle_blocks": 2, "norm_groups": 32}
+    return ConfigDict({"name": "magvit", **levels, **depth, "quantizer": quantizer})

@@ -1,0 +1,101 @@
+"""MAGVIT-v2 (Yu et al., ICLR 2024): causal 3-D convolutional tokenizer with lookup-free quantization.
+
+    --config=configs/magvit2.py:stage=tokenizer,size=debug|small|paper
+
+``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
+setting (the deeper tokenizer, about 370M parameters, on 17 × 128 × 128); loss weights and schedule are those of the
+closest public reproduction, since the paper's steps were not found. Start it from images by training the model with
+``time_kernel=1`` and temporal strides of 1 and inflating that (``videogen.tokenizers.inflate``). The perceptual loss is
+off until the user names a file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE
+--config.losses.perceptual.weight=0.1
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import base, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer",)
+
+SWEEPS = {
+    "tokenizer_learning_rate": [{"optimizer.tokenizer.learning_rate": rate} for rate in (5e-4, 1.5e-3, 5e-3)],
+}
+"""Name -> variants, for launch/sweep.py."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
+    return {"tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+
+
+def tokenizer(size: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "tokenizer"
+    config.losses = {
+        "l2": 5.0,
+        "l1": 0.0,
+        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+        "adversarial": {
+            "name": "nonsaturating",
+            "weight": 0.0,
+            "start": 0,
+            "r1": 10.0,
+            "lecam": 0.001,
+            "discriminator": "clip",
+            "channel_multiplier": 1.0,
+            "multipliers": (2, 4, 4, 4, 4),
+        },
+    }
+    config.model = convolutional(size)
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 900, 450, 450
+        config.data.clip.update({"height": 24, "width": 24})
+        config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
+            "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
+        }
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
+        config.data.batch_size, config.data.image_batch_size, config.data.workers = 32, 8, 8
+        config.losses.adversarial.update({"channel_multiplier": 0.5, "multipliers": (2, 4, 4, 4)})
+        config.ema.decay = 0.999
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=3e-4, warmup=1000, final=0.02, weight_decay=0.0),
+            "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
+        }
+    else:
+        config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+        config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 8.0}
+        config.data.source.name = "video_folder"
+        config.data.batch_size, config.data.image_batch_size, config.data.workers = 256, 64, 16
+        config.losses.adversarial.weight = 0.1
+        config.losses.adversarial.start = 20_000
+        config.ema.decay = 0.999
+        config.parallel.mesh.update({"data": -1, "fsdp": 1})
+        config.parallel.remat = "full"
+        config.optimizer = {
+            "tokenizer": optimizer(learning_rate=1e-4, warmup=10_000, b1=0.0, weight_decay=0.0),
+            "discriminator": optimizer(learning_rate=8e-5, warmup=10_000, b1=0.0, weight_decay=0.0),
+        }
+    return config
+
+
+def convolutional(size: str) -> ConfigDict:
+    """The causal convolutional tokenizer at each size (paper: 5 × 16 × 16 codes of 18 bits)."""
+    quantizer = {"name": "lfq", "entropy_weight": 0.1, "diversity": 1.0, "commitment_weight": 0.25}
+    if size == "debug":
+        quantizer |= {"bits": 8}
+        levels = {"width": 16, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (1, 2)}
+        depth = {"blocks": 1, "middle_blocks": 0, "norm_groups": 4}
+    elif size == "small":
+        quantizer |= {"bits": 14}
+        levels = {"width": 64, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2), "temporal_strides": (1, 2, 2)}
+        depth = {"blocks": 2, "norm_groups": 16}
+    else:
+        quantizer |= {"bits": 18}
+        levels = {"width": 128, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2)}
+        levels |= {"temporal_strides": (1, 2, 2)}
+        depth = {"blocks": 4, "norm_groups": 32}
+    return ConfigDict({"name": "convolutional", **levels, **depth, "padding": "zero", "quantizer": quantizer})

@@ -1,0 +1,102 @@
+"""Properties of the MAGVIT-v2 and MAGVIT sheets beyond what every tokenizer promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.tokenizers.test_invariants import CONFIGS, influence, make, model_of, video_of
+from videogen.errors import UserError
+from videogen.nn import AdaptiveGroupNorm, GroupNorm
+from videogen.tokenizers import build, inflate
+
+LEVELS = {"width": 4, "multipliers": (1, 2), "blocks": 1, "middle_blocks": 1, "spatial_strides": (2,), "norm_groups": 2}
+LEVELS |= {"quantizer": {"name": "lfq", "bits": 4}}
+
+
+def test_norms_over_time_would_fail_the_causality_test(monkeypatch):
+    """Guards that test: with statistics over time it must see the leak."""
+
+    def over_time(self, x):
+        return jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+
+    monkeypatch.setattr(GroupNorm, "_group_mean", over_time)
+    name = "convolutional, blurred"
+    first_latent = influence(model_of(name).encode, video_of(name))[0]
+    assert (first_latent[1:] > 0).any()
+
+
+def test_adaptive_norm_begins_as_the_plain_one_and_then_follows_its_condition():
+    random = np.random.default_rng(0)
+    x, condition = (random.normal(size=s).astype(np.float32) for s in ((2, 5, 4, 4, 8), (2, 3, 2, 2, 3)))
+    adaptive = AdaptiveGroupNorm(8, 3, groups=2, factors=(2, 2, 2), rngs=nnx.Rngs(0))
+    plain = GroupNorm(8, groups=2, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(adaptive(x, condition), plain(x), atol=1e-6)
+    adaptive.modulation.kernel.set_value(jnp.asarray(random.normal(size=(3, 16)), jnp.float32))
+    changed = np.abs(adaptive(x, condition) - adaptive(x, np.concatenate([condition[:, :2], -condition[:, 2:]], 1)))
+    # The last of three latent frames stands for frames 3 and 4.
+    assert changed[:, :3].max() == 0 and changed[:, 3:].min(axis=(0, 2, 3)).max() > 0
+
+
+def test_an_inflated_causal_tokenizer_treats_images_as_the_image_tokenizer_does():
+    image = make(LEVELS, name="convolutional", temporal_strides=(1,), time_kernel=1)
+    video = make(LEVELS, name="convolutional", seed=1, temporal_strides=(2,))
+    inflate(image, video, "last")
+    picture = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 8, 3)).astype(np.float32)
+    latents = jax.jit(image.encode)(picture)
+    np.testing.assert_allclose(jax.jit(video.encode)(picture), latents, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(video.decode)(latents), jax.jit(image.decode)(latents), atol=1e-5)
+
+
+def test_an_inflated_magvit_treats_static_clips_as_the_image_tokenizer_does():
+    image = make(LEVELS, name="magvit", temporal_strides=(1,), time_kernel=1)
+    video = make(LEVELS, name="magvit", seed=1, temporal_strides=(2,))
+    inflate(image, video, "central")
+    picture = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 8, 3)).astype(np.float32)
+    clip = np.repeat(picture, 4, axis=1)
+    latents = jax.jit(image.encode)(picture)
+    np.testing.assert_allclose(jax.jit(video.encode)(clip), np.repeat(latents, 2, 1), atol=1e-5)
+    rebuilt = jax.jit(image.decode)(latents)
+    np.testing.assert_allclose(jax.jit(video.decode)(jnp.repeat(latents, 2, 1)), np.repeat(rebuilt, 4, 1), atol=1e-5)
+
+
+def test_inflation_refuses_other_layouts():
+    video = make(LEVELS, name="magvit", temporal_strides=(2,))
+    with pytest.raises(UserError, match="equal multipliers and blocks"):
+        inflate(make(LEVELS, name="magvit", temporal_strides=(1,), time_kernel=1, middle_blocks=0), video, "central")
+    with pytest.raises(UserError, match="does not inflate"):
+        inflate(make(LEVELS, name="magvit", temporal_strides=(1,), time_kernel=1, width=8), video, "central")
+    with pytest.raises(UserError, match="unknown time slice"):
+        inflate(video, video, "first")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"padding": "same"}, "future"),
+        ({"padding": "zeros"}, "did you mean 'zero'"),
+        ({"downsampling": "average"}, "not causal"),
+        ({"downsampling": "stride"}, "did you mean 'strided'"),
+        ({"spatial_strides": (2, 2)}, "2 multipliers need 1 spatial_strides"),
+        ({"norm_groups": 3}, "3 groups"),
+        ({"temporal_strides": (4,), "downsampling": "strided"}, "stride of 4 frames"),
+    ],
+)
+def test_wrong_settings_are_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        make(CONFIGS["convolutional, blurred"], **changes)
+
+
+def test_rematerialisation_changes_no_gradient():
+    name = "convolutional, blurred"
+    video, graphs = video_of(name), {}
+    for remat in ("none", "full"):
+        graphs[remat] = nnx.graphdef(nnx.eval_shape(lambda r=remat: build(CONFIGS[name], remat=r, rngs=nnx.Rngs(0))))
+    params = nnx.state(model_of(name))
+
+    def gradient(remat: str):
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graphs[remat], p).encode(video)))))(params)
+
+    for a, b in zip(*(jax.tree.leaves(gradient(remat)) for remat in graphs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)

@@ -1,0 +1,69 @@
+"""Whether a codebook is used: the figures every tokenizer logs, and the alarm when it has collapsed."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from videogen.evaluation import codebook_usage, expected_usage, perplexity
+from videogen.quantizers.base import Quantizer
+
+COLLAPSED = 0.02
+"""A codebook has collapsed when its perplexity is below this share of the codes that even use would show."""
+
+
+def per_level(counts: Num[Array, "codes"], vocabulary: tuple[int, ...]) -> list[Num[Array, "size"]]:
+    """The counts of each level."""
+    ends = np.cumsum([0, *vocabulary])
+    return [counts[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def codebook_health(counts: Num[Array, "codes"], vocabulary: tuple[int, ...]) -> dict[str, Float[Array, ""]]:
+    """Usage, perplexity and normalised entropy (of the ids, in [0, 1]), means over levels; nothing without ids.
+
+    Args:
+      counts: uses of every code, of all levels one after another (``Quantized.statistics["counts"]``).
+      vocabulary: codes per level.
+    """
+    levels = per_level(counts, vocabulary)
+    if not levels:
+        return {}
+    perplexities = jnp.stack([perplexity(level) for level in levels])
+    return {
+        "codebook_usage": jnp.mean(jnp.stack([codebook_usage(level) for level in levels])),
+        "codebook_perplexity": jnp.mean(perplexities),
+        "codebook_entropy": jnp.mean(jnp.log(perplexities) / np.log(np.maximum(vocabulary, 2))),
+    }
+
+
+def evaluated_health(counts: Num[np.ndarray, "codes"], vocabulary: tuple[int, ...]) -> dict[str, float]:
+    """``codebook_health`` of a whole evaluation, with the codes that never occurred and the usage of even draws.
+
+    ``codebook_dead`` is a number of codes, over all levels; ``codebook_expected_usage`` is what evenly drawn ids would
+    have reached with as many draws: with few draws a healthy codebook has codes that do not occur.
+    """
+    if not vocabulary:
+        return {}
+    expected = [expected_usage(int(level.sum()), level.size) for level in per_level(counts, vocabulary)]
+    return {name: float(value) for name, value in codebook_health(counts, vocabulary).items()} | {
+        "codebook_dead": float(np.sum(counts == 0)),
+        "codebook_expected_usage": float(np.mean(expected)),
+    }
+
+
+def collapse_warning(quantizer: Quantizer, counts: Num[np.ndarray, "codes"]) -> str | None:
+    """One line that names the quantizer, the figures and the remedy; ``None`` while no level has collapsed.
+
+    A level has collapsed when the perplexity of its ids, less 1, is below 2 % of the number of codes that evenly drawn
+    ids would show, less 1.
+    """
+    for level, level_counts in enumerate(per_level(counts, quantizer.vocabulary)):
+        draws, size = int(level_counts.sum()), level_counts.size
+        even = expected_usage(draws, size) * size
+        found = float(perplexity(level_counts))
+        if found - 1 < COLLAPSED * (even - 1):
+            where = f" (level {level})" if len(quantizer.vocabulary) > 1 else ""
+            return (
+                f"codebook collapse: {type(quantizer).__name__}{where} uses {int(np.sum(level_counts > 0))} of {size} "
+                f"codes with perplexity {found:.1f} over {draws} tokens; {quantizer.remedy}"
+            )
+    return None

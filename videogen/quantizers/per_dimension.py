@@ -1,0 +1,111 @@
+"""Post-training quantization: every dimension of trained continuous latents becomes one id (TokenBridge)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from scipy.special import ndtr, ndtri
+
+from videogen.errors import UserError, near_matches
+from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_levels
+from videogen.quantizers.estimators import straight_through
+from videogen.quantizers.gaussian import split_posterior
+
+GAUSSIAN_LIMIT = 3.0
+"""The Gaussian bins are those of N(0, 1) truncated to ± this."""
+
+BINS = ("gaussian", "uniform")
+
+
+def gaussian_values(bins: int) -> Float[np.ndarray, "bins"]:
+    """Mean of N(0, 1) in each of ``bins`` intervals of equal probability, the outermost ending at ±3."""
+    edges = np.clip(ndtri(np.linspace(0, 1, bins + 1)), -GAUSSIAN_LIMIT, GAUSSIAN_LIMIT)
+    density = np.exp(-0.5 * edges**2) / np.sqrt(2 * np.pi)
+    values = (density[:-1] - density[1:]) / np.diff(ndtr(edges))
+    return 0.5 * (values - values[::-1])  # exactly antisymmetric
+
+
+def uniform_values(bins: int) -> Float[np.ndarray, "bins"]:
+    """Centres of ``bins`` equal intervals of [-1, 1]."""
+    return (2 * np.arange(bins) + 1 - bins) / bins
+
+
+class PerDimensionQuantizer(Quantizer):
+    """Each dimension, normalised by its own mean and deviation, takes the nearest of ``bins`` fixed values.
+
+    Nothing is trained. A trained tokenizer with continuous latents gets ids by
+    ``model.quantizer = PerDimensionQuantizer(width); model.quantizer.fit(latents)``; its other weights stay.
+    Ids of dimensions are levels; a generator must model them jointly.
+
+    Args:
+      width: code width.
+      bins: values per dimension.
+      spacing: ``"gaussian"`` (denser where N(0, 1) is) or ``"uniform"``.
+      reach: the normalised latents' range ±reach is mapped to that of the bins; what lies beyond goes to the
+        outermost bin. 3 makes Gaussian bins nearly equally likely, 5 (TokenBridge) spends them on the tails.
+      posterior: the latents that come in hold mean and log variance, as those of a Gaussian quantizer; the mean is
+        quantised.
+    """
+
+    remedy = "call fit on latents of the data, or lower the reach"
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        bins: int = 64,
+        spacing: str = "gaussian",
+        reach: float = 5.0,
+        posterior: bool = True,
+        rngs: nnx.Rngs | None = None,
+    ):
+        del rngs  # nothing is learned
+        if spacing not in BINS:
+            raise UserError(f"unknown spacing {spacing!r}{near_matches(spacing, BINS)}")
+        if bins < 2 or reach <= 0:
+            raise UserError(f"per-dimension quantization needs bins >= 2 and reach > 0, got {bins} and {reach}")
+        self.width, self.bins, self.posterior = width, bins, posterior
+        self.spacing, self.reach = spacing, reach
+        self.mean = QuantizerState(jnp.zeros(width))
+        self.deviation = QuantizerState(jnp.ones(width))
+
+    def _values(self) -> Float[np.ndarray, "bins"]:
+        """The values, in deviations."""
+        if self.spacing == "gaussian":
+            return gaussian_values(self.bins) * (self.reach / GAUSSIAN_LIMIT)
+        return uniform_values(self.bins) * self.reach
+
+    @property
+    def input_width(self) -> int:
+        return 2 * self.width if self.posterior else self.width
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        return (self.bins,) * self.width
+
+    def _latents(self, latents: Float[Array, "... input"]) -> Float[Array, "... width"]:
+        return split_posterior(latents, self.width)[0] if self.posterior else latents.astype(jnp.float32)
+
+    def fit(self, latents: Float[Array, "... input"]) -> None:
+        """Measures mean and deviation of every dimension on latents of the data."""
+        z = self._latents(latents).reshape(-1, self.width)
+        self.mean.set_value(jnp.mean(z, axis=0))
+        self.deviation.set_value(jnp.maximum(jnp.std(z, axis=0), 1e-6))
+
+    def lookup(self, indices: Int[Array, "... width"]) -> Float[Array, "... width"]:
+        """The values of ids."""
+        values = jnp.asarray(self._values(), jnp.float32)[indices]
+        return values * self.deviation.get_value() + self.mean.get_value()
+
+    def __call__(
+        self, latents: Float[Array, "... input"], *, key: jax.Array | None = None, train: bool = False
+    ) -> Quantized:
+        """Takes the nearest value; ``key`` and ``train`` are part of the contract and change nothing."""
+        z = self._latents(latents)
+        values = self._values()
+        borders = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
+        normalised = (z - self.mean.get_value()) / self.deviation.get_value()
+        indices = jnp.searchsorted(borders, normalised).astype(jnp.int32)
+        counts = count_levels(indices, self.vocabulary)
+        return Quantized(straight_through(z, self.lookup(indices)), indices, {}, {"counts": counts})
