@@ -83,14 +83,15 @@ def median_seconds(step: Callable[[], None], steps: int) -> float:
 def ours(quantizer: quantizers.Quantizer, z: np.ndarray) -> Callable[[], None]:
     """A training step: gradients of a loss with respect to latents and parameters, and the moved state."""
     graph, params, rest = nnx.split(quantizer, nnx.Param, ...)
+    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
-    def loss(params: nnx.State, rest: nnx.State, z: jax.Array, key: jax.Array) -> tuple[jax.Array, nnx.State]:
+    def loss(params: dict, rest: dict, z: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
         live = nnx.merge(graph, params, rest)
         quantized = live(z, key=key, train=True)
         value = jnp.mean(quantized.latents**2) + sum(quantized.losses.values())
-        return value, nnx.state(live, nnx.Not(nnx.Param))
+        return value, nnx.to_pure_dict(nnx.state(live, nnx.Not(nnx.Param)))
 
-    step = jax.jit(jax.grad(loss, argnums=(0, 2), has_aux=True, allow_int=True))
+    step = jax.jit(jax.grad(loss, argnums=(0, 2), has_aux=True))
     latents, key, carried = jnp.asarray(z), jax.random.key(0), [rest]
 
     def run() -> None:

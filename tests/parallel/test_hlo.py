@@ -73,6 +73,16 @@ def test_loop_bodies_run_as_often_as_the_condition_says(module):
     assert times["gather"] == 24 and times["total"] == 1
 
 
+def test_loops_that_count_in_steps_run_less_often():
+    by_two = PROGRAM.replace(
+        "  ROOT %next = (s32[], bf16[4,8]{1,0}) tuple(%i.1, %scattered)",
+        "  %two = s32[] constant(2)\n  %i.2 = s32[] add(%i.1, %two)\n"
+        "  ROOT %next = (s32[], bf16[4,8]{1,0}) tuple(%i.2, %scattered)",
+    )
+    module = parse(by_two)
+    assert trip_count(module, module.computations["main"]["loop"]) == 12
+
+
 def test_sizes_with_tiles_and_without_on_chip_memory():
     assert byte_size("f32[3,200]{1,0:T(8,128)}") == 3 * 200 * 4
     assert byte_size("f32[3,200]{1,0:T(8,128)}", tiled=True) == 8 * 256 * 4

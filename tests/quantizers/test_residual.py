@@ -103,12 +103,13 @@ def test_values_losses_and_gradients_equal_the_oracle():
 
 
 def test_scaled_scalar_levels_refine_and_equal_the_oracle():
-    """Residual FSQ: with 5 levels a cell is a quarter of the range; the library scales by a fifth."""
+    """Residual FSQ: with 5 levels a cell is a quarter of the range; the library takes a fifth, and a soft clamp."""
     base = {"name": "fsq", "levels": [5, 5, 5], "bound": "clamp"}
     z = np.random.default_rng(0).uniform(-1, 1, (2, 50, 3)).astype(np.float32)
     assert jnp.abs(make(base, scale=0.25)(jnp.asarray(z)).latents - z).max() <= 0.25**LEVELS + 1e-6
     quantized = make(base, scale=0.2)(jnp.asarray(z))
-    codes, indices = oracle.ResidualFSQ(levels=[5, 5, 5], num_quantizers=LEVELS, dim=3)(torch.tensor(z))
+    library = oracle.ResidualFSQ(levels=[5, 5, 5], num_quantizers=LEVELS, dim=3)
+    codes, indices = library(torch.tensor(1.25 * np.arctanh(z / 1.25)))
     np.testing.assert_array_equal(quantized.indices, indices.numpy())
     np.testing.assert_allclose(quantized.latents, codes.detach().numpy(), atol=1e-6)
 

@@ -181,7 +181,7 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """How often a loop runs: the constant its condition compares with (1 where there is none)."""
+    """How often a loop runs: from 0 to the constant of its condition, in steps of what its body adds; 1 if unknown."""
     known = re.search(r'known_trip_count[^0-9]*"?(\d+)', loop.attributes)
     if known:
         return int(known[1])
@@ -191,7 +191,22 @@ def trip_count(module: Module, loop: Instruction) -> int:
         for i in _nested(module, condition)
         if i.opcode == "constant" and re.match(r"[su]32\[\]", i.shape) and i.operands[0].isdigit()
     ]
-    return max(constants, default=1)
+    return -(-max(constants, default=1) // _increment(module, module.computations[condition], loop))
+
+
+def _increment(module: Module, condition: Computation, loop: Instruction) -> int:
+    """What a loop's body adds to its counter: loops over shards are often unrolled by two."""
+    counter = next((i for i in condition.values() if i.opcode == "get-tuple-element"), None)
+    body = module.computations[re.search(r"body=%?([\w.\-]+)", loop.attributes)[1]]
+    root = next(i for i in body.values() if i.root)
+    if counter is None or root.opcode != "tuple":
+        return 1
+    place = int(re.search(r"index=(\d+)", counter.attributes)[1])
+    added = body.get(root.operands[place])
+    if added is None or added.opcode != "add":
+        return 1
+    steps = [body[name].operands[0] for name in added.operands if name in body and body[name].opcode == "constant"]
+    return max(int(steps[0]), 1) if steps and steps[0].isdigit() else 1
 
 
 def _nested(module: Module, name: str) -> Iterator[Instruction]:

@@ -120,10 +120,17 @@ def choose(config: Any, topology: Topology) -> list[Candidate]:
         return sorted(every, key=lambda c: c.memory)[:COMPILED]
     chosen: list[Candidate] = []
     for candidate in sorted(fitting, key=lambda c: c.seconds):
-        # Layouts of one policy are close to each other; the policies are what differs.
-        if sum(c.remat == candidate.remat for c in chosen) < COMPILED // 2:
+        # Two of a policy, and no neighbours: what the estimate cannot tell is which collectives the compiler chooses.
+        same = [c for c in chosen if c.remat == candidate.remat]
+        if len(same) < COMPILED // 2 and not any(_close(candidate.mesh, c.mesh) for c in same):
             chosen.append(candidate)
     return chosen[:COMPILED]
+
+
+def _close(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether two meshes differ little: the weights shared by less than four times as many chips."""
+    ratio = max(one["fsdp"], other["fsdp"]) / min(one["fsdp"], other["fsdp"])
+    return ratio < 4 and all(one[axis] == other[axis] for axis in ("tensor", "context"))
 
 
 def possible_meshes(config: Any, topology: Topology) -> Iterator[dict[str, int]]:
