@@ -191,31 +191,26 @@ def test_gradient_reaches_every_parameter(name):
 MESH = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
-from tests.tokenizers.test_invariants import CONFIGS, build
+from tests.tokenizers.test_invariants import CONFIGS, make
 from videogen.parallel import batch_sharding, make_mesh
-for name in ("convolutional", "magvit"):
-    model = build(CONFIGS[name], rngs=nnx.Rngs(0))
-    graph, state = nnx.split(model)
-    shape = (4, model.compression.frames(2), 8, 16, 3)
-    video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, shape), jnp.float32)
-    def loss(params, video):
-        model = nnx.merge(graph, params)
-        latents, _, losses, _ = model.bottleneck(model.encode(video))
-        return jnp.mean((model.decode(latents) - video) ** 2) + sum(losses.values())
-    # The quantizer's averages and ids have no gradient.
-    step = jax.jit(jax.value_and_grad(loss, allow_int=True))
-    expected = step(state, video)
-    mesh = make_mesh({"data": 2, "fsdp": 2, "context": 2})
-    with jax.set_mesh(mesh):
-        got = step(state, jax.device_put(video, batch_sharding(mesh)))
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(expected[1]), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+graph, params = nnx.split(make(CONFIGS["convolutional, blurred"], downsampling="strided"))
+video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8, 3)), jnp.float32)
+def loss(params, video):
+    model = nnx.merge(graph, params)
+    latents, _, losses, _ = model.bottleneck(model.encode(video))
+    return jnp.mean((model.decode(latents) - video) ** 2) + sum(losses.values())
+step = lambda params, video: jax.jit(jax.value_and_grad(loss))(params, video)
+expected = step(params, video)
+mesh = make_mesh({"data": 2, "context": 2})
+with jax.set_mesh(mesh):
+    got = step(params, jax.device_put(video, batch_sharding(mesh)))
+for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
 print("equal")
 """
 
 
 @pytest.mark.slow
 def test_convolutions_shard_over_batch_and_width(run_python):
-    result = run_python(MESH, devices=8)
+    result = run_python(MESH, devices=4)
     assert result.returncode == 0 and "equal" in result.stdout, result.stderr

@@ -16,7 +16,7 @@ from videogen.nn.norms import LayerNorm, RMSNorm
 from videogen.nn.positions import PositionGenerator
 from videogen.nn.splash import RESIDUALS
 from videogen.nn.streaming import Stream
-from videogen.parallel import GRID_AXES, constrain, target_platform
+from videogen.parallel import GRID_AXES, constrain, on_mesh, target_platform
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 _KERNEL_RESIDUALS = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
@@ -32,7 +32,8 @@ REMAT_POLICIES = {
 that and the matrix products."""
 
 UNROLLED_ON_CPU = 4
-"""Layers written out per turn of the loop on CPUs, where copying what a turn keeps takes a seventh of a small step."""
+"""Layers written out per turn of the loop on a single CPU, where copying what a turn keeps takes a seventh of a small
+step. On a mesh one layer at a time is gathered."""
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
@@ -199,7 +200,8 @@ class Stack(nnx.Module):
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         keys = None if key is None else jax.random.split(key, self.depth)
-        few = min(self.depth, UNROLLED_ON_CPU) if target_platform() == "cpu" else 1
+        alone = target_platform() == "cpu" and not on_mesh()
+        few = min(self.depth, UNROLLED_ON_CPU) if alone else 1
         x, contexts = jax.lax.scan(layer, x, (state, keys, past), unroll=few)
         if stream is not None:
             stream.keep(contexts)
