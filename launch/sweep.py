@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from launch import local  # noqa: E402
 from videogen import app  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
+from videogen.exits import STOPPED  # noqa: E402
 from videogen.training.metrics import FILE, read_metrics  # noqa: E402
 from videogen.training.report import METRICS  # noqa: E402
 
@@ -166,7 +167,7 @@ def main() -> None:
     print(f"\n{summarise(variants, METRIC.value, workdir)}\nin {workdir}: summary.md, summary.json, summary.png")
     if failed:
         print(f"error: {len(failed)} of {len(variants)} variants failed: {'; '.join(failed)}", file=sys.stderr)
-        sys.exit(app.STOPPED)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every command shares: bad input is one line and exit code 2; the processes of a job start and end together."""
 
+import atexit
 import os
 import re
 import sys
@@ -11,9 +12,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from videogen.errors import UserError
-
-BAD_INPUT = 2
-STOPPED = 1
+from videogen.exits import BAD_INPUT, STOPPED, exit_at_once
 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, for a job of several processes."
@@ -53,13 +52,19 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
         except UserError as error:
             fail(error)
 
-    app.run(guarded, flags_parser=_parse)
+    code = STOPPED  # of an exception that nobody caught
+    # First registered, hence the last to be called.
+    atexit.register(lambda: exit_at_once(code))
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else BAD_INPUT * bool(error.code)
+        raise
 
 
 def _run_in_job(main: Callable[[], None]) -> None:
     """Runs ``main`` as a process of the job that flags or environment describe, if there is one."""
     from videogen.parallel.distributed import find_job, initialize
-    from videogen.parallel.peers import exit_at_once
 
     peers = initialize(find_job(os.environ, COORDINATOR_ADDRESS.value, PROCESS_COUNT.value, PROCESS_INDEX.value))
     if peers is None:

@@ -13,6 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 IDLE = """
 import sys, time
+from videogen import exits
 from videogen.parallel import distributed, peers
 
 peers.PERIOD, peers.SILENCE = 0.2, 3.0
@@ -26,7 +27,7 @@ def the_place_where_it_waits():
 
 if action == "leave":
     others.leave("the cable was pulled", stacks=True)
-    peers.exit_at_once(3)
+    exits.exit_at_once(3)
 elif action == "close":
     time.sleep(1)
     others.close()

@@ -4,28 +4,24 @@ Every process leaves a sign of life in the key-value store of JAX's coordination
 looks there for notes of those that left. Process 0 also writes the note of a process that has fallen silent.
 """
 
-import contextlib
 import ctypes
 import faulthandler
 import json
-import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
+
+from videogen.exits import STOPPED, exit_at_once
 
 PERIOD = 3.0
 """Seconds between two signs of life."""
 
 SILENCE = 30.0
 """Seconds without one after which a process counts as dead."""
-
-STOPPED = 1
-"""Exit code of a process that ends because of a fault."""
 
 _BEAT, _LEFT = "videogen/beat/", "videogen/left/"
 
@@ -40,17 +36,6 @@ def say(message: str, stacks: bool = False) -> None:
     os.write(2, f"\nerror: {message}\n".encode())
     if stacks:
         faulthandler.dump_traceback(file=2, all_threads=True)
-
-
-def exit_at_once(code: int) -> NoReturn:
-    """Ends this process without JAX's shutdown, which would wait for the other processes."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, RuntimeError):
-            stream.flush()
-    # Nothing else ends the data workers now.
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(code)
 
 
 class Peers:

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from videogen.exits import STOPPED, exit_at_once
 from videogen.parallel.distributed import current_peers
-from videogen.parallel.peers import STOPPED, exit_at_once, say
+from videogen.parallel.peers import say
 
 
 class Termination:

@@ -1,0 +1,48 @@
+"""Every command ends with its own exit code, whatever the libraries' threads and destructors are doing by then."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = """
+import atexit, sys
+from videogen import app
+from videogen.errors import UserError
+
+class Late:
+    def __del__(self):
+        print("torn down")
+
+late = Late()
+
+def main():
+    atexit.register(print, "closed")
+    print("worked")
+    {ending}
+
+app.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("pass", 0),
+        ("sys.exit(3)", 3),
+        ("raise UserError('no')", 2),
+        ("app.stop(OSError('full'))", 1),
+        ("raise RuntimeError('a fault of ours')", 1),
+    ],
+)
+def test_a_command_ends_with_its_code_and_without_tearing_the_interpreter_down(ending, code):
+    command = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(ending=ending)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert command.returncode == code, command.stderr
+    assert command.stdout.splitlines() == ["worked", "closed"]
