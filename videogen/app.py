@@ -59,6 +59,9 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
         app.run(guarded, flags_parser=_parse)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else BAD_INPUT * bool(error.code)
+        if code == STOPPED:
+            # Clean-up by the libraries would meet the same fault and hide our line under its stacks.
+            exit_at_once(code)
         raise
 
 
