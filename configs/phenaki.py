@@ -9,7 +9,7 @@ file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import base, optimizer
+from configs.common import base, bpe_text, optimizer, updates
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -32,7 +32,8 @@ def tokenizer(size: str) -> ConfigDict:
         "l2": 1.0,
         "l1": 0.0,
         "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        "adversarial": {"name": "nonsaturating", "weight": 0.0, "start": 0, "r1": 10.0, "channel_multiplier": 1.0},
+        "adversarial": {"name": "nonsaturating", "weight": 0.0, "start": 0, "r1": 10.0, "channel_multiplier": 1.0}
+        | updates(),
     }
     config.model = cvivit(size)
     discriminator = optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5)
@@ -142,13 +143,3 @@ def generator(size: str) -> ConfigDict:
         config.parallel.remat = "full"
         config.optimizer = {"generator": optimizer(learning_rate=1e-4, warmup=10_000, horizon=4_000_000, clip=10.0)}
     return config
-
-
-def bpe_text(vocabulary_size: int, length: int, **encoder) -> ConfigDict:
-    """A small trainable text encoder over BPE tokens learned from the captions."""
-    return ConfigDict(
-        {
-            "encoder": {"name": "transformer", **encoder},
-            "tokenizer": {"name": "bpe", "path": "", "vocabulary_size": vocabulary_size, "length": length},
-        }
-    )

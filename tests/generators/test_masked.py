@@ -10,7 +10,8 @@ from videogen.conditioning import Conditioning, Tokens
 from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.masked import random_mask
-from videogen.generators.maskgit import decode, masked_after, sample_categorical
+from videogen.generators.maskgit import decode, masked_after
+from videogen.generators.sampling import sample_categorical
 from videogen.shapes import Codes, TokenGrid
 
 GRID = TokenGrid(3, 2, 2)

@@ -6,9 +6,11 @@ from typing import Any
 from videogen import building
 from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
+from videogen.generators.next_block import NextBlockTransformer
+from videogen.generators.sampling import BlockSampler
 
-GENERATORS = {"masked": MaskedTransformer}
-SAMPLERS = {"maskgit": MaskGITSampler}
+GENERATORS = {"masked": MaskedTransformer, "next_block": NextBlockTransformer}
+SAMPLERS = {"blocks": BlockSampler, "maskgit": MaskGITSampler}
 
 
 def build(config: Mapping[str, Any], **shared: Any):
@@ -21,4 +23,13 @@ def build_sampler(config: Mapping[str, Any]):
     return building.build(SAMPLERS, config, "sampler")
 
 
-__all__ = ["GENERATORS", "SAMPLERS", "MaskGITSampler", "MaskedTransformer", "build", "build_sampler"]
+__all__ = [
+    "GENERATORS",
+    "SAMPLERS",
+    "BlockSampler",
+    "MaskGITSampler",
+    "MaskedTransformer",
+    "NextBlockTransformer",
+    "build",
+    "build_sampler",
+]

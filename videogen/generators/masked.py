@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.generators.maskgit import MaskGITSampler, decode
+from videogen.generators.sampling import guide
 from videogen.nn import (
     NORMS,
     Block,
@@ -208,8 +209,7 @@ class MaskedTransformer(nnx.Module):
             if sampler.guidance_scale == 0 or self.context is None:
                 return self.logits(ids, conditioning)
             both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditioning, conditioning.null())
-            given, null = jnp.split(self.logits(jnp.concatenate([ids, ids]), both), 2)
-            return (1 + sampler.guidance_scale) * given - sampler.guidance_scale * null
+            return guide(self.logits(jnp.concatenate([ids, ids]), both), sampler.guidance_scale)
 
         ids = decode(logits, ids, self.mask_id, keys, sampler)
         return Codes(ids.reshape(batch, *grid.shape, 1), grid)

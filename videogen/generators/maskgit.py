@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
+from videogen.generators.sampling import sample_categorical
 from videogen.schedules import decay
 
 
@@ -37,19 +38,6 @@ class MaskGITSampler:
             raise UserError(f"a sampler needs at least 1 step, got {self.steps}")
         if min(self.temperature, self.final_temperature) <= 0:
             raise UserError("sampling temperatures must be positive; use a small one such as 0.01 for near-greedy")
-
-
-def sample_categorical(
-    uniform: Float[Array, "..."], logits: Float[Array, "... vocabulary"], top_k: int = 0
-) -> Int[Array, "..."]:
-    """Draws ids by inverting the cumulative distribution: one uniform number per draw."""
-    if 0 < top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
-    # Scaling by the last entry absorbs rounding; the draw stays below it, so the id exists and has p > 0.
-    threshold = uniform[..., None] * cumulative[..., -1:]
-    return jnp.sum(cumulative <= threshold, axis=-1).clip(0, logits.shape[-1] - 1).astype(jnp.int32)
 
 
 def masked_after(

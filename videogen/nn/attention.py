@@ -1,12 +1,13 @@
 """One attention for every network: masks as values, pluggable backends, QK-norm, rotary positions, null keys."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
@@ -15,6 +16,7 @@ from videogen.nn.masks import Full, Mask, mask_array
 from videogen.nn.norms import RMSNorm
 from videogen.nn.positions import rotate
 from videogen.nn.splash import splash
+from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
 
 Heads = Float[Array, "batch sequence heads head_width"]
@@ -125,6 +127,47 @@ def _best_backend(dtype: jnp.dtype, length: int, biased: bool) -> str:
     return "reference"
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of the positions seen so far, in buffers of fixed size.
+
+    Attributes:
+      key, value: buffers, laid out as the products want them: transposing them would copy all of them at every step.
+      length: positions that are filled.
+    """
+
+    key: Float[Array, "batch heads head_width positions"]
+    value: Float[Array, "batch heads positions head_width"]
+    length: Int[Array, ""]
+
+    def append(self, key: Heads, value: Heads) -> "KeyValues":
+        """The cache with the keys and values of the next positions."""
+
+        def write(buffer: Array, new: Array, axis: int) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), self.length, axis)
+
+        keys, values = write(self.key, key.transpose(0, 2, 3, 1), 3), write(self.value, value.swapaxes(1, 2), 2)
+        return KeyValues(keys, values, self.length + key.shape[1])
+
+
+def attend_to_cache(
+    query: Heads, cache: KeyValues, mask: Mask, key_mask: Bool[Array, "batch keys"] | None = None
+) -> Heads:
+    """Attention of the last ``query.shape[1]`` positions of ``cache`` to all of it, already scaled."""
+    q = query.swapaxes(1, 2)
+    scores = jnp.matmul(q, cache.key, preferred_element_type=jnp.float32)
+    queries, positions = scores.shape[-2:]
+    if not isinstance(mask, Full):
+        first = cache.length - queries
+        allowed = mask.allowed(first + jnp.arange(queries)[:, None], jnp.arange(positions)[None, :])
+        scores = jnp.where(allowed, scores, NEGATIVE)
+    if key_mask is not None:
+        scores = jnp.where(key_mask[:, None, None, :], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(cache.value.dtype)
+    return jnp.matmul(weights, cache.value).swapaxes(1, 2)
+
+
 class Attention(nnx.Module):
     """Multi-head self- or cross-attention.
 
@@ -178,25 +221,22 @@ class Attention(nnx.Module):
         rotary: Float[Array, "queries half_head_width"] | None = None,
         axes: Sequence[str] = ("sequence",),
         attended_axes: int = 1,
+        stream: Stream | None = None,
     ) -> Float[Array, "batch *grid width"]:
         """Attends from ``x`` to itself or to ``context``, over the last ``attended_axes`` grid axes.
 
-        ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes.
+        ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes. With a
+        ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``).
         """
+        if stream is not None:
+            return self._continue(x, stream, mask, key_mask, rotary)
         shape = x.shape
         attended = shape[-1 - attended_axes : -1]
         if mesh_axis_size("context") == 1:
             # No grid axis is sharded, so they may be merged: dense attention is fastest on one sequence axis.
             x, axes, attended_axes = x.reshape(-1, math.prod(attended), shape[-1]), ("sequence",), 1
             attended = x.shape[1:-1]
-        if self.cross:
-            q = self.query(x)
-            k, v = jnp.split(self.key_value(context), 2, axis=-1)
-        else:
-            q, k, v = jnp.split(self.query_key_value(x), 3, axis=-1)
-        q, k, v = (y.reshape(*y.shape[:-1], self.heads, self.head_width) for y in (q, k, v))
-        if self.query_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = self._project(x, context)
         if rotary is not None:
             rotary = rotary.reshape(*attended, -1)
             q, k = rotate(q, rotary), rotate(k, rotary)
@@ -206,6 +246,47 @@ class Attention(nnx.Module):
         masks = dict(mask=mask, key_mask=key_mask, bias=bias)
         out = attend(q, k, v, **masks, backend=self.backend, axes=axes, attended_axes=attended_axes)
         return self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
+
+    def _project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
+        """Normalised queries, keys and values, split into heads."""
+        if self.cross:
+            q = self.query(x)
+            k, v = jnp.split(self.key_value(context), 2, axis=-1)
+        else:
+            q, k, v = jnp.split(self.query_key_value(x), 3, axis=-1)
+        q, k, v = (y.reshape(*y.shape[:-1], self.heads, self.head_width) for y in (q, k, v))
+        return (q, k, v) if self.query_norm is None else (self.query_norm(q), self.key_norm(k), v)
+
+    def empty(self, batch: int, length: int) -> KeyValues:
+        """The cache of a self-attention before its first position."""
+        keys = jnp.zeros((batch, self.heads, self.head_width, length), self.dtype)
+        return KeyValues(keys, keys.swapaxes(2, 3), jnp.zeros((), jnp.int32))
+
+    def keys_values(self, context: Float[Array, "batch keys context_width"]) -> KeyValues:
+        """The keys and values of a cross-attention's context, the same for every position."""
+        k, v = jnp.split(self.key_value(context), 2, axis=-1)
+        k, v = (y.reshape(*y.shape[:-1], self.heads, self.head_width) for y in (k, v))
+        k = k if self.key_norm is None else self.key_norm(k)
+        if self.null_keys is not None:
+            k, v, *_ = self._prepend_null(k, v, None, Full(), None)
+        return KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.asarray(k.shape[1]))
+
+    def _continue(self, x: Array, stream: Stream, mask: Mask, key_mask: Array | None, rotary: Array | None) -> Array:
+        """Attends from the next positions to all that the stream holds, and to themselves."""
+        cache = stream.recall()
+        if self.cross:
+            q = self.query(x).reshape(*x.shape[:-1], self.heads, self.head_width)
+            q = q if self.query_norm is None else self.query_norm(q)
+            if key_mask is not None and self.null_keys is not None:
+                key_mask = jnp.pad(key_mask, ((0, 0), (self.null_keys.get_value().shape[1], 0)), constant_values=True)
+        else:
+            q, k, v = self._project(x, None)
+            if rotary is not None:
+                q, k = rotate(q, rotary), rotate(k, rotary)
+            cache = cache.append(k, v)
+        stream.keep(cache)
+        out = attend_to_cache(q * jnp.asarray(self.head_width**-0.5, q.dtype), cache, mask, key_mask)
+        return self.out(out.reshape(*x.shape[:-1], -1))
 
     def _prepend_null(self, k, v, key_mask, mask, bias):
         if not isinstance(mask, Full):

@@ -28,13 +28,34 @@ class Causal:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockCausal:
-    """Bidirectional inside blocks of ``block`` positions, causal between blocks."""
+class CausalWindow:
+    """A query sees the last ``size`` positions, itself included."""
 
-    block: int
+    size: int
 
     def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
-        return key // self.block <= query // self.block
+        return (key <= query) & (key > query - self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCausal:
+    """Bidirectional inside blocks of ``block`` positions, causal between blocks.
+
+    Attributes:
+      block: positions of a block.
+      causal_first: the first block is causal inside, for a start that is generated token by token (NBP section 3.3).
+      prefix: the first ``prefix`` positions are visible to all.
+    """
+
+    block: int
+    causal_first: bool = False
+    prefix: int = 0
+
+    def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        allowed = key // self.block <= query // self.block
+        if self.causal_first:
+            allowed = allowed & ((key <= query) | (query >= self.block))
+        return allowed | (key < self.prefix) if self.prefix else allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +78,7 @@ class Window:
         return abs(query - key) <= self.radius
 
 
-Mask = Full | Causal | BlockCausal | PrefixLM | Window
+Mask = Full | Causal | CausalWindow | BlockCausal | PrefixLM | Window
 
 
 def mask_array(mask: Mask, queries: int, keys: int) -> Bool[Array, "q k"]:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from videogen.errors import UserError, near_matches
-from videogen.nn.attention import Attention
+from videogen.nn.attention import Attention, KeyValues
 from videogen.nn.linear import Linear, truncated_normal
 from videogen.nn.masks import Full, Mask
 from videogen.nn.norms import LayerNorm, RMSNorm
@@ -126,8 +126,12 @@ class Block(nnx.Module):
         context_mask: Bool[Array, "batch keys"] | None = None,
         attended_axes: int = 1,
         key: jax.Array | None = None,
+        stream: Stream | None = None,
     ) -> Float[Array, "batch *grid width"]:
-        """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch."""
+        """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch.
+
+        With a ``stream`` of the caches of ``begin``, ``x [batch, positions, width]`` continues the sequence they hold.
+        """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         axes = GRID_AXES[self.time_axis] if x.ndim == 5 else ("sequence",)
         x = constrain(x, "batch", *axes, "embed")
@@ -135,15 +139,24 @@ class Block(nnx.Module):
             # Places that do not exist must not leak into their neighbours.
             seen = x if key_mask is None else jnp.where(key_mask.reshape(*x.shape[:-1], 1), x, 0)
             x = self.position_generator(seen, time_axis=self.time_axis)
-        grid = dict(axes=axes, attended_axes=attended_axes)
+        grid = dict(axes=axes, attended_axes=attended_axes, stream=stream)
         y = self.attention(self.attention_norm(x), mask=mask, key_mask=key_mask, bias=bias, rotary=rotary, **grid)
         x = x + dropout(y, self.dropout, keys[0])
         if self.cross_attention is not None:
-            grid = dict(axes=axes, attended_axes=len(axes))
+            grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
             y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, **grid)
             x = x + dropout(y, self.dropout, keys[1])
         x = x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, keys[2])
         return constrain(x, "batch", *axes, "embed")
+
+    def begin(
+        self, batch: int, length: int, context: Float[Array, "batch keys context_width"] | None = None
+    ) -> tuple[KeyValues, ...]:
+        """The caches of an empty sequence of at most ``length`` positions, for decoding with a ``stream``."""
+        if self.position_generator is not None:
+            raise UserError("a position generator looks at its neighbours: it cannot decode position by position")
+        caches = (self.attention.empty(batch, length),)
+        return caches if self.cross_attention is None else (*caches, self.cross_attention.keys_values(context))
 
 
 class Stack(nnx.Module):
@@ -181,12 +194,19 @@ class Stack(nnx.Module):
         *,
         key: jax.Array | None = None,
         stream: Stream | None = None,
+        layers: slice = slice(None),
         **call: Any,
     ) -> Array:
-        """Applies every layer; ``call`` goes to each block, ``key`` is split among them, and so is a ``stream``."""
+        """Applies every layer, or some ``layers`` of them.
+
+        ``call`` goes to each block, ``key`` is split among them, and so is a ``stream``.
+        """
         if self.layers is None:
             return x
         graph, state = nnx.split(self.layers)
+        depth = len(range(self.depth)[layers])
+        if depth < self.depth:
+            state = jax.tree.map(lambda stacked: stacked[layers], state)
         past = None if stream is None else stream.recall()
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, Any]:
@@ -199,10 +219,17 @@ class Stack(nnx.Module):
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, self.depth)
+        keys = None if key is None else jax.random.split(key, depth)
         alone = target_platform() == "cpu" and not on_mesh()
-        few = min(self.depth, UNROLLED_ON_CPU) if alone else 1
+        few = min(depth, UNROLLED_ON_CPU) if alone else 1
         x, contexts = jax.lax.scan(layer, x, (state, keys, past), unroll=few)
         if stream is not None:
             stream.keep(contexts)
         return x
+
+    def unstacked(self) -> list[nnx.Module]:
+        """The layers one by one: loops that decode are faster over separate arrays than over slices of stacked ones."""
+        if self.layers is None:
+            return []
+        graph, state = nnx.split(self.layers)
+        return [nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(self.depth)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,6 +34,9 @@ COMPILED = 4
 
 AT_ONCE = 2
 """Compilers that run side by side: each keeps about one core busy and takes 1 to 2 GB."""
+
+PATIENCE = 25.0
+"""Seconds after which no further candidate is compiled, once there is a plan: a search answers within a minute."""
 
 MOST_MODEL_PARALLEL = 8
 """The largest tensor × context that is tried: activations cross those axes in every layer."""
@@ -79,9 +83,14 @@ def search(config: Any, topology: Topology, assumed: list[str]) -> list[dict[str
     Raises:
       UserError: no mesh can share the batch.
     """
+    started, finished = time.monotonic(), 0
     chosen = choose(config, topology)
 
     def compile_candidate(candidate: Candidate) -> dict[str, Any] | None:
+        nonlocal finished
+        if finished and time.monotonic() - started > PATIENCE:
+            logging.info("%s, remat %s: not compiled, for want of time", layout(candidate.mesh), candidate.remat)
+            return None
         request = Request(str(topology), topology.slices, candidate.mesh, candidate.remat)
         try:
             plan = plan_of(compile_for(config, request), topology, config, assumed)
@@ -91,6 +100,7 @@ def search(config: Any, topology: Topology, assumed: list[str]) -> list[dict[str
         result = f"{plan['mfu']:.1%} MFU" if plan["fits"] else "does not fit"
         total = plan["bytes_per_chip"]["total"] / GIB
         logging.info("%s, remat %s: %s, %.1f GiB", layout(candidate.mesh), candidate.remat, result, total)
+        finished += 1
         return plan
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

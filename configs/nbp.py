@@ -1,0 +1,107 @@
+"""Next Block Prediction (Ren et al., 2025): semi-autoregressive generation, a row of codes at a time.
+
+    --config=configs/nbp.py:stage=tokenizer|generator,size=debug|small|paper,model=700M|1.2B|3B
+
+The tokenizer is a causal convolutional one with finite scalar quantization (the paper's is MAGVIT-v2's network, about
+370M parameters, 64,000 codes); at ``debug`` it is the C-ViViT of ``configs/phenaki.py``, whose codes a short run
+learns. The generator walks along blocks ``--config.model.block=(time,height,width)``; ``(1, 1, 1)`` is next-token
+prediction. ``paper`` is frame prediction on Kinetics-600 (section 4: five frames given, 12 to come), at the size
+``model=``; with a text or a class instead, nothing is given and the first block is drawn token by token
+(--config.model.start=tokens --config.model.given=0).
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import magvit2, phenaki
+from configs.common import base, bpe_text, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer", "generator")
+
+MODELS = {
+    "700M": {"layers": 24, "width": 1536, "heads": 16, "mlp_width": 6144},
+    "1.2B": {"layers": 24, "width": 2048, "heads": 32, "mlp_width": 8192},
+    "3B": {"layers": 32, "width": 3072, "heads": 32, "mlp_width": 12_288},
+}
+"""Table 1 of the paper."""
+
+SWEEPS = {
+    "block": [{"model.block": block} for block in ((1, 1, 1), (1, 1, 3), (1, 1, 6), (1, 6, 6), (3, 6, 6))],
+}
+"""Name -> variants, for launch/sweep.py: the block sizes of the paper's ablation, at the debug size."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(chosen["size"])
+    return generator(chosen["size"], chosen["model"])
+
+
+def tokenizer(size: str) -> ConfigDict:
+    if size == "debug":
+        return phenaki.tokenizer(size)
+    config = magvit2.tokenizer(size)
+    config.model.quantizer = ConfigDict({"name": "fsq", "levels": levels(size)})
+    if size == "paper":
+        config.optimizer.tokenizer.learning_rate = 1e-4
+    return config
+
+
+def levels(size: str) -> tuple[int, ...]:
+    """Levels of the finite scalar quantizer: 64,000 codes (section 4), 4,096 at the small size."""
+    return (8, 8, 8, 5, 5, 5) if size == "paper" else (4, 4, 4, 4, 4, 4)
+
+
+def generator(size: str, model: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "generator"
+    config.classes = config_dict.placeholder(int)
+    # Model and hash are filled in from the checkpoint when the run starts.
+    config.tokenizer = {"checkpoint": "", "model": tokenizer(size).model, "hash": ""}
+    config.model = {"name": "next_block", "start": "tokens", "given": 0, "condition_drop": 0.1}
+    config.sampler = {
+        "name": "blocks",
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 0.9,
+        "guidance_scale": 0.0,
+        "guidance_schedule": "constant",
+    }
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+        config.data.clip.update({"height": 24, "width": 24})
+        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
+        config.model.update({"block": (1, 1, 6), "width": 128, "layers": 4, "heads": 4, "mlp_width": 512})
+        config.model.update({"rotary": True})
+        config.sampler.update({"guidance_scale": 2.0})
+        config.optimizer = {
+            "generator": optimizer(
+                "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0
+            )
+        }
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+        config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
+        config.data.batch_size, config.data.workers = 64, 8
+        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
+        config.model.update({"block": (1, 1, 8), "width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.ema.decay = 0.999
+        config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
+    else:
+        config.steps, config.eval_every, config.checkpoint_every = 100_000, 5000, 5000
+        config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 25.0}
+        config.data.source.name = "video_folder"
+        config.data.batch_size, config.data.workers = 64, 16
+        config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+        config.model.update({"start": "given", "given": 2, "block": (1, 1, 16), **MODELS[model]})
+        # GPT-2's block: layer norm, nothing on queries and keys.
+        config.model.update({"norm": "layer", "qk_norm": False, "dropout": 0.1})
+        config.sampler.update({"top_k": 16_000})
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
+        config.parallel.remat = "full"
+        rate = 2e-4 if model == "3B" else 5e-4
+        config.optimizer = {
+            "generator": optimizer(learning_rate=rate, warmup=10_000, b1=0.9, b2=0.95, weight_decay=0.01, clip=1.0)
+        }
+    return config

@@ -1,0 +1,85 @@
+"""Block order, delayed levels and factors: bijections with known values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videogen.errors import UserError
+from videogen.generators.sampling import BlockSampler, sample_categorical
+from videogen.generators.sequences import (
+    block_order,
+    delay,
+    factor_vocabulary,
+    inverse,
+    merge_factors,
+    split_factors,
+    undelay,
+)
+from videogen.shapes import TokenGrid
+
+GRID = TokenGrid(4, 4, 6)
+
+
+@pytest.mark.parametrize("block", [(1, 1, 1), (1, 1, 6), (1, 2, 3), (2, 2, 2), (1, 4, 6), (4, 4, 6)])
+def test_block_order_is_a_bijection_and_keeps_blocks_together(block):
+    order = block_order(GRID, block)
+    np.testing.assert_array_equal(np.sort(order), np.arange(GRID.tokens))
+    np.testing.assert_array_equal(order[inverse(order)], np.arange(GRID.tokens))
+    places = np.stack(np.unravel_index(order, GRID.shape), -1) // np.array(block)
+    for together in places.reshape(-1, np.prod(block), 3):
+        assert (together == together[0]).all()
+
+
+def test_rows_and_whole_frames_are_raster_order():
+    for block in ((1, 1, 1), (1, 1, 6), (1, 4, 6), (4, 4, 6)):
+        np.testing.assert_array_equal(block_order(GRID, block), np.arange(GRID.tokens))
+
+
+def test_a_block_must_divide_the_grid():
+    with pytest.raises(UserError, match="along width does not divide into blocks of 4"):
+        block_order(GRID, (1, 1, 4))
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_delayed_levels_come_back_and_wait_for_the_levels_below(block):
+    ids = jax.random.randint(jax.random.key(0), (2, 6, 3), 0, 9)
+    delayed = delay(ids, block, (10, 11, 12))
+    assert delayed.shape == (2, 6 + 2 * block, 3)
+    np.testing.assert_array_equal(undelay(delayed, block), ids)
+    np.testing.assert_array_equal(delayed[:, block : block + 6, 1], ids[..., 1])
+    np.testing.assert_array_equal(delayed[:, :block, 2], 12)
+
+
+def test_factors_are_digits():
+    assert factor_vocabulary((2**18,), 2) == (512, 512)
+    assert factor_vocabulary((64, 4096), 3) == (4, 4, 4, 16, 16, 16)
+    ids = jnp.array([[[5 * 512 + 7], [2**18 - 1]]])
+    parts = split_factors(ids, (2**18,), 2)
+    np.testing.assert_array_equal(parts, [[[5, 7], [511, 511]]])
+    every = jnp.stack([jnp.arange(64), jnp.arange(64) * 64], -1)[None]
+    np.testing.assert_array_equal(merge_factors(split_factors(every, (64, 4096), 3), (64, 4096), 3), every)
+    with pytest.raises(UserError, match="does not split into equal factors"):
+        factor_vocabulary((1000,), 2)
+
+
+def test_top_p_keeps_the_fewest_codes_that_hold_the_share():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    uniform = jnp.linspace(0, 0.9999, 1000)
+    drawn = sample_categorical(uniform, jnp.broadcast_to(logits, (1000, 4)), top_p=0.75)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 1000, [0.625, 0.375, 0, 0], atol=2e-3)
+    assert (sample_categorical(uniform, jnp.broadcast_to(logits, (1000, 4)), top_p=0.01) == 0).all()
+    whole = sample_categorical(uniform, jnp.broadcast_to(logits, (1000, 4)))
+    np.testing.assert_allclose(np.bincount(whole, minlength=4) / 1000, [0.5, 0.3, 0.15, 0.05], atol=2e-3)
+
+
+def test_guidance_rises_along_the_clip_as_its_schedule_says():
+    assert BlockSampler(guidance_scale=2.0).guidance(jnp.float32(0.1)) == 2.0
+    rising = BlockSampler(guidance_scale=2.0, guidance_schedule="linear")
+    np.testing.assert_allclose([rising.guidance(jnp.float32(t)) for t in (0, 0.25, 1)], [0, 0.5, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+def test_a_sampler_that_cannot_draw_is_refused(bad):
+    with pytest.raises(UserError):
+        BlockSampler(**bad)

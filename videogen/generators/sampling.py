@@ -1,0 +1,74 @@
+"""Drawing codes from logits: temperature, top-k, top-p, guidance; reproducible for each example alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from videogen.errors import UserError
+from videogen.schedules import decay
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSampler:
+    """How to draw the codes of a block.
+
+    Attributes:
+      temperature: softmax temperature.
+      top_k: draw among the k most likely codes; 0 means all.
+      top_p: draw among the fewest codes that hold this share of the probability; 1 means all.
+      guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
+      guidance_schedule: how lambda rises along the clip, a name in ``schedules.DECAYS`` read backwards.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance_scale: float = 0.0
+    guidance_schedule: str = "constant"
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise UserError("sampling temperatures must be positive; use a small one such as 0.01 for near-greedy")
+        if not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise UserError(f"top_p is in (0, 1] and top_k at least 0, got {self.top_p} and {self.top_k}")
+
+    def guidance(self, progress: Float[Array, ""]) -> Float[Array, ""]:
+        """Lambda at ``progress`` in [0, 1] of the clip."""
+        return self.guidance_scale * decay(self.guidance_schedule, 1 - progress)
+
+
+def guide(
+    logits: Float[Array, "both ... vocabulary"], scale: Float[Array, ""] | float
+) -> Float[Array, "batch ... vocabulary"]:
+    """Classifier-free guidance of logits whose second half is unconditional."""
+    given, null = jnp.split(logits, 2)
+    return (1 + scale) * given - scale * null
+
+
+def sample_categorical(
+    uniform: Float[Array, "..."], logits: Float[Array, "... vocabulary"], top_k: int = 0, top_p: float = 1.0
+) -> Int[Array, "..."]:
+    """Draws ids by inverting the cumulative distribution: one uniform number per draw.
+
+    Args:
+      uniform: in [0, 1).
+      logits: already divided by the temperature.
+      top_k: only the k most likely; 0 means all.
+      top_p: only the fewest that hold this share of the probability.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if top_p < 1:
+        falling = -jnp.sort(-logits, axis=-1)
+        probability = jax.nn.softmax(falling)
+        # The most likely code always stays, and every one that is needed to reach the share.
+        needed = jnp.cumsum(probability, axis=-1) - probability < top_p
+        least = jnp.min(jnp.where(needed, falling, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+    # Scaling by the last entry absorbs rounding; the draw stays below it, so the id exists and has p > 0.
+    threshold = uniform[..., None] * cumulative[..., -1:]
+    return jnp.sum(cumulative <= threshold, axis=-1).clip(0, logits.shape[-1] - 1).astype(jnp.int32)
