@@ -16,6 +16,9 @@ def base(dtype: str) -> ConfigDict:
     # A loop without progress for so long is stopped, with its stacks in the log. Compiling is part of it.
     config.stall_seconds = 1800.0
     config.accumulate = 1
+    # A run directory or export whose weights a new run begins with, where names and shapes agree; empty: fresh ones.
+    # "last" (causal) or "central" also inflates 2-D kernels to 3-D ones, into that slice of time.
+    config.start_from = {"run": "", "inflate": ""}
     config.ema = {"decay": 0.0}
     config.parallel = {
         "mesh": {"replica": 1, "data": -1, "fsdp": 1, "tensor": 1, "context": 1},
@@ -34,11 +37,23 @@ def base(dtype: str) -> ConfigDict:
         },
         "clip": {"frames": 5, "height": 32, "width": 32, "fps": 8.0},
         "batch_size": 8,
+        # ((frames, height, width, batch_size, share of the steps), …); without any, all batches are of the clip above.
+        "buckets": (),
         "image_batch_size": 0,
         "eval_batch_size": 16,
         "workers": 0,
     }
     return config
+
+
+def updates() -> dict:
+    """When and how strongly the adversarial loss works; part of ``losses.adversarial``.
+
+    ``adaptive`` scales it to the gradient of the other losses at the decoder's last layer; the discriminator is updated
+    in one of ``every`` steps, with the R1 penalty in one of ``r1_every`` updates, and rests while its loss is below
+    ``rest_below``.
+    """
+    return {"adaptive": False, "every": 1, "r1_every": 1, "rest_below": 0.0}
 
 
 def optimizer(name: str = "adamw", **values) -> ConfigDict:
@@ -54,5 +69,17 @@ def optimizer(name: str = "adamw", **values) -> ConfigDict:
         "weight_decay": 1e-4,
         "clip": 1.0,
         "adam_share": 1.0,
+        # Parameters that stay as they are, by their path from the group's module: ("encoder", "quantizer").
+        "freeze": (),
     }
     return ConfigDict({"name": name, **defaults, **values})
+
+
+def bpe_text(vocabulary_size: int, length: int, **encoder) -> ConfigDict:
+    """A small trainable text encoder over BPE tokens learned from the captions."""
+    return ConfigDict(
+        {
+            "encoder": {"name": "transformer", **encoder},
+            "tokenizer": {"name": "bpe", "path": "", "vocabulary_size": vocabulary_size, "length": length},
+        }
+    )

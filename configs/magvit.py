@@ -4,14 +4,14 @@
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 large model (158M parameters, 16 × 128 × 128). The paper starts from a 2-D VQGAN: train the model with ``time_kernel=1``
-and temporal strides of 1 and inflate that (``videogen.tokenizers.inflate``). The perceptual loss is off until the user
-names a file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE
---config.losses.perceptual.weight=0.1
+and temporal strides of 1 on clips of one frame, and begin with it by --config.start_from.run=DIRECTORY
+--config.start_from.inflate=central. The perceptual loss is off until the user names a file:
+--config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import base, optimizer
+from configs.common import base, optimizer, updates
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer",)
@@ -39,6 +39,7 @@ def tokenizer(size: str) -> ConfigDict:
             "name": "nonsaturating",
             "weight": 0.0,
             "start": 0,
+            **updates(),
             "r1": 20.0,
             "lecam": 0.001,
             "discriminator": "clip",

@@ -1,21 +1,26 @@
 """MAGVIT-v2 (Yu et al., ICLR 2024): causal 3-D convolutional tokenizer with lookup-free quantization.
 
-    --config=configs/magvit2.py:stage=tokenizer,size=debug|small|paper
+    --config=configs/magvit2.py:stage=image|tokenizer,size=debug|small|paper
+
+``image`` trains the network with kernels of one frame on images; ``tokenizer`` begins with its weights, inflated to 3-D
+(each 2-D kernel becomes the last slice in time, so that images are coded as before). ``launch/local.py`` runs both; by
+hand the second takes --config.start_from.run=DIRECTORY, without which it begins from nothing.
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 setting (the deeper tokenizer, about 370M parameters, on 17 × 128 × 128); loss weights and schedule are those of the
-closest public reproduction, since the paper's steps were not found. Start it from images by training the model with
-``time_kernel=1`` and temporal strides of 1 and inflating that (``videogen.tokenizers.inflate``). The perceptual loss is
-off until the user names a file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE
---config.losses.perceptual.weight=0.1
+closest public reproduction, since the paper's steps were not found. The perceptual loss is off until the user names a
+file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import base, optimizer
+from configs.common import base, optimizer, updates
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer",)
+STAGES = ("image", "tokenizer")
+
+START_FROM = {"tokenizer": "image"}
+"""Stage -> the stage whose weights it begins with, for launch/local.py."""
 
 SWEEPS = {
     "tokenizer_learning_rate": [{"optimizer.tokenizer.learning_rate": rate} for rate in (5e-4, 1.5e-3, 5e-3)],
@@ -25,20 +30,39 @@ SWEEPS = {
 
 def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
-    return {"tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+    return {"image": image, "tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+
+
+def image(size: str) -> ConfigDict:
+    """The tokenizer's stage, with 2-D kernels and images in the place of clips."""
+    config = tokenizer(size)
+    config.start_from.inflate = ""
+    config.model.time_kernel = 1
+    config.model.temporal_strides = (1,) * len(config.model.temporal_strides)
+    config.data.clip.frames = 1
+    config.data.image_batch_size = 0
+    # Public code: ten epochs of nine million images in batches of 256.
+    config.steps = {"debug": 300, "small": 10_000, "paper": 350_000}[size]
+    if size == "debug":
+        config.eval_every = config.checkpoint_every = 150
+    return config
 
 
 def tokenizer(size: str) -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
+    config.start_from.inflate = "last"
     config.losses = {
         "l2": 5.0,
         "l1": 0.0,
         "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+        # (("entropy", 3.0, 1.0, 2000),) is the entropy loss three times as heavy, falling to its weight in 2000 steps.
+        "schedule": (),
         "adversarial": {
             "name": "nonsaturating",
             "weight": 0.0,
             "start": 0,
+            **updates(),
             "r1": 10.0,
             "lecam": 0.001,
             "discriminator": "clip",

@@ -3,6 +3,7 @@
     python launch/local.py --config=configs/phenaki.py:size=debug --workdir=runs/quickstart
 
 Settings of one stage: --set=tokenizer.steps=1000 --set=generator.optimizer.generator.learning_rate=1e-3
+A stage named in the config's START_FROM begins with the weights of the stage named there.
 The work directory gets a run directory per stage, report.html and metrics.json. The same command again goes
 on where the first one stopped.
 """
@@ -35,6 +36,9 @@ SET = flags.DEFINE_multi_string("set", [], "STAGE.KEY=VALUE: a setting of one st
 flags.mark_flags_as_required(["config", "workdir"])
 
 COMMAND = ("python", "-m")
+
+TOKENIZER = "tokenizer"
+"""The stage whose codes generators learn."""
 
 PROTOCOLS = {"tokenizer": "reconstruction", "generator": "prompt_fidelity"}
 """Task -> how it is evaluated."""
@@ -110,7 +114,8 @@ def plan(config: str, workdir: Path, settings: list[str]) -> list[Stage]:
     file, _, arguments = config.partition(":")
     if "stage=" in arguments:
         raise UserError("leave stage= out of --config: all stages run; videogen.train trains a single one")
-    names = stages_of(file)
+    module = module_of(file)
+    names, origins = stages_of(file, module), getattr(module, "START_FROM", {})
     overrides: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:
         name, dot, assignment = setting.partition(".")
@@ -122,9 +127,12 @@ def plan(config: str, workdir: Path, settings: list[str]) -> list[Stage]:
     stages = []
     for name in names:
         given = "".join(f",{part}" for part in arguments.split(",") if part)
-        flag = f"--config={file}:stage={name}{given}"
-        earlier = [f"--config.tokenizer.checkpoint={stages[0].directory}"] if stages else []
-        stages.append(_stage(name, [flag, *overrides[name], *earlier], workdir / name))
+        settings = [f"--config={file}:stage={name}{given}", *overrides[name]]
+        if name in origins:
+            settings.append(f"--config.start_from.run={workdir / origins[name]}")
+        if read_config(settings).task == "generator":
+            settings.append(f"--config.tokenizer.checkpoint={workdir / TOKENIZER}")
+        stages.append(_stage(name, settings, workdir / name))
     return stages
 
 
@@ -139,9 +147,8 @@ def module_of(file: str) -> ModuleType:
     return module
 
 
-def stages_of(file: str) -> tuple[str, ...]:
+def stages_of(file: str, module: ModuleType) -> tuple[str, ...]:
     """The ``STAGES`` of a config file."""
-    module = module_of(file)
     if not hasattr(module, "STAGES"):
         raise UserError(f"{file} has no STAGES, so it describes no system")
     return module.STAGES
@@ -243,10 +250,13 @@ def title(config: str) -> str:
 def headline(stages: list[Stage], metrics: dict[str, Any]) -> Section:
     """The few numbers that say how well it went."""
     items = []
-    for results in (metrics.get(stage.name, {}) for stage in stages):
+    several = sum(stage.config.task == "tokenizer" for stage in stages) > 1
+    for stage in stages:
+        results = metrics.get(stage.name, {})
         if "psnr" in results:
             quality = f"{results['psnr']:.1f} dB"
-            items.append(("PSNR of reconstructions", quality, "likeness of the pixels; higher is better"))
+            of = f" ({stage.name})" if several else ""
+            items.append((f"PSNR of reconstructions{of}", quality, "likeness of the pixels; higher is better"))
         for word, share in results.get("prompt_fidelity", {}).items():
             if word in JUDGED:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from videogen.errors import UserError
-from videogen.shapes import Codes, Compression, Extension, TokenGrid, VideoShape
+from videogen.shapes import Codes, Compression, Extension, Tiles, TokenGrid, VideoShape
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -98,3 +99,36 @@ def test_codes_keep_their_grid_across_jit():
     codes = Codes(jnp.zeros((2, 2, 3, 4, 1), jnp.int32), grid)
     moved = jax.jit(lambda codes: jax.tree.map(lambda x: x + 1, codes))(codes)
     assert moved.grid == grid and moved.mask is None and int(moved.indices.min()) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"), [(48, 32, 16), (49, 16, 5), (100, 32, 0), (20, 32, 8), (32, 32, 8)]
+)
+def test_tiles_cover_a_side_and_their_weights_add_up_to_one_or_more(size, tile, overlap):
+    tiles = Tiles(size, tile, overlap)
+    total = np.zeros(size)
+    for start, following in zip(tiles.starts, (*tiles.starts[1:], None), strict=True):
+        weights = tiles.weights(start)
+        total[start : start + tile] += weights
+        if following is None:
+            assert start + len(weights) == size
+        else:
+            assert start < following <= start + tile - overlap
+    assert total.min() >= 1 - 1e-9
+    if len(tiles.starts) == 1 or (size - tile) % (tile - overlap) == 0:
+        np.testing.assert_allclose(total, 1)
+
+
+def test_the_edge_of_a_tile_does_not_count_where_another_knows_better():
+    tiles = Tiles(48, 32, 16)
+    assert tiles.starts == (0, 16)
+    np.testing.assert_array_equal(tiles.weights(0)[-4:], 0)
+    np.testing.assert_array_equal(tiles.weights(0)[:20], 1)
+    np.testing.assert_array_equal(tiles.weights(16), tiles.weights(0)[::-1])
+    assert Tiles(12, 8, 4).scaled(4) == tiles
+
+
+@pytest.mark.parametrize("overlap", [-1, 32])
+def test_an_overlap_as_long_as_a_tile_is_refused(overlap):
+    with pytest.raises(UserError, match="between 0 and 31"):
+        Tiles(48, 32, overlap)

@@ -1,9 +1,9 @@
-"""Scalar schedules, in one place: mask ratios in decoding and learning-rate shapes in training."""
+"""Scalar schedules, in one place: mask ratios in decoding, learning-rate shapes and loss weights in training."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError, near_matches
 
@@ -18,6 +18,11 @@ DECAYS: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
 
 ``cosine`` is MaskGIT's mask schedule; ``half_cosine`` is the usual learning-rate decay.
 """
+
+
+def ramp(start: float, final: float, steps: int, step: Int[Array, ""]) -> Float[Array, ""]:
+    """From ``start`` at step 0 in a straight line to ``final`` at ``steps`` and after."""
+    return start + (final - start) * jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
 
 
 def decay(name: str, progress: Float[Array, ""]) -> Float[Array, ""]:

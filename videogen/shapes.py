@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
@@ -153,6 +154,48 @@ class Extension:
     def segments(self, frames: int) -> int:
         """The fewest windows that hold at least ``frames`` frames."""
         return 1 + max(0, math.ceil((frames - self.window) / (self.window - self.overlap)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Equal tiles that cover one side of a frame, each overlapping the next by at least ``overlap`` places.
+
+    Attributes:
+      size: places of the side.
+      tile: places of a tile; one tile covers a side that is no longer.
+      overlap: places that neighbours share; the last two share more where the tiles do not come out even.
+    """
+
+    size: int
+    tile: int
+    overlap: int
+
+    def __post_init__(self):
+        if not 0 <= self.overlap < self.tile:
+            raise UserError(f"the overlap of tiles must be between 0 and {self.tile - 1}, got {self.overlap}")
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first place of each tile."""
+        last = max(self.size - self.tile, 0)
+        return (*range(0, last, self.tile - self.overlap), last)
+
+    def scaled(self, factor: int) -> "Tiles":
+        """The same tiles in units ``factor`` times as small: pixels for latents."""
+        return Tiles(self.size * factor, self.tile * factor, self.overlap * factor)
+
+    def weights(self, start: int) -> Float[np.ndarray, "places"]:
+        """How much the tile at ``start`` counts at each of its places, relative to its neighbours.
+
+        Of an overlap, the quarter next to the tile's own edge does not count: that is where the tile has seen least of
+        what surrounds it. From there it rises in a straight line over half of the overlap.
+        """
+        length = min(self.tile, self.size)
+        places = np.arange(length) + 0.5
+        first = places if start > 0 else np.full(length, np.inf)
+        last = length - places if start + length < self.size else np.full(length, np.inf)
+        distance = np.minimum(first, last)
+        return np.clip((distance - self.overlap / 4) / max(self.overlap / 2, 1e-9), 0.0, 1.0)
 
 
 @jax.tree_util.register_dataclass

@@ -22,8 +22,8 @@ class Numbers(Source):
 
     classes = ("a", "b", "c")
 
-    def __init__(self, count, broken=()):
-        super().__init__(clip=CLIP, seed=0, split="train")
+    def __init__(self, count, broken=(), clip=CLIP):
+        super().__init__(clip=clip, seed=0, split="train")
         self._count = count
         self._broken = set(broken)
 
@@ -33,7 +33,9 @@ class Numbers(Source):
     def sample(self, index, rng):
         if index in self._broken:
             raise SampleError(f"file{index}", "broken")
-        video = np.full((3, 8, 8, 3), index, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None] * 100
+        clip = self.clip
+        times = np.arange(clip.frames, dtype=np.uint8)[:, None, None, None] * 100
+        video = np.full((clip.frames, clip.height, clip.width, 3), index, np.uint8) + times
         audio = np.array([[rng.random()]], np.float32)
         return {"video": video, "caption": str(index), "label": index % 3, "fps": 8.0, "audio": audio}
 
@@ -49,6 +51,13 @@ class Length:
 def make(source=None, **settings):
     settings = {"batch_size": 4, "seed": 3, "workers": 0, "text": Length()} | settings
     return Pipeline(Numbers(10) if source is None else source, **settings)
+
+
+BUCKETS = {
+    "source": [Numbers(10, clip=clip) for clip in (CLIP, Clip(1, 16, 8), Clip(2, 8, 24))],
+    "batch_size": [4, 8, 2],
+    "shares": [3, 1, 2],
+}
 
 
 def take(pipeline, count):
@@ -169,6 +178,54 @@ def test_skipped_names_come_back_from_worker_processes():
     pipeline = make(Numbers(10, broken=(2,)), workers=1)
     take(pipeline, 3)
     assert pipeline.skipped == {"file2": "broken"}
+
+
+def test_all_buckets_share_one_order_of_samples():
+    pipeline = make(**BUCKETS)
+    batches, buckets = [], []
+    for _ in range(12):
+        batches.append(next(pipeline))
+        buckets.append(pipeline.bucket)
+    pipeline.close()
+    np.testing.assert_array_equal(np.bincount(buckets), [6, 2, 4])
+    for batch, bucket in zip(batches, buckets, strict=True):
+        clip = BUCKETS["source"][bucket].clip
+        assert batch["video"].shape == (BUCKETS["batch_size"][bucket], clip.frames, clip.height, clip.width, 3)
+    order = ids(batches)
+    assert order == ids(take(make(batch_size=len(order)), 1))
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_with_buckets_goes_on_where_it_stopped(workers):
+    settings = BUCKETS | {"image_batch_size": 2}
+    straight = take(make(**settings), 9)
+    pipeline = make(workers=workers, **settings)
+    first = [next(pipeline) for _ in range(4)]
+    state = pipeline.get_state()
+    pipeline.close()
+    assert state == {"position": sum(len(batch["video"]) for batch in first)}
+    assert_equal(straight, first + take(make(workers=workers, start=state["position"], **settings), 5))
+
+
+def test_two_processes_hold_the_halves_of_every_bucket():
+    settings = BUCKETS | {"image_batch_size": 2}
+    whole = take(make(**settings), 6)
+    parts = [take(make(process_index=p, process_count=2, **settings), 6) for p in range(2)]
+    for k, batch in enumerate(whole):
+        for key in ("video", "text_ids", "audio"):
+            np.testing.assert_array_equal(batch[key], np.concatenate([parts[p][k][key] for p in range(2)]))
+        joined = np.concatenate([parts[p][k]["image"]["video"] for p in range(2)])
+        np.testing.assert_array_equal(batch["image"]["video"], joined)
+
+
+def test_buckets_of_different_data_and_uneven_ones_are_refused():
+    with pytest.raises(UserError, match="another number of samples"):
+        make([Numbers(10), Numbers(9)], batch_size=[2, 2], shares=[1, 1])
+    with pytest.raises(UserError, match="batch size 2 is no multiple of the 4 processes"):
+        make(**BUCKETS, process_count=4)
+    with pytest.raises(UserError, match="no batch begins after 1 videos"):
+        make(**BUCKETS, start=1)
 
 
 class Watchful(Numbers):

@@ -27,6 +27,19 @@ def test_nonsaturating_values():
     assert np.isfinite(loss.discriminator(jnp.full(2, -1e4), jnp.full(2, 1e4)))
 
 
+def test_smoothed_labels_are_the_cross_entropy_with_their_target():
+    smoothed = adversarial_loss("nonsaturating", label_smoothing=0.1)
+    p = 1 / (1 + np.exp(-np.asarray(REAL)))
+    real = -(0.9 * np.log(p) + 0.1 * np.log(1 - p)).mean()
+    fake = float(adversarial_loss("nonsaturating").discriminator(jnp.full(1, 1e4), FAKE))
+    assert float(smoothed.discriminator(REAL, FAKE)) == pytest.approx(real + fake, rel=1e-5)
+    # A real example that is 90 % sure is sure enough.
+    at_target = jax.grad(smoothed.discriminator)(jnp.array([np.log(9.0)]), FAKE)
+    np.testing.assert_allclose(at_target, 0, atol=1e-6)
+    with pytest.raises(UserError, match="'hinge' has no label_smoothing"):
+        adversarial_loss("hinge", label_smoothing=0.1)
+
+
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_the_two_sides_pull_in_opposite_directions(name):
     loss = ADVERSARIAL[name]

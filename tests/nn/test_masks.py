@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.nn import Attention, BlockCausal, Causal, Full, PrefixLM, Window, attend, mask_array
+from videogen.nn import Attention, BlockCausal, Causal, CausalWindow, Full, PrefixLM, Window, attend, mask_array
 
 DEFINITIONS = {
     Full(): lambda q, k: True,
@@ -15,6 +15,8 @@ DEFINITIONS = {
     BlockCausal(1): lambda q, k: k <= q,
     PrefixLM(4): lambda q, k: k < 4 or k <= q,
     PrefixLM(0): lambda q, k: k <= q,
+    CausalWindow(3): lambda q, k: q - 3 < k <= q,
+    CausalWindow(1): lambda q, k: q == k,
     Window(2): lambda q, k: q - 2 <= k <= q + 2,
     Window(0): lambda q, k: q == k,
 }

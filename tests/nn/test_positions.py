@@ -16,6 +16,7 @@ from videogen.nn import (
     depthwise,
     rotary_angles,
     rotate,
+    sincos_positions,
 )
 
 
@@ -73,6 +74,16 @@ def test_rotation_keeps_norms_and_dtype():
 def test_rotary_refuses_too_small_heads(shape, width):
     with pytest.raises(UserError, match="even head width"):
         rotary_angles(shape, width)
+
+
+def test_sincos_positions_are_the_published_ones_and_differ_everywhere():
+    features = sincos_positions([5], 8)
+    angles = np.arange(5)[:, None] / 10_000.0 ** (np.arange(4) * 2 / 8)
+    np.testing.assert_allclose(features, np.concatenate([np.sin(angles), np.cos(angles)], 1), atol=1e-6)
+    grid = sincos_positions([2, 3, 4], 12)
+    assert grid.shape == (24, 12) and len(np.unique(grid.round(4), axis=0)) == 24
+    # Raster order: the last axis moves first.
+    np.testing.assert_allclose(grid[:4, [0, 1, 2, 3]], np.repeat(grid[:1, :4], 4, 0), atol=1e-6)
 
 
 def test_learned_positions():

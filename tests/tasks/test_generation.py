@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import phenaki
+from configs import larp, phenaki
 from videogen import tasks
 from videogen.errors import UserError
 from videogen.shapes import Extension
@@ -12,14 +12,10 @@ from videogen.shapes import Extension
 WINDOW = 5
 
 
-@pytest.fixture(scope="module")
-def generator():
+def make(frames: int, side: int, tokenizer) -> tasks.VideoGenerator:
     config = phenaki.get_config("stage=generator,size=debug")
-    config.data.clip.update({"frames": WINDOW, "height": 16, "width": 16})
-    config.tokenizer.model.update(
-        {"width": 32, "heads": 2, "mlp_width": 64, "encoder_layers": (1, 1), "decoder_layers": (1, 1)}
-    )
-    config.tokenizer.model.quantizer.size = 32
+    config.data.clip.update({"frames": frames, "height": side, "width": side})
+    config.tokenizer.model = tokenizer
     config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
     config.text.encoder.update({"width": 32, "heads": 2})
     config.sampler.update({"steps": 3, "guidance_scale": 1.0, "choice_temperature": 1.0})
@@ -30,6 +26,14 @@ def generator():
     text = modules["generator"].text_encoder.embedding.table
     text.set_value(text.get_value() * 500)
     return tasks.VideoGenerator(task, modules)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    tokenizer = phenaki.cvivit("debug")
+    tokenizer.update({"width": 32, "heads": 2, "mlp_width": 64, "encoder_layers": (1, 1), "decoder_layers": (1, 1)})
+    tokenizer.quantizer.size = 32
+    return make(WINDOW, 16, tokenizer)
 
 
 def text(*ids: int) -> dict[str, np.ndarray]:
@@ -92,3 +96,14 @@ def test_seed_decides_everything(generator):
 def test_impossible_overlaps_are_refused(generator, overlap):
     with pytest.raises(UserError):
         generator.generate(text(1), 9, seed=0, overlap=overlap)
+
+
+def test_a_window_coded_as_a_whole_does_not_slide():
+    tokenizer = larp.larp("debug")
+    tokenizer.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1, "queries": 3})
+    generator = make(4, 24, tokenizer)
+    assert generator.generate(text(1, 2), 3, seed=0).shape == (2, 3, 24, 24, 3)
+    given = np.zeros((1, 1, 24, 24, 3), np.uint8)
+    for story, frames, first in (([text(1)], 5, None), ([text(1)] * 2, 4, None), ([text(1)], 4, given)):
+        with pytest.raises(UserError, match="codes 4 frames as a whole"):
+            generator.generate(story, frames, seed=0, first_frames=first)

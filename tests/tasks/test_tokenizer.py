@@ -120,3 +120,112 @@ def test_an_unknown_discriminator_is_named(config):
     config.losses.adversarial.discriminator = "clips"
     with pytest.raises(UserError, match="did you mean 'clip'"):
         tasks.build(config)
+
+
+def modules_with_discriminator(config, **adversarial):
+    """A task with a small discriminator of frames, its modules, and the video of a batch."""
+    config = config.copy_and_resolve_references()
+    config.losses.perceptual.weight = 0.0
+    config.model.update({"encoder_layers": (0, 0), "decoder_layers": (0, 0)})
+    config.losses.adversarial.update({"start": 0} | adversarial)
+    task = tasks.build(config)
+    return task, nnx.jit(lambda: task.init(nnx.Rngs(0)))(), tasks.to_video(jnp.asarray(batch(0)["video"]))
+
+
+def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(config):
+    task, modules, video = modules_with_discriminator(config, adaptive=True, weight=0.5)
+    graph, *state = nnx.split(modules["tokenizer"], nnx.Param, ...)
+    params, rest = map(nnx.to_pure_dict, state)
+    key, step = jax.random.key(1), jnp.zeros((), jnp.int32)
+    frame_key = jax.random.split(key, 3)[1]
+
+    def reconstruct(params):
+        model = nnx.merge(graph, params, rest)
+        latents, _, losses, _ = model.bottleneck(model.encode(video), key=key, train=True)
+        return model.decode(latents), sum(losses.values())
+
+    @jax.jit
+    def separately(params):
+        fidelity = jax.grad(lambda p: task._fidelity(modules, reconstruct(p)[0], video)[0])(params)
+        realism = jax.grad(lambda p: task._realism(modules, reconstruct(p)[0], frame_key))(params)
+        return fidelity, realism, jax.grad(lambda p: reconstruct(p)[1])(params)
+
+    @jax.jit
+    def together(params):
+        def loss(params):
+            live = {**modules, "tokenizer": nnx.merge(graph, params, rest)}
+            return task._autoencode(live, video, key, step)[:2]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient, terms = together(params)
+    fidelity, realism, quantizer = separately(params)
+    norms = [jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(g["pixels"]))) for g in (fidelity, realism)]
+    weight = 0.5 * norms[0] / (norms[1] + 1e-4)
+    assert float(terms["adversarial_weight"]) == pytest.approx(float(weight), rel=1e-4)
+    assert float(weight) != pytest.approx(0.5, rel=0.1)
+    expected = jax.tree.map(lambda f, r, q: f + weight * r + q, fidelity, realism, quantizer)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-7)
+    total = float(terms["l2"]) + 0.5 * float(terms["l1"]) + float(weight * terms["adversarial"] + terms["commitment"])
+    assert float(terms["loss"]) == pytest.approx(total, rel=1e-4)
+
+
+def test_the_discriminator_and_its_penalty_work_in_the_steps_that_are_due(config):
+    often = {"start": 1, "every": 2, "r1_every": 2, "rest_below": 0.5}
+    task, modules, video = modules_with_discriminator(config, **often)
+    example = {"video": jnp.asarray(batch(0)["video"]), "reconstruction_0": -video}
+    judged = jax.jit(lambda step: task.discriminator_loss(modules, example, jax.random.key(0), step))
+    outcomes = [judged(jnp.asarray(step)) for step in range(6)]
+    assert [bool(outcome.active) for _, outcome in outcomes] == [False, True, False, True, False, True]
+    assert [float(loss) > 0 for loss, _ in outcomes] == [False, True, False, True, False, True]
+    penalties = [float(outcome.metrics["r1"]) for _, outcome in outcomes]
+    assert [penalty > 0 for penalty in penalties] == [False, True, False, False, False, True]
+
+    always = modules_with_discriminator(config, start=1)[0].discriminator_loss
+    loss, outcome = jax.jit(lambda: always(modules, example, jax.random.key(0), jnp.asarray(1)))()
+    assert outcome.active is None
+    # Two updates without the penalty for one of double weight.
+    assert penalties[1] == pytest.approx(2 * float(outcome.metrics["r1"]), rel=1e-4)
+    r1 = config.losses.adversarial.r1
+    assert float(outcomes[1][0] - loss) == pytest.approx(0.5 * r1 * float(outcome.metrics["r1"]), rel=1e-3)
+
+
+def test_a_discriminator_that_wins_rests(config):
+    task, modules, video = modules_with_discriminator(config, rest_below=100.0)
+    example = {"video": jnp.asarray(batch(0)["video"]), "reconstruction_0": -video}
+    judged = jax.jit(lambda: task.discriminator_loss(modules, example, jax.random.key(0), jnp.asarray(0)))
+    assert not judged()[1].active
+
+
+def test_clips_of_other_sizes_are_judged_at_the_size_of_the_discriminator(config):
+    frames = tasks.build(config)._judged(jnp.ones((2, 3, 24, 32, 3)), jax.random.key(0))
+    assert frames.shape == (2, 16, 16, 3)
+    np.testing.assert_allclose(frames, 1.0, rtol=1e-6)
+
+
+def test_a_scheduled_loss_changes_its_weight_with_the_step(config):
+    config = config.copy_and_resolve_references()
+    config.losses.schedule = (("commitment", 3.0, 1.0, 10),)
+    task = tasks.build(config)
+    values = {"commitment": jnp.asarray(2.0), "entropy": jnp.asarray(5.0)}
+    for step, factor in ((0, 3.0), (5, 2.0), (10, 1.0), (99, 1.0)):
+        scaled = task._scheduled(values, jnp.asarray(step))
+        assert float(scaled["commitment"]) == pytest.approx(2.0 * factor) and float(scaled["entropy"]) == 5.0
+    with pytest.raises(UserError, match="did you mean 'entropy'"):
+        config.losses.schedule = (("entropi", 3.0, 1.0, 10),)
+        tasks.build(config)._scheduled(values, jnp.asarray(0))
+    with pytest.raises(UserError, match="entries .name, start, final, steps."):
+        config.losses.schedule = ("entropy", 3.0, 1.0, 10)
+        tasks.build(config)
+
+
+def test_buckets_must_fit_the_tokenizer(config):
+    config = config.copy_and_resolve_references()
+    config.data.buckets = ((5, 16, 16, 4, 1), (3, 24, 32, 2, 1))
+    task = tasks.build(config)
+    nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
+    assert task.bucket_tokens == [3 * 4 * 4, 2 * 6 * 8]
+    config.data.buckets = ((5, 16, 16, 4, 1), (4, 16, 16, 4, 1))
+    with pytest.raises(UserError, match="use 3 or 5"):
+        nnx.eval_shape(lambda: tasks.build(config).init(nnx.Rngs(0)))

@@ -31,10 +31,20 @@ CONFIGS = {
     "convolutional, blurred": CONVOLUTIONAL
     | {"multipliers": (1, 2), "blocks": 1, "spatial_strides": (2,), "temporal_strides": (2,)}
     | {"padding": "replicate", "downsampling": "blurred", "middle_blocks": 0},
+    "omnitokenizer": {"name": "omnitokenizer", "patch": (2, 2, 2), "width": 16, "heads": 2, "mlp_width": 32}
+    | {"window": 2, "encoder_spatial": "tw", "encoder_temporal": 1, "decoder_spatial": "wt", "decoder_temporal": 1}
+    | {"quantizer": VECTORS},
     "magvit": {"name": "magvit", "width": 4, "multipliers": (1, 2), "blocks": 1, "middle_blocks": 1}
     | {"spatial_strides": (2,), "temporal_strides": (2,), "norm_groups": 2, "quantizer": VECTORS},
+    "larp": {"name": "larp", "clip": (4, 8, 8), "patch": (2, 4, 4), "queries": 5, "width": 12, "heads": 2}
+    | {"mlp_width": 24, "encoder_layers": 1, "decoder_layers": 1}
+    | {"quantizer": {"name": "stochastic", "size": 64, "width": 6}},
 }
-CAUSAL = [name for name in CONFIGS if name != "magvit"]
+CAUSAL = [name for name in CONFIGS if name not in ("magvit", "larp")]
+UNBOUNDED = ("cvivit", "omnitokenizer")
+"""Attention over the whole past of a clip."""
+FIXED = ("larp",)
+"""Clips of one length only."""
 SIDE = 8
 
 
@@ -62,6 +72,8 @@ def model_of(name: str) -> nnx.Module:
 
 
 def frames_of(name: str) -> int:
+    if name in FIXED:
+        return model_of(name).compression.frames(1)
     return model_of(name).compression.frames(4 if model_of(name).compression.time == 2 else 3)
 
 
@@ -134,7 +146,7 @@ def test_chunks_together_equal_the_whole(name):
     np.testing.assert_allclose(jnp.concatenate(parts, 1), latents, atol=1e-4)
     np.testing.assert_allclose(jnp.concatenate(frames, 1), run(name)[1](quantized), atol=1e-4)
     # Attention sees the whole past and has to keep it; convolutions do not.
-    assert name == "cvivit" or all(size == sizes[0] for size in sizes)
+    assert name in UNBOUNDED or all(size == sizes[0] for size in sizes)
     with pytest.raises(UserError, match="later chunk must have"):
         model.encode_chunk(encoder_cache, video[:, :1])
 
@@ -145,13 +157,16 @@ def test_every_legal_length_has_its_grid_and_comes_back(name):
     m, lone = model.compression.time, int(name in CAUSAL)
     for frames in range(1, 34):
         shape = VideoShape(frames, SIDE, SIDE)
-        if (frames - lone) % m:
+        if name in FIXED and frames != frames_of(name):
+            with pytest.raises(UserError, match="as a whole"):
+                model.grid(shape)
+        elif (frames - lone) % m:
             with pytest.raises(UserError, match=rf"{m}·k frames"):
                 model.grid(shape)
         else:
             assert model.grid(shape).time == lone + (frames - lone) // m
             assert model.compression.frames(model.grid(shape).time) == frames
-    for latent_frames in (1, 2, 5):
+    for latent_frames in (1,) if name in FIXED else (1, 2, 5):
         frames = model.compression.frames(latent_frames)
         video = jax.ShapeDtypeStruct((1, frames, SIDE, SIDE, 3), jnp.float32)
         codes = jax.eval_shape(model.tokenize, video)

@@ -67,10 +67,10 @@ def test_a_line_cut_by_a_crash_is_dropped(tmp_path):
 def test_speeds_follow_from_steps_and_hold_when_two_records_come_at_once(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("videogen.training.metrics.time.monotonic", lambda: now[0])
-    progress = Progress(10, 0, videos=4, tokens=50, enabled=False)
-    progress.flops, progress.peak = 3e12, 12e12
-    for _ in range(6):
-        progress.update()
+    progress = Progress(10, 0, enabled=False)
+    progress.peak = 12e12
+    for videos, flops in ((2, 2e12), (4, 3e12), (6, 4e12)) * 2:
+        progress.update(videos, 50 * videos, flops)
     now[0] += 3
     expected = {
         "speed/videos_per_second": 8,

@@ -77,10 +77,10 @@ def wait_for(workdir: Path, step: int, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        ("--config.data.workers=2",),
+        ("--config.data.workers=2", "--config.data.buckets=((5,16,16,8,2),(3,16,24,4,1))"),
         ("--config.accumulate=2", "--config.ema.decay=0.9", "--config.data.image_batch_size=2"),
     ],
-    ids=["workers", "accumulation_ema_images"],
+    ids=["workers_buckets", "accumulation_ema_images"],
 )
 def test_killed_run_resumes_to_the_same_bits(tmp_path, extra):
     straight = start(tmp_path / "straight", *extra)

@@ -5,6 +5,7 @@ from typing import Any
 
 from videogen.building import build as build_entry
 from videogen.data.array_record import ArrayRecordSource
+from videogen.data.buckets import Bucket, read_buckets
 from videogen.data.clip import Clip
 from videogen.data.mixture import MixtureSource
 from videogen.data.pipeline import Pipeline
@@ -23,7 +24,7 @@ SOURCES = {
     "video_folder": VideoFolderSource,
 }
 
-__all__ = ["SOURCES", "Clip", "Pipeline", "SampleError", "Source", "build"]
+__all__ = ["SOURCES", "Bucket", "Clip", "Pipeline", "SampleError", "Source", "build", "read_buckets"]
 
 
 def build(config: Mapping[str, Any], *, clip: Clip, seed: int, split: str) -> Source:

@@ -1,15 +1,13 @@
 """Several sources as one, in fixed proportions."""
 
-import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from videogen.data.clip import Clip
-from videogen.data.source import Source
+from videogen.data.source import Source, proportions
 from videogen.errors import UserError
 
 TOKENS = "tokens"
@@ -52,7 +50,8 @@ class MixtureSource(Source):
         super().__init__(clip=clip, seed=seed, split=split)
         if isinstance(parts, str) or not parts or not all(hasattr(part, "keys") for part in parts):
             raise UserError("a mixture needs parts: a list of source configs, each with a weight")
-        self._weights = _whole([part.get("weight", 0) for part in parts])
+        weights = [part.get("weight", 0) for part in parts]
+        self._weights = proportions(weights, "part of a mixture needs a positive weight")
         self._parts: list[Source] = []
         if len({part.get("name") == TOKENS for part in parts}) > 1:
             raise UserError("a mixture cannot join token caches and pixels; tokenize all of its parts")
@@ -100,15 +99,3 @@ class MixtureSource(Source):
     def caption(self, index: int) -> str:
         part, at = self._locate(int(index))
         return part.caption(at)
-
-
-def _whole(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in exactly the proportions of ``weights`` as they are written: 0.1 is one tenth."""
-    try:
-        exact = [Fraction(str(weight)) for weight in weights]
-    except (ValueError, ZeroDivisionError):
-        exact = [Fraction(0)]
-    if min(exact) <= 0:
-        raise UserError(f"every part of a mixture needs a positive weight, got {weights}")
-    scale = math.lcm(*(weight.denominator for weight in exact))
-    return [int(weight * scale) for weight in exact]

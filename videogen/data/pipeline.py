@@ -2,10 +2,13 @@
 
 What a batch holds is a pure function of (seed, global position of its samples). Neither the number of workers
 nor of processes enters: in the job as a whole, batch k holds positions k·B … (k+1)·B - 1, and process p of P
-holds the p-th of P equal consecutive runs of them.
+holds the p-th of P equal consecutive runs of them. With buckets of several clip sizes all of them share the one order
+of samples: the bucket of batch k is a pure function of (seed, k), and so is the position where it begins, which follows
+from the batch sizes before it.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -13,6 +16,7 @@ import numpy as np
 from absl import flags, logging
 from jaxtyping import Bool, Int32
 
+from videogen.data.buckets import BucketSchedule
 from videogen.data.source import SampleError, Source
 from videogen.errors import UserError
 
@@ -74,9 +78,48 @@ class Collate:
         return batch
 
 
-def _join(pair: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    batch, images = pair
-    return batch | {"image": images, "skipped": batch["skipped"] + images.pop("skipped")}
+class ReadBatch:
+    """Step -> this process's share of its batch, so that Grain deals whole batches out to its workers.
+
+    Were they to batch the samples they are dealt, the order would depend on how many there are.
+
+    Args:
+      schedule: the bucket and position of every step.
+      videos: the samples by position, one data set per bucket.
+      batch_sizes: one per bucket, of this process.
+      images: the samples that give images, one data set per bucket.
+      image_batch_size: of this process; 0 gives none.
+      process: this process's index, and their count.
+      collate: joins samples.
+    """
+
+    def __init__(
+        self,
+        schedule: BucketSchedule,
+        videos: Sequence[grain.MapDataset],
+        batch_sizes: Sequence[int],
+        images: Sequence[grain.MapDataset],
+        image_batch_size: int,
+        process: tuple[int, int],
+        collate: Collate,
+    ):
+        self._schedule = schedule
+        self._videos, self._batch_sizes = videos, batch_sizes
+        self._images, self._image_batch_size = images, image_batch_size
+        self._process, self._collate = process, collate
+
+    def _read(self, samples: grain.MapDataset, start: int, size: int) -> dict[str, Any]:
+        first = start + self._process[0] * size
+        return self._collate([samples[i] for i in range(first, first + size)])
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        bucket = self._schedule.bucket(step)
+        batch = self._read(self._videos[bucket], self._schedule.position(step), self._batch_sizes[bucket])
+        if self._image_batch_size:
+            start = step * self._image_batch_size * self._process[1]
+            images = self._read(self._images[bucket], start, self._image_batch_size)
+            batch |= {"image": images, "skipped": batch["skipped"] + images.pop("skipped")}
+        return batch
 
 
 class Pipeline:
@@ -92,8 +135,9 @@ class Pipeline:
       samples.
 
     Args:
-      source: what to read.
-      batch_size: videos per batch in the whole job.
+      source: what to read; with buckets one for each, of the same samples at another clip size.
+      batch_size: videos per batch in the whole job; with buckets one for each.
+      shares: of the steps, relative to each other; one for each bucket.
       seed: decides the order and, with the position, the crops and windows.
       workers: worker processes; 0 reads in background threads of this process.
       text: tokenizer of the captions; ``None`` leaves the text out.
@@ -107,40 +151,49 @@ class Pipeline:
       skipped: file -> reason, of all samples passed over so far because they could not be read.
 
     Raises:
-      UserError: an empty source, or batch sizes that the processes cannot share evenly. While iterating:
-        no sample can be read.
+      UserError: an empty source, batch sizes that the processes cannot share evenly, or a start where no batch begins.
+        While iterating: no sample can be read.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Sequence[Source],
         *,
-        batch_size: int,
+        batch_size: int | Sequence[int],
         seed: int,
         workers: int,
         text: TextTokenizer | None,
+        shares: Sequence[float] = (1,),
         image_batch_size: int = 0,
         process_index: int = 0,
         process_count: int = 1,
         start: int = 0,
         shuffle: bool = True,
     ):
-        if len(source) == 0:
+        sources = [source] if isinstance(source, Source) else list(source)
+        batch_sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+        if len(sources[0]) == 0:
             raise UserError("the data set is empty; check data.source.path")
-        if batch_size < 1 or image_batch_size < 0:
+        if len({len(source) for source in sources}) > 1:
+            raise UserError("the data set has another number of samples for each bucket, so they share no order")
+        if min(batch_sizes) < 1 or image_batch_size < 0:
             raise UserError(f"batch sizes must be positive, got {batch_size} and {image_batch_size} (images)")
-        for size in (batch_size, image_batch_size):
+        for size in (*batch_sizes, image_batch_size):
             if size % process_count:
                 raise UserError(f"batch size {size} is no multiple of the {process_count} processes")
         self.skipped: dict[str, str] = {}
-        self._source = source
-        self._batch_size = batch_size
-        self._image_batch_size = image_batch_size
-        self._seed = seed
+        # Streams of videos and images have the seeds 0 and 1 beside this one.
+        self._schedule = BucketSchedule(batch_sizes, shares, _seed_of(seed, 2))
+        self._read = ReadBatch(
+            self._schedule,
+            [_samples(source, _seed_of(seed, 0), shuffle, single_frame=False) for source in sources],
+            [size // process_count for size in batch_sizes],
+            [_samples(source, _seed_of(seed, 1), shuffle, single_frame=True) for source in sources],
+            image_batch_size // process_count,
+            (process_index, process_count),
+            Collate(text, bool(sources[0].classes)),
+        )
         self._workers = workers
-        self._text = text
-        self._process = process_index, process_count
-        self._shuffle = shuffle
         self._open(start)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -150,17 +203,22 @@ class Pipeline:
         if self._iterator is None:
             raise StopIteration
         batch = next(self._iterator)
-        self._position += self._batch_size
+        self._step += 1
         for name, reason in batch.pop("skipped"):
             if name not in self.skipped:
                 self.skipped[name] = reason
                 logging.warning("skipped %s: %s", name, reason)
         return batch
 
+    @property
+    def bucket(self) -> int:
+        """The number of the bucket that the last batch was of."""
+        return self._schedule.bucket(self._step - 1)
+
     def get_state(self) -> dict[str, int]:
         """The position as JSON-able data: videos consumed by the whole job, hence valid for any number of
         processes and workers (Grain's own iterator state is neither)."""
-        return {"position": self._position}
+        return {"position": self._schedule.position(self._step)}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes to a position; the batches that follow are those that followed ``get_state``."""
@@ -175,14 +233,8 @@ class Pipeline:
         self._iterator = None
 
     def _open(self, position: int) -> None:
-        self._position = position
-        batches = self._stream(0, position, self._batch_size)
-        if self._image_batch_size:
-            start = position * self._image_batch_size // self._batch_size
-            images = self._stream(1, start, self._image_batch_size)
-            length = min(len(batches), len(images))
-            both = grain.experimental.ZipMapDataset([batches[:length], images[:length]])
-            batches = both.map(_join)
+        self._step = self._schedule.step(position)
+        batches = grain.MapDataset.range(self._step, sys.maxsize).map(self._read)
         threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         dataset = batches.to_iter_dataset(threads)
         if self._workers:
@@ -193,18 +245,14 @@ class Pipeline:
             dataset = dataset.mp_prefetch(options)
         self._iterator = iter(dataset)
 
-    def _stream(self, kind: int, start: int, batch_size: int) -> grain.MapDataset:
-        """This process's batches of one kind (0: videos, 1: images), each an element of its own.
 
-        Batches are made before Grain deals the elements out to its workers: otherwise every worker would
-        batch its own samples and the order would depend on how many there are.
-        """
-        index, count = self._process
-        seed = int(np.random.SeedSequence([self._seed, kind]).generate_state(1)[0])
-        order = grain.MapDataset.range(len(self._source)).seed(seed)
-        if self._shuffle:
-            order = order.shuffle()
-        samples = order.repeat().random_map(Readable(self._source, single_frame=kind == 1))
-        collate = Collate(self._text, bool(self._source.classes))
-        local = samples[start:].batch(batch_size // count, drop_remainder=True, batch_fn=collate)
-        return local[index::count]
+def _seed_of(seed: int, kind: int) -> int:
+    return int(np.random.SeedSequence([seed, kind]).generate_state(1)[0])
+
+
+def _samples(source: Source, seed: int, shuffle: bool, single_frame: bool) -> grain.MapDataset:
+    """The samples of a source by global position, epoch after epoch."""
+    order = grain.MapDataset.range(len(source)).seed(seed)
+    if shuffle:
+        order = order.shuffle()
+    return order.repeat().random_map(Readable(source, single_frame=single_frame))

@@ -1,6 +1,9 @@
 """The base of every source: random access to samples that depend on nothing but (seed, index)."""
 
 import hashlib
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -75,3 +78,24 @@ class Source:
 def held_out(key: str, share: float) -> bool:
     """Whether ``key`` belongs to the held-out ``share`` of all keys; its SHA-256 decides."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64
+
+
+def proportions(weights: Sequence[float], rule: str) -> list[int]:
+    """Whole numbers in exactly the proportions of ``weights`` as they are written: 0.1 is one tenth.
+
+    Args:
+      weights: positive numbers.
+      rule: what the message says every one of them must be.
+
+    Raises:
+      UserError: a weight is not positive.
+    """
+    try:
+        exact = [Fraction(str(weight)) for weight in weights]
+    except (ValueError, ZeroDivisionError):
+        exact = [Fraction(0)]
+    if min(exact) <= 0:
+        raise UserError(f"every {rule}, got {weights}")
+    scale = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * scale) for weight in exact]
+    return [weight // math.gcd(*whole) for weight in whole]

@@ -1,5 +1,6 @@
 """Adversarial objectives over discriminator logits, and the gradient penalty that steadies them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,10 +26,14 @@ def hinge_generator(fake_logits: Logits) -> Scalar:
     return -jnp.mean(fake_logits.astype(jnp.float32))
 
 
-def nonsaturating_discriminator(real_logits: Logits, fake_logits: Logits) -> Scalar:
-    """mean -log sigmoid(D(real)) + mean -log(1 - sigmoid(D(fake))) (Goodfellow et al., 2014)."""
+def nonsaturating_discriminator(real_logits: Logits, fake_logits: Logits, label_smoothing: float = 0.0) -> Scalar:
+    """mean -log sigmoid(D(real)) + mean -log(1 - sigmoid(D(fake))) (Goodfellow et al., 2014).
+
+    With ``label_smoothing`` the target of real ones is 1 less that, and that of fake ones stays 0 (Salimans et al.,
+    2016): a sure discriminator is then held back.
+    """
     real, fake = real_logits.astype(jnp.float32), fake_logits.astype(jnp.float32)
-    return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
+    return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)) + label_smoothing * jnp.mean(real)
 
 
 def nonsaturating_generator(fake_logits: Logits) -> Scalar:
@@ -50,6 +55,24 @@ def r1_penalty(
     """
     gradient = jax.grad(lambda x: jnp.sum(apply(x).astype(jnp.float32)))(real.astype(jnp.float32))
     return jnp.sum(jnp.square(gradient)) / real.shape[0]
+
+
+LARGEST_ADAPTIVE_WEIGHT = 1e4
+
+
+def adaptive_weight(reconstruction_norm: Scalar, adversarial_norm: Scalar) -> Scalar:
+    """What makes the adversarial gradient as long as the reconstruction's (VQGAN; Esser et al., 2021), up to 10⁴.
+
+    Args:
+      reconstruction_norm: norm of the gradient of the reconstruction losses at the decoder's last layer.
+      adversarial_norm: the same of the adversarial loss.
+    """
+    return jnp.clip(reconstruction_norm / (adversarial_norm + 1e-4), 0.0, LARGEST_ADAPTIVE_WEIGHT)
+
+
+def with_gradient(x: Array, value: Scalar, gradient: Array) -> Scalar:
+    """``value``, whose gradient with respect to ``x`` is ``gradient``: a loss whose derivative is known already."""
+    return jax.lax.stop_gradient(value) + jnp.vdot(jax.lax.stop_gradient(gradient), x - jax.lax.stop_gradient(x))
 
 
 class MovingAverage(nnx.Variable):
@@ -103,12 +126,17 @@ ADVERSARIAL = {
 }
 
 
-def adversarial_loss(name: str) -> AdversarialLoss:
-    """The objective called ``name``.
+def adversarial_loss(name: str, label_smoothing: float = 0.0) -> AdversarialLoss:
+    """The objective called ``name``, with the real ones' targets smoothed.
 
     Raises:
-      UserError: it is not in ``ADVERSARIAL``.
+      UserError: it is not in ``ADVERSARIAL``, or has no targets to smooth.
     """
     if name not in ADVERSARIAL:
         raise UserError(f"unknown adversarial loss {name!r}{near_matches(name, ADVERSARIAL)}")
-    return ADVERSARIAL[name]
+    if not label_smoothing:
+        return ADVERSARIAL[name]
+    if name != "nonsaturating":
+        raise UserError(f"adversarial loss {name!r} has no label_smoothing; use 'nonsaturating'")
+    smoothed = functools.partial(nonsaturating_discriminator, label_smoothing=label_smoothing)
+    return ADVERSARIAL[name]._replace(discriminator=smoothed)

@@ -12,8 +12,9 @@ from videogen.nn.convolution import (
     convolve,
     repeat,
 )
+from videogen.nn.factorised import FactorisedStack
 from videogen.nn.linear import Embedding, Linear, parameter, truncated_normal
-from videogen.nn.masks import BlockCausal, Causal, Full, Mask, PrefixLM, Window, mask_array
+from videogen.nn.masks import BlockCausal, Causal, CausalWindow, Full, Mask, PrefixLM, Window, mask_array
 from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
 from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
 from videogen.nn.positions import (
@@ -23,9 +24,11 @@ from videogen.nn.positions import (
     depthwise,
     rotary_angles,
     rotate,
+    sincos_positions,
 )
 from videogen.nn.streaming import Stream
 from videogen.nn.transformer import MLP, NORMS, REMAT_POLICIES, Block, Stack, dropout
+from videogen.nn.windows import merge_windows, partition_windows
 
 __all__ = [
     "MLP",
@@ -36,10 +39,12 @@ __all__ = [
     "Block",
     "BlockCausal",
     "Causal",
+    "CausalWindow",
     "ContinuousPositionBias",
     "Convolution",
     "DepthToSpace",
     "Embedding",
+    "FactorisedStack",
     "FirstFramePatches",
     "FirstFramePixels",
     "Full",
@@ -64,11 +69,14 @@ __all__ = [
     "grid_of",
     "l2_normalize",
     "mask_array",
+    "merge_windows",
     "parameter",
+    "partition_windows",
     "patchify",
     "repeat",
     "rotary_angles",
     "rotate",
+    "sincos_positions",
     "truncated_normal",
     "unpatchify",
 ]

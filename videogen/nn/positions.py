@@ -1,4 +1,4 @@
-"""Positions: rotary (1-D to 3-D), learned tables, continuous relative bias, and the causal position generator."""
+"""Positions: rotary and sin-cos (1-D to 3-D), learned tables, continuous bias, and the causal position generator."""
 
 import functools
 import itertools
@@ -39,6 +39,17 @@ def rotary_angles(
     grids = np.meshgrid(*(np.arange(n) + o for n, o in zip(shape, starts, strict=True)), indexing="ij")
     angles = [grid.reshape(-1, 1) * base ** (-np.arange(n) / n) for grid, n in zip(grids, share, strict=True)]
     return np.concatenate(angles, axis=-1).astype(np.float32)
+
+
+def sincos_positions(shape: Sequence[int], width: int) -> Float[np.ndarray, "sequence width"]:
+    """Fixed sine and cosine features of a 1-D to 3-D grid in raster order (Vaswani et al., 2017, axis-wise for grids).
+
+    Args:
+      shape: grid sides, one to three of them.
+      width: even; its frequencies are those of ``rotary_angles``: the axes share them evenly.
+    """
+    angles = rotary_angles(shape, width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
 def rotate(

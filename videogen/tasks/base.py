@@ -1,13 +1,13 @@
 """The contract between the training loop and what it optimises."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from videogen.errors import UserError, near_matches
 from videogen.parallel import on_host
@@ -26,10 +26,12 @@ class Outcome(NamedTuple):
     Attributes:
       metrics: scalars to log.
       handover: arrays added to the batch that later parameter groups of the same step see.
+      active: whether the group's parameters and moments move in this step; ``None`` means always.
     """
 
     metrics: dict[str, Float[Array, ""]]
     handover: dict[str, Array] = {}
+    active: Bool[Array, ""] | None = None
 
 
 LossFunction = Callable[[Modules, Batch, jax.Array, Array], tuple[Float[Array, ""], Outcome]]
@@ -50,8 +52,11 @@ class Task(Protocol):
     losses: Mapping[str, LossFunction]
     """Parameter group -> its loss, in the order they are updated."""
 
-    tokens: int
-    """Places in the token grid of one video; known after ``init``."""
+    exported: Sequence[str]
+    """Parameter groups that an export holds; the others serve training only."""
+
+    bucket_tokens: Sequence[int]
+    """Places in the token grid of one video of each of ``data.read_buckets``; known after ``init``."""
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """One module per parameter group, with fresh parameters."""

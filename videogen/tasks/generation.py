@@ -78,8 +78,12 @@ class VideoGenerator:
           UserError: an overlap or number of first frames the tokenizer or the window cannot take.
         """
         story = [story] if isinstance(story, Mapping) else list(story)
-        extension = Extension(self.window, self.default_overlap() if overlap is None else overlap)
-        self.compression.latent_frames(extension.overlap)
+        if self.grid.time == 1 and (frames > self.window or len(story) > 1 or first_frames is not None):
+            raise UserError(
+                f"the tokenizer codes {self.window} frames as a whole, so its videos have at most as many, no given "
+                "first frames and no story"
+            )
+        extension = self._extension(overlap)
         batch = len(next(iter(story[0].values())))
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
         video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
@@ -87,7 +91,7 @@ class VideoGenerator:
         if given >= self.window:
             raise UserError(f"a window has {self.window} frames; give fewer first frames than {given}")
         shortest = self.compression.frames(self.compression.latent_of_frame(frames - 1) + 1)
-        for segment in range(extension.segments(frames)):
+        for segment in range(extension.segments(frames) if extension else 1):
             kept = given if segment == 0 else extension.overlap
             prefix = self._tokenize(self._states["tokenizer"], video[:, -kept:]) if kept else None
             window = min(self.window, shortest)
@@ -98,6 +102,14 @@ class VideoGenerator:
             # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
             video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
         return video[:, :frames]
+
+    def _extension(self, overlap: int | None) -> Extension | None:
+        """How the window slides; ``None`` for a window of one latent frame, which has none to keep and cannot."""
+        if self.grid.time == 1:
+            return None
+        extension = Extension(self.window, self.default_overlap() if overlap is None else overlap)
+        self.compression.latent_frames(extension.overlap)
+        return extension
 
     def default_overlap(self) -> int:
         """About half the window: 1 + k·t frames."""

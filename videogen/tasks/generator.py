@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from videogen import generators, tokenizers
 from videogen.conditioning import TEXT_ENCODERS, Conditioning, T5Config, T5Encoder, TextEncoder
+from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.shapes import Codes, TokenGrid, VideoShape
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_video, weighted_mean
@@ -37,6 +38,7 @@ class GeneratorTask:
     def __init__(self, config: Any):
         self.config = config
         self.losses = {"generator": self.generator_loss}
+        self.exported = ("generator",)
         self.text = config.text.encoder.name
         known = [*TEXT_ENCODERS, "none"]
         if self.text not in known:
@@ -45,7 +47,16 @@ class GeneratorTask:
         self.tokenizer = nnx.eval_shape(self._build_tokenizer)
         clip = config.data.clip
         self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
-        self.tokens = self.grid.tokens
+        self.bucket_tokens = [self._bucket_grid(bucket.shape).tokens for bucket in read_buckets(config.data)]
+
+    def _bucket_grid(self, shape: VideoShape) -> TokenGrid:
+        grid = self.tokenizer.grid(shape)
+        if grid.shape[1:] != self.grid.shape[1:] or grid.time > self.grid.time:
+            raise UserError(
+                f"a bucket of {grid.shape} codes does not fit a generator for {self.grid.shape}; a generator's buckets "
+                "have the height and width of data.clip, and at most its frames"
+            )
+        return grid
 
     def _build_tokenizer(self) -> nnx.Module:
         return tokenizers.build(

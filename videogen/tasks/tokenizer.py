@@ -1,21 +1,25 @@
 """Training a video tokenizer: reconstruction, quantizer, perceptual and adversarial losses."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen import losses, tokenizers
+from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import bits_per_pixel, psnr, ssim, to_unit
 from videogen.parallel import on_host
 from videogen.quantizers import codebook_health, collapse_warning, evaluated_health
-from videogen.shapes import VideoShape
+from videogen.schedules import ramp
+from videogen.shapes import Video, VideoShape
 from videogen.tasks.base import (
     Batch,
     Modules,
@@ -28,17 +32,24 @@ from videogen.tasks.base import (
     weighted_mean,
 )
 
-DISCRIMINATORS = ("frame", "clip")
-"""What the discriminator judges: one random frame of each clip, or the clip."""
+DISCRIMINATORS = ("frame", "clip", "transformer")
+"""What the discriminator judges: one random frame of each clip, or the clip, by convolutions or by a transformer."""
 
 
 class TokenizerTask:
-    """Groups: ``tokenizer`` and, with an adversarial loss, ``discriminator``.
+    """Groups: ``tokenizer`` and, with an adversarial loss, ``discriminator``, and with one of prediction, ``prior``.
 
     Losses (``config.losses``): ``l2``, ``l1`` weights; ``perceptual`` ``{name, weight, …}``; ``adversarial``
     ``{name, weight, start, r1, channel_multiplier}`` and, where they are wanted, ``discriminator`` (a name in
-    ``DISCRIMINATORS``), ``multipliers`` (of the blocks of the one for clips) and the weight ``lecam``. A weight of 0
-    leaves the part and its network out.
+    ``DISCRIMINATORS``), ``multipliers`` (of the blocks of the one for clips), ``transformer`` (the settings of that
+    one), ``label_smoothing`` of the real ones' targets and the weight ``lecam``; ``prior`` ``{weight, width, layers,
+    heads, temperature}``. A weight of 0, or no such section, leaves the part and its network out.
+
+    The adversarial loss has weight 0 and the discriminator rests until step ``start``. ``adaptive`` multiplies the
+    weight by the ratio of gradient norms of the other losses and of this one at the decoder's last layer. The
+    discriminator is updated in one of ``every`` steps, with the R1 penalty in one of ``r1_every`` updates and so many
+    times as heavy, and rests while its loss is below ``rest_below``. ``schedule`` ``((name, start, final, steps), …)``
+    multiplies the quantizer's loss ``name`` by what goes from ``start`` to ``final`` over so many steps.
     """
 
     def __init__(self, config: Any):
@@ -48,26 +59,41 @@ class TokenizerTask:
         judged = self.weights.adversarial.get("discriminator", "frame")
         if judged not in DISCRIMINATORS:
             raise UserError(f"unknown discriminator {judged!r}{near_matches(judged, DISCRIMINATORS)}")
-        self.judges_clips = judged == "clip"
+        self.judged, self.judges_clips = judged, judged != "frame"
         if self.weights.adversarial.weight:
             losses.adversarial_loss(self.weights.adversarial.name)
             self.losses["discriminator"] = self.discriminator_loss
+        if self.weights.get("prior", {}).get("weight", 0.0):
+            self.losses["prior"] = self.prior_loss
+        for entry in self.weights.get("schedule", ()):
+            if not isinstance(entry, list | tuple) or len(entry) != 4:
+                raise UserError(f"losses.schedule has entries (name, start, final, steps), got {entry!r}")
+        # The other networks serve training only.
+        self.exported = ("tokenizer",)
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         parallel = self.config.parallel
         model = tokenizers.build(self.config.model, dtype=dtype_of(self.config), remat=parallel.remat, rngs=rngs)
         clip = self.config.data.clip
         self.tokens = model.grid(VideoShape(clip.frames, clip.height, clip.width)).tokens
+        self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
         modules = {"tokenizer": model}
         if "discriminator" in self.losses:
             modules["discriminator"] = self._discriminator(rngs)
+        if "prior" in self.losses:
+            settings = {name: value for name, value in self.weights.prior.items() if name != "weight"}
+            common = dict(remat=parallel.remat, dtype=dtype_of(self.config), rngs=rngs)
+            modules["prior"] = losses.AutoregressivePrior(self.tokens, model.quantizer.width, **settings, **common)
         return modules
 
     def _discriminator(self, rngs: nnx.Rngs) -> nnx.Module:
         """A judge of single frames or of whole clips; LeCam's averages, where it is on, travel with it."""
         settings, clip = self.weights.adversarial, self.config.data.clip
         common = dict(dtype=dtype_of(self.config), rngs=rngs)
-        if self.judges_clips:
+        if self.judged == "transformer":
+            remat = self.config.parallel.remat
+            module = losses.TransformerDiscriminator(**settings.transformer, remat=remat, **common)
+        elif self.judged == "clip":
             channels = round(128 * settings.channel_multiplier)
             blocks = {"multipliers": settings.multipliers} if "multipliers" in settings else {}
             module = losses.VideoDiscriminator(clip.height, clip.width, channels=channels, **blocks, **common)
@@ -80,8 +106,10 @@ class TokenizerTask:
         return module
 
     def _judged(self, video: Array, key: jax.Array) -> Array:
-        """What the discriminator sees of a clip: all of it, or a random frame."""
-        return video if self.judges_clips else random_frames(video, key)
+        """What the discriminator sees of a clip: all of it, or a random frame; resized to ``data.clip``."""
+        judged, clip = video if self.judges_clips else random_frames(video, key), self.config.data.clip
+        size = (*judged.shape[:-3], clip.height, clip.width, judged.shape[-1])
+        return judged if judged.shape == size else jax.image.resize(judged, size, "bilinear")
 
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
         if not self.weights.perceptual.weight:
@@ -90,28 +118,94 @@ class TokenizerTask:
 
     def _autoencode(
         self, modules: Modules, video: Array, key: jax.Array, step: Array
-    ) -> tuple[Float[Array, ""], dict[str, Array], Array]:
-        """Loss, metrics and reconstruction of one part of a batch."""
+    ) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array]]:
+        """Loss, metrics and, for the other groups, reconstruction and codes of one part of a batch."""
         model = modules["tokenizer"]
-        quantize_key, frame_key = jax.random.split(key)
-        latents, _, quantizer_losses, statistics = model.bottleneck(model.encode(video), key=quantize_key, train=True)
-        reconstruction = model.decode(latents)
-        terms = {"l2": losses.l2(reconstruction, video), **quantizer_losses}
-        total = self.weights.l2 * terms["l2"] + sum(quantizer_losses.values())
+        quantize_key, frame_key, prior_key = jax.random.split(key, 3)
+        latents = model.encode(video)
+        latents, codes, quantizer_losses, statistics = model.bottleneck(latents, key=quantize_key, train=True)
+        quantizer_losses = self._scheduled(quantizer_losses, step)
+        if "discriminator" in modules and self.weights.adversarial.get("adaptive", False):
+            total, terms, reconstruction = self._adaptive(modules, latents, video, frame_key, step)
+            total += sum(quantizer_losses.values())
+        else:
+            reconstruction = model.decode(latents)
+            total, terms = self._fidelity(modules, reconstruction, video)
+            total += sum(quantizer_losses.values())
+            if "discriminator" in modules:
+                terms["adversarial"] = self._realism(modules, reconstruction, frame_key)
+                started = step >= self.weights.adversarial.start
+                total += jnp.where(started, self.weights.adversarial.weight, 0.0) * terms["adversarial"]
+        terms |= quantizer_losses
+        if "prior" in modules:
+            terms["prior"], terms["prior_entropy"] = self._predict(modules, latents, codes.indices, prior_key, step)
+            total += self.weights.prior.weight * terms["prior"]
+        terms["loss"] = total
+        terms |= codebook_health(statistics["counts"], model.vocabulary)
+        return total, terms, {"reconstruction": reconstruction, "vectors": latents, "ids": codes.indices}
+
+    def _scheduled(self, quantizer_losses: dict[str, Array], step: Array) -> dict[str, Array]:
+        """The quantizer's losses times their weights at ``step``.
+
+        Raises:
+          UserError: a schedule of a loss that the quantizer does not have.
+        """
+        scaled = dict(quantizer_losses)
+        for name, start, final, steps in self.weights.get("schedule", ()):
+            if name not in scaled:
+                raise UserError(f"losses.schedule: the quantizer has no loss {name!r}{near_matches(name, scaled)}")
+            scaled[name] = scaled[name] * ramp(start, final, steps, step)
+        return scaled
+
+    def _fidelity(
+        self, modules: Modules, reconstruction: Video, video: Video
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Weighted sum of the pixel and perceptual losses, and each of them."""
+        terms = {"l2": losses.l2(reconstruction, video)}
+        total = self.weights.l2 * terms["l2"]
         if self.weights.l1:
             terms["l1"] = losses.l1(reconstruction, video)
             total += self.weights.l1 * terms["l1"]
         if "perceptual" in modules:
             terms["perceptual"] = modules["perceptual"](reconstruction, video)
             total += self.weights.perceptual.weight * terms["perceptual"]
-        if "discriminator" in modules:
-            fake = modules["discriminator"](self._judged(reconstruction, frame_key))
-            terms["adversarial"] = losses.adversarial_loss(self.weights.adversarial.name).generator(fake)
-            started = step >= self.weights.adversarial.start
-            total += jnp.where(started, self.weights.adversarial.weight, 0.0) * terms["adversarial"]
-        terms["loss"] = total
-        terms |= codebook_health(statistics["counts"], model.vocabulary)
+        return total, terms
+
+    def _realism(self, modules: Modules, reconstruction: Video, key: jax.Array) -> Float[Array, ""]:
+        """The adversarial loss of reconstructions, unweighted."""
+        logits = modules["discriminator"](self._judged(reconstruction, key))
+        return losses.adversarial_loss(self.weights.adversarial.name).generator(logits)
+
+    def _adaptive(
+        self, modules: Modules, latents: Array, video: Video, key: jax.Array, step: Array
+    ) -> tuple[Float[Array, ""], dict[str, Array], Video]:
+        """Reconstruction, with the adversarial loss as heavy as its gradient at the last layer asks for.
+
+        Both losses are differentiated as far as the pixels, once; what goes on from there is one gradient, and only
+        the last layer is differentiated for the two norms.
+        """
+        reconstruction, norm = _at_last_layer(modules["tokenizer"], latents)
+        pixels = jax.lax.stop_gradient(reconstruction)
+        fidelity = jax.value_and_grad(lambda x: self._fidelity(modules, x, video), has_aux=True)
+        realism = jax.value_and_grad(lambda x: self._realism(modules, x, key))
+        (total, terms), gradient = fidelity(pixels)
+        terms["adversarial"], adversarial_gradient = realism(pixels)
+        ratio = losses.adaptive_weight(norm(gradient), norm(adversarial_gradient))
+        weight = jnp.where(step >= self.weights.adversarial.start, self.weights.adversarial.weight * ratio, 0.0)
+        terms["adversarial_weight"] = weight
+        total += weight * terms["adversarial"]
+        total = losses.with_gradient(reconstruction, total, gradient + weight * adversarial_gradient)
         return total, terms, reconstruction
+
+    def _predict(self, modules: Modules, vectors: Array, ids: Array, key: jax.Array, step: Array) -> losses.Prediction:
+        """The prior's prediction of the codes of clips, in raster order."""
+        quantizer = modules["tokenizer"].quantizer
+        if len(quantizer.vocabulary) != 1 or vectors.shape[-1] != quantizer.width:
+            raise UserError("the prior needs a tokenizer whose latents are single code vectors, such as 'larp'")
+        codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
+        vectors, ids = vectors.reshape(len(vectors), -1, quantizer.width), ids.reshape(len(ids), -1)
+        ratio = losses.mixing_ratio(step, self.config.steps)
+        return modules["prior"](vectors, ids, codebook, ratio=ratio, key=key)
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array
@@ -120,18 +214,32 @@ class TokenizerTask:
         totals, terms, handover = [], [], {}
         videos = [to_video(part["video"]) for part in parts(batch)]
         for i, video in enumerate(videos):
-            total, metrics, reconstruction = self._autoencode(modules, video, jax.random.fold_in(key, i), step)
+            total, metrics, results = self._autoencode(modules, video, jax.random.fold_in(key, i), step)
             totals.append(total)
             terms.append(metrics)
-            handover[f"reconstruction_{i}"] = jax.lax.stop_gradient(reconstruction)
+            handover |= {f"{name}_{i}": jax.lax.stop_gradient(value) for name, value in results.items()}
         counts = [video.shape[0] for video in videos]
         metrics = {name: weighted_mean([t[name] for t in terms], counts) for name in terms[0]}
-        return weighted_mean(totals, counts), Outcome(metrics, handover if "discriminator" in modules else {})
+        return weighted_mean(totals, counts), Outcome(metrics, handover if len(self.losses) > 1 else {})
+
+    def prior_loss(
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array
+    ) -> tuple[Float[Array, ""], Outcome]:
+        """What the prior learns from: its loss on the codes of the tokenizer, which stay as they are."""
+        totals, counts = [], []
+        for i in range(len(parts(batch))):
+            vectors, ids = batch[f"vectors_{i}"], batch[f"ids_{i}"]
+            totals.append(self._predict(modules, vectors, ids, jax.random.fold_in(key, i), step).loss)
+            counts.append(len(ids))
+        return weighted_mean(totals, counts), Outcome({})
 
     def discriminator_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array
     ) -> tuple[Float[Array, ""], Outcome]:
-        """Discriminator loss on every clip or a random frame of it, with the R1 penalty on real ones."""
+        """Discriminator loss on every clip or a random frame of it, with the R1 penalty on real ones.
+
+        It is 0 in the steps that ``every`` leaves out, and not computed.
+        """
         settings = self.weights.adversarial
         discriminator = modules["discriminator"]
         reals, fakes, counts = [], [], []
@@ -142,19 +250,55 @@ class TokenizerTask:
             counts.append(len(reals[-1]))
         if not self.judges_clips:
             reals, fakes, counts = [jnp.concatenate(reals)], [jnp.concatenate(fakes)], [sum(counts)]
+        every, rest_below = settings.get("every", 1), settings.get("rest_below", 0.0)
+        started = active = step >= settings.start
+        if every == 1:
+            loss, metrics, logits = self._judgement(discriminator, reals, fakes, counts, step)
+        else:
+            active = started & ((step - settings.start) % every == 0)
+            judge = functools.partial(self._judgement, discriminator, reals, fakes, counts, step)
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(judge))
+            loss, metrics, logits = jax.lax.cond(active, judge, lambda: nothing)
+        if hasattr(discriminator, "lecam"):
+            discriminator.lecam.update(*logits, active=active)
+        # Before the adversarial loss starts the discriminator rests too: it would only learn to win.
+        loss = jnp.where(started, loss, 0.0)
+        outcome = Outcome({"discriminator_loss": loss, **metrics})
+        if every == 1 and not rest_below:
+            return loss, outcome
+        return loss, outcome._replace(active=active & (loss >= rest_below))
+
+    def _judgement(
+        self, discriminator: nnx.Module, reals: list[Array], fakes: list[Array], counts: list[int], step: Array
+    ) -> tuple[Float[Array, ""], dict[str, Array], tuple[Array, Array]]:
+        """Discriminator loss, its metrics, and the logits of real and of reconstructed clips or frames."""
+        settings = self.weights.adversarial
         real_logits, fake_logits = (jnp.concatenate([discriminator(x) for x in xs]) for xs in (reals, fakes))
-        loss = losses.adversarial_loss(settings.name).discriminator(real_logits, fake_logits)
+        objective = losses.adversarial_loss(settings.name, settings.get("label_smoothing", 0.0))
+        loss = objective.discriminator(real_logits, fake_logits)
         metrics = {"discriminator_real": real_logits.mean(), "discriminator_fake": fake_logits.mean()}
         if settings.r1:
-            metrics["r1"] = weighted_mean([losses.r1_penalty(discriminator, real) for real in reals], counts)
+            metrics["r1"] = self._penalty(discriminator, reals, counts, step)
             loss += 0.5 * settings.r1 * metrics["r1"]
         if hasattr(discriminator, "lecam"):
             metrics["lecam"] = discriminator.lecam(real_logits, fake_logits)
             loss += settings.lecam * metrics["lecam"]
-            discriminator.lecam.update(real_logits, fake_logits, active=step >= settings.start)
-        # Before the adversarial loss starts the discriminator rests too: it would only learn to win.
-        loss = jnp.where(step >= settings.start, loss, 0.0)
-        return loss, Outcome({"discriminator_loss": loss, **metrics})
+        return loss, metrics, (real_logits, fake_logits)
+
+    def _penalty(
+        self, discriminator: nnx.Module, reals: list[Array], counts: list[int], step: Array
+    ) -> Float[Array, ""]:
+        """The R1 penalty; with ``r1_every = n`` only in every n-th update, n times as heavy (StyleGAN2's lazy R1)."""
+        settings = self.weights.adversarial
+
+        def penalty() -> Float[Array, ""]:
+            return weighted_mean([losses.r1_penalty(discriminator, real) for real in reals], counts)
+
+        n = settings.get("r1_every", 1)
+        if n == 1:
+            return penalty()
+        due = (step - settings.start) % (n * settings.get("every", 1)) == 0
+        return n * jax.lax.cond(due, penalty, lambda: jnp.zeros(()))
 
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
         """PSNR, SSIM and codebook health over all batches, and the nominal bits per pixel of discrete codes.
@@ -184,6 +328,14 @@ class TokenizerTask:
         video = np.asarray(batch["video"])[:4]
         rebuilt = reconstruct(modules["tokenizer"], video)
         return [Picture("reconstructions", list(zip(video, rebuilt, strict=True)), [""] * len(video))]
+
+
+def _at_last_layer(model: nnx.Module, latents: Array) -> tuple[Video, Callable[[Video], Float[Array, ""]]]:
+    """The reconstruction, and pixel gradient -> norm of the gradient of the decoder's last layer; a constant."""
+    path = model.last_layer
+    graph, last, rest = nnx.split(model, lambda at, _: tuple(at[: len(path)]) == path, ...)
+    reconstruction, pull = jax.vjp(lambda last: nnx.merge(graph, last, rest).decode(latents), last)
+    return reconstruction, lambda gradient: jax.lax.stop_gradient(optax.global_norm(pull(gradient)))
 
 
 def random_frames(video: Float[Array, "batch time h w c"], key: jax.Array) -> Float[Array, "batch h w c"]:

@@ -7,9 +7,17 @@ from videogen import building
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.inflation import inflate
+from videogen.tokenizers.larp import Larp
 from videogen.tokenizers.magvit import Magvit
+from videogen.tokenizers.omnitokenizer import OmniTokenizer
 
-TOKENIZERS = {"convolutional": ConvolutionalTokenizer, "cvivit": CViViT, "magvit": Magvit}
+TOKENIZERS = {
+    "convolutional": ConvolutionalTokenizer,
+    "cvivit": CViViT,
+    "larp": Larp,
+    "magvit": Magvit,
+    "omnitokenizer": OmniTokenizer,
+}
 
 
 def build(config: Mapping[str, Any], **shared: Any):
@@ -17,4 +25,4 @@ def build(config: Mapping[str, Any], **shared: Any):
     return building.build(TOKENIZERS, config, "tokenizer", **shared)
 
 
-__all__ = ["TOKENIZERS", "CViViT", "ConvolutionalTokenizer", "Magvit", "build", "inflate"]
+__all__ = ["TOKENIZERS", "CViViT", "ConvolutionalTokenizer", "Larp", "Magvit", "OmniTokenizer", "build", "inflate"]

@@ -230,6 +230,8 @@ class Autoencoder(nnx.Module):
     Latents have the quantizer's code width already.
     """
 
+    last_layer = ("decoder", "output")
+
     def __init__(
         self,
         layout: Layout,

@@ -1,6 +1,7 @@
 """2-D to 3-D inflation: an image tokenizer's weights as the start of a video tokenizer.
 
-The image tokenizer is the video tokenizer's config with ``time_kernel=1`` and temporal strides of 1.
+The image tokenizer is the video tokenizer's config with ``time_kernel=1`` and temporal strides of 1. Runs inflate at
+their start with ``config.start_from`` (``training.warm_start``).
 """
 
 from typing import Any
@@ -42,25 +43,35 @@ def inflate(image: nnx.Module, video: nnx.Module, time_slice: str) -> None:
         )
 
     def convert(path: tuple[Any, ...], value: Array, goal: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return _inflated(value, goal.shape, time_slice, name).astype(goal.dtype)
+        inflated = inflate_array(value, goal.shape, time_slice)
+        if inflated is None:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(f"{name} is {value.shape} in the image tokenizer, which does not inflate to {goal.shape}")
+        return inflated.astype(goal.dtype)
 
     state = nnx.state(video)
     nnx.replace_by_pure_dict(state, jax.tree_util.tree_map_with_path(convert, source, target))
     nnx.update(video, state)
 
 
-def _inflated(value: Array, shape: tuple[int, ...], time_slice: str, name: str) -> Float[Array, "..."]:
+def inflate_array(value: Array, shape: tuple[int, ...], time_slice: str) -> Float[Array, "..."] | None:
+    """One parameter of an image tokenizer in the shape it has in the video tokenizer; ``None`` where it does not fit.
+
+    Args:
+      value: a kernel of one frame, a bias, or anything that has the shape already.
+      shape: as the video tokenizer has it.
+      time_slice: a name in ``SLICES``.
+    """
     if value.shape == shape:
         return value
-    copies = shape[-1] // value.shape[-1] if value.ndim == len(shape) else 0
+    copies = shape[-1] // value.shape[-1] if value.ndim == len(shape) > 0 else 0
     value = jnp.tile(value, (*(1,) * (value.ndim - 1), max(copies, 1)))
     if value.shape == shape:
         return value
     frames = shape[TIME_AXIS] if len(shape) >= -TIME_AXIS else 0
     flat = (*shape[:TIME_AXIS], 1, *shape[TIME_AXIS + 1 :]) if frames else None
     if value.shape != flat:
-        raise UserError(f"{name} is {value.shape} in the image tokenizer, which does not inflate to {shape}")
+        return None
     before = frames - 1 if time_slice == "last" else (frames - 1) // 2
     padding = [(0, 0)] * value.ndim
     padding[TIME_AXIS] = (before, frames - 1 - before)

@@ -1,5 +1,7 @@
 """Data of a stage: sources, text tokenizers and batches on the mesh."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from videogen import data
 from videogen.data.text import build_text_tokenizer, load_text_tokenizer, train_bpe
 from videogen.errors import UserError
 from videogen.parallel import batch_sharding
+from videogen.parallel.mesh import BATCH_AXES
 
 TEXT_DIRECTORY = "text_tokenizer"
 CAPTIONS_FOR_BPE = 4096
@@ -22,16 +25,21 @@ def clip_of(config: Any) -> data.Clip:
     return data.Clip(clip.frames, clip.height, clip.width, clip.fps or None)
 
 
-def build_source(config: Any, split: str) -> data.Source:
+def build_source(config: Any, split: str, clip: data.Clip | None = None) -> data.Source:
     """The source of a config; the seed of the held-out split differs, so that procedural clips do too.
 
     A token cache is checked against the tokenizer of the run, whose hash the config holds once it has started.
+
+    Args:
+      config: the stage config.
+      split: 'train' or 'eval'.
+      clip: the size of its samples; ``None`` takes the config's clip.
     """
     seed = config.seed if split == "train" else config.seed + 1
     settings = config.data.source.to_dict()
     if settings["name"] in ("tokens", "mixture") and "tokenizer" in config:
         settings["tokenizer_hash"] = config.tokenizer.hash
-    return data.build(settings, clip=clip_of(config), seed=seed, split=split)
+    return data.build(settings, clip=clip or clip_of(config), seed=seed, split=split)
 
 
 def text_tokenizer(config: Any, workdir: epath.PathLike, source: data.Source | None = None) -> Any:
@@ -60,10 +68,19 @@ def text_tokenizer(config: Any, workdir: epath.PathLike, source: data.Source | N
 
 
 def build_pipeline(config: Any, source: data.Source, text: Any, start: int) -> data.Pipeline:
-    """The training pipeline of this process, from global position ``start`` on."""
+    """The training pipeline of this process, from global position ``start`` on.
+
+    Args:
+      config: the stage config.
+      source: the training source of the config's clip.
+      text: the text tokenizer, ``None`` without text.
+      start: videos the whole job has already consumed.
+    """
+    buckets = data.read_buckets(config.data)
     return data.Pipeline(
-        source,
-        batch_size=config.data.batch_size,
+        [source if b.clip == source.clip else build_source(config, "train", b.clip) for b in buckets],
+        batch_size=[bucket.batch_size for bucket in buckets],
+        shares=[bucket.share for bucket in buckets],
         image_batch_size=config.data.image_batch_size,
         seed=config.seed,
         workers=config.data.workers,
@@ -85,22 +102,26 @@ def held_out_batches(config: Any, text: Any, count: int) -> list[dict[str, np.nd
         pipeline.close()
 
 
-def place(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Puts this process's share of a batch on its devices, the leading axis over the data axes.
+def check_batch(config: Any, mesh: Mapping[str, int]) -> None:
+    """Refuses batches that the data-parallel devices, or the micro-batches, cannot share evenly.
 
     Raises:
-      UserError: the global batch does not divide by the data-parallel devices.
+      UserError: a batch size is no multiple of replica × data × fsdp, or of ``accumulate``.
     """
-    sharding = batch_sharding(mesh)
-    shards = mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]
-
-    def put(array: np.ndarray) -> jax.Array:
-        total = array.shape[0] * jax.process_count()
-        if total % shards:
+    shards = math.prod(mesh[axis] for axis in BATCH_AXES)
+    name = "buckets[{}]" if config.data.get("buckets") else "batch_size"
+    sizes = {name.format(i): bucket.batch_size for i, bucket in enumerate(data.read_buckets(config.data))}
+    for key, size in {**sizes, "image_batch_size": config.data.image_batch_size}.items():
+        if size % shards:
             raise UserError(
-                f"a batch of {total} does not divide by the {shards} data-parallel devices "
-                f"(replica × data × fsdp); set data.batch_size to a multiple of {shards}"
+                f"data.{key} = {size} does not divide by the {shards} data-parallel devices (replica × data × fsdp); "
+                f"use a multiple of {shards}, or lay out fewer of them with tensor or context"
             )
-        return jax.make_array_from_process_local_data(sharding, array)
+        if size % config.accumulate:
+            raise UserError(f"a batch of {size} (data.{key}) does not divide by accumulate = {config.accumulate}")
 
-    return jax.tree.map(put, batch)
+
+def place(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Puts this process's share of a batch on its devices, the leading axis over the data axes."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)

@@ -13,7 +13,7 @@ from videogen.configuration import load_config, save_config
 from videogen.errors import UserError
 from videogen.training.checkpoints import Checkpoints
 from videogen.training.inputs import text_tokenizer
-from videogen.training.state import new_state, split, structure_of
+from videogen.training.state import averaged, new_state, split, structure_of
 from videogen.weights import hash_weights, load_weights, save_weights
 
 CONFIG = "config.json"
@@ -71,8 +71,10 @@ def load(directory: epath.PathLike) -> Loaded:
     config = load_config(directory / CONFIG)
     task = tasks.build(config)
     structure, abstract = structure_of(task, config)
+    names = structure.graphs
     if (directory / MODEL).exists():
-        weights = load_weights(directory / MODEL, _exported(abstract))
+        names = task.exported
+        weights = load_weights(directory / MODEL, _exported({name: abstract[name] for name in names}))
         params, variables, step = weights["params"], weights["variables"], int(config.exported_step)
     else:
         state = jax.eval_shape(lambda: new_state(task, structure, config))
@@ -81,8 +83,8 @@ def load(directory: epath.PathLike) -> Loaded:
         checkpoints = Checkpoints(directory, read_only=True)
         state, _ = checkpoints.restore(state)
         checkpoints.close()
-        params, variables, step = state["ema"] or state["params"], state["variables"], int(state["step"])
-    modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in structure.graphs}
+        params, variables, step = averaged(state), state["variables"], int(state["step"])
+    modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in names}
     return Loaded(directory, config, task, modules | load_frozen(task, directory), step)
 
 
@@ -92,14 +94,14 @@ def _exported(modules: dict[str, nnx.Module]) -> dict[str, Any]:
 
 
 def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
-    """Writes the trained modules, the frozen ones, the config and the text tokenizer as a directory ``load`` reads."""
+    """Writes a directory that ``load`` reads: modules, config and text tokenizer, without what only training needs."""
     out = epath.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    trained = {name: loaded.modules[name] for name in loaded.task.losses}
+    trained = {name: loaded.modules[name] for name in loaded.task.exported}
     config = loaded.config.copy_and_resolve_references()
     config.exported_step = loaded.step
     save_weights(out / MODEL, _exported(trained))
-    save_frozen({n: m for n, m in loaded.modules.items() if n not in trained}, out)
+    save_frozen({n: m for n, m in loaded.modules.items() if n not in loaded.task.losses}, out)
     if loaded.text is not None:
         loaded.text.save(out / "text_tokenizer")
     save_config(out / CONFIG, config)

@@ -12,6 +12,7 @@ from etils import epath
 from flax import nnx
 
 from videogen import tasks
+from videogen.data import read_buckets
 from videogen.data.video_io import side_by_side, write_video
 from videogen.errors import UserError, near_matches
 from videogen.parallel import flops, make_mesh
@@ -20,7 +21,14 @@ from videogen.parallel.topology import peak_flops
 from videogen.training.checkpoints import Checkpoints, KeepLastAndBest, abstract_state
 from videogen.training.faults import Termination, Watchdog
 from videogen.training.goodput import Goodput
-from videogen.training.inputs import build_pipeline, build_source, held_out_batches, place, text_tokenizer
+from videogen.training.inputs import (
+    build_pipeline,
+    build_source,
+    check_batch,
+    held_out_batches,
+    place,
+    text_tokenizer,
+)
 from videogen.training.loading import frozen_modules
 from videogen.training.metrics import MetricsWriter, Progress
 from videogen.training.profiling import Profiler
@@ -28,6 +36,7 @@ from videogen.training.run_report import write_run_report
 from videogen.training.state import (
     State,
     Structure,
+    averaged,
     frozen_shardings,
     new_state,
     parameter_count,
@@ -37,9 +46,23 @@ from videogen.training.state import (
 )
 from videogen.training.step import jit_train_step
 from videogen.training.stops import Interrupted, NotFinite, storage_errors
+from videogen.training.warm_start import Weights, start, starting_weights
 from videogen.training.workdir import claim_workdir, complete_config
 
 EVAL_BATCHES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The train step compiled for batches of one bucket.
+
+    Attributes:
+      step: ``(state, frozen, batch) -> (state, metrics)``.
+      flops: model floating-point operations of one step, over all devices.
+    """
+
+    step: jax.stages.Compiled
+    flops: float
 
 
 @dataclasses.dataclass
@@ -60,8 +83,7 @@ class Run:
 
     def modules(self) -> dict[str, nnx.Module]:
         """Live modules for evaluation: EMA parameters where there are any, and the frozen ones."""
-        params = self.state["ema"] or self.state["params"]
-        return self.structure.modules(params, self.state["variables"]) | self.frozen
+        return self.structure.modules(averaged(self.state), self.state["variables"]) | self.frozen
 
     @contextlib.contextmanager
     def waiting(self, what: str, step: int) -> Iterator[None]:
@@ -89,16 +111,18 @@ def train(config: Any, workdir: epath.PathLike, profile: tuple[int, int] | None 
     workdir = epath.Path(workdir)
     mesh = make_mesh(config.parallel.mesh)
     check_config(config)
+    check_batch(config, mesh.shape)
     with contextlib.ExitStack() as stack:
         goodput = stack.enter_context(contextlib.closing(Goodput()))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.stall_seconds)))
         complete_config(config, workdir)
         source = build_source(config, "train")
         task = tasks.build(config)
+        # Read onto one device, hence outside the mesh.
+        weights = starting_weights(config, workdir, task)
         with process_zero_first():
             claim_workdir(config, workdir)
             text = text_tokenizer(config, workdir, source)
-        # Read onto one device, hence outside the mesh.
         frozen = frozen_modules(task, workdir)
         frozen = place_frozen(frozen, mesh)
         stack.enter_context(jax.set_mesh(mesh))
@@ -108,7 +132,7 @@ def train(config: Any, workdir: epath.PathLike, profile: tuple[int, int] | None 
         policy = KeepLastAndBest(config.checkpoint.keep, config.checkpoint.keep_best.mode)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, policy)))
         with goodput.lost("compile" if checkpoints.latest is None else "checkpoint"):
-            state, position = _first_state(task, structure, config, checkpoints, shapes, placement)
+            state, position = _first_state(task, structure, config, checkpoints, shapes, placement, weights)
         for group in structure.graphs:
             logging.info("%s: %s parameters", group, f"{parameter_count(shapes['params'][group]):,}")
         with process_zero_first():
@@ -135,19 +159,28 @@ def check_config(config: Any) -> None:
         raise UserError("config.checkpoint.keep must be at least 1 and config.stall_seconds above 0")
     if config.checkpoint.keep_best.mode not in ("max", "min"):
         raise UserError(f"config.checkpoint.keep_best.mode is max or min, got {config.checkpoint.keep_best.mode!r}")
-    for size in (config.data.batch_size, config.data.image_batch_size):
-        if size % config.accumulate:
-            raise UserError(f"a batch of {size} does not divide by accumulate = {config.accumulate}")
 
 
 def _first_state(
-    task: tasks.Task, structure: Structure, config: Any, checkpoints: Checkpoints, shapes: State, placement: State
+    task: tasks.Task,
+    structure: Structure,
+    config: Any,
+    checkpoints: Checkpoints,
+    shapes: State,
+    placement: State,
+    weights: Weights | None,
 ) -> tuple[State, int]:
-    """The state and data position to begin with: of the latest sound checkpoint, or fresh ones."""
-    if checkpoints.latest is None:
-        return jax.jit(lambda: new_state(task, structure, config), out_shardings=placement)(), 0
-    state, position = checkpoints.restore(abstract_state(shapes, placement))
-    return state, position["position"]
+    """The state and data position to begin with: of the latest sound checkpoint, or fresh ones with ``weights``."""
+    if checkpoints.latest is not None:
+        state, position = checkpoints.restore(abstract_state(shapes, placement))
+        return state, position["position"]
+    state = jax.jit(lambda: new_state(task, structure, config), out_shardings=placement)()
+    if weights is not None:
+        state = start(state, placement, weights)
+        # From here on the run needs nothing but its own directory.
+        checkpoints.save(0, state, {"position": 0})
+        checkpoints.wait()
+    return state, 0
 
 
 def _prepare_step(run: Run, mesh: Any, placement: State) -> tuple[Any, dict[str, Any]]:
@@ -164,11 +197,14 @@ def _loop(
     run: Run, mesh: Any, placement: Any, pipeline: Any, held_out: list, termination: Termination, profiler: Profiler
 ) -> None:
     config = run.config
+    buckets = read_buckets(config.data)
     step = int(run.state["step"])
     train_step, frozen_state = _prepare_step(run, mesh, placement)
     enabled = jax.process_index() == 0
-    progress = Progress(config.steps, step, config.data.batch_size, run.task.tokens, enabled)
-    compiled, pending, fresh = None, None, False
+    progress = Progress(config.steps, step, enabled)
+    progress.peak = peak_flops(mesh.devices.flatten())
+    programs: dict[tuple, Program] = {}
+    pending, fresh = None, False
     try:
         while True:
             # What is due at a step that was just restored was done before the run stopped.
@@ -190,16 +226,18 @@ def _loop(
                 raise Interrupted(f"stopped by SIGTERM at step {step}; the state is saved, start again to go on")
             with run.waiting("input", step - (pending is not None)):
                 batch = place(next(pipeline), mesh)
-            if compiled is None:
+            shapes = tuple(array.shape for array in jax.tree.leaves(batch))
+            if shapes not in programs:
                 with run.waiting("compile", step):
                     traced = train_step.trace(run.state, frozen_state, batch)
-                    compiled = traced.lower().compile()
+                    programs[shapes] = Program(traced.lower().compile(), flops.count(traced.jaxpr).model)
                     wait_for_all()
-                progress.flops, progress.peak = flops.count(traced.jaxpr).model, peak_flops(mesh.devices.flatten())
+            program = programs[shapes]
             with profiler.step(step, run.state):
-                run.state, metrics = run.goodput.step(compiled, run.state, frozen_state, batch)
+                run.state, metrics = run.goodput.step(program.step, run.state, frozen_state, batch)
             step, fresh = step + 1, True
-            progress.update()
+            videos = buckets[pipeline.bucket].batch_size
+            progress.update(videos, videos * run.task.bucket_tokens[pipeline.bucket], program.flops)
             run.checkpoints.wait(timeout=0)  # tells at once when a save under way has failed
             # The metrics of the step before are ready by now: reading them does not block the device.
             if pending is not None:

@@ -108,16 +108,13 @@ class Progress:
     Args:
       steps: at which the run ends.
       step: from which it goes on.
-      videos: per step.
-      tokens: per video.
       enabled: whether the bar shows.
 
     Attributes:
-      flops: floating-point operations of one step over all devices; 0 until it is known.
       peak: floating-point operations per second that all devices can do; 0 where that is not known.
     """
 
-    def __init__(self, steps: int, step: int, videos: int, tokens: int, enabled: bool = True):
+    def __init__(self, steps: int, step: int, enabled: bool = True):
         self._bar = tqdm(
             total=steps,
             initial=step,
@@ -127,13 +124,16 @@ class Progress:
             mininterval=1.0,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
-        self._videos, self._tokens = videos, tokens
-        self.flops = self.peak = 0.0
-        self._since, self._steps, self._last = time.monotonic(), 0, 0.0
+        self.peak = 0.0
+        self._since = time.monotonic()
+        self._videos = self._tokens = self._flops = 0.0
+        self._speeds = dict.fromkeys(("speed/videos_per_second", "speed/tokens_per_second"), 0.0)
 
-    def update(self) -> None:
-        """Counts one step."""
-        self._steps += 1
+    def update(self, videos: int, tokens: int, flops: float) -> None:
+        """Counts one step, of so many videos, tokens and, over all devices, floating-point operations."""
+        self._videos += videos
+        self._tokens += tokens
+        self._flops += flops
         self._bar.update()
 
     def show(self, text: str) -> None:
@@ -143,17 +143,19 @@ class Progress:
     def speeds(self) -> dict[str, float]:
         """Rates since the last call: ``speed/videos_per_second`` and what follows from it, over all devices."""
         now = time.monotonic()
-        if self._steps:  # before an evaluation two steps are recorded at once
-            self._last = self._steps / max(now - self._since, 1e-9)
-            self._since, self._steps = now, 0
+        if not self._videos:  # before an evaluation two steps are recorded at once
+            return self._speeds
+        seconds = max(now - self._since, 1e-9)
         speeds = {
-            "speed/videos_per_second": self._last * self._videos,
-            "speed/tokens_per_second": self._last * self._videos * self._tokens,
+            "speed/videos_per_second": self._videos / seconds,
+            "speed/tokens_per_second": self._tokens / seconds,
         }
-        if self.flops:
-            speeds["speed/tflops_per_second"] = self._last * self.flops / 1e12
-        if self.flops and self.peak:
-            speeds["speed/mfu"] = self._last * self.flops / self.peak
+        if self._flops:
+            speeds["speed/tflops_per_second"] = self._flops / seconds / 1e12
+        if self._flops and self.peak:
+            speeds["speed/mfu"] = self._flops / seconds / self.peak
+        self._since, self._videos, self._tokens, self._flops = now, 0.0, 0.0, 0.0
+        self._speeds = speeds
         return speeds
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules from config values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,12 @@ def _muon(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTran
     )
 
 
+def is_frozen(path: tuple, prefixes: Sequence[str]) -> bool:
+    """Whether a parameter's or variable's path (of ``jax.tree_util``) begins with one of the dotted ``prefixes``."""
+    name = ".".join(str(part.key) for part in path)
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
@@ -69,7 +75,8 @@ def build_optimizer(config: Mapping[str, Any], steps: int) -> tuple[optax.Gradie
     """The gradient transformation of one parameter group and its learning rate, for logging.
 
     Args:
-      config: ``{name, learning_rate, warmup, schedule, final, horizon, b1, b2, weight_decay, clip, adam_share}``.
+      config: ``{name, learning_rate, warmup, schedule, final, horizon, b1, b2, weight_decay, clip, adam_share,
+        freeze}``. Parameters below the paths ``freeze`` have no update and no optimizer state.
       steps: length of the run.
     """
     if config["name"] not in OPTIMIZERS:
@@ -78,4 +85,13 @@ def build_optimizer(config: Mapping[str, Any], steps: int) -> tuple[optax.Gradie
     transform = OPTIMIZERS[config["name"]](config, rate)
     if config["clip"]:
         transform = optax.chain(optax.clip_by_global_norm(config["clip"]), transform)
+    if freeze := config.get("freeze", ()):
+
+        def labels(params: Any) -> Any:
+            def label(path: tuple, _: Any) -> str:
+                return "frozen" if is_frozen(path, freeze) else "trained"
+
+            return jax.tree_util.tree_map_with_path(label, params)
+
+        transform = optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, labels)
     return transform, rate

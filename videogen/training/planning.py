@@ -24,11 +24,12 @@ from jax.sharding import AbstractMesh, Mesh
 
 from videogen import tasks
 from videogen.configuration import load_config, save_config
+from videogen.data import read_buckets
 from videogen.errors import UserError
 from videogen.parallel import AXES, make_mesh
 from videogen.parallel.flops import Flops, count
-from videogen.parallel.mesh import BATCH_AXES
 from videogen.parallel.topology import GIB, Topology, absent_devices, parse_topology
+from videogen.training.inputs import check_batch
 from videogen.training.state import (
     State,
     Structure,
@@ -136,15 +137,17 @@ def abstract_step(run: AbstractRun, config: Any, mesh: Mesh | AbstractMesh) -> t
 
 
 def abstract_batch(config: Any, task: tasks.Task) -> dict[str, Any]:
-    """Shapes of the global batch the input pipeline of a config makes."""
+    """Shapes of the global batch the input pipeline of a config makes; of the bucket with the most pixels."""
     data = config.data
+    largest = max(read_buckets(data), key=lambda bucket: bucket.shape.pixels * bucket.batch_size)
+    shape = largest.shape
 
     def part(count: int, frames: int) -> dict[str, Any]:
         if data.source.name == "tokens":
             grid = task.grid
             batch = {"indices": ((count, *grid.shape, grid.levels), jnp.int32)}
         else:
-            batch = {"video": ((count, frames, data.clip.height, data.clip.width, 3), jnp.uint8)}
+            batch = {"video": ((count, frames, shape.height, shape.width, 3), jnp.uint8)}
         if "text" in config and config.text.encoder.name != "none":
             batch["text_ids"] = (count, config.text.tokenizer.length), jnp.int32
             batch["text_mask"] = (count, config.text.tokenizer.length), jnp.bool_
@@ -152,7 +155,7 @@ def abstract_batch(config: Any, task: tasks.Task) -> dict[str, Any]:
             batch["label"] = (count,), jnp.int32
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch.items()}
 
-    batch = part(data.batch_size, data.clip.frames)
+    batch = part(largest.batch_size, shape.frames)
     return batch | ({"image": part(data.image_batch_size, 1)} if data.image_batch_size else {})
 
 
@@ -175,23 +178,6 @@ def complete_for_planning(config: Any) -> list[str]:
             }
             assumed.append(f"text encoder: T5 v1.1 of width {encoder.width}, frozen, float32 weights")
     return assumed
-
-
-def check_batch(config: Any, mesh: Mapping[str, int]) -> None:
-    """Refuses batches that the data-parallel devices cannot share.
-
-    Raises:
-      UserError: a batch size is no multiple of replica × data × fsdp.
-    """
-    shards = 1
-    for axis in BATCH_AXES:
-        shards *= mesh[axis]
-    for key in ("batch_size", "image_batch_size"):
-        if config.data[key] % shards:
-            raise UserError(
-                f"data.{key} = {config.data[key]} does not divide by the {shards} data-parallel devices (replica × "
-                f"data × fsdp); use a multiple of {shards}, or lay out fewer of them with tensor or context"
-            )
 
 
 def compile_for(config: Any, request: Request) -> Compiled:

@@ -1,10 +1,12 @@
 """The train state: a plain nested dict, created directly in its shards.
 
 ``{"step", "params": {group: …}, "variables": {group: …}, "optimizer": {group: …}, "ema": {group: …}}``; ``ema`` is
-empty when it is switched off. Frozen modules are not part of it: they are written once per run.
+empty when it is switched off, and has no part for parameters that ``optimizer.GROUP.freeze`` keeps as they are. Frozen
+modules are not part of the state: they are written once per run.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,20 +16,26 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from videogen.errors import UserError, near_matches
 from videogen.parallel import shardings
 from videogen.tasks import Task
-from videogen.training.optimizers import build_optimizer
+from videogen.training.optimizers import build_optimizer, is_frozen
 
 State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """Everything static about a run's modules: graphs to merge with arrays, optimizers, learning rates."""
+    """Everything static about a run's modules: graphs to merge with arrays, optimizers, learning rates.
+
+    Attributes:
+      freeze: group -> path prefixes of the parameters and variables that training leaves as they are.
+    """
 
     graphs: dict[str, nnx.GraphDef]
     optimizers: dict[str, optax.GradientTransformation]
     rates: dict[str, optax.Schedule]
+    freeze: dict[str, tuple[str, ...]]
 
     def modules(self, params: dict[str, Any], variables: dict[str, Any]) -> dict[str, nnx.Module]:
         """Live modules of the parameter groups."""
@@ -48,8 +56,49 @@ def structure_of(task: Task, config: Any) -> tuple[Structure, dict[str, nnx.Modu
     abstract = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
     built = {name: build_optimizer(config.optimizer[name], config.steps) for name in task.losses}
     graphs = {name: nnx.graphdef(module) for name, module in abstract.items()}
-    structure = Structure(graphs, {n: b[0] for n, b in built.items()}, {n: b[1] for n, b in built.items()})
+    freeze = {name: tuple(config.optimizer[name].get("freeze", ())) for name in task.losses}
+    for name, prefixes in freeze.items():
+        _check_freeze(name, prefixes, split({name: abstract[name]})[1][name])
+    structure = Structure(graphs, {n: b[0] for n, b in built.items()}, {n: b[1] for n, b in built.items()}, freeze)
     return structure, abstract
+
+
+def _check_freeze(group: str, prefixes: Sequence[str], params: Any) -> None:
+    """Refuses prefixes that name no parameter, and prefixes that leave none to train."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for prefix in prefixes:
+        if not any(is_frozen(path, [prefix]) for path in paths):
+            raise UserError(f"optimizer.{group}.freeze: nothing is called {prefix!r}{near_matches(prefix, params)}")
+    if all(is_frozen(path, prefixes) for path in paths):
+        raise UserError(f"optimizer.{group}.freeze leaves nothing to train")
+
+
+def without_frozen(structure: Structure, tree: dict[str, Any]) -> dict[str, Any]:
+    """Parameters (or what has their paths) by group, less the frozen ones."""
+
+    def prune(value: Any, path: tuple, prefixes: tuple[str, ...]) -> Any:
+        below = {key: (*path, jax.tree_util.DictKey(key)) for key in value}
+        kept = {key: value[key] for key in value if not is_frozen(below[key], prefixes)}
+        return {key: prune(v, below[key], prefixes) if isinstance(v, dict) else v for key, v in kept.items()}
+
+    return {group: prune(value, (), structure.freeze[group]) for group, value in tree.items()}
+
+
+def overlay(whole: Any, part: Any) -> Any:
+    """The nested dict ``whole`` with the leaves that ``part`` has taken from there."""
+    if not isinstance(whole, dict):
+        return part
+    return {key: overlay(value, part[key]) if key in part else value for key, value in whole.items()}
+
+
+def select(whole: Any, part: Any) -> Any:
+    """What the nested dict ``whole`` has at the leaves of ``part``."""
+    return {key: select(whole[key], part[key]) for key in part} if isinstance(part, dict) else whole
+
+
+def averaged(state: State) -> dict[str, Any]:
+    """What evaluation and loading use: EMA parameters where there are any, the trained ones elsewhere."""
+    return overlay(state["params"], state["ema"])
 
 
 def new_state(task: Task, structure: Structure, config: Any) -> State:
@@ -60,7 +109,7 @@ def new_state(task: Task, structure: Structure, config: Any) -> State:
         "params": params,
         "variables": variables,
         "optimizer": {name: structure.optimizers[name].init(params[name]) for name in structure.graphs},
-        "ema": jax.tree.map(jnp.array, params) if config.ema.decay else {},
+        "ema": jax.tree.map(jnp.array, without_frozen(structure, params)) if config.ema.decay else {},
     }
 
 
@@ -75,7 +124,7 @@ def state_shardings(abstract: dict[str, nnx.Module], state: State, mesh: Mesh) -
             name: shardings(nnx.state(module, nnx.Not(nnx.Param)), mesh) for name, module in abstract.items()
         },
         "optimizer": {name: _like_params(state["optimizer"][name], params[name], replicated) for name in params},
-        "ema": params if state["ema"] else {},
+        "ema": select(params, state["ema"]),
     }
 
 

@@ -1,0 +1,109 @@
+"""LARP (Wang et al., ICLR 2025): holistic query tokenizer trained along with an autoregressive prior.
+
+    --config=configs/larp.py:stage=tokenizer,size=debug|small|paper
+
+``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
+setting (173M parameters, 16 × 128 × 128 in 1024 codes). Clips have one fixed shape, that of data.clip and model.clip;
+the number of codes is free: --config.model.queries=256. The prior is trained in the same run, at 50 times the
+tokenizer's learning rate, and left out of exports; --config.losses.prior.weight=0 trains without it, which reconstructs
+better and generates worse. The perceptual loss, published weight 1, is off until the user names a file:
+--config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import base, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer",)
+
+SWEEPS = {
+    "prior_weight": [{"losses.prior.weight": weight} for weight in (0.0, 0.01, 0.06)],
+    "queries": [{"model.queries": queries} for queries in (32, 64, 128)],
+}
+"""Name -> variants, for launch/sweep.py."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
+    return {"tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+
+
+def tokenizer(size: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "tokenizer"
+    config.losses = {
+        "l2": 0.0,
+        "l1": 1.0,
+        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+        # The published smoothing of the labels was not found.
+        "adversarial": {
+            "name": "nonsaturating",
+            "weight": 0.0,
+            "start": 0,
+            "r1": 0.0,
+            "lecam": 0.001,
+            "label_smoothing": 0.1,
+            "every": 1,
+            "discriminator": "transformer",
+            "transformer": {"patch": (4, 8, 8), "width": 512, "layers": 12, "heads": 8},
+        },
+        # At the published temperature of 1 the prior is almost undecided among 8192 codes (train/prior_entropy).
+        "prior": {"weight": 0.06, "width": 384, "layers": 12, "heads": 6, "temperature": 1.0},
+    }
+    config.model = larp(size)
+    # A clip of one fixed shape: an image is no clip here.
+    config.data.image_batch_size = 0
+    frames, height, width = config.model.clip
+    config.data.clip.update({"frames": frames, "height": height, "width": width})
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 6000, 2000, 2000
+        config.losses.update({"l2": 1.0, "l1": 0.0})
+        config.losses.adversarial.transformer = {"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2}
+        # Squared errors of small clips soon are smaller than L1 and LPIPS together: the prior must not outweigh them.
+        config.losses.prior.update({"weight": 0.01, "width": 64, "layers": 2, "heads": 2})
+        config.optimizer = {
+            "tokenizer": optimizer("muon", learning_rate=1e-2, adam_share=0.3, warmup=50, final=0.02, weight_decay=0.0),
+            "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5),
+            "prior": optimizer(learning_rate=2e-3, warmup=50, final=0.02, weight_decay=0.0),
+        }
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 30_000, 1000, 1000
+        config.data.batch_size, config.data.workers = 32, 8
+        config.losses.adversarial.transformer = {"patch": (4, 8, 8), "width": 256, "layers": 6, "heads": 4}
+        config.losses.prior.update({"width": 192, "layers": 4, "heads": 3})
+        config.ema.decay = 0.999
+        config.optimizer = published(tokenizer=4e-4, discriminator=1e-4, prior=2e-3, warmup=1000)
+    else:
+        # 150 epochs of K600 and UCF-101 (about 400,000 clips), 8 of them warm-up.
+        config.steps, config.eval_every, config.checkpoint_every = 470_000, 5000, 5000
+        config.data.source.name = "video_folder"
+        config.data.batch_size, config.data.workers = 128, 16
+        config.losses.adversarial.update({"weight": 0.3, "every": 5})
+        config.parallel.remat = "dots"
+        config.optimizer = published(tokenizer=1e-4, discriminator=3e-5, prior=5e-3, warmup=25_000)
+    return config
+
+
+def published(warmup: int, **learning_rates: float) -> dict[str, ConfigDict]:
+    """Adam (0.5, 0.9) with a cosine to 1 % for every network."""
+    common = {"warmup": warmup, "final": 0.01, "b1": 0.5, "b2": 0.9, "weight_decay": 0.0}
+    return {name: optimizer(learning_rate=rate, **common) for name, rate in learning_rates.items()}
+
+
+def larp(size: str) -> ConfigDict:
+    """The tokenizer at each size (paper: 1024 patches, 1024 codes of 13 bits)."""
+    quantizer = {"name": "stochastic", "size": 8192, "width": 16, "temperature": 0.03}
+    if size == "debug":
+        quantizer |= {"size": 96}
+        shape = {"clip": (4, 24, 24), "patch": (4, 4, 4), "queries": 64}
+        depth = {"width": 128, "heads": 4, "mlp_width": 512, "encoder_layers": 2, "decoder_layers": 2}
+    elif size == "small":
+        shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 256}
+        depth = {"width": 384, "heads": 6, "mlp_width": 1536, "encoder_layers": 6, "decoder_layers": 6}
+    else:
+        shape = {"clip": (16, 128, 128), "patch": (4, 8, 8), "queries": 1024}
+        depth = {"width": 768, "heads": 12, "mlp_width": 3072, "encoder_layers": 12, "decoder_layers": 12}
+    # A short run has no time to tell queries apart that begin as near zero as the published ones.
+    scale = 0.02 if size == "paper" else 1.0
+    return ConfigDict({"name": "larp", **shape, **depth, "query_scale": scale, "quantizer": quantizer})

@@ -1,0 +1,140 @@
+"""Every size of the LARP config, and two training steps after which the prior is nowhere but in its run."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import larp, phenaki
+from configs.common import optimizer
+from videogen import tasks
+from videogen.errors import UserError
+from videogen.shapes import VideoShape
+from videogen.training.loading import Loaded, export_safetensors, load
+from videogen.training.state import new_state, parameter_count, structure_of
+from videogen.training.step import make_train_step
+
+
+def config_of(size: str):
+    return larp.get_config(f"stage=tokenizer,size={size}")
+
+
+@functools.cache
+def modules(size: str) -> dict[str, nnx.Module]:
+    config = config_of(size)
+    return nnx.eval_shape(lambda: tasks.build(config).init(nnx.Rngs(0)))
+
+
+def count(size: str) -> dict[str, int]:
+    return {name: parameter_count(nnx.state(m, nnx.Param)) for name, m in modules(size).items()}
+
+
+def test_paper_sizes():
+    counts = count("paper")
+    assert counts["tokenizer"] == pytest.approx(173e6, rel=0.01)
+    assert counts["prior"] == pytest.approx(21.7e6, rel=0.01)
+    assert counts["discriminator"] > 3e7
+
+
+@pytest.mark.parametrize("queries", [256, 512, 1024])
+def test_paper_grids(queries):
+    config = config_of("paper")
+    config.model.queries = queries
+    model = nnx.eval_shape(lambda: tasks.build(config).init(nnx.Rngs(0)))["tokenizer"]
+    assert model.grid(VideoShape(16, 128, 128)).shape == (1, 1, queries)
+    assert model.vocabulary == (8192,) and model.places == (4, 16, 16)
+
+
+@pytest.mark.parametrize("size", ["debug", "small"])
+def test_smaller_sizes_build(size):
+    counts = count(size)
+    assert counts["tokenizer"] > 1e6 and counts["prior"] > 1e5
+
+
+def test_a_stage_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="unknown stage"):
+        larp.get_config("stage=generator")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The debug system, narrower, after two steps with every network."""
+    config = config_of("debug")
+    config.steps = 10
+    config.model.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1})
+    config.losses.prior.update({"width": 16, "layers": 1})
+    config.losses.adversarial.update({"weight": 0.1})
+    config.losses.adversarial.transformer.update({"width": 24, "layers": 1})
+    # Muon takes a minute to compile.
+    config.optimizer = {group: optimizer(learning_rate=1e-3) for group in config.optimizer}
+    task = tasks.build(config)
+    structure, _ = structure_of(task, config)
+    states, metrics = [jax.jit(lambda: new_state(task, structure, config))()], []
+    step = jax.jit(make_train_step(task, structure, {}, config))
+    for seed in range(2):
+        video = np.random.default_rng(seed).integers(0, 256, (2, 4, 24, 24, 3), np.uint8)
+        state, values = step(states[-1], {}, {"video": video})
+        states.append(state)
+        metrics.append({name: float(value) for name, value in values.items()})
+    return config, task, structure, states, metrics
+
+
+def test_every_network_learns(trained):
+    _, task, _, states, metrics = trained
+    assert list(task.losses) == ["tokenizer", "discriminator", "prior"]
+    for group in task.losses:
+        pairs = zip(*(jax.tree.leaves(s["params"][group]) for s in states[:2]), strict=True)
+        assert any(np.any(a != b) for a, b in pairs), group
+        assert metrics[1][f"gradient_norm_{group}"] > 0
+    # Predictions of an untrained prior are about even.
+    assert metrics[0]["prior"] == pytest.approx(np.log(96), rel=0.1)
+    assert 0 < metrics[0]["prior_entropy"] <= np.log(96) + 1e-4
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(trained):
+    config, *_, metrics = trained
+    last, weights = metrics[-1], config.losses
+    expected = weights.l2 * last["l2"] + last["commitment"] + last["codebook"]
+    expected += weights.adversarial.weight * last["adversarial"] + weights.prior.weight * last["prior"]
+    assert last["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_exports_and_hashes_know_nothing_of_the_prior(trained, tmp_path):
+    config, task, structure, states, _ = trained
+    live = structure.modules(states[-1]["params"], states[-1]["variables"])
+    run = Loaded(tmp_path, config, task, live, 2)
+    export_safetensors(run, tmp_path / "export")
+    export = load(tmp_path / "export")
+    assert export.modules.keys() == {"tokenizer"}
+    without = Loaded(tmp_path, config, task, {"tokenizer": live["tokenizer"]}, 2)
+    assert export.hash == run.hash == without.hash
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 4, 24, 24, 3)).astype(np.float32)
+    codes, again = (jax.jit(m["tokenizer"].tokenize)(video) for m in (live, export.modules))
+    np.testing.assert_array_equal(codes.indices, again.indices)
+    pictures = [jax.jit(m["tokenizer"].detokenize)(codes) for m in (live, export.modules)]
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_a_prior_changes_nothing_of_a_fresh_tokenizer():
+    config = config_of("debug")
+    states = []
+    for weight in (0.06, 0.0):
+        config.losses.prior.weight = weight
+        states.append(nnx.state(tasks.build(config).init(nnx.Rngs(0))["tokenizer"]))
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_prior_of_a_tokenizer_without_code_vectors_is_refused():
+    config = phenaki.get_config("stage=tokenizer,size=debug")
+    with config.unlocked():
+        config.losses.prior = {"weight": 0.1, "width": 16, "layers": 1, "heads": 2}
+        config.optimizer.prior = config.optimizer.discriminator
+    task = tasks.build(config)
+    structure, _ = structure_of(task, config)
+    state = jax.eval_shape(lambda: new_state(task, structure, config))
+    batch = {"video": jax.ShapeDtypeStruct((1, 5, 24, 24, 3), np.uint8)}
+    with pytest.raises(UserError, match="such as 'larp'"):
+        jax.eval_shape(make_train_step(task, structure, {}, config), state, {}, batch)

@@ -1,0 +1,223 @@
+"""A new run takes over what fits from another one, once, and from then on needs nothing but its own directory."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import magvit2, omnitokenizer
+from tests.training.test_resume import REPOSITORY, finish, losses, wait_for, weights
+from videogen import tasks
+from videogen.configuration import save_config
+from videogen.errors import UserError
+from videogen.parallel import make_mesh
+from videogen.training.checkpoints import Checkpoints
+from videogen.training.loading import CONFIG, export_safetensors, load
+from videogen.training.state import new_state, state_shardings, structure_of
+from videogen.training.warm_start import start, starting_weights
+
+SMALL = {"width": 16, "heads": 2, "mlp_width": 32}
+
+
+def transformer(stage: str = "tokenizer", **changes):
+    config = omnitokenizer.get_config(f"stage={stage},size=debug")
+    config.model.update(SMALL | {"encoder_temporal": 1, "decoder_spatial": "t", "decoder_temporal": 1} | changes)
+    return config
+
+
+def convolutional(stage: str):
+    config = magvit2.get_config(f"stage={stage},size=debug")
+    strides = {"spatial_strides": (2,), "temporal_strides": (1,) if stage == "image" else (2,)}
+    config.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2} | strides)
+    return config
+
+
+def fresh(config, seed: int):
+    """A state before training, its task, structure and placement; drawn by NumPy, which compiles nothing."""
+    task = tasks.build(config)
+    structure, abstract = structure_of(task, config)
+    shapes = jax.eval_shape(lambda: new_state(task, structure, config))
+    random = np.random.default_rng(seed)
+    state = jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape) / 4, x.dtype), shapes)
+    return state, task, structure, state_shardings(abstract, shapes, make_mesh({}, jax.devices()[:1]))
+
+
+def write_run(directory, config, step: int = 7):
+    """A run directory as training leaves it; returns its state."""
+    state = {**fresh(config, seed=1)[0], "step": jnp.asarray(step, jnp.int32)}
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(step, state, {"position": 8 * step})
+    checkpoints.close()
+    save_config(directory / CONFIG, config)
+    return state
+
+
+def begin(directory, config, workdir, inflate: str = ""):
+    """The state that a run of ``config`` would begin with."""
+    config.start_from.update({"run": str(directory), "inflate": inflate})
+    state, task, structure, placement = fresh(config, seed=2)
+    taken = starting_weights(config, workdir, task)
+    return start(state, placement, taken), structure, state
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def changed(new: dict, old: dict) -> set[str]:
+    return {name for name in new if (new[name] != old[name]).any()}
+
+
+def test_equal_models_take_over_everything_but_step_and_optimizer(tmp_path, caplog):
+    config = transformer()
+    origin = write_run(tmp_path / "a", config)
+    with caplog.at_level(logging.INFO):
+        state, _, before = begin(tmp_path / "a", transformer(), tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, state["params"], origin["params"])
+    jax.tree.map(np.testing.assert_array_equal, state["variables"], origin["variables"])
+    assert state["step"] is before["step"]
+    jax.tree.map(np.testing.assert_array_equal, state["optimizer"], before["optimizer"])
+    assert "step 7: " in caplog.text and "tokenizer.quantizer.codebook" in caplog.text
+    assert "new:" not in caplog.text and "left behind:" not in caplog.text
+
+
+def test_averages_are_what_is_taken_over_where_there_are_any(tmp_path):
+    config = transformer()
+    config.ema.decay = 0.9
+    origin = write_run(tmp_path / "a", config)
+    state, *_ = begin(tmp_path / "a", config, tmp_path / "b")
+    for name in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, state[name], origin["ema"])
+    # Donated buffers must not be shared.
+    pairs = zip(jax.tree.leaves(state["params"]), jax.tree.leaves(state["ema"]), strict=True)
+    assert all(a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer() for a, b in pairs)
+
+
+def test_a_gaussian_head_replaces_the_codebook_and_nothing_else(tmp_path, caplog):
+    origin = write_run(tmp_path / "a", transformer())
+    with caplog.at_level(logging.INFO):
+        state, _, before = begin(tmp_path / "a", transformer("kl"), tmp_path / "b")
+    new, old = flat(state["params"]), flat(origin["params"])
+    kept = {name for name in new if name in old and new[name].shape == old[name].shape}
+    assert {name for name in kept if (new[name] == old[name]).all()} == kept
+    heads = {name for name in new if ".to_code." in name}
+    assert set(new) - kept == heads and not changed({n: new[n] for n in heads}, flat(before["params"]))
+    assert "new: tokenizer.to_code" in caplog.text and "left behind: tokenizer.to_code" in caplog.text
+
+
+def test_an_export_is_an_origin_too(tmp_path):
+    origin = write_run(tmp_path / "a", transformer())
+    export_safetensors(load(tmp_path / "a"), tmp_path / "export")
+    state, *_ = begin(tmp_path / "export", transformer(), tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, state["params"], origin["params"])
+
+
+def test_an_inflated_tokenizer_treats_images_as_the_image_run_does(tmp_path, caplog):
+    write_run(tmp_path / "image", convolutional("image"))
+    image = load(tmp_path / "image").modules["tokenizer"]
+    config = convolutional("tokenizer")
+    assert config.start_from.inflate == "last"
+    with caplog.at_level(logging.INFO):
+        state, structure, _ = begin(tmp_path / "image", config, tmp_path / "video", "last")
+    video = structure.modules(state["params"], state["variables"])["tokenizer"]
+    assert video.compression.time > image.compression.time == 1
+    picture = np.random.default_rng(0).uniform(-1, 1, (2, 1, 24, 24, 3)).astype(np.float32)
+    latents = jax.jit(image.encode)(picture)
+    np.testing.assert_allclose(jax.jit(video.encode)(picture), latents, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(video.decode)(latents), jax.jit(image.decode)(latents), atol=1e-4)
+    assert "inflated: tokenizer.decoder" in caplog.text and "new:" not in caplog.text
+
+
+def test_kernels_are_inflated_only_where_that_is_asked_for_and_tables_never(tmp_path, caplog):
+    image = convolutional("image")
+    write_run(tmp_path / "image", image)
+    with caplog.at_level(logging.INFO):
+        begin(tmp_path / "image", convolutional("tokenizer"), tmp_path / "video")
+    assert "inflated:" not in caplog.text and "new: tokenizer.decoder" in caplog.text
+    caplog.clear()
+    # A codebook twice as wide is another codebook, although its values could be repeated.
+    write_run(tmp_path / "narrow", transformer())
+    wider = transformer()
+    wider.model.quantizer.width *= 2
+    with caplog.at_level(logging.INFO):
+        begin(tmp_path / "narrow", wider, tmp_path / "wide", "last")
+    assert "inflated:" not in caplog.text and "tokenizer.quantizer.codebook" in caplog.text.partition("new:")[2]
+
+
+def test_the_image_stage_hands_on_its_discriminator(tmp_path):
+    configs = transformer("image"), transformer()
+    for config in configs:
+        config.losses.adversarial.update({"weight": 0.01, "multipliers": (2,)})
+    origin = write_run(tmp_path / "a", configs[0])
+    state, *_ = begin(tmp_path / "a", configs[1], tmp_path / "b")
+    np.testing.assert_equal(flat(state["params"]["discriminator"]), flat(origin["params"]["discriminator"]))
+
+
+def test_a_run_that_has_begun_no_longer_reads_its_origin(tmp_path):
+    write_run(tmp_path / "b", transformer())
+    config = transformer()
+    config.start_from.run = str(tmp_path / "deleted")
+    assert starting_weights(config, tmp_path / "b", tasks.build(config)) is None
+    config.start_from.run = ""
+    assert starting_weights(config, tmp_path / "new", tasks.build(config)) is None
+
+
+def test_origins_that_cannot_be_used_are_refused_with_the_reason(tmp_path):
+    config = transformer()
+    with pytest.raises(UserError, match="is no run or export directory"):
+        begin(tmp_path / "nothing", config, tmp_path / "b")
+    write_run(tmp_path / "other", convolutional("image"))
+    with pytest.raises(UserError, match="nothing in .*other has the name and shape"):
+        begin(tmp_path / "other", config, tmp_path / "b")
+    with pytest.raises(UserError, match="unknown start_from.inflate 'lst'; did you mean 'last'"):
+        begin(tmp_path / "other", config, tmp_path / "b", "lst")
+
+
+def train(stage: str, workdir, *extra: str) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [sys.executable, "-m", "videogen.train", f"--workdir={workdir}"]
+    command += [f"--config=configs/omnitokenizer.py:stage={stage},size=debug"]
+    command += ["--config.parallel.mesh.data=1", "--config.parallel.mesh.fsdp=2", "--config.data.eval_batch_size=4"]
+    command += ["--config.log_every=1", "--config.eval_every=10", "--config.checkpoint_every=100"]
+    return subprocess.Popen([*command, *extra], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_without_its_origin_to_the_same_bits(tmp_path):
+    """Killed before its first own checkpoint, so that all it has is the state it began with; on a sharded mesh."""
+    first = train("image", tmp_path / "image", "--config.steps=2")
+    assert first.returncode is None and "finished 2 steps" in finish(first)
+    given = ("--config.steps=6", f"--config.start_from.run={tmp_path / 'image'}")
+    straight = train("tokenizer", tmp_path / "straight", *given)
+    message = finish(straight)
+    assert straight.returncode == 0 and "step 2: " in message, message
+    killed = train("tokenizer", tmp_path / "killed", *given)
+    wait_for(tmp_path / "killed", 3, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    shutil.rmtree(tmp_path / "image")
+    resumed = train("tokenizer", tmp_path / "killed", *given)
+    message = finish(resumed)
+    assert resumed.returncode == 0, message
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    for a, b in zip(weights(tmp_path / "killed"), weights(tmp_path / "straight"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_bad_origin_leaves_nothing_on_disk(tmp_path):
+    process = train("tokenizer", tmp_path / "run", f"--config.start_from.run={tmp_path / 'nothing'}")
+    message = finish(process)
+    assert process.returncode == 2 and "is no run or export directory" in message
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,127 @@
+"""LARP's learned prior (Wang et al., ICLR 2025): a small autoregressive model that only training a tokenizer needs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from videogen.losses.entropy import entropy
+from videogen.nn import NORMS, Block, Causal, LearnedPositions, Linear, Stack, l2_normalize
+from videogen.schedules import ramp
+
+NORM = "layer"
+
+
+class Prediction(NamedTuple):
+    """What the prior makes of a batch.
+
+    Attributes:
+      loss: mean cross-entropy of codes 2 … n over both rounds, in nats.
+      entropy: mean entropy of the second round's predictions, in nats; log of the codebook's size means that they
+        are uniform, and the mixed-in codes no more than noise.
+    """
+
+    loss: Float[Array, ""]
+    entropy: Float[Array, ""]
+
+
+class AutoregressivePrior(nnx.Module):
+    """Predicts each code vector from those before it, so that codes become easy to predict.
+
+    A causal transformer over *continuous* quantised vectors: their straight-through gradient carries its loss to the
+    encoder. Its unit-length output is compared with every code; the codebook is a constant to it.
+
+    Args:
+      length: codes of a clip.
+      code_width: width of a code.
+      width: token width.
+      layers: number of layers.
+      heads: attention heads; MLPs are four times as wide as tokens.
+      temperature: of the cosine logits. At 1, the published value, predictions are almost uniform.
+      remat: what the backward pass keeps (``nn.REMAT_POLICIES``).
+    """
+
+    def __init__(
+        self,
+        length: int,
+        code_width: int,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        temperature: float = 1.0,
+        remat: str = "none",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.temperature = temperature
+
+        def make(r: nnx.Rngs) -> Block:
+            return Block(width, heads, 4 * width, norm=NORM, depth=layers, dtype=dtype, rngs=r)
+
+        self.input = Linear(code_width, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
+        self.positions = LearnedPositions(length, width, rngs=rngs)
+        self.stack = Stack(make, layers, remat=remat, rngs=rngs)
+        self.norm = NORMS[NORM](width, rngs=rngs)
+        self.head = Linear(width, code_width, axes=("embed", None), rngs=rngs)
+
+    def logits(
+        self, vectors: Float[Array, "batch tokens code"], codebook: Float[Array, "size code"]
+    ) -> Float[Array, "batch tokens size"]:
+        """Logits of the code after each vector, float32."""
+        x = self.input(vectors)
+        x = x + self.positions(x.shape[1]).astype(x.dtype)
+        x = self.norm(self.stack(x, mask=Causal()))
+        predicted = l2_normalize(self.head(x.astype(jnp.float32)))
+        return predicted @ jax.lax.stop_gradient(codebook).T / self.temperature
+
+    def rounds(
+        self,
+        given: Float[Array, "batch tokens code"],
+        codebook: Float[Array, "size code"],
+        ratio: Float[Array, ""],
+        key: jax.Array,
+    ) -> tuple[Float[Array, "batch tokens size"], Float[Array, "batch tokens size"]]:
+        """Logits of two-round scheduled sampling: after the given vectors, and after a mix of them and draws.
+
+        A share ``ratio`` of the second round's vectors, never the first one, is drawn from the first round's logits.
+        """
+        draw_key, mix_key = jax.random.split(key)
+        first = self.logits(given, codebook)
+        drawn = jax.lax.stop_gradient(codebook)[jax.random.categorical(draw_key, jax.lax.stop_gradient(first))]
+        # What was drawn at a place stands at the next one.
+        drawn = jnp.concatenate([given[:, :1], drawn[:, :-1]], axis=1)
+        replaced = jax.random.bernoulli(mix_key, ratio, given.shape[:2])
+        return first, self.logits(jnp.where(replaced[..., None], drawn, given), codebook)
+
+    def __call__(
+        self,
+        vectors: Float[Array, "batch tokens code"],
+        ids: Int[Array, "batch tokens"],
+        codebook: Float[Array, "size code"],
+        *,
+        ratio: Float[Array, ""],
+        key: jax.Array,
+    ) -> Prediction:
+        """Predicts all codes but the first.
+
+        Args:
+          vectors: quantised vectors with the encoder's gradient.
+          ids: their codes, the targets.
+          codebook: the vector of every id.
+          ratio: share of the second round's inputs that are draws (``mixing_ratio``).
+          key: random key of the draws.
+        """
+        first, second = self.rounds(vectors[:, :-1], codebook, ratio, key)
+        targets = ids[:, 1:]
+        losses = [optax.losses.softmax_cross_entropy_with_integer_labels(x, targets) for x in (first, second)]
+        predicted = jax.nn.softmax(jax.lax.stop_gradient(second), axis=-1)
+        return Prediction(jnp.mean(jnp.stack(losses)), jnp.mean(entropy(predicted)))
+
+
+def mixing_ratio(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
+    """Scheduled sampling in a run of ``steps``: from 0 to a half over the first 30 % of them, then constant."""
+    return ramp(0.0, 0.5, max(round(0.3 * steps), 1), step)
