@@ -150,6 +150,15 @@ def test_a_failing_stage_stops_with_its_exit_code_and_one_line(start, capsys):
     assert "\n" not in error
 
 
+def test_stages_begin_with_the_weights_of_the_stage_their_config_names(tmp_path):
+    stages = local.plan("configs/omnitokenizer.py:size=debug", tmp_path, ["kl.steps=5"])
+    assert [stage.name for stage in stages] == ["image", "tokenizer", "kl"]
+    origins = [[part for part in stage.train if "start_from" in part] for stage in stages]
+    assert origins == [[], *([f"--config.start_from.run={tmp_path / name}"] for name in ("image", "tokenizer"))]
+    assert stages[2].config.start_from.run == str(tmp_path / "tokenizer") and stages[2].config.steps == 5
+    assert not any("tokenizer.checkpoint" in part for stage in stages for part in stage.train)
+
+
 def test_real_videos_are_not_judged_by_prompts(tmp_path):
     source = "data.source.name=video_folder"
     stages = local.plan(CONFIG, tmp_path, [f"tokenizer.{source}", f"generator.{source}"])
