@@ -41,6 +41,7 @@ EXTRAS = {
         "mkdocs>=1.6",
         "mkdocstrings[python]>=0.30",
         "pytest>=8.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.14",
         "torch==2.13.0",
         "transformers>=5.0",
