@@ -33,7 +33,7 @@ from videogen.training.run_report import goodput_section
 CONFIG = flags.DEFINE_string("config", None, "FILE:size=… of a system, e.g. configs/phenaki.py:size=debug.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all that is written; resumed when it exists.")
 SET = flags.DEFINE_multi_string("set", [], "STAGE.KEY=VALUE: a setting of one stage; may be repeated.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 COMMAND = ("python", "-m")
 
@@ -132,7 +132,7 @@ def plan(config: str, workdir: Path, settings: list[str]) -> list[Stage]:
             settings.append(f"--config.start_from.run={workdir / origins[name]}")
         if read_config(settings).task == "generator":
             settings.append(f"--config.tokenizer.checkpoint={workdir / TOKENIZER}")
-        stages.append(_stage(name, settings, workdir / name))
+        stages.append(make_stage(name, settings, workdir / name))
     return stages
 
 
@@ -154,7 +154,8 @@ def stages_of(file: str, module: ModuleType) -> tuple[str, ...]:
     return module.STAGES
 
 
-def _stage(name: str, arguments: list[str], directory: Path) -> Stage:
+def make_stage(name: str, arguments: list[str], directory: Path) -> Stage:
+    """The stage that ``--config=… --config.key=value …`` describe, with its commands."""
     config = read_config(arguments)
     train = [*COMMAND, "videogen.train", *arguments, f"--workdir={directory}"]
     evaluate = [
@@ -368,4 +369,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
     app.run(main)

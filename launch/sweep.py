@@ -171,4 +171,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
     app.run(main)

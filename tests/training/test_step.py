@@ -101,6 +101,12 @@ def test_frozen_parts_stay_and_cost_no_state(name):
     assert not moved(used["decoder"], last["ema"]["coder"]["decoder"])
 
 
+def test_statistics_without_parameters_freeze_too():
+    (first, *_, last), _ = states(config(freeze=("encoder.uses",)), count=2)
+    assert "encoder.uses" not in moved(first["variables"]["coder"], last["variables"]["coder"])
+    assert "encoder.linear.kernel" in moved(first["params"]["coder"], last["params"]["coder"])
+
+
 def test_what_learns_beside_frozen_parts_learns_as_if_their_gradients_were_not_there():
     frozen, metrics = states(config(freeze=("encoder", "encoder_norm")), count=1)
     free, all_metrics = states(config(), count=1)

@@ -181,34 +181,37 @@ def test_origins_that_cannot_be_used_are_refused_with_the_reason(tmp_path):
         begin(tmp_path / "other", config, tmp_path / "b", "lst")
 
 
-def train(stage: str, workdir, *extra: str) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
+SHARDED = {"width": 64, "heads": 4, "mlp_width": 256}
+"""Large enough that FSDP shards some parameters."""
+
+
+def train(workdir, *extra: str) -> subprocess.Popen:
+    """Starts a tokenizer stage on two devices."""
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "videogen.train", f"--workdir={workdir}"]
-    command += [f"--config=configs/omnitokenizer.py:stage={stage},size=debug"]
+    command += ["--config=configs/omnitokenizer.py:stage=tokenizer,size=debug"]
+    command += [f"--config.model.{name}={value}" for name, value in SHARDED.items()]
+    command += ["--config.model.decoder_spatial=t", "--config.data.image_batch_size=0"]
     command += ["--config.parallel.mesh.data=1", "--config.parallel.mesh.fsdp=2", "--config.data.eval_batch_size=4"]
-    command += ["--config.log_every=1", "--config.eval_every=10", "--config.checkpoint_every=100"]
+    command += ["--config.log_every=1", "--config.eval_every=100", "--config.checkpoint_every=100"]
     return subprocess.Popen([*command, *extra], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_without_its_origin_to_the_same_bits(tmp_path):
     """Killed before its first own checkpoint, so that all it has is the state it began with; on a sharded mesh."""
-    first = train("image", tmp_path / "image", "--config.steps=2")
-    assert first.returncode is None and "finished 2 steps" in finish(first)
-    given = ("--config.steps=6", f"--config.start_from.run={tmp_path / 'image'}")
-    straight = train("tokenizer", tmp_path / "straight", *given)
+    write_run(tmp_path / "image", transformer("image", **SHARDED, decoder_temporal=2))
+    given = ("--config.steps=5", f"--config.start_from.run={tmp_path / 'image'}")
+    straight = train(tmp_path / "straight", *given)
     message = finish(straight)
-    assert straight.returncode == 0 and "step 2: " in message, message
-    killed = train("tokenizer", tmp_path / "killed", *given)
-    wait_for(tmp_path / "killed", 3, killed)
+    assert straight.returncode == 0 and "step 7: " in message and "new:" not in message, message
+    killed = train(tmp_path / "killed", *given)
+    wait_for(tmp_path / "killed", 2, killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     shutil.rmtree(tmp_path / "image")
-    resumed = train("tokenizer", tmp_path / "killed", *given)
+    resumed = train(tmp_path / "killed", *given)
     message = finish(resumed)
     assert resumed.returncode == 0, message
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
@@ -217,7 +220,7 @@ def test_a_killed_run_goes_on_without_its_origin_to_the_same_bits(tmp_path):
 
 
 def test_a_bad_origin_leaves_nothing_on_disk(tmp_path):
-    process = train("tokenizer", tmp_path / "run", f"--config.start_from.run={tmp_path / 'nothing'}")
+    process = train(tmp_path / "run", f"--config.start_from.run={tmp_path / 'nothing'}")
     message = finish(process)
     assert process.returncode == 2 and "is no run or export directory" in message
     assert not (tmp_path / "run").exists()

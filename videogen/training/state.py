@@ -58,18 +58,22 @@ def structure_of(task: Task, config: Any) -> tuple[Structure, dict[str, nnx.Modu
     graphs = {name: nnx.graphdef(module) for name, module in abstract.items()}
     freeze = {name: tuple(config.optimizer[name].get("freeze", ())) for name in task.losses}
     for name, prefixes in freeze.items():
-        _check_freeze(name, prefixes, split({name: abstract[name]})[1][name])
+        _check_freeze(name, prefixes, abstract[name])
     structure = Structure(graphs, {n: b[0] for n, b in built.items()}, {n: b[1] for n, b in built.items()}, freeze)
     return structure, abstract
 
 
-def _check_freeze(group: str, prefixes: Sequence[str], params: Any) -> None:
-    """Refuses prefixes that name no parameter, and prefixes that leave none to train."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+def _check_freeze(group: str, prefixes: Sequence[str], module: nnx.Module) -> None:
+    """Refuses prefixes that name neither a parameter nor a variable, and prefixes that leave nothing to train."""
+    every, params = (
+        [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module, kind)))]
+        for kind in (..., nnx.Param)
+    )
     for prefix in prefixes:
-        if not any(is_frozen(path, [prefix]) for path in paths):
-            raise UserError(f"optimizer.{group}.freeze: nothing is called {prefix!r}{near_matches(prefix, params)}")
-    if all(is_frozen(path, prefixes) for path in paths):
+        if not any(is_frozen(path, [prefix]) for path in every):
+            known = near_matches(prefix, {path[0].key for path in every})
+            raise UserError(f"optimizer.{group}.freeze: nothing is called {prefix!r}{known}")
+    if all(is_frozen(path, prefixes) for path in params):
         raise UserError(f"optimizer.{group}.freeze leaves nothing to train")
 
 

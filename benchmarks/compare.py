@@ -1,0 +1,220 @@
+"""Trains every tokenizer, or every generator on one tokenizer, at the debug size and lays the results side by side.
+
+    python benchmarks/compare.py --of=generators --tokenizer=runs/quickstart/tokenizer --workdir=runs/generators
+    python benchmarks/compare.py --of=tokenizers --workdir=runs/tokenizers [--only=cvivit,magvit2] [--seeds=0,1,2]
+
+Writes table.md, results.json and results.png into the work directory, and prints the table. Speeds are those of one
+batch of 16 clips, the median of 3 after compilation. The same command again goes on with what is not finished.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import videogen  # noqa: E402
+from launch import local  # noqa: E402
+from videogen import app  # noqa: E402
+from videogen.errors import UserError, near_matches  # noqa: E402
+from videogen.tasks.base import to_video  # noqa: E402
+from videogen.training.inputs import held_out_batches  # noqa: E402
+from videogen.training.metrics import FILE, read_metrics  # noqa: E402
+from videogen.training.state import parameter_count  # noqa: E402
+
+OF = flags.DEFINE_enum("of", "generators", ["generators", "tokenizers"], "What is compared.")
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "Run directory of the tokenizer that all generators share.")
+ONLY = flags.DEFINE_list("only", [], "Names of the entries; all without it.")
+SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that every entry is trained with.")
+
+CLIPS = 16
+
+GENERATORS = {
+    "masked": "configs/phenaki.py:stage=generator,size=debug",
+    "next_token": "configs/nbp.py:stage=generator,size=debug --config.model.block=(1,1,1)",
+    "next_row": "configs/nbp.py:stage=generator,size=debug",
+    "next_frame": "configs/nbp.py:stage=generator,size=debug --config.model.block=(1,6,6) --config.model.start=block",
+}
+"""Name -> config and settings. All train for the same steps at the same width and depth."""
+
+TOKENIZERS = {
+    "cvivit": "configs/phenaki.py:stage=tokenizer,size=debug",
+    "magvit": "configs/magvit.py:stage=tokenizer,size=debug",
+    "magvit2": "configs/magvit2.py:stage=tokenizer,size=debug",
+    "omnitokenizer": "configs/omnitokenizer.py:stage=tokenizer,size=debug",
+    "larp": "configs/larp.py:stage=tokenizer,size=debug",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row: an entry trained with one seed."""
+
+    name: str
+    seed: int
+    stage: local.Stage
+
+    @property
+    def result(self) -> Path:
+        return self.stage.directory / "comparison.json"
+
+
+def entries(workdir: Path) -> list[Entry]:
+    """The rows that were asked for.
+
+    Raises:
+      UserError: an unknown name, or no tokenizer for the generators.
+    """
+    known = GENERATORS if OF.value == "generators" else TOKENIZERS
+    if unknown := [name for name in ONLY.value if name not in known]:
+        raise UserError(f"unknown entry {unknown[0]!r}{near_matches(unknown[0], known)}")
+    shared = []
+    if OF.value == "generators":
+        if not (Path(TOKENIZER.value) / "config.json").exists():
+            raise UserError("--tokenizer is the run directory of a trained tokenizer, e.g. runs/quickstart/tokenizer")
+        shared = [f"--config.tokenizer.checkpoint={TOKENIZER.value}"]
+    rows = []
+    for name in ONLY.value or known:
+        config, *settings = known[name].split()
+        for seed in map(int, SEEDS.value):
+            arguments = [f"--config={config}", *settings, *shared, f"--config.seed={seed}"]
+            rows.append(Entry(name, seed, local.make_stage(name, arguments, workdir / f"{name}_{seed}")))
+    return rows
+
+
+def median_seconds(function: Callable[[], Any]) -> float:
+    """Median wall time of three calls, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def speeds(directory: Path) -> dict[str, float]:
+    """Frames per second of encoding and decoding, or of generating, and what it takes."""
+    loaded = videogen.load(directory)
+    frames = CLIPS * loaded.config.data.clip.frames
+    batch = held_out_batches(loaded.config, loaded.text, 1)[0]
+    batch = {key: value[:CLIPS] for key, value in batch.items()}
+    if loaded.config.task == "generator":
+        generator = loaded.generator()
+        text = {key: value for key, value in batch.items() if key.startswith("text")}
+        seconds = median_seconds(lambda: generator.generate(text, loaded.config.data.clip.frames, 0))
+        model = loaded.modules["generator"].generator
+        passes = model.passes(loaded.task.grid) if hasattr(model, "passes") else generator.sampler.steps
+        return {"passes": passes, "generated_frames_per_second": frames / seconds}
+    graph, state = nnx.split(loaded.modules["tokenizer"])
+    video = to_video(np.asarray(batch["video"]))
+    encode = jax.jit(lambda state, video: nnx.merge(graph, state).tokenize(video))
+    decode = jax.jit(lambda state, codes: nnx.merge(graph, state).detokenize(codes))
+    codes = encode(state, video)
+    return {
+        "encoded_frames_per_second": frames / median_seconds(lambda: encode(state, video)),
+        "decoded_frames_per_second": frames / median_seconds(lambda: decode(state, codes)),
+    }
+
+
+def measure(entry: Entry, seconds: float) -> dict[str, Any]:
+    """What the table says of a trained and evaluated entry."""
+    record = json.loads(entry.stage.evaluation.read_text())
+    group = videogen.load(entry.stage.directory)
+    trained = nnx.state(group.modules[next(iter(group.task.losses))], nnx.Param)
+    last = {name: value for row in read_metrics(entry.stage.directory / FILE) for name, value in row.items()}
+    metrics = local.flatten(record["metrics"])
+    return {
+        "name": entry.name,
+        "seed": entry.seed,
+        "parameters": parameter_count(trained),
+        "steps": group.step,
+        "training_seconds": round(seconds, 1),
+        **({"eval_loss": last["eval/loss"]} if "eval/loss" in last else {}),
+        **{name.rpartition(" / ")[2]: value for name, value in metrics.items()},
+        **speeds(entry.stage.directory),
+        **{key: record[key] for key in ("commit", "hardware")},
+    }
+
+
+COLUMNS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "bits_per_pixel": "bits per pixel",
+    "codebook_usage": "usage",
+    "eval_loss": "loss, nats",
+    "colour": "colour",
+    "form": "form",
+    "direction": "direction",
+    "passes": "passes",
+    "generated_frames_per_second": "frames/s",
+    "encoded_frames_per_second": "encoded frames/s",
+    "decoded_frames_per_second": "decoded frames/s",
+    "parameters": "parameters",
+    "training_seconds": "training, s",
+}
+"""Metric -> heading of its column."""
+
+
+def table(results: list[Mapping[str, Any]]) -> str:
+    """The results in Markdown."""
+
+    def cell(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    columns = [name for name in COLUMNS if any(name in result for result in results)]
+    lines = [["entry", "seed", *(COLUMNS[name] for name in columns)], ["---"] * (2 + len(columns))]
+    for result in results:
+        cells = [cell(result[name]) if result.get(name) is not None else "–" for name in columns]
+        lines.append([result["name"], str(result["seed"]), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot(results: list[Mapping[str, Any]], path: Path) -> None:
+    """Form, which is what is hard, against speed."""
+    speed = "generated_frames_per_second" if OF.value == "generators" else "decoded_frames_per_second"
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(result["name"] for result in results):
+        points = [(r[speed], r["form"]) for r in results if r["name"] == name and "form" in r]
+        axes.plot(*zip(*points, strict=True), "o", label=name)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel(f"{COLUMNS[speed]} on this machine")
+    axes.set_ylabel("share of clips whose form the judge reads right")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    workdir = Path(local.WORKDIR.value)
+    rows = entries(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    children = local.Children()
+    for entry in rows:
+        if entry.result.exists():
+            continue
+        start = time.monotonic()
+        local.run_stage(entry.stage, children)
+        entry.result.write_text(json.dumps(measure(entry, time.monotonic() - start), indent=2) + "\n")
+    results = [json.loads(entry.result.read_text()) for entry in rows]
+    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (workdir / "table.md").write_text(table(results))
+    plot(results, workdir / "results.png")
+    print(f"\n{table(results)}\nin {workdir}: table.md, results.json, results.png")
+
+
+if __name__ == "__main__":
+    app.run(main)
