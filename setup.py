@@ -33,9 +33,10 @@ EXTRAS = {
     # Building data sets; training and sampling never import TensorFlow.
     "prepare": ["tensorflow>=2.20", "apache-beam>=2.69"],
     "kernels": ["tokamax>=0.0.12"],
-    # torch, transformers and vector-quantize-pytorch are numerical oracles in tests. torch is pinned so that
+    # diffusers, torch, transformers and vector-quantize-pytorch are numerical oracles in tests. torch is pinned so that
     # the resolver does not replace it by the newest build, which brings gigabytes of CUDA packages.
     "dev": [
+        "diffusers>=0.36",
         "import-linter>=2.5",
         "mkdocs-material>=9.6",
         "mkdocs>=1.6",

@@ -1,6 +1,6 @@
 """A plain PyTorch sampler of codes with cached keys and values, for ``sampling.py --peer``.
 
-    pip install torch
+pip install torch
 """
 
 from collections.abc import Callable

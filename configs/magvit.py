@@ -1,20 +1,41 @@
-"""MAGVIT (Yu et al., CVPR 2023): the 3D-VQ tokenizer, which is not causal and takes clips of 4·k frames.
+"""MAGVIT (Yu et al., CVPR 2023): 3D-VQ, a tokenizer of clips of 4·k frames that is not causal, and one masked
+transformer for ten tasks, from frame prediction to inpainting (``videogen.conditioning.TASKS``).
 
-    --config=configs/magvit.py:stage=tokenizer,size=debug|small|paper
+    --config=configs/magvit.py:stage=tokenizer|generator,size=debug|small|paper,model=B|L|H
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 large model (158M parameters, 16 × 128 × 128). The paper starts from a 2-D VQGAN: train the model with ``time_kernel=1``
 and temporal strides of 1 on clips of one frame, and begin with it by --config.start_from.run=DIRECTORY
 --config.start_from.inflate=central. The perceptual loss is off until the user names a file:
 --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
+
+The generator learns the tasks in proportion to ``--config.tasks.NAME=WEIGHT``; 0 leaves one out. ``paper`` is the model
+of SSv2-MT10 (174 classes) at the size ``model=``: 87M, 305M and 634M parameters. What differs from the paper: the class
+comes in by cross-attention, whose layers those counts leave out; blocks are pre-norm with RMS norms, and the output
+layer is not tied to the embedding; the task is a vector added at every place instead of a token, and drawn for each
+clip rather than for each step.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from configs.common import base, optimizer, updates
+from configs.common import base, bpe_text, optimizer, updates
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer",)
+STAGES = ("tokenizer", "generator")
+
+MODELS = {
+    "B": {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072},
+    "L": {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096},
+    "H": {"width": 1280, "layers": 32, "heads": 16, "mlp_width": 5120},
+}
+"""The paper's transformers."""
+
+TASKS = (
+    *("frame_prediction", "interpolation"),
+    *("outpaint_central", "outpaint_vertical", "outpaint_horizontal", "outpaint_dynamic"),
+    *("inpaint_central", "inpaint_dynamic"),
+    *("conditional_generation", "conditional_prediction"),
+)
 
 SWEEPS = {
     "tokenizer_learning_rate": [{"optimizer.tokenizer.learning_rate": rate} for rate in (5e-4, 1.5e-3, 5e-3)],
@@ -23,8 +44,10 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
-    return {"tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=("L", "B", "H"))
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(chosen["size"])
+    return generator(chosen["size"], chosen["model"])
 
 
 def tokenizer(size: str) -> ConfigDict:
@@ -52,7 +75,8 @@ def tokenizer(size: str) -> ConfigDict:
     config.data.image_batch_size = 0
     if size == "debug":
         config.steps, config.eval_every, config.checkpoint_every = 900, 450, 450
-        config.data.clip.update({"frames": 4, "height": 24, "width": 24})
+        config.data.clip.update({"frames": 8, "height": 24, "width": 24})
+        config.data.batch_size = 4
         config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
@@ -102,3 +126,62 @@ def magvit(size: str) -> ConfigDict:
         levels |= {"temporal_strides": (2, 2, 1)}
         depth = {"blocks": 2, "middle_blocks": 2, "norm_groups": 32}
     return ConfigDict({"name": "magvit", **levels, **depth, "quantizer": quantizer})
+
+
+def generator(size: str, model: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "generator"
+    config.classes = config_dict.placeholder(int)
+    # Model and hash are filled in from the checkpoint when the run starts.
+    config.tokenizer = {"checkpoint": "", "model": magvit(size), "hash": ""}
+    config.tasks = dict.fromkeys(TASKS, 1.0)
+    config.model = {
+        "name": "masked",
+        "training_schedule": "cosine",
+        "loss_on": "all",
+        "label_smoothing": 1e-4,
+        "condition_drop": 0.0,
+    }
+    config.sampler = {
+        "name": "maskgit",
+        "steps": 12,
+        "schedule": "cosine",
+        "temperature": 1.0,
+        "final_temperature": 1.0,
+        "choice_temperature": 4.5,
+        "top_k": 0,
+        "guidance_scale": 0.0,
+    }
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+        config.data.clip.update({"frames": 8, "height": 24, "width": 24})
+        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
+        config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512})
+        # As in configs/phenaki.py: what a short run lacks in steps it makes up for with locality.
+        config.model.update({"rotary": True, "position_generator": True})
+        config.sampler.update({"choice_temperature": 1.0})
+        config.optimizer = {
+            "generator": optimizer(
+                "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0
+            )
+        }
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+        config.data.clip = {"frames": 16, "height": 64, "width": 64, "fps": 8.0}
+        config.data.batch_size, config.data.workers = 64, 8
+        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
+        config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.ema.decay = 0.999
+        config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, b2=0.96, final=0.02)}
+    else:
+        config.steps, config.eval_every, config.checkpoint_every = 950_000, 5000, 5000
+        config.data.clip = {"frames": 16, "height": 128, "width": 128, "fps": 8.0}
+        config.data.source.name = "video_folder"
+        config.data.batch_size, config.data.workers = 256, 16
+        config.classes = 174
+        config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+        config.model.update({**MODELS[model], "dropout": 0.1})
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
+        config.parallel.remat = "full"
+        config.optimizer = {"generator": optimizer(learning_rate=1e-4, warmup=5000, b2=0.96, weight_decay=0.045)}
+    return config

@@ -1,6 +1,6 @@
 """MAGVIT-v2 (Yu et al., ICLR 2024): causal 3-D convolutional tokenizer with lookup-free quantization.
 
-    --config=configs/magvit2.py:stage=image|tokenizer,size=debug|small|paper
+    --config=configs/magvit2.py:stage=image|tokenizer|generator,size=debug|small|paper
 
 ``image`` trains the network with kernels of one frame on images; ``tokenizer`` begins with its weights, inflated to 3-D
 (each 2-D kernel becomes the last slice in time, so that images are coded as before). ``launch/local.py`` runs both; by
@@ -10,14 +10,18 @@ hand the second takes --config.start_from.run=DIRECTORY, without which it begins
 setting (the deeper tokenizer, about 370M parameters, on 17 × 128 × 128); loss weights and schedule are those of the
 closest public reproduction, since the paper's steps were not found. The perceptual loss is off until the user names a
 file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
+
+``generator`` is the masked transformer of ``configs/magvit.py`` (the large one, 307M parameters) on these codes, each
+embedded and predicted as two factors: 2^18 codes are 2 × 2^9.
 """
 
 from ml_collections import ConfigDict
 
+from configs import magvit
 from configs.common import base, optimizer, updates
 from videogen.configuration import parse_argument
 
-STAGES = ("image", "tokenizer")
+STAGES = ("image", "tokenizer", "generator")
 
 START_FROM = {"tokenizer": "image"}
 """Stage -> the stage whose weights it begins with, for launch/local.py."""
@@ -30,7 +34,7 @@ SWEEPS = {
 
 def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
-    return {"image": image, "tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+    return {"image": image, "tokenizer": tokenizer, "generator": generator}[chosen["stage"]](chosen["size"])
 
 
 def image(size: str) -> ConfigDict:
@@ -123,3 +127,12 @@ def convolutional(size: str) -> ConfigDict:
         levels |= {"temporal_strides": (1, 2, 2)}
         depth = {"blocks": 4, "norm_groups": 32}
     return ConfigDict({"name": "convolutional", **levels, **depth, "padding": "zero", "quantizer": quantizer})
+
+
+def generator(size: str) -> ConfigDict:
+    config = magvit.generator(size, model="L")
+    config.tokenizer.model = convolutional(size)
+    config.model.factors = 2
+    config.data.clip.frames = {"debug": 5, "small": 17, "paper": 17}[size]
+    config.sampler.steps = 24
+    return config

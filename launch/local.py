@@ -41,7 +41,7 @@ TOKENIZER = "tokenizer"
 """The stage whose codes generators learn."""
 
 PROTOCOLS = {"tokenizer": "reconstruction", "generator": "prompt_fidelity"}
-"""Task -> how it is evaluated."""
+"""Task -> how it is evaluated; generators with ``config.tasks`` by the protocol ``tasks``."""
 
 JUDGED = {"colour": len(COLOURS), "form": len(FORMS), "direction": len(DIRECTIONS)}
 """What the judge reads from a clip -> how many choices there are."""
@@ -157,17 +157,18 @@ def stages_of(file: str, module: ModuleType) -> tuple[str, ...]:
 def make_stage(name: str, arguments: list[str], directory: Path) -> Stage:
     """The stage that ``--config=… --config.key=value …`` describe, with its commands."""
     config = read_config(arguments)
+    completes = bool(config.get("tasks"))
     train = [*COMMAND, "videogen.train", *arguments, f"--workdir={directory}"]
     evaluate = [
         *COMMAND,
         "videogen.evaluate",
         f"--checkpoint={directory}",
-        f"--protocol={PROTOCOLS[config.task]}",
+        f"--protocol={'tasks' if completes else PROTOCOLS[config.task]}",
         f"--out={directory / 'evaluation.json'}",
         f"--pictures={directory / 'pictures'}",
     ]
     # Prompts are judged from pixels, which only the shapes allow.
-    judged = config.task != "generator" or config.data.source.name == "shapes"
+    judged = config.task != "generator" or completes or config.data.source.name == "shapes"
     return Stage(name, config, directory, train, evaluate if judged else None)
 
 
@@ -296,7 +297,17 @@ def generator_sections(stage: Stage, fps: float) -> list[Section]:
             [Curves(stage.directory / "metrics.jsonl", ("loss", "accuracy"))],
         )
     ]
-    if stage.evaluate:
+    if stage.evaluate and stage.config.get("tasks"):
+        with np.load(stage.clips, allow_pickle=False) as clips:
+            pairs = Pairs(clips["given"], clips["videos"], [str(c) for c in clips["captions"]], fps)
+        sections.append(
+            Section(
+                f"{stage.name.capitalize()}: completed videos",
+                "Held-out clips: left what was given of it, the rest filled by a rule; right how it was completed.",
+                [pairs],
+            )
+        )
+    elif stage.evaluate:
         with np.load(stage.clips, allow_pickle=False) as clips:
             verdicts = [
                 (str(reading), dict(zip(JUDGED, map(bool, correct), strict=True)))

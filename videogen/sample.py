@@ -1,14 +1,21 @@
-"""Draws videos from prompts.
+"""Draws videos from prompts, or completes a given video.
 
     python -m videogen.sample --checkpoint=runs/generator --prompt="a red circle moves left" --out=samples
+    python -m videogen.sample --checkpoint=runs/generator --task=inpaint_central --video=clip.mp4 --out=samples
 
 Several --prompt flags give several videos. With --story they are one video: each prompt holds for one window, in
 order. --frames beyond the training window slides it; --image animates a picture. The same seed gives the same videos.
+
+A generator that was trained with config.tasks (configs/magvit.py) completes a window of --video by --task:
+frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,
+inpaint_central, inpaint_dynamic; conditional_prediction and conditional_generation may have a --prompt. Beside each
+sample stands side_by_side_*.mp4: the video, what was given of it, the sample.
 """
 
 from absl import flags, logging
 
 from videogen import app
+from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of a generator.")
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to show; repeat for several videos.")
@@ -16,32 +23,51 @@ STORY = flags.DEFINE_bool("story", False, "Take the prompts as one video's story
 FRAMES = flags.DEFINE_integer("frames", None, "Length; by default one window, or one per story prompt.", lower_bound=1)
 OVERLAP = flags.DEFINE_integer("overlap", None, "Frames kept at every slide of the window.", lower_bound=1)
 IMAGE = flags.DEFINE_string("image", None, "Picture or clip whose first frame the videos start with.")
+TASK = flags.DEFINE_string("task", None, "What to complete of --video, see above.")
+VIDEO = flags.DEFINE_string("video", None, "Video to complete.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance lambda; 0 is none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
 OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json.")
-flags.mark_flags_as_required(["checkpoint", "prompt", "out"])
+flags.mark_flags_as_required(["checkpoint", "out"])
+
+
+def check_flags() -> None:
+    """Refuses flags that do not go together."""
+    if not TASK.value and not PROMPT.value:
+        raise UserError("nothing to draw: give --prompt, or --task with --video")
+    if VIDEO.value and not TASK.value:
+        raise UserError("--video needs --task, which says what to complete of it")
+    for name, flag in {"story": STORY, "frames": FRAMES, "overlap": OVERLAP, "image": IMAGE}.items():
+        if TASK.value and flag.value:
+            raise UserError(f"--task completes one window of --video; leave --{name} out")
 
 
 def main() -> None:
     from videogen.training.loading import load
-    from videogen.training.sampling import draw_videos, write_samples
+    from videogen.training.sampling import complete_video, draw_videos, write_samples
+
+    check_flags()
 
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load(CHECKPOINT.value)
-    videos = draw_videos(
-        loaded,
-        PROMPT.value,
-        story=STORY.value,
-        frames=FRAMES.value,
-        seed=SEED.value,
-        overlap=OVERLAP.value,
-        image=IMAGE.value,
-        sampler=sampler,
-    )
-    paths = write_samples(OUT.value, videos, PROMPT.value, loaded, seed=SEED.value, story=STORY.value)
+    prompts, compared = PROMPT.value or [], None
+    if TASK.value:
+        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, seed=SEED.value, sampler=sampler)
+    else:
+        videos = draw_videos(
+            loaded,
+            prompts,
+            story=STORY.value,
+            frames=FRAMES.value,
+            seed=SEED.value,
+            overlap=OVERLAP.value,
+            image=IMAGE.value,
+            sampler=sampler,
+        )
+    paths = write_samples(OUT.value, videos, prompts, loaded, seed=SEED.value, story=STORY.value, compared=compared)
     for path in paths:
         logging.info("wrote %s", path)
 

@@ -48,7 +48,7 @@ class Job:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
         self.workdir, self.processes = workdir, []
         for index in range(processes):
             flags = [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={processes}"]

@@ -114,10 +114,11 @@ def test_prefix_never_changes_and_everything_gets_filled(model):
 def test_guidance_zero_is_conditional_only(model):
     """lambda = 0 draws what a loop over the conditional logits alone draws; lambda > 0 draws something else."""
     conditioning, sampler = text(4), MaskGITSampler(steps=5)
-    start = jnp.full((4, GRID.tokens), model.mask_id)
-    alone = decode(lambda ids: model.logits(ids, conditioning), start, model.mask_id, keys(4), sampler)
+    unknown = jnp.ones((4, GRID.tokens), bool)
+    start = jnp.broadcast_to(model.mask_ids, (4, GRID.tokens, 1))
+    alone = decode(lambda ids, _: model.logits(ids, conditioning), start, unknown, (16,), keys(4), sampler)
     drawn = model.sample(GRID, conditioning, keys(4), sampler)
-    np.testing.assert_array_equal(drawn.indices.reshape(4, -1), alone)
+    np.testing.assert_array_equal(drawn.indices.reshape(alone.shape), alone)
     guided = model.sample(GRID, conditioning, keys(4), MaskGITSampler(steps=5, guidance_scale=50.0))
     assert (guided.indices != drawn.indices).any()
 

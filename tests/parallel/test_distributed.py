@@ -111,7 +111,7 @@ def free_port() -> int:
 @pytest.mark.parametrize("kind", ["slurm", "jobset"])
 def test_two_processes_meet(kind):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     processes = []
     job, port = {**SLURM, "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "1"}, free_port()
     for index in range(2):

@@ -48,4 +48,4 @@ def test_smaller_sizes_build(system, size):
 @pytest.mark.parametrize("system", CONFIGS)
 def test_stages_that_are_not_there_are_named(system):
     with pytest.raises(UserError, match="unknown stage"):
-        CONFIGS[system].get_config("stage=generator")
+        CONFIGS[system].get_config("stage=upscaler")

@@ -38,7 +38,7 @@ def test_smaller_sizes_build(stage, size):
 def test_every_block_of_the_sweep_divides_the_debug_grid():
     for change in nbp.SWEEPS["block"]:
         config = nbp.get_config("stage=generator,size=debug")
-        config.update_from_flattened_dict({key: value for key, value in change.items()})
+        config.update_from_flattened_dict(change)
         task = tasks.build(config)
         nnx.eval_shape(lambda task=task: task.init(nnx.Rngs(0)))
 

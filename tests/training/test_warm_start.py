@@ -187,7 +187,7 @@ SHARDED = {"width": 64, "heads": 4, "mlp_width": 256}
 
 def train(workdir, *extra: str) -> subprocess.Popen:
     """Starts a tokenizer stage on two devices."""
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "videogen.train", f"--workdir={workdir}"]
     command += ["--config=configs/omnitokenizer.py:stage=tokenizer,size=debug"]

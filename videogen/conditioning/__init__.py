@@ -1,6 +1,7 @@
-"""Text and label conditioning."""
+"""Text, labels and given pixels."""
 
 from videogen.conditioning.context import NullableContext
+from videogen.conditioning.regions import TASKS, TOLD, Given, TaskTables, task_index
 from videogen.conditioning.t5 import T5Config, T5Encoder
 from videogen.conditioning.text import TextEncoder
 from videogen.conditioning.types import NULL_LABEL, Conditioning, Tokens
@@ -10,11 +11,16 @@ TEXT_ENCODERS = {"transformer": TextEncoder, "t5": T5Encoder.load}
 
 __all__ = [
     "NULL_LABEL",
+    "TASKS",
     "TEXT_ENCODERS",
+    "TOLD",
     "Conditioning",
+    "Given",
     "NullableContext",
     "T5Config",
     "T5Encoder",
+    "TaskTables",
     "TextEncoder",
     "Tokens",
+    "task_index",
 ]

@@ -6,8 +6,18 @@ from videogen.evaluation.metrics import (
     expected_usage,
     perplexity,
     psnr,
+    region_psnr,
     ssim,
     to_unit,
 )
 
-__all__ = ["bits_per_pixel", "codebook_usage", "expected_usage", "perplexity", "psnr", "ssim", "to_unit"]
+__all__ = [
+    "bits_per_pixel",
+    "codebook_usage",
+    "expected_usage",
+    "perplexity",
+    "psnr",
+    "region_psnr",
+    "ssim",
+    "to_unit",
+]

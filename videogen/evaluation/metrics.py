@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from videogen.errors import UserError
 from videogen.shapes import Video, VideoShape
@@ -47,6 +47,24 @@ def psnr(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
     video, reference = _check_pair(video, reference)
     error = jnp.mean(jnp.square(video - reference), axis=(2, 3, 4))
     return jnp.mean(-10 * jnp.log10(jnp.maximum(error, 10 ** (-PSNR_CAP / 10))), axis=-1)
+
+
+def region_psnr(
+    video: UnitVideo, reference: UnitVideo, region: Bool[Array, "batch time height width"]
+) -> Float[Array, "batch"]:
+    """PSNR in dB over the pixels of a region of each clip, their errors pooled before the logarithm; capped at 100.
+
+    Args:
+      video: the clips to judge, in [0, 1].
+      reference: the originals, same shape.
+      region: the pixels that count; at least one of each clip.
+
+    Raises:
+      UserError: shapes differ, or a value is NaN, infinite or outside [0, 1].
+    """
+    video, reference = _check_pair(video, reference)
+    error = jnp.where(region, jnp.square(video - reference).mean(-1), 0.0).sum((1, 2, 3)) / region.sum((1, 2, 3))
+    return -10 * jnp.log10(jnp.maximum(error, 10 ** (-PSNR_CAP / 10)))
 
 
 def ssim(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:

@@ -1,15 +1,24 @@
-"""Masked transformer over video codes: MaskGIT training on the C-ViViT grid (Phenaki section 2.2)."""
+"""Masked transformer over video codes: MaskGIT training on the C-ViViT grid (Phenaki section 2.2), and COMMIT.
+
+Given pixels reach it as the codes of a clip filled from them (MAGVIT section 3.2): of the places that are corrupted
+those the pixels touch show such a code, the others ``[MASK]``.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from videogen.conditioning import Conditioning, NullableContext
+from videogen.conditioning import Conditioning, Given, NullableContext
+from videogen.errors import UserError, near_matches
+from videogen.generators.heads import LevelEmbedding
 from videogen.generators.maskgit import MaskGITSampler, decode
 from videogen.generators.sampling import guide
+from videogen.generators.sequences import factor_vocabulary, merge_factors, split_factors
 from videogen.nn import (
     NORMS,
     Block,
@@ -17,11 +26,15 @@ from videogen.nn import (
     LearnedPositions,
     Linear,
     Stack,
+    parameter,
     rotary_angles,
     truncated_normal,
 )
 from videogen.schedules import decay
 from videogen.shapes import Codes, TokenGrid
+
+LOSS_PLACES = ("masked", "corrupted", "all")
+"""Where the loss is: at ``[MASK]``; also at codes of the given pixels (to be refined); also at codes that are kept."""
 
 
 def random_mask(
@@ -38,18 +51,21 @@ class MaskedTransformer(nnx.Module):
     """Bidirectional transformer that predicts masked codes from the visible ones and the conditioning.
 
     Args:
-      vocabulary: codes per level; this generator takes one level.
+      vocabulary: codes per level; the levels of a place are masked together and predicted independently.
       grid: ``(time, height, width)`` of the longest training clip; shorter clips use the first rows of the
         position table, longer ones slide the window.
       width, layers, heads, mlp_width: size of the transformer.
       context_width: width of the conditioning features; ``None`` builds an unconditional model.
       classes: number of class labels; ``None`` means a model without labels.
+      tasks: number of tasks of given pixels (``conditioning.TASKS``); ``None`` means a model that takes none.
+      factors: split each level of the vocabulary into so many equal factors: 2^18 codes are 2 × 2^9 (MAGVIT-v2).
       null_keys: learned always-visible slots of the cross-attention.
       rotary: 3-D rotary positions in self-attention, beside the learned table.
       position_generator: depthwise convolutions over the grid, as in phenaki-pytorch.
       dropout: rate on the residual branches.
       training_schedule: law of the mask ratio over u ~ U(0, 1): ``linear`` is the paper's uniform ratio,
         ``cosine`` that of MaskGIT and phenaki-pytorch.
+      loss_on: a name in ``LOSS_PLACES``; MAGVIT's is ``all``.
       condition_drop: share of examples trained with the null conditioning (for guidance).
       label_smoothing: smoothing of the cross-entropy targets.
     """
@@ -65,23 +81,30 @@ class MaskedTransformer(nnx.Module):
         *,
         context_width: int | None = None,
         classes: int | None = None,
+        tasks: int | None = None,
+        factors: int = 1,
         null_keys: int = 0,
         rotary: bool = False,
         position_generator: bool = False,
         dropout: float = 0.0,
         training_schedule: str = "linear",
+        loss_on: str = "masked",
         condition_drop: float = 0.1,
         label_smoothing: float = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        (self.vocabulary,) = vocabulary
+        if loss_on not in LOSS_PLACES:
+            raise UserError(f"unknown loss_on {loss_on!r}{near_matches(loss_on, LOSS_PLACES)}")
+        self.codebooks, self.factors = tuple(vocabulary), factors
+        self.vocabulary, self.loss_on = factor_vocabulary(vocabulary, factors), loss_on
         self.grid = TokenGrid(*grid)
         self.dropout, self.training_schedule = dropout, training_schedule
         self.condition_drop, self.label_smoothing = condition_drop, label_smoothing
         self.rotary, self.head_width = rotary, width // heads
-        self.embedding = Embedding(self.vocabulary + 1, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
+        # One more id per level: [MASK].
+        self.embedding = LevelEmbedding([size + 1 for size in self.vocabulary], width, dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
         self.stack = Stack(
@@ -104,42 +127,71 @@ class MaskedTransformer(nnx.Module):
         self.norm = NORMS["rms"](width, rngs=rngs)
         self.head = Linear(
             width,
-            self.vocabulary,
+            sum(self.vocabulary),
             axes=("embed", "vocabulary"),
             initializer=truncated_normal(0.02),
             dtype=dtype,
             rngs=rngs,
         )
+        self.task = Embedding(tasks, width, axes=(None, "embed"), dtype=dtype, rngs=rngs) if tasks else None
+        # Marks a code of given pixels, which must be told from a code to be kept.
+        self.segment = parameter(rngs, (width,), ("embed",), truncated_normal(0.02)) if tasks else None
 
     @property
-    def mask_id(self) -> int:
-        """The id of ``[MASK]``, one past the last code."""
-        return self.vocabulary
+    def mask_ids(self) -> Int[np.ndarray, "levels"]:
+        """The ids of ``[MASK]``, in each level one past the last code."""
+        return np.array(self.vocabulary, np.int32)
+
+    def ids(
+        self, indices: Int[Array, "batch latent_time latent_height latent_width levels"]
+    ) -> Int[Array, "batch tokens levels"]:
+        """Codes in raster order, split into factors."""
+        flat = indices.reshape(indices.shape[0], -1, len(self.codebooks))
+        return split_factors(flat, self.codebooks, self.factors)
+
+    def corrupt(
+        self, ids: Int[Array, "batch tokens levels"], corrupted: Bool[Array, "batch tokens"], given: Given | None
+    ) -> Int[Array, "batch tokens levels"]:
+        """Writes the codes of given pixels into the corrupted places they touch, ``[MASK]`` into the others."""
+        written = jnp.broadcast_to(self.mask_ids, ids.shape)
+        if given is not None:
+            written = jnp.where(given.region[..., None], self.ids(given.indices), written)
+        return jnp.where(corrupted[..., None], written, ids)
 
     def logits(
+        self, ids: Int[Array, "batch tokens levels"], conditioning: Conditioning, **call: Any
+    ) -> Float[Array, "batch tokens vocabularies"]:
+        """Float32 logits of every place, those of its levels side by side; ``call`` as for ``grid_logits``."""
+        return self.grid_logits(ids, conditioning, **call).reshape(*ids.shape[:2], sum(self.vocabulary))
+
+    def grid_logits(
         self,
-        ids: Int[Array, "batch tokens"],
+        ids: Int[Array, "batch tokens levels"],
         conditioning: Conditioning,
         *,
         exists: Bool[Array, "batch tokens"] | None = None,
         key: jax.Array | None = None,
-    ) -> Float[Array, "batch tokens vocabulary"]:
-        """Float32 logits of every place; ``ids`` may hold ``mask_id``, ``exists`` hides places from attention."""
-        return self.grid_logits(ids, conditioning, exists=exists, key=key).reshape(*ids.shape, self.vocabulary)
+        given: Given | None = None,
+        corrupted: Bool[Array, "batch tokens"] | None = None,
+    ) -> Float[Array, "batch time height width vocabularies"]:
+        """The logits on the grid, whose axes may be sharded; one flat sequence axis could not be.
 
-    def grid_logits(
-        self,
-        ids: Int[Array, "batch tokens"],
-        conditioning: Conditioning,
-        *,
-        exists: Bool[Array, "batch tokens"] | None,
-        key: jax.Array | None,
-    ) -> Float[Array, "batch time height width vocabulary"]:
-        """The logits on the grid, whose axes may be sharded; one flat sequence axis could not be."""
-        batch, length = ids.shape
+        Args:
+          ids: codes and ``mask_ids``.
+          conditioning: one entry per example.
+          exists: hides places from attention.
+          key: for dropout.
+          given: pixels the clips are completed from …
+          corrupted: … and which places of ``ids`` do not hold a code to be kept.
+        """
+        batch, length = ids.shape[:2]
         positions = self.positions(length)
-        x = self.embedding(ids.reshape(batch, -1, self.grid.height, self.grid.width))
+        x = self.embedding(ids.reshape(batch, -1, self.grid.height, self.grid.width, len(self.vocabulary)))
         x = x + positions.astype(x.dtype).reshape(x.shape[1:])
+        if given is not None:
+            shown = (corrupted & given.region).reshape(*x.shape[:-1], 1)
+            x = x + self.task(given.task)[:, None, None, None]
+            x = x + jnp.where(shown, self.segment.get_value(), 0.0).astype(x.dtype)
         context = context_mask = None
         if self.context is not None:
             context, context_mask = self.context(conditioning)
@@ -155,32 +207,51 @@ class MaskedTransformer(nnx.Module):
         return self.head(self.norm(x)).astype(jnp.float32)
 
     def loss(
-        self, codes: Codes, conditioning: Conditioning, key: jax.Array, *, train: bool = True
+        self,
+        codes: Codes,
+        conditioning: Conditioning,
+        key: jax.Array,
+        *,
+        given: Given | None = None,
+        train: bool = True,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean cross-entropy over masked places, in nats, and metrics ``loss``, ``accuracy``, ``mask_ratio``."""
-        ids = codes.indices.reshape(codes.indices.shape[0], -1)
+        """Mean cross-entropy over the places of ``loss_on`` and their levels, in nats, and metrics.
+
+        Metrics: ``loss``, ``accuracy`` at corrupted places, ``mask_ratio``, the share of places that are corrupted.
+        """
+        ids = self.ids(codes.indices)
         batch = ids.shape[0]
-        exists = codes.mask if codes.mask is not None else jnp.ones(ids.shape, bool)
+        exists = codes.mask if codes.mask is not None else jnp.ones(ids.shape[:2], bool)
         ratio_key, mask_key, drop_key, dropout_key = jax.random.split(key, 4)
         ratio = decay(self.training_schedule, jax.random.uniform(ratio_key, (batch,)))
-        masked = random_mask(mask_key, ratio, exists)
+        corrupted = random_mask(mask_key, ratio, exists)
         if train and self.condition_drop > 0:
             conditioning = conditioning.drop(jax.random.bernoulli(drop_key, self.condition_drop, (batch,)))
         logits = self.grid_logits(
-            jnp.where(masked, self.mask_id, ids),
+            self.corrupt(ids, corrupted, given),
             conditioning,
             exists=codes.mask,
             key=dropout_key if train and self.dropout else None,
+            given=given,
+            corrupted=corrupted,
         )
-        ids, masked = (x.reshape(logits.shape[:-1]) for x in (ids, masked))
-        log_probability = jax.nn.log_softmax(logits)
-        nll = -jnp.take_along_axis(log_probability, ids[..., None], -1)[..., 0]
-        if self.label_smoothing and train:
-            nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_probability.mean(-1)
-        count = jnp.maximum(masked.sum(), 1)
-        loss = jnp.where(masked, nll, 0.0).sum() / count
-        accuracy = (masked & (logits.argmax(-1) == ids)).sum() / count
-        return loss, {"loss": loss, "accuracy": accuracy, "mask_ratio": masked.sum() / exists.sum()}
+        counted = exists if self.loss_on == "all" else corrupted
+        if self.loss_on == "masked" and given is not None:
+            counted = corrupted & ~given.region
+        ids = ids.reshape(*logits.shape[:-1], -1)
+        counted, at = (x.reshape(logits.shape[:-1]) for x in (counted, corrupted))
+        total = hits = 0.0
+        for level, part in enumerate(jnp.split(logits, np.cumsum(self.vocabulary)[:-1], axis=-1)):
+            log_probability = jax.nn.log_softmax(part)
+            nll = -jnp.take_along_axis(log_probability, ids[..., level, None], -1)[..., 0]
+            if self.label_smoothing and train:
+                nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_probability.mean(-1)
+            total += jnp.where(counted, nll, 0.0).sum()
+            hits += (at & (part.argmax(-1) == ids[..., level])).sum()
+        levels = len(self.vocabulary)
+        loss = total / (levels * jnp.maximum(counted.sum(), 1))
+        accuracy = hits / (levels * jnp.maximum(at.sum(), 1))
+        return loss, {"loss": loss, "accuracy": accuracy, "mask_ratio": at.sum() / exists.sum()}
 
     def sample(
         self,
@@ -189,6 +260,7 @@ class MaskedTransformer(nnx.Module):
         keys: jax.Array,
         sampler: MaskGITSampler,
         prefix: Codes | None = None,
+        given: Given | None = None,
     ) -> Codes:
         """Draws codes of ``grid`` for every example; ``prefix`` codes are kept as they are.
 
@@ -198,18 +270,24 @@ class MaskedTransformer(nnx.Module):
           keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
           sampler: how to decode.
           prefix: codes of the first latent frames (Phenaki section 2.3: extension, image animation).
+          given: pixels to complete (MAGVIT section 3.3): their codes are shown until the place is drawn, too.
         """
         batch = keys.shape[0]
-        ids = jnp.full((batch, grid.tokens), self.mask_id, jnp.int32)
+        unknown = jnp.ones((batch, grid.tokens), bool)
+        start = self.corrupt(jnp.zeros((*unknown.shape, len(self.vocabulary)), jnp.int32), unknown, given)
         if prefix is not None:
-            known = prefix.indices.reshape(batch, -1)
-            ids = ids.at[:, : known.shape[1]].set(known)
+            start = start.at[:, : prefix.grid.tokens].set(self.ids(prefix.indices))
+            unknown = unknown.at[:, : prefix.grid.tokens].set(False)
 
-        def logits(ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens vocabulary"]:
+        def logits(
+            ids: Int[Array, "batch tokens levels"], unknown: Bool[Array, "batch tokens"]
+        ) -> Float[Array, "batch tokens vocabularies"]:
             if sampler.guidance_scale == 0 or self.context is None:
-                return self.logits(ids, conditioning)
+                return self.logits(ids, conditioning, given=given, corrupted=unknown)
             both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditioning, conditioning.null())
-            return guide(self.logits(jnp.concatenate([ids, ids]), both), sampler.guidance_scale)
+            ids, corrupted, shown = jax.tree.map(lambda x: jnp.concatenate([x, x]), (ids, unknown, given))
+            return guide(self.logits(ids, both, given=shown, corrupted=corrupted), sampler.guidance_scale)
 
-        ids = decode(logits, ids, self.mask_id, keys, sampler)
-        return Codes(ids.reshape(batch, *grid.shape, 1), grid)
+        ids = decode(logits, start, unknown, self.vocabulary, keys, sampler)
+        merged = merge_factors(ids, self.codebooks, self.factors)
+        return Codes(merged.reshape(batch, *grid.shape, len(self.codebooks)), grid)

@@ -1,11 +1,12 @@
 """MaskGIT decoding: predict every masked code, keep the most confident, repeat (Chang et al., 2022)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
 from videogen.generators.sampling import sample_categorical
@@ -54,38 +55,47 @@ def masked_after(
 
 
 def decode(
-    logits_of: Callable[[Int[Array, "batch tokens"]], Float[Array, "batch tokens vocabulary"]],
-    ids: Int[Array, "batch tokens"],
-    mask_id: int,
+    logits_of: Callable[
+        [Int[Array, "batch tokens levels"], Bool[Array, "batch tokens"]], Float[Array, "batch tokens vocabularies"]
+    ],
+    start: Int[Array, "batch tokens levels"],
+    unknown: Bool[Array, "batch tokens"],
+    vocabulary: Sequence[int],
     keys: jax.Array,
     sampler: MaskGITSampler,
-) -> Int[Array, "batch tokens"]:
-    """Fills every ``mask_id`` of ``ids`` in ``sampler.steps`` passes; other ids never change.
+) -> Int[Array, "batch tokens levels"]:
+    """Draws the codes of every unknown place in ``sampler.steps`` passes; known ones never change.
+
+    The levels of a place are drawn independently and become known together; its confidence is the sum of their
+    log-probabilities.
 
     Args:
-      logits_of: the (guided) denoiser, ids -> logits.
-      ids: start, known codes and ``mask_id``.
-      mask_id: the id of ``[MASK]``.
+      logits_of: the (guided) denoiser, (ids, which places are still unknown) -> logits of all levels side by side.
+      start: known codes, and what unknown places show: ``[MASK]``, or the code of a condition (MAGVIT).
+      unknown: the places to draw.
+      vocabulary: codes of each level.
       keys: one random key per example.
       sampler: how to decode.
     """
-    unknown = jnp.sum(ids == mask_id, axis=-1)
+    at_first = unknown.sum(-1)
+    ends = np.cumsum(vocabulary)[:-1]
 
-    def step(k: Int[Array, ""], ids: Int[Array, "batch tokens"]) -> Int[Array, "batch tokens"]:
+    def step(k: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
+        ids, unknown = state
         left = 1 - k / sampler.steps
         temperature = sampler.final_temperature + left * (sampler.temperature - sampler.final_temperature)
         draw_keys, noise_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k)), out_axes=1)(keys)
         uniform = jax.vmap(lambda key: jax.random.uniform(key, ids.shape[1:]))(draw_keys)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, ids.shape[1:]))(noise_keys)
-        logits = logits_of(ids) / temperature
-        drawn = sample_categorical(uniform, logits, sampler.top_k)
-        confidence = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], -1)[..., 0]
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, ids.shape[1:2]))(noise_keys)
+        drawn, confidence = [], 0.0
+        for level, logits in enumerate(jnp.split(logits_of(ids, unknown) / temperature, ends, axis=-1)):
+            drawn.append(sample_categorical(uniform[..., level], logits, sampler.top_k))
+            confidence += jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[-1][..., None], -1)[..., 0]
         confidence = confidence + sampler.choice_temperature * left * noise
-        masked = ids == mask_id
-        confidence = jnp.where(masked, confidence, jnp.inf)
+        confidence = jnp.where(unknown, confidence, jnp.inf)
         rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
-        keep_masked = masked_after(k, sampler, unknown, masked.sum(-1))
-        remask = masked & (rank < keep_masked[:, None])
-        return jnp.where(remask, mask_id, jnp.where(masked, drawn, ids))
+        again = unknown & (rank < masked_after(k, sampler, at_first, unknown.sum(-1))[:, None])
+        ids = jnp.where(unknown[..., None], jnp.stack(drawn, axis=-1), ids)
+        return jnp.where(again[..., None], start, ids), again
 
-    return jax.lax.fori_loop(0, sampler.steps, step, ids)
+    return jax.lax.fori_loop(0, sampler.steps, step, (start, unknown))[0]

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, UInt8
 
 from videogen import generators
+from videogen.conditioning import task_index
 from videogen.errors import UserError
 from videogen.shapes import Codes, Extension, TokenGrid
 from videogen.tasks.base import Modules, to_pixels, to_video
@@ -51,6 +52,20 @@ class VideoGenerator:
         return draw
 
     @functools.cached_property
+    def _complete(self) -> Any:
+        """Compiled ``(states, text, keys, pixels, tasks) -> (video, filled video)`` of one window."""
+
+        @jax.jit
+        def complete(states: Any, batch: Any, keys: Array, pixels: Array, task: Array) -> tuple[Array, Array]:
+            modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
+            conditioning = self.task.told(self.task.conditioning(modules, batch), task)
+            given, filled = self.task.given(modules, to_video(pixels), task)
+            codes = modules["generator"].generator.sample(self.grid, conditioning, keys, self.sampler, given=given)
+            return modules["tokenizer"].detokenize(codes), filled
+
+        return complete
+
+    @functools.cached_property
     def _tokenize(self) -> Any:
         graph = self._graphs["tokenizer"]
         return jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
@@ -85,7 +100,7 @@ class VideoGenerator:
             )
         extension = self._extension(overlap)
         batch = len(next(iter(story[0].values())))
-        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+        keys = self._keys(batch, seed)
         video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
         given = video.shape[1]
         if given >= self.window:
@@ -102,6 +117,42 @@ class VideoGenerator:
             # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
             video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
         return video[:, :frames]
+
+    def complete(
+        self, tasks: Sequence[str], videos: Pixels, seed: int, story: Mapping[str, Array] | None = None
+    ) -> tuple[Pixels, Pixels]:
+        """Completes one window from the pixels that a task gives (MAGVIT).
+
+        Args:
+          tasks: a name in ``conditioning.TASKS`` for each video, among those of the config's ``tasks``.
+          videos: ``window`` frames each; pixels that are not given do not matter.
+          seed: decides every draw.
+          story: conditioning arrays of the batch; by default nothing is said.
+
+        Returns:
+          The completed videos, and what was shown: the given pixels, the others filled by the task's rule.
+
+        Raises:
+          UserError: the generator was not trained on a task, or the videos are not of its window.
+        """
+        for name in dict.fromkeys(tasks):
+            self.check_task(name)
+        if videos.shape[1:] != (self.window, *self._frame_shape()):
+            raise UserError(f"tasks take {(self.window, *self._frame_shape())} videos, got {videos.shape[1:]}")
+        story = self.task.unprompted(len(videos)) if story is None else dict(story)
+        ids = np.array([task_index(name) for name in tasks], np.int32)
+        drawn, filled = self._complete(self._states, story, self._keys(len(videos), seed), videos, ids)
+        return to_pixels(drawn), to_pixels(filled)
+
+    def check_task(self, name: str) -> None:
+        """Refuses a task that there is not, or that the generator was not trained on."""
+        index, shares = task_index(name), self.task.tasks
+        if shares is None or not shares[index]:
+            raise UserError(f"this generator was not trained on {name}; give it a weight in config.tasks")
+
+    @staticmethod
+    def _keys(batch: int, seed: int) -> Array:
+        return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
 
     def _extension(self, overlap: int | None) -> Extension | None:
         """How the window slides; ``None`` for a window of one latent frame, which has none to keep and cannot."""

@@ -9,15 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from videogen import generators, tokenizers
-from videogen.conditioning import TEXT_ENCODERS, Conditioning, T5Config, T5Encoder, TextEncoder
+from videogen.conditioning import (
+    NULL_LABEL,
+    TASKS,
+    TEXT_ENCODERS,
+    TOLD,
+    Conditioning,
+    Given,
+    T5Config,
+    T5Encoder,
+    TaskTables,
+    TextEncoder,
+    task_index,
+)
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
-from videogen.shapes import Codes, TokenGrid, VideoShape
+from videogen.shapes import Codes, TokenGrid, Video, VideoShape
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_video, weighted_mean
 from videogen.tasks.generation import VideoGenerator
+
+TASK_STREAM = 1 << 16
+"""Folded into the key of a step for its tasks, so that nothing else depends on whether there are any."""
 
 
 class TextToCodes(nnx.Module):
@@ -33,6 +48,8 @@ class GeneratorTask:
 
     ``config.tokenizer.model`` is the frozen tokenizer's model config, ``config.text.encoder`` the text encoder
     (``name = "none"`` for a generator without text), ``config.classes`` the number of labels or ``None``.
+    ``config.tasks`` are weights of ``conditioning.TASKS``: each clip is then completed from the pixels that a task
+    drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
 
     def __init__(self, config: Any):
@@ -47,7 +64,28 @@ class GeneratorTask:
         self.tokenizer = nnx.eval_shape(self._build_tokenizer)
         clip = config.data.clip
         self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
+        self.tasks = self._read_tasks()
         self.bucket_tokens = [self._bucket_grid(bucket.shape).tokens for bucket in read_buckets(config.data)]
+
+    def _read_tasks(self) -> Float[np.ndarray, "tasks"] | None:
+        """The share of each of ``TASKS``, ``None`` without any."""
+        weights = self.config.get("tasks") or {}
+        shares = np.zeros(len(TASKS))
+        for name in weights:
+            shares[task_index(name)] = weights[name]
+        if not shares.any():
+            return None
+        if shares.min() < 0:
+            raise UserError("weights of tasks must not be negative")
+        if self.config.model.name != "masked":
+            raise UserError(f"a {self.config.model.name!r} generator takes no given pixels; leave tasks empty")
+        clip = self.config.data.clip
+        shape = VideoShape(clip.frames, clip.height, clip.width)
+        if self.grid.shape != shape.grid(self.tokenizer.compression).shape:
+            raise UserError("the codes of this tokenizer have no place in the picture; leave tasks empty")
+        if self.config.data.source.name == "tokens":
+            raise UserError("tasks need pixels, which a token cache does not hold; train from the videos")
+        return shares / shares.sum()
 
     def _bucket_grid(self, shape: VideoShape) -> TokenGrid:
         grid = self.tokenizer.grid(shape)
@@ -81,6 +119,7 @@ class GeneratorTask:
             grid=self.grid.shape,
             context_width=context_width,
             classes=self.config.classes,
+            **({} if self.tasks is None else {"tasks": len(TASKS)}),
             remat=self.config.parallel.remat,
             dtype=dtype,
             rngs=rngs,
@@ -124,6 +163,31 @@ class GeneratorTask:
             return Codes(batch["indices"], TokenGrid(time, height, width, levels))
         return modules["tokenizer"].tokenize(to_video(batch["video"]))
 
+    def unprompted(self, count: int) -> dict[str, np.ndarray]:
+        """The text and label parts of a batch of which nothing is said."""
+        batch = {}
+        if self.text != "none":
+            shape = (count, self.config.text.tokenizer.length)
+            batch |= {"text_ids": np.zeros(shape, np.int32), "text_mask": np.zeros(shape, bool)}
+        if self.config.classes:
+            batch["label"] = np.full(count, NULL_LABEL, np.int32)
+        return batch
+
+    def given(self, modules: Modules, video: Video, task: Int[Array, "batch"]) -> tuple[Given, Video]:
+        """What the generator is shown of clips when each has the task with this place in ``TASKS``; and filled clips.
+
+        The codes are those of the filled clips, which only given pixels decide.
+        """
+        tables = TaskTables(VideoShape(*video.shape[1:4]), self.tokenizer.compression)
+        filled = tables.fill(video, task)
+        codes = jax.lax.stop_gradient(modules["tokenizer"].tokenize(filled))
+        return Given(codes.indices, tables.region(task), task), filled
+
+    @staticmethod
+    def told(conditioning: Conditioning, task: Int[Array, "batch"]) -> Conditioning:
+        """The conditioning, absent for examples whose task is not told text and label."""
+        return conditioning.drop(~jnp.asarray(TOLD)[task])
+
     def generator_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, *, train: bool = True
     ) -> tuple[Float[Array, ""], Outcome]:
@@ -131,8 +195,14 @@ class GeneratorTask:
         totals, metrics, counts = [], [], []
         for i, part in enumerate(parts(batch)):
             codes = jax.lax.stop_gradient(self.codes(modules, part))
+            conditioning, shown = self.conditioning(modules, part), {}
+            if self.tasks is not None and part is batch:
+                drawn = jax.random.fold_in(key, TASK_STREAM)
+                task = jax.random.choice(drawn, len(TASKS), codes.indices.shape[:1], p=jnp.asarray(self.tasks))
+                conditioning = self.told(conditioning, task)
+                shown = {"given": self.given(modules, to_video(part["video"]), task)[0]}
             loss, terms = modules["generator"].generator.loss(
-                codes, self.conditioning(modules, part), jax.random.fold_in(key, i), train=train
+                codes, conditioning, jax.random.fold_in(key, i), train=train, **shown
             )
             totals.append(loss)
             metrics.append(terms)
@@ -155,10 +225,23 @@ class GeneratorTask:
         return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
-        """One clip for each of the first captions, beside the clip the caption was written for."""
+        """One clip for each of the first captions, beside the clip the caption was written for.
+
+        With tasks one clip for each of those: the clip, what is given of it, and how that was completed.
+        """
+        if self.tasks is not None:
+            return [self._completions(modules, batch, seed)]
         small = {key: value[:4] for key, value in batch.items() if key in ("text_ids", "text_mask", "label")}
         generator = VideoGenerator(self, modules)
         videos = generator.generate(small, self.config.data.clip.frames, seed)
         if "video" not in batch:
             return [Picture("samples", [(v,) for v in videos], [""] * len(videos))]
         return [Picture("samples", list(zip(np.asarray(batch["video"])[:4], videos, strict=True)), [""] * len(videos))]
+
+    def _completions(self, modules: Modules, batch: Batch, seed: int) -> Picture:
+        names = [name for name, share in zip(TASKS, self.tasks, strict=True) if share]
+        some = np.arange(len(names)) % len(batch["video"])
+        story = {key: np.asarray(batch[key])[some] for key in ("text_ids", "text_mask", "label") if key in batch}
+        videos = np.asarray(batch["video"])[some]
+        drawn, filled = VideoGenerator(self, modules).complete(names, videos, seed, story)
+        return Picture("tasks", list(zip(videos, filled, drawn, strict=True)), names)

@@ -6,17 +6,16 @@ from etils import epath
 from videogen.data.video_io import side_by_side, write_video
 
 CLIPS = "clips.npz"
+COLUMNS = ("originals", "given", "reconstructions", "videos")
+"""Arrays of clips, in the order in which those of one place stand beside each other."""
 
 
 def write_pictures(directory: epath.PathLike, pictures: dict[str, np.ndarray], fps: float) -> None:
-    """Writes ``clips.npz`` with every array, and the clips as mp4: originals beside reconstructions, or samples."""
+    """Writes ``clips.npz`` with every array, and the clips as mp4: side by side where there are several of each."""
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(str(directory / CLIPS), **pictures)
-    if "reconstructions" in pictures:
-        pairs = zip(pictures["originals"], pictures["reconstructions"], strict=True)
-        named = {f"reconstruction_{i}.mp4": side_by_side(pair) for i, pair in enumerate(pairs)}
-    else:
-        named = {f"sample_{i}.mp4": video for i, video in enumerate(pictures["videos"])}
-    for name, video in named.items():
-        write_video(directory / name, video, fps)
+    columns = [pictures[name] for name in COLUMNS if name in pictures]
+    kind = "reconstruction" if "reconstructions" in pictures else "sample"
+    for i, row in enumerate(zip(*columns, strict=True)):
+        write_video(directory / f"{kind}_{i}.mp4", side_by_side(row), fps)

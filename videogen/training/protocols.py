@@ -9,10 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Int
+from scipy import ndimage
 
 from videogen import data
+from videogen.conditioning import TASKS
 from videogen.data import SampleError
 from videogen.errors import UserError, near_matches
+from videogen.evaluation import region_psnr
 from videogen.evaluation.judge import fidelity, judge
 from videogen.tasks import reconstruct
 from videogen.training.inputs import build_source, clip_of
@@ -107,9 +111,66 @@ def prompt_fidelity(loaded: Loaded, count: int, seed: int) -> Result:
     return {"prompt_fidelity": fidelity(videos, prompts), "prompts": len(prompts)}, pictures
 
 
+def nearest_given(
+    region: Bool[np.ndarray, "time height width"],
+) -> tuple[Int[np.ndarray, "time height width"], ...]:
+    """Of every pixel the frame, row and column of the nearest given one: in time at its place, else in its frame."""
+    # A step in space counts more than all steps in time.
+    far = len(region) + 1
+    return tuple(ndimage.distance_transform_edt(~region, sampling=(1, far, far), return_indices=True)[1])
+
+
+def completion(loaded: Loaded, count: int, seed: int) -> Result:
+    """PSNR of what each task leaves unknown: of samples, of copies of the nearest given pixel, of reconstructions.
+
+    A task has learned something where samples are better than copies; better than the tokenizer's reconstructions of
+    the true clips they cannot be expected to be. Of conditional generation, which gives no pixel, there is no copy.
+    """
+    if loaded.config.task != "generator" or loaded.task.tasks is None:
+        raise UserError("the protocol tasks needs a generator that was trained with config.tasks")
+    generator, trained = loaded.generator(), [n for n, share in zip(TASKS, loaded.task.tasks, strict=True) if share]
+    samples = held_out(loaded, count)
+    videos = np.concatenate([b["video"] for b in batches_of(np.stack([s["video"] for s in samples]))])
+    samples, size = samples[: len(videos)], min(BATCH, len(videos))
+    rebuilt = np.concatenate([reconstruct(loaded.modules["tokenizer"], b["video"]) for b in batches_of(videos)])
+    metrics, pictures = {}, {name: [] for name in ("originals", "given", "videos")}
+    for name in trained:
+        drawn, filled = [], []
+        for start in range(0, len(videos), size):
+            part = slice(start, start + size)
+            story = _story(loaded, samples[part])
+            both = generator.complete([name] * size, videos[part], seed + start, story)
+            for clips, new in zip((drawn, filled), both, strict=True):
+                clips.append(new)
+        drawn, filled = np.concatenate(drawn), np.concatenate(filled)
+        region = TASKS[name].region(*videos.shape[1:4])
+        compared = {"psnr": drawn, "reconstruction": rebuilt}
+        if region.any():
+            time, row, column = nearest_given(region)
+            compared["copy"] = videos[:, time, row, column]
+        unknown = np.broadcast_to(~region, videos.shape[:-1])
+        metrics[name] = {
+            key: float(np.mean(region_psnr(clips / 255, videos / 255, unknown))) for key, clips in compared.items()
+        }
+        for shown, clips in zip(pictures.values(), (videos, filled, drawn), strict=True):
+            shown.append(clips[: SHOWN // 4])
+    captions = np.repeat(trained, len(pictures["videos"][0]))
+    pictures = {name: np.concatenate(clips) for name, clips in pictures.items()}
+    return {"tasks": metrics, "clips": len(videos)}, {**pictures, "captions": captions}
+
+
+def _story(loaded: Loaded, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Captions and labels of held-out clips, as far as the generator takes them."""
+    story = encode_prompts(loaded, [s["caption"] for s in samples]) if loaded.text is not None else {}
+    if loaded.config.classes:
+        story["label"] = np.array([s["label"] for s in samples], np.int32)
+    return story
+
+
 PROTOCOLS: dict[str, Callable[[Loaded, int, int], Result]] = {
     "reconstruction": reconstruction,
     "prompt_fidelity": prompt_fidelity,
+    "tasks": completion,
 }
 
 

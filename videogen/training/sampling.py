@@ -8,7 +8,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from videogen.data.video_io import read_video, write_video
+from videogen.conditioning import TASKS
+from videogen.data.video_io import read_video, side_by_side, write_video
 from videogen.errors import UserError
 from videogen.training.inputs import clip_of
 from videogen.training.loading import Loaded
@@ -61,18 +62,89 @@ def draw_videos(
     )
 
 
+def read_clip(loaded: Loaded, path: str, frames: int, needed: int) -> UInt8[np.ndarray, "time height width 3"]:
+    """The first ``frames`` frames of a video file, at the rate and size of the generator's clips.
+
+    Raises:
+      UserError: it has fewer than the ``needed`` ones; those beyond may be missing, and repeat the last.
+    """
+    clip = clip_of(loaded.config)
+    video, fps = read_video(path)
+    step = fps / clip.fps if clip.fps and len(video) > 1 else 1.0
+    wanted = np.floor(np.arange(frames) * step + 1e-6).astype(int)
+    if wanted[needed - 1] >= len(video):
+        raise UserError(f"{path} is too short: {needed} frames at {clip.fps or fps:g} fps are needed")
+    return clip.fit(video[np.minimum(wanted, len(video) - 1)], None)
+
+
+def complete_video(
+    loaded: Loaded,
+    task: str,
+    video: str | None,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    sampler: dict[str, Any] | None = None,
+) -> tuple[Pixels, Pixels]:
+    """Completes a video file by a task of given pixels: once, or once for each prompt.
+
+    Args:
+      loaded: a generator stage trained with ``config.tasks``.
+      task: a name in ``conditioning.TASKS``.
+      video: the file; ``None`` where the task gives no pixel.
+      prompts: what to show, for tasks that are told; may be empty.
+      seed: decides every draw.
+      sampler: overrides of the config's sampler.
+
+    Returns:
+      The completed clips, and beside each other the file's clip, what was given of it, and the completed one.
+    """
+    generator = loaded.generator(sampler)
+    generator.check_task(task)
+    if prompts and not TASKS[task].told:
+        raise UserError(f"{task} takes no prompt: it was trained on the given pixels alone")
+    clip = loaded.config.data.clip
+    region = TASKS[task].region(generator.window, clip.height, clip.width)
+    if region.any() and video is None:
+        raise UserError(f"{task} completes a video; name it with --video=FILE")
+    original = np.zeros((*region.shape, 3), np.uint8)
+    if video is not None:
+        needed = int(np.flatnonzero(region.any(axis=(1, 2))).max(initial=0)) + 1
+        original = read_clip(loaded, video, generator.window, needed)
+    count = max(len(prompts), 1)
+    originals = np.repeat(original[None], count, axis=0)
+    story = encode_prompts(loaded, prompts) if prompts else None
+    drawn, filled = generator.complete([task] * count, originals, seed, story)
+    rows = zip(originals, filled, drawn, strict=True)
+    return drawn, np.stack([side_by_side(row) for row in rows])
+
+
 def write_samples(
-    out: epath.PathLike, videos: Pixels, prompts: Sequence[str], loaded: Loaded, *, seed: int, story: bool
+    out: epath.PathLike,
+    videos: Pixels,
+    prompts: Sequence[str],
+    loaded: Loaded,
+    *,
+    seed: int,
+    story: bool,
+    compared: Pixels | None = None,
 ) -> list[epath.Path]:
-    """Writes ``sample_*.mp4`` and ``prompts.json`` (prompts, seed, checkpoint); returns the paths of the videos."""
+    """Writes ``sample_*.mp4`` and ``prompts.json`` (prompts, seed, checkpoint); returns the paths of the videos.
+
+    ``compared`` clips, one for each video, become ``side_by_side_*.mp4``.
+    """
     out = epath.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"sample_{i}.mp4" for i in range(len(videos))]
     scale = max(1, 256 // videos.shape[2])
+    fps = loaded.config.data.clip.fps or 8
     for path, video in zip(paths, videos, strict=True):
-        write_video(path, video, loaded.config.data.clip.fps or 8, scale=scale)
+        write_video(path, video, fps, scale=scale)
+    for i, video in enumerate([] if compared is None else compared):
+        write_video(out / f"side_by_side_{i}.mp4", video, fps, scale=scale)
+    said = [" / ".join(prompts)] if story else [*prompts] or [""] * len(paths)
     record = {
-        "videos": {p.name: " / ".join(prompts) if story else prompts[i] for i, p in enumerate(paths)},
+        "videos": {path.name: text for path, text in zip(paths, said, strict=True)},
         "seed": seed,
         "checkpoint": str(loaded.directory),
         "step": loaded.step,

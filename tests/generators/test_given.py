@@ -1,0 +1,192 @@
+"""The MAGVIT sheet's properties 3, 5, 9, 10 (COMMIT, its decoding) and MAGVIT-v2's factors and levels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videogen.conditioning import Conditioning, Given
+from videogen.errors import UserError
+from videogen.generators import MaskedTransformer, MaskGITSampler
+from videogen.generators.masked import LOSS_PLACES
+from videogen.generators.maskgit import decode
+from videogen.shapes import Codes, TokenGrid
+
+GRID = TokenGrid(3, 2, 2)
+NOTHING = Conditioning()
+
+
+def build(vocabulary=(16,), **settings) -> MaskedTransformer:
+    return MaskedTransformer(
+        vocabulary,
+        GRID.shape,
+        32,
+        1,
+        2,
+        64,
+        **{"tasks": 10, "training_schedule": "cosine", **settings},
+        rngs=nnx.Rngs(0),
+    )
+
+
+def codes(batch: int, vocabulary=(16,), seed: int = 7) -> Codes:
+    levels = [
+        jax.random.randint(jax.random.key(seed + i), (batch, *GRID.shape), 0, n) for i, n in enumerate(vocabulary)
+    ]
+    return Codes(jnp.stack(levels, axis=-1), GRID)
+
+
+def given(batch: int, vocabulary=(16,)) -> Given:
+    """Codes unlike the targets, at the first two thirds of the places."""
+    region = jnp.broadcast_to(jnp.arange(GRID.tokens) < 8, (batch, GRID.tokens))
+    return Given(codes(batch, vocabulary, seed=99).indices, region, jnp.arange(batch) % 10)
+
+
+def keys(batch: int):
+    return jax.random.split(jax.random.key(5), batch)
+
+
+def seen_by_the_network(model, monkeypatch, key) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and the corrupted places that the loss shows to the network."""
+    seen, original = {}, MaskedTransformer.grid_logits
+
+    def record(self, ids, conditioning, **call):
+        seen.update(ids=ids, corrupted=call["corrupted"])
+        return original(self, ids, conditioning, **call)
+
+    monkeypatch.setattr(MaskedTransformer, "grid_logits", record)
+    model.loss(codes(8), NOTHING, key, given=given(8))
+    monkeypatch.undo()
+    return np.asarray(seen["ids"])[..., 0], np.asarray(seen["corrupted"])
+
+
+def test_every_place_shows_the_target_or_the_condition_or_mask(monkeypatch):
+    ids, corrupted = seen_by_the_network(build(), monkeypatch, jax.random.key(0))
+    target, shown = (np.asarray(x).reshape(8, -1) for x in (codes(8).indices, given(8).indices))
+    region = np.asarray(given(8).region)
+    np.testing.assert_array_equal(ids, np.where(~corrupted, target, np.where(region, shown, 16)))
+    for case in (~corrupted, corrupted & region, corrupted & ~region):
+        assert case.any()
+
+
+def test_the_segment_marks_condition_codes_and_nothing_else():
+    """The vector matters exactly where a place is both corrupted and given."""
+    model, ids = build(), codes(2).indices.reshape(2, -1, 1)
+    corrupted = jnp.broadcast_to(jnp.arange(GRID.tokens) % 2 == 0, (2, GRID.tokens))
+
+    def logits(corrupted, value):
+        model.segment.set_value(jnp.full(32, value))
+        return model.logits(ids, NOTHING, given=given(2), corrupted=corrupted)
+
+    assert np.abs(logits(corrupted, 0.0) - logits(corrupted, 1.0)).max() > 1e-3
+    outside = corrupted & ~given(2).region
+    np.testing.assert_array_equal(logits(outside, 0.0), logits(outside, 1.0))
+
+
+def test_the_task_matters():
+    model, ids = build(), codes(1).indices.reshape(1, -1, 1)
+    one, other = (Given(codes(1).indices, jnp.zeros((1, 12), bool), jnp.array([task])) for task in (0, 6))
+    none = jnp.zeros((1, 12), bool)
+    one, other = (model.logits(ids, NOTHING, given=g, corrupted=none) for g in (one, other))
+    assert np.abs(one - other).max() > 1e-4
+
+
+@pytest.mark.parametrize("loss_on", LOSS_PLACES)
+def test_loss_is_where_the_setting_says(loss_on, monkeypatch):
+    model, original = build(loss_on=loss_on), MaskedTransformer.grid_logits
+    _, corrupted = seen_by_the_network(model, monkeypatch, jax.random.key(0))
+
+    def loss(noise):
+        monkeypatch.setattr(MaskedTransformer, "grid_logits", lambda self, *a, **k: original(self, *a, **k) + noise)
+        return model.loss(codes(8), NOTHING, jax.random.key(0), given=given(8))[0]
+
+    grads = np.abs(jax.grad(loss)(jnp.zeros((8, *GRID.shape, 16)))).sum(-1).reshape(8, -1)
+    region = np.asarray(given(8).region)
+    expected = {"masked": corrupted & ~region, "corrupted": corrupted, "all": np.ones_like(corrupted)}
+    np.testing.assert_array_equal(grads > 0, expected[loss_on])
+
+
+def test_an_unknown_place_of_the_loss_is_named():
+    with pytest.raises(UserError, match="unknown loss_on 'al'.*all"):
+        build(loss_on="al")
+
+
+@pytest.mark.parametrize("steps", [1, 4, 12])
+@pytest.mark.parametrize("vocabulary", [(16,), (5, 7)])
+def test_an_oracle_decodes_to_the_target_in_any_number_of_steps(steps, vocabulary):
+    target = codes(3, vocabulary).indices.reshape(3, -1, len(vocabulary))
+    sure = jnp.concatenate([100 * jax.nn.one_hot(target[..., i], n) for i, n in enumerate(vocabulary)], axis=-1)
+    start = given(3, vocabulary).indices.reshape(target.shape)
+    drawn = decode(lambda *_: sure, start, jnp.ones((3, 12), bool), vocabulary, keys(3), MaskGITSampler(steps=steps))
+    np.testing.assert_array_equal(drawn, target)
+
+
+def test_known_places_stay_and_unknown_ones_show_their_start():
+    """What the denoiser sees, pass after pass: a known code never changes, an unknown place shows its start."""
+    start, trace = given(2).indices.reshape(2, -1, 1), []
+
+    def logits(ids, unknown):
+        jax.debug.callback(lambda *x: trace.append([np.asarray(v) for v in x]), ids[..., 0], unknown, ordered=True)
+        return jax.random.normal(jax.random.key(0), (2, 12, 16))
+
+    final = decode(logits, start, jnp.ones((2, 12), bool), (16,), keys(2), MaskGITSampler(steps=6))
+    final = np.asarray(final)[..., 0]
+    jax.effects_barrier()
+    assert len(trace) == 6
+    counts = [unknown.sum(-1) for _, unknown in trace] + [np.zeros(2)]
+    assert all((b < a).all() for a, b in zip(counts, counts[1:], strict=False))
+    for ids, unknown in trace:
+        np.testing.assert_array_equal(ids, np.where(unknown, np.asarray(start)[..., 0], final))
+
+
+def test_without_confidence_noise_the_order_is_that_of_the_probabilities():
+    """tau = 0: what is drawn decides what is kept, so equal draws give equal results."""
+    model, sampler = build(), MaskGITSampler(steps=4, choice_temperature=0.0, temperature=1e-3, final_temperature=1e-3)
+    one, other = (
+        model.sample(GRID, NOTHING, jax.random.split(jax.random.key(s), 2), sampler, given=given(2)) for s in (0, 1)
+    )
+    np.testing.assert_array_equal(one.indices, other.indices)
+
+
+def test_guided_samples_complete_given_pixels():
+    model = build(context_width=8, classes=3)
+    conditioning = Conditioning(label=jnp.array([0, 1]))
+    drawn = [
+        model.sample(GRID, conditioning, keys(2), MaskGITSampler(steps=3, guidance_scale=g), given=given(2)).indices
+        for g in (0.0, 30.0)
+    ]
+    assert all(((x >= 0) & (x < 16)).all() for x in drawn) and (drawn[0] != drawn[1]).any()
+
+
+@pytest.mark.parametrize(("vocabulary", "factors", "expected"), [((2**18,), 2, (512, 512)), ((9, 4), 1, (9, 4))])
+def test_levels_and_factors(vocabulary, factors, expected):
+    model = build(vocabulary, factors=factors)
+    assert model.vocabulary == expected and model.head.kernel.shape == (32, sum(expected))
+    np.testing.assert_array_equal(
+        model.ids(codes(2, vocabulary).indices),
+        model.corrupt(model.ids(codes(2, vocabulary).indices), jnp.zeros((2, 12), bool), None),
+    )
+    loss, metrics = model.loss(codes(4, vocabulary), NOTHING, jax.random.key(0), given=given(4, vocabulary))
+    # An untrained network is nearly uniform: the mean over levels of log(codes).
+    assert loss == pytest.approx(np.mean(np.log(expected)), rel=0.1) and 0 <= metrics["accuracy"] <= 1
+    drawn = model.sample(GRID, NOTHING, keys(2), MaskGITSampler(steps=3), given=given(2, vocabulary)).indices
+    assert drawn.shape == (2, *GRID.shape, len(vocabulary))
+    assert (drawn >= 0).all() and (drawn < np.array(vocabulary)).all()
+
+
+def test_a_prefix_of_factored_codes_is_kept():
+    model = build((64,), factors=2)
+    prefix = Codes(codes(2, (64,)).indices[:, :1], GRID.with_time(1))
+    drawn = model.sample(GRID, NOTHING, keys(2), MaskGITSampler(steps=3), prefix)
+    np.testing.assert_array_equal(drawn.indices[:, :1], prefix.indices)
+
+
+def test_gradient_reaches_every_parameter():
+    graph, params = nnx.split(build())
+
+    def loss(params):
+        return nnx.merge(graph, params).loss(codes(16), NOTHING, jax.random.key(0), given=given(16))[0]
+
+    grads = nnx.to_flat_state(jax.grad(loss)(params))
+    assert all(jnp.abs(g.get_value()).max() > 0 for _, g in grads)

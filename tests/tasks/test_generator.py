@@ -1,0 +1,148 @@
+"""Training on given pixels: the mixture, what is shown, completion, and the protocol that judges it."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import magvit, nbp
+from videogen import data, tasks
+from videogen.conditioning import NULL_LABEL, TASKS, Conditioning
+from videogen.errors import UserError
+from videogen.training import protocols
+
+
+def config(**weights: float):
+    config = magvit.get_config("stage=generator,size=debug")
+    config.data.clip.update({"frames": 4, "height": 16, "width": 16})
+    config.tokenizer.model.update({"width": 8, "multipliers": (1, 1, 1), "norm_groups": 2})
+    config.tokenizer.model.quantizer.size = 32
+    config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
+    config.text.encoder.update({"width": 32, "heads": 2})
+    config.sampler.update({"steps": 3})
+    config.tasks.update(weights)
+    return config
+
+
+@pytest.fixture(scope="module")
+def system():
+    task = tasks.build(config(inpaint_dynamic=0))
+    return task, task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+
+
+def batch(count: int) -> dict[str, np.ndarray]:
+    source = data.build({"name": "shapes"}, clip=data.Clip(4, 16, 16, 8.0), seed=0, split="train")
+    ids = np.ones((count, 24), np.int32)
+    video = np.stack([source[i]["video"] for i in range(count)])
+    return {"video": video, "text_ids": ids, "text_mask": np.ones((count, 24), bool)}
+
+
+def test_the_mixture_trains_and_is_evaluated(system):
+    task, modules = system
+    loss, outcome = task.generator_loss(modules, batch(4), jax.random.key(0), jnp.zeros((), int))
+    assert np.isfinite(loss) and outcome.metrics["loss"] == loss
+    scores = task.evaluate(modules, [batch(4)], seed=0)
+    assert scores == task.evaluate(modules, [batch(4)], seed=0)
+    assert {"loss", "accuracy", "mask_ratio"} == scores.keys()
+
+
+def test_tasks_are_drawn_by_weight(system, monkeypatch):
+    task, modules = system
+    seen = []
+
+    def given(modules, video, drawn):
+        seen.append(np.asarray(drawn))
+        raise StopIteration
+
+    monkeypatch.setattr(task, "given", given)
+    many = {"indices": jnp.zeros((4000, 2, 4, 4, 1), int), "video": np.zeros((4000, 1, 1, 1, 3), np.uint8)}
+    monkeypatch.setattr(task, "conditioning", lambda modules, batch: Conditioning())
+    with pytest.raises(StopIteration):
+        task.generator_loss(modules, many, jax.random.key(0), jnp.zeros((), int))
+    shares = np.bincount(seen[0], minlength=len(TASKS)) / 4000
+    np.testing.assert_allclose(shares, task.tasks, atol=0.03)
+    assert shares[list(TASKS).index("inpaint_dynamic")] == 0
+
+
+def test_only_told_tasks_see_the_label(system):
+    task, _ = system
+    told = task.told(Conditioning(label=jnp.arange(10)), jnp.arange(10)).label
+    assert [label != NULL_LABEL for label in told.tolist()] == [t.told for t in TASKS.values()]
+
+
+def test_completion_depends_on_given_pixels_only(system):
+    generator, videos = tasks.VideoGenerator(*system), batch(3)["video"]
+    names = ["frame_prediction", "inpaint_central", "outpaint_vertical"]
+    drawn, filled = generator.complete(names, videos, seed=0)
+    region = np.stack([TASKS[name].region(4, 16, 16) for name in names])[..., None]
+    np.testing.assert_array_equal(np.where(region, filled, 0), np.where(region, videos, 0))
+    other = np.where(region, videos, 255 - videos)
+    np.testing.assert_array_equal(generator.complete(names, other, seed=0)[0], drawn)
+    assert (generator.complete(names, videos, seed=1)[0] != drawn).any()
+    assert drawn.shape == videos.shape and drawn.dtype == np.uint8
+
+
+def test_what_cannot_be_completed_is_refused(system):
+    generator, videos = tasks.VideoGenerator(*system), batch(1)["video"]
+    with pytest.raises(UserError, match="not trained on inpaint_dynamic"):
+        generator.complete(["inpaint_dynamic"], videos, seed=0)
+    with pytest.raises(UserError, match="tasks take"):
+        generator.complete(["interpolation"], videos[:, :2], seed=0)
+
+
+def test_pictures_show_every_task(system):
+    task, modules = system
+    (picture,) = task.pictures(modules, batch(4), seed=0)
+    assert picture.captions == [name for name in TASKS if name != "inpaint_dynamic"]
+    assert all(clip.shape == (4, 16, 16, 3) for row in picture.rows for clip in row)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": {"inpaint_centre": 1.0}}, "unknown task 'inpaint_centre'"),
+        ({"tasks": {"interpolation": -1.0}}, "negative"),
+        ({"data": {"source": {"name": "tokens"}}}, "token cache"),
+        ({"model": nbp.get_config("stage=generator,size=debug").model}, "takes no given pixels"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, message):
+    changed = config()
+    with changed.unlocked():
+        changed.update(change)
+    with pytest.raises(UserError, match=message):
+        tasks.build(changed)
+
+
+def test_without_weights_clips_are_drawn_from_text_alone():
+    task = tasks.build(config(**dict.fromkeys(TASKS, 0)))
+    assert task.tasks is None
+    assert task.init(nnx.Rngs(0))["generator"].generator.task is None
+
+
+def test_nearest_given_pixel_is_in_time_first():
+    region = np.zeros((5, 4, 6), bool)
+    region[0, 1, 1] = region[4, 1, 1] = region[2, 3, 5] = True
+    time, row, column = protocols.nearest_given(region)
+    assert (time[1, 1, 1], time[3, 1, 1]) == (0, 4) and (row[1, 1, 1], column[1, 1, 1]) == (1, 1)
+    assert (time[4, 3, 5], row[4, 3, 5], column[4, 3, 5]) == (2, 3, 5)
+    assert (time[0, 0, 0], row[0, 0, 0], column[0, 0, 0]) == (0, 1, 1)
+
+
+def test_the_protocol_compares_each_task_with_copies(system, monkeypatch):
+    task, modules = system
+    loaded = types.SimpleNamespace(
+        config=task.config, task=task, modules=modules, text=None, generator=lambda: tasks.VideoGenerator(task, modules)
+    )
+    still = np.full((3, 4, 16, 16, 3), 90, np.uint8)
+    monkeypatch.setattr(protocols, "held_out", lambda loaded, count: [{"video": v, "caption": ""} for v in still])
+    monkeypatch.setattr(protocols, "_story", lambda loaded, samples: task.unprompted(len(samples)))
+    metrics, pictures = protocols.completion(loaded, 3, seed=0)
+    assert metrics["clips"] == 3 and "inpaint_dynamic" not in metrics["tasks"] and len(metrics["tasks"]) == 9
+    assert "copy" not in metrics["tasks"]["conditional_generation"]
+    # Nothing moves and nothing has a form: a copy is the clip.
+    assert all(m["copy"] == 100 > m["psnr"] for name, m in metrics["tasks"].items() if "copy" in m)
+    assert len(pictures["videos"]) == len(pictures["captions"]) == 27

@@ -1,0 +1,113 @@
+"""The times a sampler visits: falling grids from noise to data, and grids in which frames follow one another."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from videogen.diffusion.processes import Process
+from videogen.diffusion.times import shift_time
+from videogen.errors import UserError
+
+Times = Float[np.ndarray, "points"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformGrid:
+    """Equal steps of time, then shifted.
+
+    Attributes:
+      start: first time before the shift; Wan's UniPC starts at 0.999.
+      shift: see ``times.shift_time``.
+      last: stretches the grid so that its last time before 0 is this (LTX-Video: 0.1); ``None`` leaves it.
+    """
+
+    start: float = 1.0
+    shift: float = 1.0
+    last: float | None = None
+
+    def __call__(self, steps: int, process: Process) -> Times:
+        """``steps + 1`` falling times, the last of them 0."""
+        times = shift_time(np.linspace(self.start, 0.0, steps + 1), self.shift)
+        if self.last is not None and steps > 1:
+            times[:-1] = 1 - (1 - times[:-1]) * (1 - self.last) / (1 - times[-2])
+        return times.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearQuadraticGrid:
+    """Half of the steps in the first ``share`` of the time, the others ever larger (Movie Gen, 2024).
+
+    Attributes:
+      share: of the time that the first half of the steps covers.
+    """
+
+    share: float = 0.025
+
+    def __call__(self, steps: int, process: Process) -> Times:
+        linear = max(steps // 2, 1)
+        late = np.maximum(np.arange(steps + 1) - linear, 0)
+        slope = self.share / linear
+        quadratic = (1 - slope * steps) / max(steps - linear, 1) ** 2
+        times = 1 - slope * np.arange(steps + 1) - quadratic * late**2
+        times[-1] = 0.0
+        return times.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class KarrasGrid:
+    """Equal steps of ``(sigma / alpha)^(1 / rho)``, then 0 (Karras et al., 2022), on any process.
+
+    Attributes:
+      sigma_max: first sigma / alpha; at most that of the process at t = 1.
+      sigma_min: last before 0.
+      rho: how much the steps crowd near the data.
+    """
+
+    sigma_max: float = 80.0
+    sigma_min: float = 0.002
+    rho: float = 7.0
+
+    def __call__(self, steps: int, process: Process) -> Times:
+        sigma = np.linspace(self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho), steps) ** self.rho
+        return _times_of(process, -np.log(sigma))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSNRGrid:
+    """Equal steps of the logarithm of the signal-to-noise ratio, then 0.
+
+    Attributes:
+      start: first time; below 1 where alpha(1) is 0.
+      last: last time before 0.
+    """
+
+    start: float = 0.999
+    last: float = 0.001
+
+    def __call__(self, steps: int, process: Process) -> Times:
+        with jax.ensure_compile_time_eval():
+            ends = [float(process.half_log_snr(t)) for t in np.float32([self.start, self.last])]
+        if not np.isfinite(ends).all():
+            raise UserError("a log_snr grid needs 0 < last < start, and start below 1 where the process has no signal")
+        return _times_of(process, np.linspace(*ends, steps))
+
+
+Grid = UniformGrid | LinearQuadraticGrid | KarrasGrid | LogSNRGrid
+
+
+def _times_of(process: Process, half_log_snr: np.ndarray) -> Times:
+    # A grid is a constant of the compiled sampler, also when it is asked for inside a jitted function.
+    with jax.ensure_compile_time_eval():
+        return np.append(np.asarray(process.time_of(half_log_snr), np.float32), np.float32(0))
+
+
+def stagger(times: Times, frames: int, lag: int) -> Float[np.ndarray, "more_points frames"]:
+    """A grid per frame, every frame ``lag`` steps behind the one before it.
+
+    ``lag`` 0 denoises all frames together, ``lag`` = steps one after another (autoregression), between lies the
+    pyramid of diffusion forcing. There are ``steps + lag·(frames - 1)`` steps; a frame waits as noise, then as data.
+    """
+    points = len(times) + lag * (frames - 1)
+    return times[np.clip(np.arange(points)[:, None] - lag * np.arange(frames), 0, len(times) - 1)]

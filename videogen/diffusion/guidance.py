@@ -1,0 +1,157 @@
+"""Guidance: a denoiser made of a conditional and an unconditional prediction.
+
+A network that answers for both, ``(x_t, t) -> (given, null)``, and a guidance give a denoiser: ``Guided``. Guidances
+nest: ``Rescale(Interval(ClassifierFree(5.0), high=0.9))``.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from videogen.diffusion.processes import spread
+
+Sample = Float[Array, "batch ..."]
+
+
+def _over_example(reduce: Callable[..., Array], value: Sample) -> Array:
+    return reduce(value, axis=tuple(range(1, value.ndim)), keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """What guidances share; each adds ``__call__``. Most remember nothing."""
+
+    def initialize(self, noisy: Sample) -> Any:
+        """The memory before the first call."""
+        return ()
+
+    def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
+        """(conditional prediction, unconditional, time, memory) -> (guided prediction, memory)."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree(Guidance):
+    """``null + scale·(given - null)`` (Ho and Salimans, 2022).
+
+    Attributes:
+      scale: 1 is the conditional prediction, 0 the unconditional.
+    """
+
+    scale: float
+
+    def scale_at(self, t: Array) -> Array | float:
+        """The scale at time ``t``."""
+        return self.scale
+
+    def __call__(self, given: Sample, null: Sample, t: Array, memory: tuple) -> tuple[Sample, tuple]:
+        return given + (spread(self.scale_at(t), given) - 1) * (given - null), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class RisingClassifierFree(ClassifierFree):
+    """A scale that rises from 1 at t = 1 to ``scale`` at t = 0, late (CogVideoX's dynamic guidance).
+
+    Attributes:
+      power: the larger, the later.
+    """
+
+    power: float = 5.0
+
+    def scale_at(self, t: Array) -> Array:
+        return 1 + (self.scale - 1) * 0.5 * (1 - jnp.cos(jnp.pi * (1 - t) ** self.power))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveProjected(Guidance):
+    """APG (Sadat et al., 2024): classifier-free guidance without the part that only saturates.
+
+    Attributes:
+      scale: as in classifier-free guidance.
+      eta: share kept of the difference's part parallel to the conditional prediction; 1 keeps all.
+      momentum: the running difference is the new one plus this times the running one; negative pushes away from it.
+      norm_threshold: longest difference of an example.
+    """
+
+    scale: float
+    eta: float = 0.0
+    momentum: float = -0.5
+    norm_threshold: float = 2.5
+
+    def initialize(self, noisy: Sample) -> Sample:
+        return jnp.zeros_like(noisy)
+
+    def __call__(self, given: Sample, null: Sample, t: Array, memory: Sample) -> tuple[Sample, Sample]:
+        given, null = given.astype(memory.dtype), null.astype(memory.dtype)
+        running = given - null + self.momentum * memory
+        length = jnp.sqrt(_over_example(jnp.sum, running**2))
+        # The tiny number keeps an example without a difference, or without a prediction, from 0 / 0.
+        difference = running * jnp.minimum(1.0, self.norm_threshold / (length + 1e-12))
+        share = _over_example(jnp.sum, difference * given) / (_over_example(jnp.sum, given**2) + 1e-12)
+        return given + (self.scale - 1) * (difference - (1 - self.eta) * share * given), running
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval(Guidance):
+    """Guidance only at some noise levels (Kynkäänniemi et al., 2024); the conditional prediction elsewhere.
+
+    Attributes:
+      inner: the guidance within.
+      low: least time.
+      high: greatest time.
+    """
+
+    inner: Guidance
+    low: float = 0.0
+    high: float = 1.0
+
+    def initialize(self, noisy: Sample) -> Any:
+        return self.inner.initialize(noisy)
+
+    def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
+        guided, memory = self.inner(given, null, t, memory)
+        return jnp.where(spread((self.low <= t) & (t <= self.high), given), guided, given), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescale(Guidance):
+    """The guided prediction brought back to the standard deviation of the conditional one (Lin et al., 2023).
+
+    Attributes:
+      inner: the guidance to rescale.
+      share: 0 not at all, 1 fully.
+    """
+
+    inner: Guidance
+    share: float = 0.7
+
+    def initialize(self, noisy: Sample) -> Any:
+        return self.inner.initialize(noisy)
+
+    def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
+        guided, memory = self.inner(given, null, t, memory)
+        ratio = _over_example(jnp.std, given) / (_over_example(jnp.std, guided) + 1e-12)
+        return guided * (1 - self.share + self.share * ratio), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """A guided denoiser, for ``solvers.sample``.
+
+    Attributes:
+      pair: ``(x_t, t) -> (given, null)``, both predictions, in one call of the network or two.
+      guidance: how to join them.
+    """
+
+    pair: Callable[[Sample, Array], tuple[Sample, Sample]]
+    guidance: Guidance
+
+    def initialize(self, noisy: Sample) -> Any:
+        return self.guidance.initialize(noisy)
+
+    def __call__(self, noisy: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
+        given, null = self.pair(noisy, t)
+        return self.guidance(given, null, t, memory)

@@ -1,0 +1,171 @@
+"""Which noise levels training sees and how much each counts: laws of the time, its shift, loss weights."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from videogen.diffusion.processes import PREDICTIONS, Process, prediction_scales
+from videogen.errors import UserError, near_matches
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Every time equally often."""
+
+    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+        """Uniform numbers in (0, 1) -> times: the law's quantiles (of ``Mode``: a falling map)."""
+        return uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitNormal:
+    """t = sigmoid(mean + deviation·n): the middle most often (Esser et al., 2024).
+
+    Attributes:
+      mean: above 0 favours noise.
+      deviation: width.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+        return jax.nn.sigmoid(self.mean + self.deviation * jax.scipy.special.ndtri(uniform))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """t = 1 - u - scale·(cos²(πu/2) - 1 + u): more middle times as ``scale`` > 0 grows (Esser et al., 2024).
+
+    Attributes:
+      scale: in [-1, 2 / (π - 2)], where the map is monotone; 0 is uniform.
+    """
+
+    scale: float = 0.81
+
+    def __post_init__(self):
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise UserError(f"the mode law's scale is in [-1, {2 / (math.pi - 2):.2f}], got {self.scale}")
+
+    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+        return 1 - uniform - self.scale * (jnp.cos(0.5 * jnp.pi * uniform) ** 2 - 1 + uniform)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormalSigma:
+    """log(sigma / alpha) ~ N(mean, deviation²) (Karras et al., 2022); on a rectified flow this is ``LogitNormal``.
+
+    Attributes:
+      mean: of the logarithm.
+      deviation: of the logarithm.
+    """
+
+    mean: float = -1.2
+    deviation: float = 1.2
+
+    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+        return process.time_of(-self.mean - self.deviation * jax.scipy.special.ndtri(uniform))
+
+
+Law = Uniform | LogitNormal | Mode | LogNormalSigma
+
+
+def draw_times(
+    law: Law, process: Process, key: jax.Array, shape: Sequence[int], *, shift: float = 1.0, stratified: bool = False
+) -> Float[Array, "*shape"]:
+    """Times of a training batch, float32.
+
+    Args:
+      law: how often each time.
+      process: what the times are of.
+      key: random key.
+      shape: ``[batch]``, or ``[batch, time]`` for independent frames.
+      shift: see ``shift_time``; applied after the law.
+      stratified: spread the batch evenly over the law: one draw in each 1/batch of its mass. Each example's own time
+        still follows the law, and frames of an example stay independent.
+    """
+    if stratified:
+        strata = jnp.arange(shape[0], dtype=jnp.float32) / shape[0]
+        uniform = jax.random.uniform(key, shape[1:]) + strata.reshape(-1, *(1 for _ in shape[1:]))
+        uniform = uniform % 1.0
+    else:
+        uniform = jax.random.uniform(key, shape)
+    # At exactly 0 and 1 the normal laws are infinite and some losses undefined.
+    return shift_time(law(jnp.clip(uniform, 1e-6, 1 - 1e-6), process), shift)
+
+
+def shift_time(t: Float[Array, "*times"], shift: float) -> Float[Array, "*times"]:
+    """``c·t / (1 + (c - 1)·t)``: a rectified flow's signal-to-noise ratio divided by c²; c = 1 changes nothing.
+
+    Larger pictures hide less at the same noise, so they need c > 1, in training and in sampling alike.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def shift_by_ratio(tokens: int, base_tokens: int) -> float:
+    """√(tokens / base_tokens): the shift from one resolution to another (Esser et al., 2024)."""
+    return math.sqrt(tokens / base_tokens)
+
+
+def shift_by_exponent(
+    tokens: int, low: tuple[int, float] = (1024, 0.95), high: tuple[int, float] = (4096, 2.05)
+) -> float:
+    """exp(mu), mu linear through two points (tokens, mu); the defaults are LTX-Video's."""
+    slope = (high[1] - low[1]) / (high[0] - low[0])
+    return math.exp(low[1] + slope * (tokens - low[0]))
+
+
+def shift_by_frames(tokens_per_frame: int, frames: int) -> float:
+    """Open-Sora 2's: 1 at 256 tokens per frame, 3 at 4096, in between and beyond linear; times √(latent frames)."""
+    return (1 + 2 * (tokens_per_frame - 256) / (4096 - 256)) * math.sqrt(frames)
+
+
+def _flow_time(alpha: Array, sigma: Array) -> Array:
+    return sigma / (alpha + sigma)
+
+
+# ∫ exp(-2·(t - 1/2)²) - exp(-1/2) over [0, 1].
+_BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
+
+WEIGHTS: dict[str, Callable[[Array, Array], Array]] = {
+    **{name: lambda alpha, sigma, name=name: _error_ratio(name, alpha, sigma) ** 2 for name in PREDICTIONS},
+    "min_snr": lambda alpha, sigma: jnp.minimum((alpha / sigma) ** 2, 5.0),
+    "cosmap": lambda alpha, sigma: (
+        2 / (jnp.pi * (1 - 2 * _flow_time(alpha, sigma) + 2 * _flow_time(alpha, sigma) ** 2))
+    ),
+    "bell": lambda alpha, sigma: (
+        _error_ratio("velocity", alpha, sigma) ** 2
+        * (jnp.exp(-2 * (_flow_time(alpha, sigma) - 0.5) ** 2) - math.exp(-0.5))
+        / _BELL_MEAN
+    ),
+}
+"""Name -> weight of the squared error of x0, given alpha and sigma.
+
+The names of predictions stand for the plain squared error of that prediction; ``min_snr`` (Hang et al., 2023, with
+gamma 5), ``cosmap`` (Esser et al., 2024), ``bell``: the velocity's error, middle times more, mean 1 over uniform times.
+"""
+
+
+def _error_ratio(prediction: str, alpha: Array, sigma: Array) -> Array:
+    """|error of the prediction| / |error of the x0 it implies|."""
+    p, q = prediction_scales(prediction, alpha, sigma)
+    return alpha * q / sigma - p
+
+
+def loss_weight(weighting: str, prediction: str, process: Process, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
+    """The weight of the squared error of ``prediction`` that amounts to ``WEIGHTS[weighting]`` on x0.
+
+    Args:
+      weighting: a name in ``WEIGHTS``; the name of the prediction itself gives 1.
+      prediction: what the network predicts, a name in ``PREDICTIONS``.
+      process: the noise process.
+      t: times in (0, 1).
+    """
+    if weighting not in WEIGHTS:
+        raise UserError(f"unknown loss weighting {weighting!r}{near_matches(weighting, WEIGHTS)}")
+    alpha, sigma = process.scales(t)
+    return WEIGHTS[weighting](alpha, sigma) / _error_ratio(prediction, alpha, sigma) ** 2
