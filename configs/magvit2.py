@@ -76,11 +76,12 @@ def tokenizer(size: str) -> ConfigDict:
     }
     config.model = convolutional(size)
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 900, 450, 450
+        config.steps, config.eval_every, config.checkpoint_every = 2700, 900, 900
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
+        config.ema.decay = 0.99
         config.optimizer = {
-            "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
+            "tokenizer": optimizer(learning_rate=2e-3, warmup=30, final=0.02),
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     elif size == "small":
@@ -114,7 +115,8 @@ def convolutional(size: str) -> ConfigDict:
     """The causal convolutional tokenizer at each size (paper: 5 × 16 × 16 codes of 18 bits)."""
     quantizer = {"name": "lfq", "entropy_weight": 0.1, "diversity": 1.0, "commitment_weight": 0.25}
     if size == "debug":
-        quantizer |= {"bits": 8}
+        # A short run cannot afford all codes alike: with an entropy weight of 0.1 colours are lost.
+        quantizer |= {"bits": 10, "entropy_weight": 0.03}
         levels = {"width": 16, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (1, 2)}
         depth = {"blocks": 1, "middle_blocks": 0, "norm_groups": 4}
     elif size == "small":

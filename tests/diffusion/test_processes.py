@@ -69,7 +69,7 @@ def test_every_prediction_gives_every_other(process, source, target):
     noisy = process.add_noise(clean, noise, t)
     value, expected = (process.target(name, clean, noise, t) for name in (source, target))
     converted = process.convert(value, noisy, t, source, target)
-    np.testing.assert_allclose(converted, expected, atol=3e-6)
+    np.testing.assert_allclose(converted, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(process.convert(converted, noisy, t, target, source), value, atol=3e-6)
 
 
