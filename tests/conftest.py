@@ -16,15 +16,13 @@ REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Tests compile much and run little: machine code that is not optimised takes them two thirds of the time.
-QUICK_COMPILER = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
+os.environ.setdefault("XLA_FLAGS", "")
 
 
 def _run(arguments: Sequence[str], devices: int, timeout: float) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"{QUICK_COMPILER} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(REPOSITORY),
     }
     return subprocess.run(
