@@ -1,6 +1,6 @@
 """MAGVIT-v2 (Yu et al., ICLR 2024): causal 3-D convolutional tokenizer with lookup-free quantization.
 
-    --config=configs/magvit2.py:stage=image|tokenizer|generator,size=debug|small|paper
+    --config=configs/magvit2.py:stage=image|tokenizer|generator,size=debug|small|paper,quantizer=lfq|fsq|vq
 
 ``image`` trains the network with kernels of one frame on images; ``tokenizer`` begins with its weights, inflated to 3-D
 (each 2-D kernel becomes the last slice in time, so that images are coded as before). ``launch/local.py`` runs both; by
@@ -12,7 +12,8 @@ closest public reproduction, since the paper's steps were not found. The percept
 file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
 
 ``generator`` is the masked transformer of ``configs/magvit.py`` (the large one, 307M parameters) on these codes, each
-embedded and predicted as two factors: 2^18 codes are 2 × 2^9.
+embedded and predicted as two factors: 2^18 codes are 2 × 2^9. ``quantizer`` puts another family of about as many codes
+into the same network, to compare them.
 """
 
 from ml_collections import ConfigDict
@@ -32,14 +33,38 @@ SWEEPS = {
 """Name -> variants, for launch/sweep.py."""
 
 
+LFQ = {"name": "lfq", "entropy_weight": 0.1, "diversity": 1.0, "commitment_weight": 0.25}
+EMA_VQ = {"name": "vq", "cosine": True, "update": "ema"}
+QUANTIZERS = {
+    "lfq": {
+        # A short run cannot afford all codes alike: with an entropy weight of 0.1 colours are lost.
+        "debug": LFQ | {"bits": 10, "entropy_weight": 0.03},
+        "small": LFQ | {"bits": 14},
+        "paper": LFQ | {"bits": 18},
+    },
+    "fsq": {
+        "debug": {"name": "fsq", "levels": (4, 4, 4, 4, 4)},
+        "small": {"name": "fsq", "levels": (8, 8, 8, 8, 4)},
+        "paper": {"name": "fsq", "levels": (8, 8, 8, 8, 8, 8)},
+    },
+    "vq": {
+        "debug": EMA_VQ | {"size": 1024, "width": 16, "decay": 0.95, "restart_threshold": 0.05},
+        "small": EMA_VQ | {"size": 16_384, "width": 32},
+        "paper": EMA_VQ | {"size": 2**18, "width": 32},
+    },
+}
+"""Quantizer -> size -> its config: 10, 14 and 18 bits; the paper's is LFQ."""
+
+
 def get_config(argument: str = "") -> ConfigDict:
-    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
-    return {"image": image, "tokenizer": tokenizer, "generator": generator}[chosen["stage"]](chosen["size"])
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), quantizer=("lfq", "fsq", "vq"))
+    stage = {"image": image, "tokenizer": tokenizer, "generator": generator}[chosen["stage"]]
+    return stage(chosen["size"], chosen["quantizer"])
 
 
-def image(size: str) -> ConfigDict:
+def image(size: str, quantizer: str = "lfq") -> ConfigDict:
     """The tokenizer's stage, with 2-D kernels and images in the place of clips."""
-    config = tokenizer(size)
+    config = tokenizer(size, quantizer)
     config.start_from.inflate = ""
     config.model.time_kernel = 1
     config.model.temporal_strides = (1,) * len(config.model.temporal_strides)
@@ -52,7 +77,7 @@ def image(size: str) -> ConfigDict:
     return config
 
 
-def tokenizer(size: str) -> ConfigDict:
+def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     config.start_from.inflate = "last"
@@ -74,7 +99,7 @@ def tokenizer(size: str) -> ConfigDict:
             "multipliers": (2, 4, 4, 4, 4),
         },
     }
-    config.model = convolutional(size)
+    config.model = convolutional(size, quantizer)
     if size == "debug":
         config.steps, config.eval_every, config.checkpoint_every = 2700, 900, 900
         config.data.clip.update({"height": 24, "width": 24})
@@ -111,29 +136,25 @@ def tokenizer(size: str) -> ConfigDict:
     return config
 
 
-def convolutional(size: str) -> ConfigDict:
+def convolutional(size: str, quantizer: str = "lfq") -> ConfigDict:
     """The causal convolutional tokenizer at each size (paper: 5 × 16 × 16 codes of 18 bits)."""
-    quantizer = {"name": "lfq", "entropy_weight": 0.1, "diversity": 1.0, "commitment_weight": 0.25}
     if size == "debug":
-        # A short run cannot afford all codes alike: with an entropy weight of 0.1 colours are lost.
-        quantizer |= {"bits": 10, "entropy_weight": 0.03}
         levels = {"width": 16, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (1, 2)}
         depth = {"blocks": 1, "middle_blocks": 0, "norm_groups": 4}
     elif size == "small":
-        quantizer |= {"bits": 14}
         levels = {"width": 64, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2), "temporal_strides": (1, 2, 2)}
         depth = {"blocks": 2, "norm_groups": 16}
     else:
-        quantizer |= {"bits": 18}
         levels = {"width": 128, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2)}
         levels |= {"temporal_strides": (1, 2, 2)}
         depth = {"blocks": 4, "norm_groups": 32}
-    return ConfigDict({"name": "convolutional", **levels, **depth, "padding": "zero", "quantizer": quantizer})
+    codes = QUANTIZERS[quantizer][size]
+    return ConfigDict({"name": "convolutional", **levels, **depth, "padding": "zero", "quantizer": codes})
 
 
-def generator(size: str) -> ConfigDict:
+def generator(size: str, quantizer: str) -> ConfigDict:
     config = magvit.generator(size, model="L")
-    config.tokenizer.model = convolutional(size)
+    config.tokenizer.model = convolutional(size, quantizer)
     config.model.factors = 2
     config.data.clip.frames = {"debug": 5, "small": 17, "paper": 17}[size]
     config.sampler.steps = 24

@@ -13,24 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tiny import TOKENIZER
+
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
-    "--config=configs/phenaki.py:stage=tokenizer,size=debug",
-    "--config.data.clip.frames=5",
-    "--config.data.clip.height=16",
-    "--config.data.clip.width=16",
+    *TOKENIZER,
     "--config.data.batch_size=8",
     "--config.data.image_batch_size=4",
-    "--config.data.eval_batch_size=4",
-    "--config.model.width=32",
-    "--config.model.heads=2",
-    "--config.model.mlp_width=64",
-    "--config.model.encoder_layers=(1,1)",
-    "--config.model.decoder_layers=(1,1)",
-    "--config.model.quantizer.size=32",
     "--config.parallel.mesh.data=2",
     "--config.parallel.mesh.fsdp=-1",
-    "--config.log_every=1",
     "--config.eval_every=100000",
     "--config.checkpoint_every=4",
     # Not the number of steps, which differs between the starts below.

@@ -9,7 +9,6 @@ the same batches. ``memory`` prints what the compiler reports of a deeper genera
 
 import json
 import math
-import os
 import re
 import sys
 from typing import Any
@@ -135,6 +134,4 @@ def main(stage: str, meshes: str, policies: str = '["none"]') -> None:
 
 
 if __name__ == "__main__":
-    # Fast compilation, slow code. XLA reads its flags when the first backend starts.
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     main(*sys.argv[1:])

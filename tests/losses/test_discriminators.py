@@ -77,7 +77,7 @@ def test_channels_follow_the_multiplier_up_to_the_maximum():
 def test_refuses_small_and_other_sizes():
     with pytest.raises(UserError, match="at least 16"):
         discriminator(8, 32)
-    with pytest.raises(UserError, match="16×16×3 images, got 16×20×3"):
+    with pytest.raises(UserError, match="frames of 16×16×3, got 16×20×3"):
         discriminator(16, 16)(images(16, 20))
 
 
@@ -118,5 +118,5 @@ def test_a_video_discriminator_judges_clips_of_any_length_by_all_their_frames():
     # The penalty is the gradient of a gradient of the convolutions.
     penalty = jax.jit(jax.grad(lambda s: r1_penalty(nnx.merge(graph, s), clips)))(state)
     assert jnp.abs(penalty["input"]["kernel"].get_value()).max() > 0
-    with pytest.raises(UserError, match="8×8×3 frames"):
+    with pytest.raises(UserError, match="frames of 8×8×3"):
         model(clips[:, :, :4])

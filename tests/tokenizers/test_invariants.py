@@ -208,7 +208,7 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from tests.tokenizers.test_invariants import CONFIGS, make
 from videogen.parallel import batch_sharding, make_mesh
-graph, params = nnx.split(make(CONFIGS["convolutional, blurred"], downsampling="strided"))
+graph, params = nnx.split(make(CONFIGS[{name!r}], **{settings!r}))
 video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8, 3)), jnp.float32)
 def loss(params, video):
     model = nnx.merge(graph, params)
@@ -216,7 +216,7 @@ def loss(params, video):
     return jnp.mean((model.decode(latents) - video) ** 2) + sum(losses.values())
 step = lambda params, video: jax.jit(jax.value_and_grad(loss))(params, video)
 expected = step(params, video)
-mesh = make_mesh({"data": 2, "context": 2})
+mesh = make_mesh({{"data": 2, "context": 2}})
 with jax.set_mesh(mesh):
     got = step(params, jax.device_put(video, batch_sharding(mesh)))
 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -226,6 +226,9 @@ print("equal")
 
 
 @pytest.mark.slow
-def test_convolutions_shard_over_batch_and_width(run_python):
-    result = run_python(MESH, devices=4)
+@pytest.mark.parametrize(
+    ("name", "settings"), [("convolutional, blurred", {"downsampling": "strided"}), ("omnitokenizer", {"heads": 4})]
+)
+def test_batch_and_width_over_the_mesh_change_nothing(run_python, name, settings):
+    result = run_python(MESH.format(name=name, settings=settings), devices=4)
     assert result.returncode == 0 and "equal" in result.stdout, result.stderr

@@ -195,31 +195,3 @@ def test_without_temporal_layers_nothing_is_cached():
     model = make(CONFIG, encoder_temporal=0)
     cache, _ = model.encode_chunk(None, jnp.asarray(random(1, 3, 8, 8, 3)))
     assert cache.shape[1] == 0
-
-
-MESH = """
-import jax, jax.numpy as jnp, numpy as np
-from flax import nnx
-from tests.tokenizers.test_invariants import CONFIGS, make
-from videogen.parallel import batch_sharding, make_mesh
-graph, params = nnx.split(make(CONFIGS["omnitokenizer"], heads=4))
-video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8, 3)), jnp.float32)
-def loss(params, video):
-    model = nnx.merge(graph, params)
-    latents, _, losses, _ = model.bottleneck(model.encode(video))
-    return jnp.mean((model.decode(latents) - video) ** 2) + sum(losses.values())
-step = lambda params, video: jax.jit(jax.value_and_grad(loss))(params, video)
-expected = step(params, video)
-mesh = make_mesh({"data": 2, "context": 2})
-with jax.set_mesh(mesh):
-    got = step(params, jax.device_put(video, batch_sharding(mesh)))
-for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4)
-print("equal")
-"""
-
-
-@pytest.mark.slow
-def test_windows_shard_over_batch_and_width(run_python):
-    result = run_python(MESH, devices=4)
-    assert result.returncode == 0 and "equal" in result.stdout, result.stderr

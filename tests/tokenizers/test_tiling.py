@@ -70,7 +70,7 @@ def step_at(difference, seam):
 
 @pytest.mark.parametrize(
     ("name", "latent_error", "pixel_error", "seam"),
-    [("convolutional", 0.4, 0.22, 0.3), ("cvivit", 0.21, 0.17, 0.15)],
+    [("convolutional", 0.4, 0.22, 0.35), ("cvivit", 0.21, 0.17, 0.15)],
 )
 def test_what_norms_and_attention_see_of_the_frame_is_lost_but_seams_are_hidden(name, latent_error, pixel_error, seam):
     """Errors in standard deviations, of tokenizers with fresh weights and clips that differ across tiles."""

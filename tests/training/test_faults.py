@@ -7,19 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import TOKENIZER
+
 TINY = [
-    "--config=configs/phenaki.py:stage=tokenizer,size=debug",
-    "--config.data.clip.frames=5",
-    "--config.data.clip.height=16",
-    "--config.data.clip.width=16",
-    "--config.data.eval_batch_size=4",
-    "--config.model.width=32",
-    "--config.model.heads=2",
-    "--config.model.mlp_width=64",
-    "--config.model.encoder_layers=(1,1)",
-    "--config.model.decoder_layers=(1,1)",
-    "--config.model.quantizer.size=32",
-    "--config.log_every=1",
+    *TOKENIZER,
     "--config.eval_every=6",
     "--config.checkpoint_every=4",
     "--config.optimizer.tokenizer.warmup=2",

@@ -14,23 +14,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.tiny import TOKENIZER
 from videogen.training.checkpoints import Checkpoints
 from videogen.training.loading import load
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
-    "--config=configs/phenaki.py:stage=tokenizer,size=debug",
-    "--config.data.clip.frames=5",
-    "--config.data.clip.height=16",
-    "--config.data.clip.width=16",
-    "--config.data.eval_batch_size=4",
-    "--config.model.width=32",
-    "--config.model.heads=2",
-    "--config.model.mlp_width=64",
-    "--config.model.encoder_layers=(1,1)",
-    "--config.model.decoder_layers=(1,1)",
-    "--config.model.quantizer.size=32",
-    "--config.log_every=1",
+    *TOKENIZER,
     "--config.steps=12",
     "--config.eval_every=6",
     "--config.checkpoint_every=4",

@@ -52,23 +52,26 @@ def sample_categorical(
 ) -> Int[Array, "..."]:
     """Draws ids by inverting the cumulative distribution: one uniform number per draw.
 
+    The distribution is that over ids in their order, or from the most likely down where it is cut.
+
     Args:
       uniform: in [0, 1).
       logits: already divided by the temperature.
       top_k: only the k most likely; 0 means all.
       top_p: only the fewest that hold this share of the probability.
     """
-    if 0 < top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    size = logits.shape[-1]
+    cut = top_p < 1 or 0 < top_k < size
+    if cut:
+        # Sorted once and drawn from in that order: comparing the logits with the last one that is kept would drop it
+        # where the compiler rounds the two differently.
+        logits, ids = jax.lax.top_k(logits, min(top_k, size) or size)
+    probability = jax.nn.softmax(logits)
     if top_p < 1:
-        falling = -jnp.sort(-logits, axis=-1)
-        probability = jax.nn.softmax(falling)
         # The most likely code always stays, and every one that is needed to reach the share.
-        needed = jnp.cumsum(probability, axis=-1) - probability < top_p
-        least = jnp.min(jnp.where(needed, falling, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+        probability = jnp.where(jnp.cumsum(probability, axis=-1) - probability < top_p, probability, 0.0)
+    cumulative = jnp.cumsum(probability, axis=-1)
     # Scaling by the last entry absorbs rounding; the draw stays below it, so the id exists and has p > 0.
     threshold = uniform[..., None] * cumulative[..., -1:]
-    return jnp.sum(cumulative <= threshold, axis=-1).clip(0, logits.shape[-1] - 1).astype(jnp.int32)
+    place = jnp.sum(cumulative <= threshold, axis=-1).clip(0, cumulative.shape[-1] - 1).astype(jnp.int32)
+    return jnp.take_along_axis(ids, place[..., None], axis=-1)[..., 0].astype(jnp.int32) if cut else place

@@ -56,6 +56,12 @@ def activation(x: Image) -> Image:
     return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
+def _check_size(shape: tuple[int, ...], height: int, width: int) -> None:
+    if shape[-3:] != (height, width, 3):
+        size = "×".join(map(str, shape[-3:]))
+        raise UserError(f"the discriminator was built for frames of {height}×{width}×3, got {size}")
+
+
 class Conv2D(nnx.Module):
     """Square convolution with float32 parameters, computed in ``dtype``; ``padding`` zeros on every side."""
 
@@ -147,9 +153,7 @@ class StyleDiscriminator(nnx.Module):
         Raises:
           UserError: the images have another size than the discriminator was built for.
         """
-        if images.shape[1:] != (self.height, self.width, 3):
-            size = "×".join(map(str, images.shape[1:]))
-            raise UserError(f"the discriminator was built for {self.height}×{self.width}×3 images, got {size}")
+        _check_size(images.shape, self.height, self.width)
         x = activation(self.from_rgb(images))
         for block in self.blocks:
             x = block(x)
@@ -213,9 +217,7 @@ class VideoDiscriminator(nnx.Module):
         Raises:
           UserError: the frames have another size than the discriminator was built for.
         """
-        if video.shape[2:] != (self.height, self.width, 3):
-            size = "×".join(map(str, video.shape[2:]))
-            raise UserError(f"the discriminator was built for {self.height}×{self.width}×3 frames, got {size}")
+        _check_size(video.shape, self.height, self.width)
         x = activation(self.input(video))
         for block in self.blocks:
             x = block(x)
