@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.processes import REPOSITORY, environment
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
@@ -29,15 +29,10 @@ def programs_are_let_go():
 
 
 def _run(arguments: Sequence[str], devices: int, timeout: float) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(REPOSITORY),
-    }
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=REPOSITORY,
-        env=environment,
+        env=environment(devices),
         capture_output=True,
         text=True,
         timeout=timeout,

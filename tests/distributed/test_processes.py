@@ -1,7 +1,6 @@
 """Two processes train one model: interrupted, killed, and resumed as other numbers of processes and devices."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -13,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny import TOKENIZER
+from tests.processes import REPOSITORY, TOKENIZER, environment
 
-REPOSITORY = Path(__file__).parents[2]
 TINY = [
     *TOKENIZER,
     "--config.data.batch_size=8",
@@ -38,15 +36,13 @@ class Job:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
         self.workdir, self.processes = workdir, []
         for index in range(processes):
             flags = [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={processes}"]
             flags += [f"--process_index={index}", f"--config.steps={steps}", f"--workdir={workdir}"]
             command = [sys.executable, "-m", "videogen.train", *TINY, *(flags if processes > 1 else flags[3:])]
-            pipe = subprocess.PIPE
-            self.processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=pipe, text=True))
+            settings = {"cwd": REPOSITORY, "env": environment(devices), "stderr": subprocess.PIPE, "text": True}
+            self.processes.append(subprocess.Popen(command, **settings))
 
     def wait_for(self, step: int) -> None:
         """Returns once the record of ``step`` is written."""

@@ -1,19 +1,17 @@
 """Which job a process belongs to, and that processes find each other."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.processes import environment
 from videogen.errors import UserError
 from videogen.parallel import distributed
 from videogen.parallel.distributed import Job, find_job
 
-REPOSITORY = Path(__file__).parents[2]
 SLURM = {
     "SLURM_JOB_ID": "17",
     "SLURM_STEP_NODELIST": "node[07-08]",
@@ -110,8 +108,6 @@ def free_port() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["slurm", "jobset"])
 def test_two_processes_meet(kind):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     processes = []
     job, port = {**SLURM, "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "1"}, free_port()
     for index in range(2):
@@ -122,7 +118,7 @@ def test_two_processes_meet(kind):
             extra["JOB_COMPLETION_INDEX"] = str(index)
         command = [sys.executable, "-c", MEET]
         pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, env={**environment, **extra}, stdout=pipe, stderr=pipe, text=True))
+        processes.append(subprocess.Popen(command, env=environment(2) | extra, stdout=pipe, stderr=pipe, text=True))
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     for index, (out, _) in enumerate(outputs):
@@ -134,7 +130,6 @@ def test_two_processes_meet(kind):
 def test_a_job_that_does_not_come_together_is_one_line():
     code = "from videogen.parallel.distributed import Job, initialize\n"
     code += f"initialize(Job('the flags', '127.0.0.1:{free_port()}', 2, 1), timeout=3)"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "error: not all processes of the job arrived at 127.0.0.1" in done.stderr.splitlines()[-1]

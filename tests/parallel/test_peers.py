@@ -1,16 +1,15 @@
 """When one process of a job ends, the others end too and say which one it was."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.processes import environment
+
 IDLE = """
 import sys, time
 from videogen import exits
@@ -42,9 +41,8 @@ class Process:
 
     def __init__(self, port: int, index: int, action: str):
         arguments = [sys.executable, "-c", IDLE, str(port), str(index), action]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
         pipe = subprocess.PIPE
-        self.popen = subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=pipe, text=True)
+        self.popen = subprocess.Popen(arguments, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
     def ready(self) -> None:
         assert self.popen.stdout.readline() == "ready\n", self.popen.stderr.read()

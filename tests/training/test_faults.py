@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import TOKENIZER
+from tests.processes import TOKENIZER
 
 TINY = [
     *TOKENIZER,

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.tiny import TOKENIZER
+from tests.processes import REPOSITORY, TOKENIZER, environment
 from videogen.training.checkpoints import Checkpoints
 from videogen.training.loading import load
 
-REPOSITORY = Path(__file__).parents[2]
 TINY = [
     *TOKENIZER,
     "--config.steps=12",
@@ -29,9 +28,8 @@ TINY = [
 
 
 def start(workdir: Path, *extra: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "videogen.train", *TINY, f"--workdir={workdir}", *extra]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:

@@ -1,7 +1,6 @@
 """A new run takes over what fits from another one, once, and from then on needs nothing but its own directory."""
 
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 
 from configs import magvit2, omnitokenizer
-from tests.training.test_resume import REPOSITORY, finish, losses, wait_for, weights
+from tests.processes import REPOSITORY, environment
+from tests.training.test_resume import finish, losses, wait_for, weights
 from videogen import tasks
 from videogen.configuration import save_config
 from videogen.errors import UserError
@@ -187,15 +187,13 @@ SHARDED = {"width": 64, "heads": 4, "mlp_width": 256}
 
 def train(workdir, *extra: str) -> subprocess.Popen:
     """Starts a tokenizer stage on two devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "videogen.train", f"--workdir={workdir}"]
     command += ["--config=configs/omnitokenizer.py:stage=tokenizer,size=debug"]
     command += [f"--config.model.{name}={value}" for name, value in SHARDED.items()]
     command += ["--config.model.decoder_spatial=t", "--config.data.image_batch_size=0"]
     command += ["--config.parallel.mesh.data=1", "--config.parallel.mesh.fsdp=2", "--config.data.eval_batch_size=4"]
     command += ["--config.log_every=1", "--config.eval_every=100", "--config.checkpoint_every=100"]
-    return subprocess.Popen([*command, *extra], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, *extra], cwd=REPOSITORY, env=environment(2), stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

@@ -1,4 +1,9 @@
-"""The smallest training that tests start as a command."""
+"""How tests start processes, and the smallest training they start."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
 
 TOKENIZER = (
     "--config=configs/phenaki.py:stage=tokenizer,size=debug",
@@ -15,3 +20,12 @@ TOKENIZER = (
     "--config.log_every=1",
 )
 """A C-ViViT of 32 channels on 5×16×16 clips; every step is logged."""
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """The environment of a process that finds the checkout and so many virtual devices, and no PyTorch."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests" / "absent"))),
+    }
