@@ -1,7 +1,11 @@
 """Trains every tokenizer, or every generator on one tokenizer, at the debug size and lays the results side by side.
 
     python benchmarks/compare.py --of=generators --tokenizer=runs/quickstart/tokenizer --workdir=runs/generators
-    python benchmarks/compare.py --of=tokenizers --workdir=runs/tokenizers [--only=cvivit,magvit2] [--seeds=0,1,2]
+    python benchmarks/compare.py --of=tokenizers --workdir=runs/tokenizers [--only=cvivit,magvit2_lfq] [--seeds=0,1,2]
+    python benchmarks/compare.py --of=tokenizers --workdir=runs/clips --set=data.source.name=video_folder \
+        --set=data.source.path=my_videos --set=data.clip.frames=17
+
+``--set=KEY=VALUE`` is a setting of every entry here (of no stage, as it is for launch/local.py).
 
 Writes table.md, results.json and results.png into the work directory, and prints the table. Speeds are those of one
 batch of 16 clips, the median of 3 after compilation. The same command again goes on with what is not finished.
@@ -51,7 +55,9 @@ GENERATORS = {
 TOKENIZERS = {
     "cvivit": "configs/phenaki.py:stage=tokenizer,size=debug",
     "magvit": "configs/magvit.py:stage=tokenizer,size=debug",
-    "magvit2": "configs/magvit2.py:stage=tokenizer,size=debug",
+    "magvit2_lfq": "configs/magvit2.py:stage=tokenizer,size=debug",
+    "magvit2_fsq": "configs/magvit2.py:stage=tokenizer,size=debug,quantizer=fsq",
+    "magvit2_vq": "configs/magvit2.py:stage=tokenizer,size=debug,quantizer=vq",
     "omnitokenizer": "configs/omnitokenizer.py:stage=tokenizer,size=debug",
     "larp": "configs/larp.py:stage=tokenizer,size=debug",
 }
@@ -79,11 +85,11 @@ def entries(workdir: Path) -> list[Entry]:
     known = GENERATORS if OF.value == "generators" else TOKENIZERS
     if unknown := [name for name in ONLY.value if name not in known]:
         raise UserError(f"unknown entry {unknown[0]!r}{near_matches(unknown[0], known)}")
-    shared = []
+    shared = [f"--config.{setting}" for setting in local.SET.value]
     if OF.value == "generators":
         if not (Path(TOKENIZER.value) / "config.json").exists():
             raise UserError("--tokenizer is the run directory of a trained tokenizer, e.g. runs/quickstart/tokenizer")
-        shared = [f"--config.tokenizer.checkpoint={TOKENIZER.value}"]
+        shared.append(f"--config.tokenizer.checkpoint={TOKENIZER.value}")
     rows = []
     for name in ONLY.value or known:
         config, *settings = known[name].split()
@@ -182,17 +188,17 @@ def table(results: list[Mapping[str, Any]]) -> str:
 
 
 def plot(results: list[Mapping[str, Any]], path: Path) -> None:
-    """Form, which is what is hard, against speed."""
+    """Form, which is what is hard, or PSNR where no judge knows the clips, against speed."""
+    quality = "form" if "form" in results[0] else "psnr"
     speed = "generated_frames_per_second" if OF.value == "generators" else "decoded_frames_per_second"
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(result["name"] for result in results):
-        points = [(r[speed], r["form"]) for r in results if r["name"] == name and "form" in r]
+        points = [(r[speed], r[quality]) for r in results if r["name"] == name]
         axes.plot(*zip(*points, strict=True), "o", label=name)
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.03)
     axes.set_xlabel(f"{COLUMNS[speed]} on this machine")
-    axes.set_ylabel("share of clips whose form the judge reads right")
+    axes.set_ylabel("share of clips whose form the judge reads right" if quality == "form" else COLUMNS[quality])
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)

@@ -45,6 +45,15 @@ def test_smaller_sizes_build(system, size):
     assert all(n > 1e5 for n in count(system, size).values())
 
 
+@pytest.mark.parametrize(("size", "bits"), [("debug", 10), ("small", 14), ("paper", 18)])
+@pytest.mark.parametrize("quantizer", ["lfq", "fsq", "vq"])
+def test_quantizers_have_as_many_codes(quantizer, size, bits):
+    config = magvit2.get_config(f"stage=tokenizer,size={size},quantizer={quantizer}")
+    task = tasks.build(config)
+    tokenizer = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))["tokenizer"]
+    assert tokenizer.vocabulary == (2**bits,)
+
+
 @pytest.mark.parametrize("system", CONFIGS)
 def test_stages_that_are_not_there_are_named(system):
     with pytest.raises(UserError, match="unknown stage"):
