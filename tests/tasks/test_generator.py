@@ -10,9 +10,10 @@ from flax import nnx
 
 from configs import magvit, nbp
 from videogen import data, tasks
-from videogen.conditioning import NULL_LABEL, TASKS, Conditioning
+from videogen.conditioning import NULL_LABEL, SHORT_NAMES, TASKS, Conditioning
+from videogen.data.video_io import write_video
 from videogen.errors import UserError
-from videogen.training import protocols
+from videogen.training import protocols, sampling
 
 
 def config(**weights: float):
@@ -83,6 +84,22 @@ def test_completion_depends_on_given_pixels_only(system):
     np.testing.assert_array_equal(generator.complete(names, other, seed=0)[0], drawn)
     assert (generator.complete(names, videos, seed=1)[0] != drawn).any()
     assert drawn.shape == videos.shape and drawn.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("short", "name"), SHORT_NAMES.items())
+def test_a_file_is_completed_by_the_short_name_of_a_task(system, tmp_path, short, name):
+    task, modules = system
+    loaded = types.SimpleNamespace(
+        config=task.config, task=task, modules=modules, generator=lambda sampler: tasks.VideoGenerator(task, modules)
+    )
+    write_video(tmp_path / "clip.mp4", batch(1)["video"][0], 8.0)
+    drawn, compared = sampling.complete_video(loaded, short, str(tmp_path / "clip.mp4"), [], seed=0)
+    assert drawn.shape == (1, 4, 16, 16, 3)
+    np.testing.assert_array_equal(
+        compared, sampling.complete_video(loaded, name, str(tmp_path / "clip.mp4"), [], seed=0)[1]
+    )
+    with pytest.raises(UserError, match=f"{name} takes no prompt"):
+        sampling.complete_video(loaded, short, str(tmp_path / "clip.mp4"), ["a red circle"], seed=0)
 
 
 def test_what_cannot_be_completed_is_refused(system):

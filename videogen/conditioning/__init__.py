@@ -1,7 +1,7 @@
 """Text, labels and given pixels."""
 
 from videogen.conditioning.context import NullableContext
-from videogen.conditioning.regions import TASKS, TOLD, Given, TaskTables, task_index
+from videogen.conditioning.regions import SHORT_NAMES, TASKS, TOLD, Given, TaskTables, task_index
 from videogen.conditioning.t5 import T5Config, T5Encoder
 from videogen.conditioning.text import TextEncoder
 from videogen.conditioning.types import NULL_LABEL, Conditioning, Tokens
@@ -11,6 +11,7 @@ TEXT_ENCODERS = {"transformer": TextEncoder, "t5": T5Encoder.load}
 
 __all__ = [
     "NULL_LABEL",
+    "SHORT_NAMES",
     "TASKS",
     "TEXT_ENCODERS",
     "TOLD",

@@ -91,6 +91,14 @@ TASKS = {
 """Name -> task (MAGVIT table 7: FP, FI, OPC, OPV, OPH, OPD, IPC, IPD, CG, CFP). A strip that outpainting calls vertical
 stands upright: what is missing is left and right of it."""
 
+SHORT_NAMES = {
+    "inpaint": "inpaint_central",
+    "outpaint": "outpaint_central",
+    "interpolate": "interpolation",
+    "predict": "frame_prediction",
+}
+"""What people say -> the task that is most often meant by it."""
+
 TOLD = np.array([task.told for task in TASKS.values()])
 """Which tasks see text and label, in the order of ``TASKS``."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from videogen.conditioning import TASKS
+from videogen.conditioning import SHORT_NAMES, TASKS
 from videogen.data.video_io import read_video, side_by_side, write_video
 from videogen.errors import UserError
 from videogen.training.inputs import clip_of
@@ -90,7 +90,7 @@ def complete_video(
 
     Args:
       loaded: a generator stage trained with ``config.tasks``.
-      task: a name in ``conditioning.TASKS``.
+      task: a name in ``conditioning.TASKS`` or in ``SHORT_NAMES``.
       video: the file; ``None`` where the task gives no pixel.
       prompts: what to show, for tasks that are told; may be empty.
       seed: decides every draw.
@@ -99,6 +99,7 @@ def complete_video(
     Returns:
       The completed clips, and beside each other the file's clip, what was given of it, and the completed one.
     """
+    task = SHORT_NAMES.get(task, task)
     generator = loaded.generator(sampler)
     generator.check_task(task)
     if prompts and not TASKS[task].told:
