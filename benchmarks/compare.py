@@ -7,8 +7,9 @@
 
 ``--set=KEY=VALUE`` is a setting of every entry here (of no stage, as it is for launch/local.py).
 
-Writes table.md, results.json and results.png into the work directory, and prints the table. Speeds are those of one
-batch of 16 clips, the median of 3 after compilation. The same command again goes on with what is not finished.
+Writes table.md, results.json, results.png, and curves.png and curves/ (the metrics of each run, to hold a run of one's
+own against) into the work directory, and prints the table. Speeds are those of one batch of 16 clips, the median of 3
+after compilation. The same command again goes on with what is not finished.
 """
 
 import dataclasses
@@ -204,6 +205,39 @@ def plot(results: list[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+CURVES = ("train/loss", "train/codebook_usage", "train/accuracy", "eval/loss", "eval/psnr")
+"""What a curve shows, of those that the entries log."""
+
+
+def write_curves(rows: list[Entry], workdir: Path) -> None:
+    """One file of metrics for each entry, and all of them in one picture, a panel for each metric."""
+    runs = {f"{row.name}_{row.seed}": curve(row.stage.directory) for row in rows}
+    folder = workdir / "curves"
+    folder.mkdir(exist_ok=True)
+    for name, records in runs.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    shown = [key for key in CURVES if any(key in record for records in runs.values() for record in records)]
+    figure = Figure(figsize=(4 * len(shown), 3.4), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for name, records in runs.items():
+            points = [(record["step"], record[key]) for record in records if key in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        axes.set_title(key, fontsize=9)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[-1].legend(fontsize=6, frameon=False)
+    figure.savefig(workdir / "curves.png", dpi=150)
+
+
+def curve(directory: Path) -> list[dict[str, float]]:
+    """Every evaluation of a run, and about 100 of the steps between."""
+    records = read_metrics(directory / FILE)
+    stride = -(-len(records) // 100)
+    kept = [r for i, r in enumerate(records) if i % stride == 0 or any(key.startswith("eval/") for key in r)]
+    return [{key: record[key] for key in ("step", *CURVES) if key in record} for record in kept]
+
+
 def main() -> None:
     workdir = Path(local.WORKDIR.value)
     rows = entries(workdir)
@@ -219,7 +253,8 @@ def main() -> None:
     (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (workdir / "table.md").write_text(table(results))
     plot(results, workdir / "results.png")
-    print(f"\n{table(results)}\nin {workdir}: table.md, results.json, results.png")
+    write_curves(rows, workdir)
+    print(f"\n{table(results)}\nin {workdir}: table.md, results.json, results.png, curves.png")
 
 
 if __name__ == "__main__":
