@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.nn import Embedding, Linear, parameter, truncated_normal
+from videogen.nn import Embedding, Linear, linear, parameter, truncated_normal
 
 X = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
 
@@ -61,3 +61,13 @@ def test_embedding_looks_rows_up():
     ids = jnp.array([[5, 0], [2, 5]])
     assert table(ids).dtype == jnp.bfloat16 and table.table.get_value().dtype == jnp.float32
     np.testing.assert_array_equal(table(ids), table.table.get_value().astype(jnp.bfloat16)[ids])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_heads_are_the_split_output_on_every_platform(monkeypatch, parts):
+    layer = Linear(8, 12, bias=False, rngs=nnx.Rngs(0))
+    expected = np.split(np.asarray(layer(X)).reshape(2, 3, 4, -1, 2), parts, axis=-2)
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(linear, "target_platform", lambda platform=platform: platform)
+        heads = layer.heads(X, 12 // parts // 2, parts)
+        np.testing.assert_allclose(np.stack(heads), np.stack(expected), atol=1e-5)

@@ -70,6 +70,11 @@ def test_other_numbers_of_queries_and_keys():
     assert_equal_to_reference(heads(300, 40, width=64), Full(), jnp.arange(40)[None] < 33)
 
 
+def test_heads_that_fill_the_lanes():
+    # These lie in memory the other way round.
+    assert_equal_to_reference(heads(256, 128, width=128), Full())
+
+
 def test_bfloat16():
     assert_equal_to_reference(heads(256, 256, dtype=jnp.bfloat16), BlockCausal(48), atol=0.03, rtol=0.01)
 

@@ -73,3 +73,13 @@ def test_fusions_move_only_the_slices_they_touch():
   %r = f32[1,1024]{1,0:S(1)} parameter(2)
   ROOT %f = f32[24,1024]{1,0} fusion(%s, %i, %r), kind=kLoop, calls=%fused"""
     assert works(body, computations)["f"].moved == pytest.approx(3 * 4096 + 4, abs=8)
+
+
+def test_work_names_what_it_comes_from():
+    body = """
+  %a = f32[8,4]{1,0} parameter(0)
+  %copy.1 = f32[8,4]{0,1} copy(%a)
+  ROOT %add = (f32[8,4]{0,1}, f32[8]{0}) add(%copy.1, %copy.1), metadata={op_name="jit(f)/transpose(jvp())/while/add_any"}"""
+    items = works(body)
+    assert items["add"].source == "backward add_any f32[8,4]"
+    assert items["copy.1"].source == "f32[8,4]"

@@ -1,10 +1,14 @@
 """Where collectives run, and how fast: mesh axes, rings and networks."""
 
+# HLO does not break its lines.
+# ruff: noqa: E501
+
 import pytest
 
-from videogen.parallel.hlo import Collective
+from videogen.parallel.flops import Flops
+from videogen.parallel.hlo import Collective, parse
 from videogen.parallel.mesh import AXES
-from videogen.parallel.roofline import bandwidth, mesh_axes, summarise
+from videogen.parallel.roofline import bandwidth, estimate, mesh_axes, summarise
 from videogen.parallel.topology import parse_topology
 
 MESH = dict(zip(AXES, (1, 2, 4, 2, 1), strict=True))
@@ -50,3 +54,18 @@ def test_sums_by_kind_and_axes():
     assert traffic.overlaps
     (tensor,) = summarise([Collective("all-reduce", 1.0, (0, 1), 1)], topology, MESH, places)
     assert not tensor.overlaps
+
+
+def test_the_step_is_the_sum_of_its_shares():
+    body = """
+  %a = bf16[1024,1024]{1,0} parameter(0)
+  %dot = bf16[1024,1024]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(f)/dot_general"}
+  ROOT %exp = bf16[1024,1024]{1,0} exponential(%dot), metadata={op_name="jit(f)/exp"}"""
+    module = parse(f"HloModule jit_f\n\nENTRY %main (p: f32[1]) -> f32[1] {{\n{body}\n}}\n")
+    topology = parse_topology("v5p:1x1x1")
+    estimated = estimate(module, Flops(), topology, dict.fromkeys(AXES, 1), [(0, 0, 0, 0, 0)])
+    product, exponential = estimated.shares
+    assert product.source == "dot_general bf16[1024,1024]" and exponential.source == "exp bf16[1024,1024]"
+    assert product.seconds == pytest.approx(2 * 1024**3 / topology.chip.flops)
+    assert exponential.seconds == pytest.approx(2 * 2 * 1024**2 / topology.chip.hbm_bandwidth)
+    assert estimated.step == pytest.approx(product.seconds + exponential.seconds)

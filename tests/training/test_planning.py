@@ -7,7 +7,7 @@ from configs import phenaki
 from videogen.errors import UserError
 from videogen.parallel.topology import parse_topology
 from videogen.training.inputs import build_pipeline, build_source, text_tokenizer
-from videogen.training.plan_search import choose, possible_meshes
+from videogen.training.plan_search import Survey, choose, estimated, possible_meshes
 from videogen.training.planning import abstract_batch, abstract_run, check_batch, complete_for_planning
 from videogen.training.state import parameter_count
 
@@ -61,3 +61,16 @@ def test_search_lays_out_all_devices_and_prefers_what_fits():
     chosen = choose(config, topology)
     assert 1 <= len(chosen) <= 4
     assert len({(tuple(c.mesh.items()), c.remat) for c in chosen}) == len(chosen)
+
+
+def test_recomputed_layers_wait_for_each_other_again():
+    config = phenaki.get_config("stage=tokenizer,size=debug")
+    run, topology = abstract_run(config), parse_topology("v5p:2x2x1")
+    surveys = {"none": Survey(1e15, 2e9, 1e8, False), "full": Survey(1e15 * (1 + 1e-9), 2e9, 1e8, False)}
+    mesh = {"replica": 1, "data": 4, "fsdp": 1, "tensor": 1, "context": 1}
+
+    def longer(mesh: dict[str, int]) -> float:
+        full, none = (estimated(run, topology, mesh, remat, surveys).seconds for remat in ("full", "none"))
+        return full - none
+
+    assert longer(mesh | {"data": 2, "tensor": 2}) > longer(mesh) + 1e-3

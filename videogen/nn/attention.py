@@ -250,11 +250,9 @@ class Attention(nnx.Module):
     def _project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
         """Normalised queries, keys and values, split into heads."""
         if self.cross:
-            q = self.query(x)
-            k, v = jnp.split(self.key_value(context), 2, axis=-1)
+            q, k, v = *self.query.heads(x, self.heads), *self.key_value.heads(context, self.heads, parts=2)
         else:
-            q, k, v = jnp.split(self.query_key_value(x), 3, axis=-1)
-        q, k, v = (y.reshape(*y.shape[:-1], self.heads, self.head_width) for y in (q, k, v))
+            q, k, v = self.query_key_value.heads(x, self.heads, parts=3)
         return (q, k, v) if self.query_norm is None else (self.query_norm(q), self.key_norm(k), v)
 
     def empty(self, batch: int, length: int) -> KeyValues:
@@ -264,8 +262,7 @@ class Attention(nnx.Module):
 
     def keys_values(self, context: Float[Array, "batch keys context_width"]) -> KeyValues:
         """The keys and values of a cross-attention's context, the same for every position."""
-        k, v = jnp.split(self.key_value(context), 2, axis=-1)
-        k, v = (y.reshape(*y.shape[:-1], self.heads, self.head_width) for y in (k, v))
+        k, v = self.key_value.heads(context, self.heads, parts=2)
         k = k if self.key_norm is None else self.key_norm(k)
         if self.null_keys is not None:
             k, v, *_ = self._prepend_null(k, v, None, Full(), None)
@@ -275,7 +272,7 @@ class Attention(nnx.Module):
         """Attends from the next positions to all that the stream holds, and to themselves."""
         cache = stream.recall()
         if self.cross:
-            q = self.query(x).reshape(*x.shape[:-1], self.heads, self.head_width)
+            (q,) = self.query.heads(x, self.heads)
             q = q if self.query_norm is None else self.query_norm(q)
             if key_mask is not None and self.null_keys is not None:
                 key_mask = jnp.pad(key_mask, ((0, 0), (self.null_keys.get_value().shape[1], 0)), constant_values=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videogen.parallel import mesh_axis_size
+from videogen.parallel import mesh_axis_size, target_platform
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
@@ -27,8 +27,8 @@ class Linear(nnx.Module):
     """``y = x @ kernel + bias`` over the last axis, in ``dtype``, with float32 parameters.
 
     Leading axes are flattened to one matrix product: XLA's CPU backend reaches its fast routine only for
-    2-D products, and accelerators do the same internally. Where the sequence axis is sharded (context
-    parallelism) flattening would mix two sharded axes, so there the axes stay.
+    2-D products, and GPUs do the same internally. The TPU compiler chooses better layouts where the axes stay.
+    Where the sequence axis is sharded (context parallelism) flattening would mix two sharded axes.
     """
 
     def __init__(
@@ -48,12 +48,26 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         leading = x.shape[:-1]
-        if mesh_axis_size("context") == 1:
+        if target_platform() != "tpu" and mesh_axis_size("context") == 1:
             x = x.reshape(math.prod(leading), self.inputs)
         y = x.astype(self.dtype) @ self.kernel.get_value().astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(self.dtype)
         return y.reshape(*leading, self.outputs)
+
+    def heads(
+        self, x: Float[Array, "... inputs"], heads: int, parts: int = 1
+    ) -> list[Float[Array, "... heads head_width"]]:
+        """The output in equal ``parts`` (queries, keys, values), each split into heads.
+
+        On a TPU every part is a product that has an axis of heads. Its compiler then keeps the sequence innermost where
+        heads are narrower than the 128 lanes, instead of padding them, and normalises them as they are written: split
+        afterwards they were copied in float32, which took a quarter of a step (docs/scaling.md).
+        """
+        if target_platform() != "tpu" or self.bias is not None:
+            return [y.reshape(*y.shape[:-1], heads, -1) for y in jnp.split(self(x), parts, axis=-1)]
+        kernel = self.kernel.get_value().astype(self.dtype).reshape(self.inputs, parts, heads, -1)
+        return [jnp.einsum("...i,iho->...ho", x.astype(self.dtype), kernel[:, part]) for part in range(parts)]
 
 
 class Embedding(nnx.Module):

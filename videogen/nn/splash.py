@@ -23,6 +23,9 @@ RESIDUALS = "attention_residuals"
 BLOCKS = (512, 256, 128)
 """Kernel block lengths, the best first; the kernel takes multiples of 128."""
 
+LANES = 128
+"""Values side by side in a TPU's registers and memory; narrower rows are padded to so many."""
+
 MOST_PADDING = 1 / 8
 """A larger block is not worth more padding than this share of the sequence."""
 
@@ -95,7 +98,7 @@ def splash(
     queries, keys = query.shape[1], key.shape[1]
     block_q, block_kv = block_length(queries), block_length(keys)
     padding = -queries % block_q, -keys % block_kv
-    kernel = _kernel(mask, query.shape[2], (queries, keys), padding, (block_q, block_kv))
+    kernel = _kernel(mask, *query.shape[2:], (queries, keys), padding, (block_q, block_kv))
 
     def arrange(x: Array, pad: int) -> Array:
         return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, pad), (0, 0)))
@@ -112,13 +115,21 @@ def splash(
 
 
 def _kernel(
-    mask: Mask, heads: int, lengths: tuple[int, int], padding: tuple[int, int], blocks: tuple[int, int]
+    mask: Mask,
+    heads: int,
+    head_width: int,
+    lengths: tuple[int, int],
+    padding: tuple[int, int],
+    blocks: tuple[int, int],
 ) -> Callable[..., Array]:
     """The kernel ``(query, key, value, segments) -> out`` of one batch item."""
     shape = lengths[0] + padding[0], lengths[1] + padding[1]
     whole = isinstance(mask, Full) and not padding[1]
     lazy = splash_attention.FullMask(shape) if whole else LazyMask(mask, *lengths, shape)
     block_q, block_kv = blocks
+    # With the sequence innermost narrow heads are not padded, in memory and on their way to the kernel.
+    layouts = splash_attention.QKVLayout
+    layout = layouts.SEQ_MINOR if head_width % LANES else layouts.HEAD_DIM_MINOR
     return splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([lazy] * heads),
         # Separate kernels for the gradients of queries and of keys: the fused one writes a partial gradient of the
@@ -130,6 +141,9 @@ def _kernel(
             block_kv_dkv=block_kv,
             block_q_dq=block_q,
             block_kv_dq=block_kv,
+            q_layout=layout,
+            k_layout=layout,
+            v_layout=layout,
         ),
         residual_checkpoint_name=RESIDUALS,
         interpret=target_platform() != "tpu",

@@ -184,18 +184,18 @@ def _kernel(equation: Any, place: _Place, flops: Flops, constants: dict, tile: i
 def _splash_product(equation: Any, constants: dict, tile: int) -> tuple[float, float]:
     """FLOPs on one device of one product over the visited blocks, and the FLOPs of whole tiles."""
     mapping = equation.params["grid_mapping"]
-    arrays = [v.aval.shape for v in equation.invars if len(v.aval.shape) == 4]
-    width = arrays[0][-1]
-    lengths = [size for mapped in mapping.block_mappings[:2] for size in _block_lengths(mapped)]
+    # Queries and keys may lie either way round. Results have the width last, and more axes than the scratch space.
+    width = max((v.aval.shape for v in equation.outvars), key=len)[-1]
+    lengths = [_block_size(mapped) // width for mapped in mapping.block_mappings[:2]]
     visited = math.prod(mapping.grid) * _visited(equation, constants)
     up = math.ceil(width / tile) * tile
     once = 2.0 * visited * math.prod(lengths) * width
     return once, once / width * up
 
 
-def _block_lengths(mapping: Any) -> list[int]:
-    """The block of a [batch, heads, length, width] array along its length."""
-    return [int(getattr(mapping.block_shape[-2], "block_size", mapping.block_shape[-2]))]
+def _block_size(mapping: Any) -> int:
+    """Elements of the block of a […, heads, length, width] or […, heads, width, length] array."""
+    return math.prod(int(getattr(size, "block_size", size)) for size in mapping.block_shape[-2:])
 
 
 def _visited(equation: Any, constants: dict) -> float:

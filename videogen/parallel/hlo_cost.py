@@ -30,6 +30,7 @@ class Work:
       filled: the same as if every product filled the matrix unit's tiles.
       moved: bytes read from and written to the device's memory.
       kernel: name of the custom kernel it calls, whose operations the module does not tell; else empty.
+      source: the operation of the traced step it comes from, if any, and its (first) result.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Work:
     filled: float
     moved: float
     kernel: str = ""
+    source: str = ""
 
 
 def work(module: Module, tile: int = 1) -> Iterator[Work]:
@@ -56,13 +58,23 @@ def work(module: Module, tile: int = 1) -> Iterator[Work]:
             if not (kernel or _GEMM.search(instruction.attributes) or "tpu_custom_call" in instruction.attributes):
                 continue
         flops, filled = _products(module, instruction, computation, tile)
-        yield Work(instruction.name, times, flops, filled, _moved(module, instruction, computation), kernel)
+        moved = _moved(module, instruction, computation)
+        yield Work(instruction.name, times, flops, filled, moved, kernel, _source(instruction))
 
 
 def _kernel(instruction: Instruction) -> str:
     """Name of the Pallas kernel of a custom call; empty for kernels of the compiler's own."""
     name = re.search(r'op_name="[^"]*/([^"/]+)/pallas_call', instruction.attributes)
     return name[1] if name else ""
+
+
+def _source(instruction: Instruction) -> str:
+    """Operation and first result, such as ``backward dot_general bf16[512,128]``; JAX names whole loops before it."""
+    name = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    path = name[1].split("/") if name else []
+    backward = any(part.startswith("transpose(") for part in path)
+    words = ["backward"] * backward + path[-1:] + [re.sub(r"\{.*", "", instruction.shape.strip("("))]
+    return " ".join(words)
 
 
 def _products(module: Module, instruction: Instruction, computation: Computation, tile: int) -> tuple[float, float]:

@@ -44,6 +44,24 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """The instructions that come from one kind of operation of the traced step and have equal results.
+
+    Attributes:
+      source: the operation, as ``hlo_cost.Work`` names it, or the kernel.
+      seconds: what they add to the step.
+      compute, hbm: what their products and their memory traffic would take alone.
+      count: how many run per step.
+    """
+
+    source: str
+    seconds: float
+    compute: float
+    hbm: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate:
     """Seconds per step, and what they are made of.
 
@@ -52,6 +70,7 @@ class Estimate:
       step: the estimate of the step.
       compiled_flops: matrix products of one device in the compiled program, kernels included.
       traffic: the collectives, the longest first.
+      shares: what the step is made of apart from them, the longest first.
     """
 
     compute: float
@@ -60,6 +79,7 @@ class Estimate:
     step: float
     compiled_flops: float
     traffic: list[Traffic]
+    shares: list[Share]
 
     @property
     def bound(self) -> str:
@@ -86,27 +106,30 @@ def estimate(
     chip = topology.chip
     peak = chip.flops / chip.devices
     memory_rate = chip.hbm_bandwidth / chip.devices
-    compute = hbm = alone = total = 0.0
-    kernels: dict[str, float] = collections.Counter()
+    total, sums = 0.0, collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0])
+    kernels: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     for item in work(module, chip.tile):
         busy, moving = item.times * item.filled / peak, item.times * item.moved / memory_rate
-        hbm += moving
         total += item.times * item.flops
         if item.kernel:
-            kernels[item.kernel] += moving
-            continue
-        compute += busy
-        alone += max(busy, moving)
-    for name, moving in kernels.items():
+            _add(kernels[item.kernel], moving, item.times)
+        else:
+            _add(sums[item.source], max(busy, moving), busy, moving, item.times)
+    for name, (moving, times) in kernels.items():
         busy = flops.kernels_filled.get(name, 0.0) / peak
-        compute += busy
-        alone += max(busy, moving)
+        _add(sums[name], max(busy, moving), busy, moving, times)
+    shares = sorted((Share(source, *values) for source, values in sums.items()), key=lambda share: -share.seconds)
+    alone, compute, hbm = (sum(getattr(share, name) for share in shares) for name in ("seconds", "compute", "hbm"))
     traffic = sorted(summarise(collectives(module), topology, mesh, coordinates), key=lambda t: -t.seconds)
     hidden = sum(t.seconds for t in traffic if t.overlaps)
     exposed = sum(t.seconds for t in traffic if not t.overlaps)
-    return Estimate(
-        compute, hbm, hidden + exposed, max(alone, hidden) + exposed, total + sum(flops.kernels.values()), traffic
-    )
+    step, compiled = max(alone, hidden) + exposed, total + sum(flops.kernels.values())
+    return Estimate(compute, hbm, hidden + exposed, step, compiled, traffic, shares)
+
+
+def _add(sums: list[float], *values: float) -> None:
+    for i, value in enumerate(values):
+        sums[i] += value
 
 
 def summarise(
@@ -125,10 +148,8 @@ def summarise(
         size = topology.slices if collective.dcn else len(group)
         sent = collective.payload * _sent_share(collective.kind, size)
         rate = topology.chip.dcn_bandwidth if collective.dcn else bandwidth(topology, [coordinates[m] for m in group])
-        entry = sums.setdefault((collective.kind, axis), [0.0, 0.0, 0.0, 0])
-        runs = collective.times
-        for i, value in enumerate((collective.payload * runs, sent * runs, sent * runs / rate, runs)):
-            entry[i] += value
+        runs, entry = collective.times, sums.setdefault((collective.kind, axis), [0.0, 0.0, 0.0, 0])
+        _add(entry, collective.payload * runs, sent * runs, sent * runs / rate, runs)
     return [Traffic(kind, axis, *values[:3], int(values[3])) for (kind, axis), values in sums.items()]
 
 

@@ -1,5 +1,6 @@
 """What a plan says: one JSON object, and the same as a table to read."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +17,19 @@ KINDS = {
 }
 """Argument of the train step -> kind of memory; all other arguments are ``inputs``."""
 
+SHARES = 40
+"""Operations a plan names; its table shows the first quarter."""
+
 
 def plan_of(compiled: Compiled, topology: Topology, config: Any, assumed: list[str]) -> dict[str, Any]:
     """The plan of a compiled step.
 
     Keys: ``topology, slices, chips, mesh, remat, parameters, bytes_per_chip`` (by kind; ``activations`` is everything
     the step needs beside its arguments), ``hbm_bytes, fits, flops_per_step`` (of the model: without recomputation),
-    ``recomputed_flops, compiled_flops`` (as the compiler has them, kernels added), ``collectives``, ``seconds``,
-    ``mfu`` (``flops_per_step`` over peak times ``seconds.step``), ``bound``, ``run`` (steps, days, chip hours),
-    ``assumptions``, ``plan_seconds``. What needs a compiled program is ``None`` where the compiler gave up for want of
-    memory.
+    ``recomputed_flops, compiled_flops`` (as the compiler has them, kernels added), ``collectives``, ``shares`` (what
+    the step is made of, by operation), ``seconds``, ``mfu`` (``flops_per_step`` over peak times ``seconds.step``),
+    ``bound``, ``run`` (steps, days, chip hours), ``assumptions``, ``plan_seconds``. What needs a compiled program is
+    ``None`` where the compiler gave up for want of memory.
     """
     chip = topology.chip
     module = parse(compiled.hlo) if compiled.hlo else None
@@ -61,8 +65,8 @@ def _memory(arguments: dict[str, float], needed: float, devices: int) -> dict[st
 
 def _times(timed: Estimate | None, compiled: Compiled, topology: Topology, steps: int) -> dict[str, Any]:
     if timed is None:
-        names = ("compiled_flops", "collectives", "seconds", "mfu", "bound", "run")
-        return dict.fromkeys(names) | {"collectives": []}
+        names = ("compiled_flops", "seconds", "mfu", "bound", "run")
+        return dict.fromkeys(names) | {"collectives": [], "shares": []}
     peak = topology.chips * topology.chip.flops
     seconds = {name: getattr(timed, name) for name in ("compute", "hbm", "interconnect", "step")}
     days = steps * timed.step / 86400
@@ -80,6 +84,7 @@ def _times(timed: Estimate | None, compiled: Compiled, topology: Topology, steps
             }
             for t in timed.traffic
         ],
+        "shares": [dataclasses.asdict(share) for share in timed.shares[:SHARES]],
         "seconds": seconds,
         "mfu": compiled.flops.model / peak / timed.step,
         "bound": timed.bound,
@@ -135,6 +140,14 @@ def table(plan: dict[str, Any]) -> str:
         rows += [
             ("compute", f"{seconds['compute'] * 1e3:.4g} ms"),
             ("memory traffic", f"{seconds['hbm'] * 1e3:.4g} ms"),
+            *(
+                (
+                    f"  {share['seconds'] * 1e3:.4g} ms",
+                    f"{share['source']}: compute {share['compute'] * 1e3:.4g} ms, memory "
+                    f"{share['hbm'] * 1e3:.4g} ms, {share['count']} times",
+                )
+                for share in plan["shares"][: SHARES // 4]
+            ),
             ("interconnect", f"{seconds['interconnect'] * 1e3:.4g} ms"),
             *(
                 (

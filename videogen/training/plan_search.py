@@ -121,7 +121,7 @@ def choose(config: Any, topology: Topology) -> list[Candidate]:
         config.parallel.remat = remat
         run = abstract_run(config)
         surveys[remat] = survey(run, config, topology, meshes[0])
-    every = [_candidate(run, topology, mesh, remat, surveys) for mesh in meshes for remat in surveys]
+    every = [estimated(run, topology, mesh, remat, surveys) for mesh in meshes for remat in surveys]
     fitting = [c for c in every if c.memory * MARGIN <= topology.chip.hbm_bytes / topology.chip.devices]
     logging.info(
         "%d layouts, %d of them should fit; compiling the best %d", len(every), len(fitting), min(COMPILED, len(every))
@@ -207,7 +207,7 @@ def _saved(jaxpr: Any) -> tuple[float, float]:
     return total, layer
 
 
-def _candidate(
+def estimated(
     run: AbstractRun, topology: Topology, mesh: dict[str, int], remat: str, surveys: dict[str, Survey]
 ) -> Candidate:
     """Estimates one layout by rules of thumb; the compiler has the last word."""
@@ -227,12 +227,17 @@ def _candidate(
     computing = mine.flops * chip.devices / topology.devices / chip.flops
     # Activations are written and read, the state is read, written and cast.
     moving = (2 * mine.saved / shards + 3 * fixed) * chip.devices / chip.hbm_bandwidth
+    # How much of the forward pass is done again, with its collectives.
+    least, most = surveys["none"].flops, surveys["full"].flops
+    repeated = (mine.flops - least) / (most - least) if most > least else 0.0
     # Weights are gathered in bfloat16 for the forward, backward and repeated forward pass; gradients are summed.
-    passes = 3 if mine.flops == surveys["none"].flops else 4
+    passes = 3 + math.ceil(repeated)
     gathering = (passes * weights + frozen) / 2 * (fsdp - 1) / links + weights / 2 / links
-    # What the layers hand to each other: summed over tensor four times per layer, gathered over context six times.
+    # What the layers hand to each other, half of it forward: summed over tensor four times per layer, gathered over
+    # context six times.
     residual = surveys["full"].saved / batch_shards
-    waiting = (8 * residual / context * (tensor - 1) / tensor + 6 * residual * (context - 1) / context) / links
+    handed = 8 * residual / context * (tensor - 1) / tensor + 6 * residual * (context - 1) / context
+    waiting = (1 + repeated / 2) * handed / links
     # Something of every collective shows.
     return Candidate(mesh, remat, memory, max(computing + moving, gathering) + 0.1 * gathering + waiting)
 
