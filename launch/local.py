@@ -38,9 +38,9 @@ flags.mark_flag_as_required("workdir")
 COMMAND = ("python", "-m")
 
 TOKENIZER = "tokenizer"
-"""The stage whose codes generators learn."""
+"""The stage whose codes generators learn; a config's ``TOKENIZED_BY`` names another one for a stage."""
 
-PROTOCOLS = {"tokenizer": "reconstruction", "generator": "prompt_fidelity"}
+PROTOCOLS = {"tokenizer": "reconstruction", "detokenizer": "reconstruction", "generator": "prompt_fidelity"}
 """Task -> how it is evaluated; generators with ``config.tasks`` by the protocol ``tasks``."""
 
 JUDGED = {"colour": len(COLOURS), "form": len(FORMS), "direction": len(DIRECTIONS)}
@@ -116,6 +116,7 @@ def plan(config: str, workdir: Path, settings: list[str]) -> list[Stage]:
         raise UserError("leave stage= out of --config: all stages run; videogen.train trains a single one")
     module = module_of(file)
     names, origins = stages_of(file, module), getattr(module, "START_FROM", {})
+    tokenizers = getattr(module, "TOKENIZED_BY", {})
     overrides: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:
         name, dot, assignment = setting.partition(".")
@@ -130,8 +131,8 @@ def plan(config: str, workdir: Path, settings: list[str]) -> list[Stage]:
         settings = [f"--config={file}:stage={name}{given}", *overrides[name]]
         if name in origins:
             settings.append(f"--config.start_from.run={workdir / origins[name]}")
-        if read_config(settings).task == "generator":
-            settings.append(f"--config.tokenizer.checkpoint={workdir / TOKENIZER}")
+        if "tokenizer" in read_config(settings):
+            settings.append(f"--config.tokenizer.checkpoint={workdir / tokenizers.get(name, TOKENIZER)}")
         stages.append(make_stage(name, settings, workdir / name))
     return stages
 
@@ -236,6 +237,7 @@ def meaning(name: str) -> str:
     return {
         "psnr": "dB, closeness of the pixels; at 20 shapes are clear, at 30 it is hard to tell copies apart",
         "ssim": "structure kept; 1 is identical",
+        "gradient_sharpness": "grey levels between the edge strengths; 0 is as sharp as the original",
         "codebook_usage": "share of the codes that occur; near 0 the codebook has collapsed",
         "codebook_perplexity": "how many codes are in effective use",
         "bits_per_pixel": "size of the codes; plain video takes 24",
@@ -252,13 +254,17 @@ def title(config: str) -> str:
 def headline(stages: list[Stage], metrics: dict[str, Any]) -> Section:
     """The few numbers that say how well it went."""
     items = []
-    several = sum(stage.config.task == "tokenizer" for stage in stages) > 1
+    several = sum(stage.config.task != "generator" for stage in stages) > 1
     for stage in stages:
         results = metrics.get(stage.name, {})
         if "psnr" in results:
             quality = f"{results['psnr']:.1f} dB"
             of = f" ({stage.name})" if several else ""
             items.append((f"PSNR of reconstructions{of}", quality, "likeness of the pixels; higher is better"))
+        if stage.config.task == "detokenizer":
+            distances = [f"{results[key]:.2f}" for key in ("deterministic_gradient_sharpness", "gradient_sharpness")]
+            meaning = "grey levels, of the frozen decoder and of the new one; lower is better"
+            items.append(("distance in sharpness", " → ".join(distances), meaning))
         for word, share in results.get("prompt_fidelity", {}).items():
             if word in JUDGED:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"
@@ -269,22 +275,31 @@ def headline(stages: list[Stage], metrics: dict[str, Any]) -> Section:
 
 
 def tokenizer_sections(stage: Stage, fps: float) -> list[Section]:
+    """Of a de-tokenizer too, which is shown beside the decoder it replaces."""
+    replaces = stage.config.task == "detokenizer"
     with np.load(stage.clips, allow_pickle=False) as clips:
-        pairs = Pairs(clips["originals"], clips["reconstructions"], [str(c) for c in clips["captions"]], fps)
+        between = [clips["deterministic"]] if replaces else []
+        columns, captions = (clips["originals"], clips["reconstructions"]), [str(c) for c in clips["captions"]]
+    if replaces:
+        what = "A new decoder for the codes of a tokenizer that stays as it is (its own decoder: deterministic). Good: "
+        what += "the loss falls, and edges come closer in sharpness to the originals than by the tokenizer's decoder."
+        keys = ("loss", "psnr", "deterministic_psnr", "gradient_sharpness", "deterministic_gradient_sharpness")
+        sides, labels = "the original, what the frozen decoder", ("original", "frozen decoder", "de-tokenizer")
+        sides += " and what the de-tokenizer made of the same codes"
+    else:
+        what = (
+            "The tokenizer turns a clip into a small grid of codes (whole numbers, or a few real ones) and paints the "
+        )
+        what += "clip again from those alone. Good: the loss falls, PSNR and SSIM rise without jumps, codebook usage "
+        what += "stays far from 0."
+        keys, labels = ("loss", "psnr", "ssim", "gradient_sharpness", "codebook_usage"), ("original", "reconstruction")
+        sides = "left the original, right what came back from its codes"
+    shown = f"Held-out clips: {sides}; the strip runs from the first frame to the last, original above. "
+    shown += "Good: the same thing, in the same place, moving alike."
+    name = stage.name.capitalize()
     return [
-        Section(
-            f"{stage.name.capitalize()}: learning",
-            "The tokenizer turns a clip into a small grid of whole numbers, its codes, and paints the clip "
-            "again from those alone. Good: the loss falls, PSNR and SSIM rise without jumps, codebook usage "
-            "stays far from 0.",
-            [Curves(stage.directory / "metrics.jsonl", ("loss", "psnr", "ssim", "codebook_usage"))],
-        ),
-        Section(
-            f"{stage.name.capitalize()}: originals beside reconstructions",
-            "Held-out clips: left the original, right what came back from its codes; the strip runs from the "
-            "first frame to the last, original above. Good: the same thing, in the same place, moving alike.",
-            [pairs],
-        ),
+        Section(f"{name}: learning", what, [Curves(stage.directory / "metrics.jsonl", keys)]),
+        Section(f"{name}: originals beside reconstructions", shown, [Pairs(*columns, captions, fps, between, labels)]),
     ]
 
 
@@ -340,9 +355,9 @@ def numbers(stages: list[Stage], metrics: dict[str, Any]) -> Table:
 def report(stages: list[Stage], metrics: dict[str, Any], workdir: Path) -> Path:
     """Writes ``report.html``; returns its path."""
     sections = [headline(stages, metrics)]
-    makers = {"tokenizer": tokenizer_sections, "generator": generator_sections}
     for stage in stages:
-        sections += makers[stage.config.task](stage, stage.config.data.clip.fps or 8.0)
+        sections_of = generator_sections if stage.config.task == "generator" else tokenizer_sections
+        sections += sections_of(stage, stage.config.data.clip.fps or 8.0)
         time_spent = goodput_section(stage.directory / "metrics.jsonl", f"{stage.name.capitalize()}: time")
         sections += [time_spent] if time_spent else []
     origin = f"seed {metrics['seed']}, commit {metrics['commit']}, {metrics['hardware']}"

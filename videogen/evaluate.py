@@ -2,9 +2,11 @@
 
     python -m videogen.evaluate --checkpoint=runs/tokenizer --protocol=reconstruction --out=evaluation.json
 
-Protocols: reconstruction (tokenizers: PSNR, SSIM, codebook usage, bits per pixel; on shapes also what a judge reads
-back), prompt_fidelity (generators on shapes: colour, form, direction read back from samples of unseen prompts), tasks
-(generators trained with config.tasks: PSNR of what each task leaves unknown, beside copies of the nearest given pixel).
+Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
+judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
+sharpness by the number of steps), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
+of unseen prompts), tasks (generators trained with config.tasks: PSNR of what each task leaves unknown, beside copies of
+the nearest given pixel).
 """
 
 import json
@@ -15,7 +17,7 @@ from absl import flags, logging
 from videogen import app
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
-PROTOCOL = flags.DEFINE_string("protocol", None, "reconstruction, prompt_fidelity or tasks.")
+PROTOCOL = flags.DEFINE_string("protocol", None, "reconstruction, denoising_steps, prompt_fidelity or tasks.")
 COUNT = flags.DEFINE_integer("count", 128, "Held-out clips, or unseen prompts.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")

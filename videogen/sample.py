@@ -1,15 +1,16 @@
 """Draws videos from prompts, or completes a given video.
 
     python -m videogen.sample --checkpoint=runs/generator --prompt="a red circle moves left" --out=samples
-    python -m videogen.sample --checkpoint=runs/generator --task=inpaint_central --video=clip.mp4 --out=samples
+    python -m videogen.sample --checkpoint=runs/generator --task=inpaint --video=clip.mp4 --out=samples
 
 Several --prompt flags give several videos. With --story they are one video: each prompt holds for one window, in
 order. --frames beyond the training window slides it; --image animates a picture. The same seed gives the same videos.
 
 A generator that was trained with config.tasks (configs/magvit.py) completes a window of --video by --task:
 frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,
-inpaint_central, inpaint_dynamic; conditional_prediction and conditional_generation may have a --prompt. Beside each
-sample stands side_by_side_*.mp4: the video, what was given of it, the sample.
+inpaint_central, inpaint_dynamic; conditional_prediction and conditional_generation may have a --prompt. inpaint,
+outpaint, interpolate and predict are short for inpaint_central, outpaint_central, interpolation and frame_prediction.
+Beside each sample stands side_by_side_*.mp4: the video, what was given of it, the sample.
 """
 
 from absl import flags, logging
@@ -26,8 +27,11 @@ IMAGE = flags.DEFINE_string("image", None, "Picture or clip whose first frame th
 TASK = flags.DEFINE_string("task", None, "What to complete of --video, see above.")
 VIDEO = flags.DEFINE_string("video", None, "Video to complete.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
-GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance lambda; 0 is none.", lower_bound=0)
+GUIDANCE = flags.DEFINE_float(
+    "guidance_scale", None, "Classifier-free guidance; none: 0 for codes, 1 for latents.", lower_bound=0
+)
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
+EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
 OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json.")
 flags.mark_flags_as_required(["checkpoint", "out"])
@@ -50,7 +54,7 @@ def main() -> None:
 
     check_flags()
 
-    names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE}
+    names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load(CHECKPOINT.value)
     prompts, compared = PROMPT.value or [], None

@@ -159,6 +159,26 @@ def test_stages_begin_with_the_weights_of_the_stage_their_config_names(tmp_path)
     assert not any("tokenizer.checkpoint" in part for stage in stages for part in stage.train)
 
 
+def test_a_stage_decodes_the_codes_of_the_stage_its_config_names(tmp_path):
+    stages = local.plan("configs/cdt.py:size=debug", tmp_path, [])
+    assert [stage.name for stage in stages] == ["tokenizer", "fsq", "detokenizer"]
+    given = [[part for part in stage.train if "tokenizer.checkpoint" in part] for stage in stages]
+    assert given == [[], [], [f"--config.tokenizer.checkpoint={tmp_path / 'fsq'}"]]
+    assert all("--protocol=reconstruction" in stage.evaluate for stage in stages)
+
+
+def test_a_de_tokenizer_is_shown_beside_the_decoder_it_replaces(tmp_path):
+    stage = local.plan("configs/cdt.py:size=debug", tmp_path, [])[2]
+    stage.clips.parent.mkdir(parents=True)
+    clips = {name: np.zeros((2, 5, 8, 8, 3), np.uint8) for name in ("originals", "deterministic", "reconstructions")}
+    np.savez(stage.clips, **clips, captions=np.array(["a", "b"]))
+    (stage.directory / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    learning, shown = local.tokenizer_sections(stage, 8.0)
+    page = shown.render()
+    assert page.index("original<") < page.index("frozen decoder<") < page.index("de-tokenizer<")
+    assert page.count("<video") == 2 and "new decoder" in learning.text
+
+
 def test_real_videos_are_not_judged_by_prompts(tmp_path):
     source = "data.source.name=video_folder"
     stages = local.plan(CONFIG, tmp_path, [f"tokenizer.{source}", f"generator.{source}"])

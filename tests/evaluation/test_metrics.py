@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from videogen.errors import UserError
 from videogen.evaluation import (
     bits_per_pixel,
     codebook_usage,
     expected_usage,
+    gradient_sharpness,
     perplexity,
     psnr,
     ssim,
@@ -95,13 +97,13 @@ def test_ssim_is_symmetric_and_not_invariant_to_scale():
     assert abs(float(ssim(a / 4, b / 4)[0]) - float(ssim(a, b)[0])) > 1e-3
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, gradient_sharpness])
 def test_metrics_inside_jit(metric):
     a, b = clips(1), clips(2)
     np.testing.assert_allclose(jax.jit(metric)(a, b), metric(a, b), rtol=1e-5)
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, gradient_sharpness])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -0.01, 1.01])
 @pytest.mark.parametrize("which", [0, 1])
 def test_metrics_refuse_meaningless_pixels(metric, bad, which):
@@ -111,7 +113,7 @@ def test_metrics_refuse_meaningless_pixels(metric, bad, which):
         metric(*pair)
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, gradient_sharpness])
 def test_metrics_refuse_other_shapes(metric):
     with pytest.raises(UserError, match="one shape"):
         metric(clips(), clips()[:1])
@@ -124,6 +126,26 @@ def test_ssim_refuses_frames_smaller_than_its_window(side):
     small = clips(shape=(1, 1, *side, 3))
     with pytest.raises(UserError, match="11×11"):
         ssim(small, small)
+
+
+def test_gradient_sharpness_of_an_edge():
+    """A step of height h between two columns is h at one in w - 1 places; at half the height the distance is h / 2."""
+    reference = np.zeros((1, 2, 4, 9, 3), np.float32)
+    reference[..., 5:, :] = 0.8
+    np.testing.assert_allclose(gradient_sharpness(reference / 2, reference), [255 * 0.4 / 8], rtol=1e-5)
+    mirrored = reference[:, :, :, ::-1]
+    np.testing.assert_allclose(gradient_sharpness(mirrored, reference), [0.0], atol=1e-4)
+
+
+def test_blur_and_noise_change_the_sharpness():
+    reference = np.zeros((1, 1, 16, 16, 3), np.float32)
+    reference[:, :, 4:12, 4:12] = 1
+    blurred = ndimage.gaussian_filter(reference, (0, 0, 1, 1, 0)).clip(0, 1)
+    noise = np.random.default_rng(0).normal(size=reference.shape).astype(np.float32)
+    distances = [float(gradient_sharpness(x, reference)[0]) for x in (reference, blurred, blurred * 0)]
+    assert distances[0] == 0 < distances[1] and distances[2] > 20
+    small, large = (gradient_sharpness((reference + s * noise).clip(0, 1), reference)[0] for s in (0.02, 0.1))
+    assert 0 < small < large
 
 
 def test_to_unit_clamps_and_rounds_to_grey_levels():

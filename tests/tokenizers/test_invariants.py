@@ -36,6 +36,9 @@ CONFIGS = {
     | {"quantizer": VECTORS},
     "magvit": {"name": "magvit", "width": 4, "multipliers": (1, 2), "blocks": 1, "middle_blocks": 1}
     | {"spatial_strides": (2,), "temporal_strides": (2,), "norm_groups": 2, "quantizer": VECTORS},
+    "cdt": {"name": "cdt", "quantizer": {"name": "lfq", "bits": 6}}
+    | {"pyramid": {"widths": (4, 6), "spatial_strides": (2, 1), "temporal_strides": (2, 2), "edge_kernel": (3, 3, 3)}}
+    | {"decoder": {"name": "diffusion", "widths": (4, 6, 8), "context_width": 3, "noise_steps": 64}},
     "larp": {"name": "larp", "clip": (4, 8, 8), "patch": (2, 4, 4), "queries": 5, "width": 12, "heads": 2}
     | {"mlp_width": 24, "encoder_layers": 1, "decoder_layers": 1}
     | {"quantizer": {"name": "stochastic", "size": 64, "width": 6}},

@@ -1,4 +1,4 @@
-"""Frame fidelity (PSNR, SSIM) and code statistics (usage, perplexity, bits per pixel).
+"""Frame fidelity (PSNR, SSIM), sharpness, and code statistics (usage, perplexity, bits per pixel).
 
 Every function works inside ``jax.jit``. Called with concrete arrays it also refuses values that have no
 meaning (NaN, infinities, pixels outside [0, 1], negative counts); a traced array has no values to look at.
@@ -24,6 +24,9 @@ PSNR_CAP = 100.0
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+
+LUMA = (0.299, 0.587, 0.114)
+"""Brightness of red, green and blue (Rec. 601)."""
 
 
 def to_unit(video: Video) -> UnitVideo:
@@ -112,6 +115,33 @@ def _gaussian_filter(frames: UnitVideo) -> UnitVideo:
         parts = (tap * jax.lax.slice_in_dim(frames, i, i + size, axis=axis) for i, tap in enumerate(taps))
         frames = functools.reduce(jnp.add, parts)
     return frames
+
+
+def gradient_sharpness(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
+    """How far each clip is from being as sharp as its original, in grey levels (0 to 255); 0 for the same sharpness.
+
+    The strength of the edges of a frame is the length of its brightness gradient (Rec. 601 luma, differences to the
+    right and lower neighbour) at each pixel. The distance is the 1-Wasserstein distance of these strengths over the
+    frame: sorted, the mean absolute difference; mean over frames. It does not ask where edges are (PSNR and SSIM do),
+    but whether there are as many of each strength: blur and noise both raise it.
+
+    Args:
+      video: the clips to judge, in [0, 1].
+      reference: the originals, same shape, RGB.
+
+    Raises:
+      UserError: shapes differ, or a value is NaN, infinite or outside [0, 1].
+    """
+    video, reference = _check_pair(video, reference)
+    return 255 * jnp.mean(jnp.abs(_edge_strengths(video) - _edge_strengths(reference)), axis=(1, 2))
+
+
+def _edge_strengths(video: UnitVideo) -> Float[Array, "batch time pixels"]:
+    """Lengths of the brightness gradient of each frame, in rising order."""
+    brightness = video @ jnp.asarray(LUMA)
+    right = jnp.diff(brightness, axis=3)[:, :, :-1]
+    below = jnp.diff(brightness, axis=2)[:, :, :, :-1]
+    return jnp.sort(jnp.hypot(right, below).reshape(*video.shape[:2], -1), axis=-1)
 
 
 def codebook_usage(counts: Num[Array, "... codes"]) -> Float[Array, "..."]:

@@ -1,20 +1,23 @@
-"""Generators: distributions over codes given conditioning."""
+"""Generators: distributions over codes, or over continuous latents, given conditioning."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from videogen import building
+from videogen.generators.flow import FlowTransformer
+from videogen.generators.flow_sampling import FlowSampler
+from videogen.generators.frame_queue import FrameQueue
 from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer
 from videogen.generators.sampling import BlockSampler
 
-GENERATORS = {"masked": MaskedTransformer, "next_block": NextBlockTransformer}
-SAMPLERS = {"blocks": BlockSampler, "maskgit": MaskGITSampler}
+GENERATORS = {"flow": FlowTransformer, "masked": MaskedTransformer, "next_block": NextBlockTransformer}
+SAMPLERS = {"blocks": BlockSampler, "flow": FlowSampler, "maskgit": MaskGITSampler}
 
 
 def build(config: Mapping[str, Any], **shared: Any):
-    """Builds a generator from ``{name, …}``; ``shared`` holds ``vocabulary``, ``grid``, ``rngs``, …"""
+    """Builds a generator from ``{name, …}``; ``shared`` holds ``vocabulary`` or ``channels``, ``grid``, …"""
     return building.build(GENERATORS, config, "generator", **shared)
 
 
@@ -27,6 +30,9 @@ __all__ = [
     "GENERATORS",
     "SAMPLERS",
     "BlockSampler",
+    "FlowSampler",
+    "FlowTransformer",
+    "FrameQueue",
     "MaskGITSampler",
     "MaskedTransformer",
     "NextBlockTransformer",

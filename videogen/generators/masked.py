@@ -4,7 +4,7 @@ Given pixels reach it as the codes of a clip filled from them (MAGVIT section 3.
 those the pixels touch show such a code, the others ``[MASK]``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from videogen import building
 from videogen.conditioning import Conditioning, Given, NullableContext
 from videogen.errors import UserError, near_matches
+from videogen.generators.critic import TokenCritic
 from videogen.generators.heads import LevelEmbedding
 from videogen.generators.maskgit import MaskGITSampler, decode
 from videogen.generators.sampling import guide
@@ -35,6 +37,9 @@ from videogen.shapes import Codes, TokenGrid
 
 LOSS_PLACES = ("masked", "corrupted", "all")
 """Where the loss is: at ``[MASK]``; also at codes of the given pixels (to be refined); also at codes that are kept."""
+
+CRITIC_STREAM = 1 << 16
+"""Folded into the key of a loss for the critic, so that nothing else depends on whether there is one."""
 
 
 def random_mask(
@@ -68,6 +73,8 @@ class MaskedTransformer(nnx.Module):
       loss_on: a name in ``LOSS_PLACES``; MAGVIT's is ``all``.
       condition_drop: share of examples trained with the null conditioning (for guidance).
       label_smoothing: smoothing of the cross-entropy targets.
+      critic: ``{layers, weight}`` of a ``TokenCritic`` that is trained along and then decides which codes decoding
+        keeps; without one, or with 0 layers, those drawn with the highest probability are kept.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class MaskedTransformer(nnx.Module):
         loss_on: str = "masked",
         condition_drop: float = 0.1,
         label_smoothing: float = 0.0,
+        critic: Mapping[str, Any] | None = None,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -136,6 +144,26 @@ class MaskedTransformer(nnx.Module):
         self.task = Embedding(tasks, width, axes=(None, "embed"), dtype=dtype, rngs=rngs) if tasks else None
         # Marks a code of given pixels, which must be told from a code to be kept.
         self.segment = parameter(rngs, (width,), ("embed",), truncated_normal(0.02)) if tasks else None
+        self.critic = None
+        if critic and critic["layers"]:
+            # Made last, so that all else begins as it would without one.
+            self.critic = building.build(
+                {"token": TokenCritic},
+                {"name": "token", **critic},
+                "critic",
+                vocabulary=self.vocabulary,
+                grid=self.grid.shape,
+                width=width,
+                heads=heads,
+                mlp_width=mlp_width,
+                context_width=context_width,
+                classes=classes,
+                rotary=rotary,
+                position_generator=position_generator,
+                remat=remat,
+                dtype=dtype,
+                rngs=rngs,
+            )
 
     @property
     def mask_ids(self) -> Int[np.ndarray, "levels"]:
@@ -217,7 +245,8 @@ class MaskedTransformer(nnx.Module):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean cross-entropy over the places of ``loss_on`` and their levels, in nats, and metrics.
 
-        Metrics: ``loss``, ``accuracy`` at corrupted places, ``mask_ratio``, the share of places that are corrupted.
+        Metrics: ``loss``, ``accuracy`` at corrupted places, ``mask_ratio``, the share of places that are corrupted. A
+        critic's loss is added, and so are its metrics.
         """
         ids = self.ids(codes.indices)
         batch = ids.shape[0]
@@ -238,10 +267,11 @@ class MaskedTransformer(nnx.Module):
         counted = exists if self.loss_on == "all" else corrupted
         if self.loss_on == "masked" and given is not None:
             counted = corrupted & ~given.region
-        ids = ids.reshape(*logits.shape[:-1], -1)
+        true, ids = ids, ids.reshape(*logits.shape[:-1], -1)
         counted, at = (x.reshape(logits.shape[:-1]) for x in (counted, corrupted))
         total = hits = 0.0
-        for level, part in enumerate(jnp.split(logits, np.cumsum(self.vocabulary)[:-1], axis=-1)):
+        levels_logits = jnp.split(logits, np.cumsum(self.vocabulary)[:-1], axis=-1)
+        for level, part in enumerate(levels_logits):
             log_probability = jax.nn.log_softmax(part)
             nll = -jnp.take_along_axis(log_probability, ids[..., level, None], -1)[..., 0]
             if self.label_smoothing and train:
@@ -251,7 +281,13 @@ class MaskedTransformer(nnx.Module):
         levels = len(self.vocabulary)
         loss = total / (levels * jnp.maximum(counted.sum(), 1))
         accuracy = hits / (levels * jnp.maximum(at.sum(), 1))
-        return loss, {"loss": loss, "accuracy": accuracy, "mask_ratio": at.sum() / exists.sum()}
+        metrics = {"loss": loss, "accuracy": accuracy, "mask_ratio": at.sum() / exists.sum()}
+        if self.critic is None:
+            return loss, metrics
+        flat = [part.reshape(batch, -1, part.shape[-1]) for part in levels_logits]
+        critic_key = jax.random.fold_in(key, CRITIC_STREAM)
+        critic_loss, judged = self.critic.loss(true, flat, corrupted, conditioning, critic_key, codes.mask)
+        return loss + critic_loss, metrics | judged
 
     def sample(
         self,
@@ -288,6 +324,9 @@ class MaskedTransformer(nnx.Module):
             ids, corrupted, shown = jax.tree.map(lambda x: jnp.concatenate([x, x]), (ids, unknown, given))
             return guide(self.logits(ids, both, given=shown, corrupted=corrupted), sampler.guidance_scale)
 
-        ids = decode(logits, start, unknown, self.vocabulary, keys, sampler)
+        def score(ids: Int[Array, "batch tokens levels"]) -> Float[Array, "batch tokens"]:
+            return self.critic(ids, conditioning)
+
+        ids = decode(logits, start, unknown, self.vocabulary, keys, sampler, None if self.critic is None else score)
         merged = merge_factors(ids, self.codebooks, self.factors)
         return Codes(merged.reshape(batch, *grid.shape, len(self.codebooks)), grid)

@@ -21,7 +21,8 @@ class MaskGITSampler:
       steps: number of forward passes K (12 to 48 in Phenaki).
       schedule: share of codes still masked after step k, a name in ``schedules.DECAYS``.
       temperature: softmax temperature of the sampled codes; annealed linearly to ``final_temperature``.
-      choice_temperature: scale of the Gumbel noise on the confidence, annealed linearly to 0.
+      choice_temperature: scale of the Gumbel noise on the confidence, annealed linearly to 0; where a critic scores
+        the codes, of that on its logits.
       top_k: sample among the k most likely codes; 0 means all.
       guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
     """
@@ -63,11 +64,13 @@ def decode(
     vocabulary: Sequence[int],
     keys: jax.Array,
     sampler: MaskGITSampler,
+    score: Callable[[Int[Array, "batch tokens levels"]], Float[Array, "batch tokens"]] | None = None,
 ) -> Int[Array, "batch tokens levels"]:
     """Draws the codes of every unknown place in ``sampler.steps`` passes; known ones never change.
 
     The levels of a place are drawn independently and become known together; its confidence is the sum of their
-    log-probabilities.
+    log-probabilities. Where ``score`` is the confidence it is asked about all places anew in every pass, and a place
+    that became known may be drawn again.
 
     Args:
       logits_of: the (guided) denoiser, (ids, which places are still unknown) -> logits of all levels side by side.
@@ -76,7 +79,9 @@ def decode(
       vocabulary: codes of each level.
       keys: one random key per example.
       sampler: how to decode.
+      score: (ids, none of them masked) -> how far each place is to be kept; a critic's logits (``TokenCritic``).
     """
+    open_at_first = unknown
     at_first = unknown.sum(-1)
     ends = np.cumsum(vocabulary)[:-1]
 
@@ -91,11 +96,14 @@ def decode(
         for level, logits in enumerate(jnp.split(logits_of(ids, unknown) / temperature, ends, axis=-1)):
             drawn.append(sample_categorical(uniform[..., level], logits, sampler.top_k))
             confidence += jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[-1][..., None], -1)[..., 0]
-        confidence = confidence + sampler.choice_temperature * left * noise
-        confidence = jnp.where(unknown, confidence, jnp.inf)
-        rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
-        again = unknown & (rank < masked_after(k, sampler, at_first, unknown.sum(-1))[:, None])
         ids = jnp.where(unknown[..., None], jnp.stack(drawn, axis=-1), ids)
+        candidates = unknown
+        if score is not None:
+            confidence, candidates = score(ids), open_at_first
+        confidence = confidence + sampler.choice_temperature * left * noise
+        confidence = jnp.where(candidates, confidence, jnp.inf)
+        rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
+        again = candidates & (rank < masked_after(k, sampler, at_first, unknown.sum(-1))[:, None])
         return jnp.where(again[..., None], start, ids), again
 
     return jax.lax.fori_loop(0, sampler.steps, step, (start, unknown))[0]

@@ -9,12 +9,14 @@ from videogen.nn.convolution import (
     ResidualBlock,
     average_pool,
     blur_pool,
+    checkpointed,
     convolve,
     repeat,
 )
 from videogen.nn.factorised import FactorisedStack
 from videogen.nn.linear import Embedding, Linear, parameter, truncated_normal
 from videogen.nn.masks import BlockCausal, Causal, CausalWindow, Full, Mask, PrefixLM, Window, mask_array
+from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
 from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
 from videogen.nn.positions import (
@@ -32,6 +34,7 @@ from videogen.nn.windows import merge_windows, partition_windows
 
 __all__ = [
     "MLP",
+    "MODULATIONS",
     "NORMS",
     "REMAT_POLICIES",
     "AdaptiveGroupNorm",
@@ -59,17 +62,21 @@ __all__ = [
     "ResidualBlock",
     "Stack",
     "Stream",
+    "TimeEmbedding",
     "Window",
     "attend",
     "average_pool",
     "blur_pool",
+    "checkpointed",
     "convolve",
     "depthwise",
     "dropout",
     "grid_of",
     "l2_normalize",
+    "lay_out",
     "mask_array",
     "merge_windows",
+    "modulate",
     "parameter",
     "partition_windows",
     "patchify",

@@ -17,6 +17,7 @@ from videogen.errors import UserError, near_matches
 from videogen.nn.linear import Initializer, Linear, lecun_normal, parameter
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
+from videogen.nn.transformer import REMAT_POLICIES
 from videogen.parallel import GRID_AXES, constrain, target_platform
 
 Grid = Float[Array, "batch time height width channel"]
@@ -289,3 +290,15 @@ class ResidualBlock(nnx.Module):
         y = self.first(jax.nn.swish(self.first_norm(x)), stream)
         y = self.second(jax.nn.swish(self.second_norm(y)), stream)
         return (x if self.skip is None else self.skip(x)) + y
+
+
+def checkpointed(module: nnx.Module, remat: str, *arguments: Any) -> Any:
+    """``module(*arguments)`` whose backward pass keeps what the policy ``remat`` says, as ``Stack`` does for layers."""
+    if remat == "none":
+        return module(*arguments)
+    graph, state = nnx.split(module)
+
+    def run(state: nnx.State, *arguments: Any) -> Any:
+        return nnx.merge(graph, state)(*arguments)
+
+    return jax.checkpoint(run, policy=REMAT_POLICIES[remat])(state, *arguments)

@@ -45,17 +45,21 @@ class BlockCausal:
       block: positions of a block.
       causal_first: the first block is causal inside, for a start that is generated token by token (NBP section 3.3).
       prefix: the first ``prefix`` positions are visible to all.
+      start: where the first block begins; positions before it see no block.
     """
 
     block: int
     causal_first: bool = False
     prefix: int = 0
+    start: int = 0
 
     def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        if self.start:
+            query, key = query - self.start, key - self.start
         allowed = key // self.block <= query // self.block
         if self.causal_first:
             allowed = allowed & ((key <= query) | (query >= self.block))
-        return allowed | (key < self.prefix) if self.prefix else allowed
+        return allowed | (key < self.prefix - self.start) if self.prefix else allowed
 
 
 @dataclasses.dataclass(frozen=True)

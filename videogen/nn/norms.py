@@ -13,28 +13,32 @@ def l2_normalize(x: Float[Array, "... embed"], epsilon: float = 1e-12) -> Float[
 
 
 class RMSNorm(nnx.Module):
-    """``x / rms(x) · scale`` over the last axis (Zhang and Sennrich, 2019)."""
+    """``x / rms(x) · scale`` over the last axis (Zhang and Sennrich, 2019); without ``affine`` no scale."""
 
-    def __init__(self, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, epsilon: float = 1e-6, affine: bool = True, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init())
+        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init()) if affine else None
 
     def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
         y = x.astype(jnp.float32)
         y = y * jnp.reciprocal(jnp.sqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon))
-        return (y * self.scale.get_value()).astype(x.dtype)
+        if self.scale is not None:
+            y = y * self.scale.get_value()
+        return y.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
-    """Mean-free, unit-variance normalisation over the last axis with learned scale and shift."""
+    """Mean-free, unit-variance normalisation over the last axis, with ``affine`` a learned scale and shift."""
 
-    def __init__(self, width: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, epsilon: float = 1e-6, affine: bool = True, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init())
-        self.shift = parameter(rngs, (width,), (None,), nnx.initializers.zeros_init())
+        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init()) if affine else None
+        self.shift = parameter(rngs, (width,), (None,), nnx.initializers.zeros_init()) if affine else None
 
     def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, -1, keepdims=True)
         y = y * jnp.reciprocal(jnp.sqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon))
-        return (y * self.scale.get_value() + self.shift.get_value()).astype(x.dtype)
+        if self.scale is not None:
+            y = y * self.scale.get_value() + self.shift.get_value()
+        return y.astype(x.dtype)

@@ -5,13 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention, KeyValues
 from videogen.nn.linear import Linear, truncated_normal
 from videogen.nn.masks import Full, Mask
+from videogen.nn.modulation import MODULATIONS, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm
 from videogen.nn.positions import PositionGenerator
 from videogen.nn.splash import RESIDUALS
@@ -71,6 +73,8 @@ class Block(nnx.Module):
       position_generator: ``"causal"`` or ``"bidirectional"`` in time; ``None`` leaves it out.
       time_axis: grid axis (1 or 3) of time, for the position generator.
       null_keys: learned always-visible key/value slots of the cross-attention.
+      modulation: a name in ``MODULATIONS``: a condition sets shift, scale and gate of self-attention and MLP. The
+        block's norms then have no parameters, and its cross-attention begins at 0.
       depth: number of layers of the stack; residual outputs start at 1/sqrt(2·depth).
       dropout: rate on both residual branches.
     """
@@ -85,6 +89,7 @@ class Block(nnx.Module):
         position_generator: str | None = None,
         time_axis: int = 1,
         null_keys: int = 0,
+        modulation: str | None = None,
         norm: str = "rms",
         qk_norm: bool = True,
         depth: int = 1,
@@ -94,6 +99,8 @@ class Block(nnx.Module):
     ):
         if norm not in NORMS:
             raise UserError(f"unknown norm {norm!r}{near_matches(norm, NORMS)}")
+        if modulation not in (*MODULATIONS, None):
+            raise UserError(f"unknown modulation {modulation!r}{near_matches(modulation, MODULATIONS)}")
         out_scale = (2 * depth) ** -0.5
         common = dict(dtype=dtype, rngs=rngs, out_scale=out_scale)
         self.time_axis, self.dropout = time_axis, dropout
@@ -102,16 +109,25 @@ class Block(nnx.Module):
             if position_generator
             else None
         )
-        self.attention_norm = NORMS[norm](width, rngs=rngs)
+        plain = modulation is None
+        self.modulation = None if plain else MODULATIONS[modulation](width, 6, rngs=rngs)
+        self.attention_norm = NORMS[norm](width, affine=plain, rngs=rngs)
         self.attention = Attention(width, heads, qk_norm=qk_norm, **common)
         cross = context_width is not None
         self.cross_norm = NORMS[norm](width, rngs=rngs) if cross else None
         self.cross_attention = (
-            Attention(width, heads, context_width=context_width, qk_norm=qk_norm, null_keys=null_keys, **common)
+            Attention(
+                width,
+                heads,
+                context_width=context_width,
+                qk_norm=qk_norm,
+                null_keys=null_keys,
+                **(common if plain else common | {"out_scale": 0.0}),
+            )
             if cross
             else None
         )
-        self.mlp_norm = NORMS[norm](width, rngs=rngs)
+        self.mlp_norm = NORMS[norm](width, affine=plain, rngs=rngs)
         self.mlp = MLP(width, mlp_width, **common)
 
     def __call__(
@@ -124,13 +140,17 @@ class Block(nnx.Module):
         rotary: Float[Array, "sequence half_head_width"] | None = None,
         context: Float[Array, "batch keys context_width"] | None = None,
         context_mask: Bool[Array, "batch keys"] | None = None,
+        condition: Float[Array, "batch groups ..."] | None = None,
+        group_of: Int[np.ndarray, "tokens"] | None = None,
         attended_axes: int = 1,
         key: jax.Array | None = None,
         stream: Stream | None = None,
     ) -> Float[Array, "batch *grid width"]:
         """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch.
 
-        With a ``stream`` of the caches of ``begin``, ``x [batch, positions, width]`` continues the sequence they hold.
+        A block with a modulation needs its ``condition``, laid out on the tokens by ``group_of``
+        (``modulation.lay_out``). With a ``stream`` of the caches of ``begin``, ``x [batch, positions, width]``
+        continues the sequence they hold.
         """
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         axes = GRID_AXES[self.time_axis] if x.ndim == 5 else ("sequence",)
@@ -140,13 +160,16 @@ class Block(nnx.Module):
             seen = x if key_mask is None else jnp.where(key_mask.reshape(*x.shape[:-1], 1), x, 0)
             x = self.position_generator(seen, time_axis=self.time_axis)
         grid = dict(axes=axes, attended_axes=attended_axes, stream=stream)
-        y = self.attention(self.attention_norm(x), mask=mask, key_mask=key_mask, bias=bias, rotary=rotary, **grid)
-        x = x + dropout(y, self.dropout, keys[0])
+        first, second = _branches(self.modulation, condition, x, group_of)
+        y = modulate(self.attention_norm(x), *first[:2]) if first else self.attention_norm(x)
+        y = self.attention(y, mask=mask, key_mask=key_mask, bias=bias, rotary=rotary, **grid)
+        x = x + dropout(y * first[2] if first else y, self.dropout, keys[0])
         if self.cross_attention is not None:
             grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
             y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, **grid)
             x = x + dropout(y, self.dropout, keys[1])
-        x = x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, keys[2])
+        y = self.mlp(modulate(self.mlp_norm(x), *second[:2]) if second else self.mlp_norm(x))
+        x = x + dropout(y * second[2] if second else y, self.dropout, keys[2])
         return constrain(x, "batch", *axes, "embed")
 
     def begin(
@@ -157,6 +180,16 @@ class Block(nnx.Module):
             raise UserError("a position generator looks at its neighbours: it cannot decode position by position")
         caches = (self.attention.empty(batch, length),)
         return caches if self.cross_attention is None else (*caches, self.cross_attention.keys_values(context))
+
+
+def _branches(
+    modulation: nnx.Module | None, condition: Array | None, x: Array, group_of: np.ndarray | None
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Shift, scale and gate of the self-attention and of the MLP; nothing without a modulation."""
+    if modulation is None:
+        return (), ()
+    parts = lay_out(modulation(condition), x, group_of)
+    return parts[:3], parts[3:]
 
 
 class Stack(nnx.Module):

@@ -39,11 +39,12 @@ LossFunction = Callable[[Modules, Batch, jax.Array, Array], tuple[Float[Array, "
 
 
 class Picture(NamedTuple):
-    """Clips to look at: ``videos`` of equal shape stand side by side, one tuple per row."""
+    """Clips to look at: those of a row, all of equal shape, stand side by side; ``columns`` says what they are."""
 
     name: str
     rows: list[tuple[UInt8[np.ndarray, "time height width 3"], ...]]
     captions: list[str]
+    columns: tuple[str, ...] = ("original", "reconstruction")
 
 
 class Task(Protocol):

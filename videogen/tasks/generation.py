@@ -15,6 +15,7 @@ from videogen.conditioning import task_index
 from videogen.errors import UserError
 from videogen.shapes import Codes, Extension, TokenGrid
 from videogen.tasks.base import Modules, to_pixels, to_video
+from videogen.tasks.queued import QueuedFrames
 
 Pixels = UInt8[np.ndarray, "batch time height width 3"]
 
@@ -47,7 +48,7 @@ class VideoGenerator:
             modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
             conditioning = self.task.conditioning(modules, batch)
             codes = modules["generator"].generator.sample(grid, conditioning, keys, self.sampler, prefix)
-            return codes, modules["tokenizer"].detokenize(codes)
+            return codes, self.task.detokenize(modules, codes)
 
         return draw
 
@@ -68,7 +69,7 @@ class VideoGenerator:
     @functools.cached_property
     def _tokenize(self) -> Any:
         graph = self._graphs["tokenizer"]
-        return jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
+        return jax.jit(lambda state, pixels: self.task.codes({"tokenizer": nnx.merge(graph, state)}, {"video": pixels}))
 
     def generate(
         self,
@@ -84,7 +85,8 @@ class VideoGenerator:
         Args:
           story: conditioning arrays of one batch (``text_ids``, ``text_mask``, ``label``), or a sequence of such
             batches, one per window in time order; the last one holds for the windows that are left.
-          frames: length of the videos; anything beyond the training window slides it.
+          frames: length of the videos; anything beyond the training window slides it, or goes through a queue of
+            frames where the sampler's ``extension`` says so.
           seed: decides every draw; a video depends on its place in the batch, not on its neighbours.
           overlap: frames re-encoded at every slide, 1 + k·t of them; by default about half the window.
           first_frames: pixels the videos start with (image animation: one frame), 1 + k·t of them.
@@ -101,6 +103,8 @@ class VideoGenerator:
         extension = self._extension(overlap)
         batch = len(next(iter(story[0].values())))
         keys = self._keys(batch, seed)
+        if frames > self.window and getattr(self.sampler, "extension", "window") == "queue":
+            return self._through_queue(story, frames, keys, first_frames)
         video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
         given = video.shape[1]
         if given >= self.window:
@@ -117,6 +121,16 @@ class VideoGenerator:
             # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
             video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
         return video[:, :frames]
+
+    def _through_queue(self, story: list[Any], frames: int, keys: Array, first_frames: Pixels | None) -> Pixels:
+        if len(story) > 1 or first_frames is not None:
+            raise UserError("a queue of frames takes neither a story nor first frames; use extension=window for those")
+        latent_frames = self.compression.latent_of_frame(frames - 1) + 1
+        return self._queue.draw(self._states, story[0], keys, latent_frames)[:, :frames]
+
+    @functools.cached_property
+    def _queue(self) -> QueuedFrames:
+        return QueuedFrames(self.task, self._graphs, self.grid, self.sampler)
 
     def complete(
         self, tasks: Sequence[str], videos: Pixels, seed: int, story: Mapping[str, Array] | None = None

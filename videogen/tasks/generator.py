@@ -52,6 +52,9 @@ class GeneratorTask:
     drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
 
+    label_as_vector = False
+    """Whether the generator takes labels beside the keys it attends to."""
+
     def __init__(self, config: Any):
         self.config = config
         self.losses = {"generator": self.generator_loss}
@@ -64,8 +67,17 @@ class GeneratorTask:
         self.tokenizer = nnx.eval_shape(self._build_tokenizer)
         clip = config.data.clip
         self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
+        self._check_latents()
         self.tasks = self._read_tasks()
         self.bucket_tokens = [self._bucket_grid(bucket.shape).tokens for bucket in read_buckets(config.data)]
+
+    def _check_latents(self) -> None:
+        """Refuses a tokenizer, or a source, that does not give what the generator models."""
+        if not self.tokenizer.vocabulary:
+            raise UserError(
+                f"a {self.config.model.name!r} generator needs codes, which this tokenizer has none of; take a flow "
+                "generator (configs/videodit.py), or a tokenizer with another quantizer"
+            )
 
     def _read_tasks(self) -> Float[np.ndarray, "tasks"] | None:
         """The share of each of ``TASKS``, ``None`` without any."""
@@ -111,11 +123,11 @@ class GeneratorTask:
             context_width = encoder.width
         elif self.text == "t5":
             context_width = self.config.text.encoder.width
-        elif self.config.classes:
+        elif self.config.classes and not self.label_as_vector:
             context_width = self.config.model.width
         generator = generators.build(
             self.config.model,
-            vocabulary=self.tokenizer.vocabulary,
+            **self._modelled(),
             grid=self.grid.shape,
             context_width=context_width,
             classes=self.config.classes,
@@ -125,6 +137,10 @@ class GeneratorTask:
             rngs=rngs,
         )
         return {"generator": TextToCodes(generator, encoder)}
+
+    def _modelled(self) -> dict[str, Any]:
+        """What the generator is told of the codes it models."""
+        return {"vocabulary": self.tokenizer.vocabulary}
 
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
         modules = {"tokenizer": self._build_tokenizer() if load is None else load(self.config.tokenizer.checkpoint)}
@@ -162,6 +178,10 @@ class GeneratorTask:
             time, height, width, levels = batch["indices"].shape[1:]
             return Codes(batch["indices"], TokenGrid(time, height, width, levels))
         return modules["tokenizer"].tokenize(to_video(batch["video"]))
+
+    def detokenize(self, modules: Modules, codes: Codes) -> Video:
+        """What ``codes`` gave, or a generator has drawn, as pixels."""
+        return modules["tokenizer"].detokenize(codes)
 
     def unprompted(self, count: int) -> dict[str, np.ndarray]:
         """The text and label parts of a batch of which nothing is said."""
@@ -206,7 +226,7 @@ class GeneratorTask:
             )
             totals.append(loss)
             metrics.append(terms)
-            counts.append(codes.indices.shape[0])
+            counts.append(jax.tree.leaves(codes)[0].shape[0])
         merged = {name: weighted_mean([m[name] for m in metrics], counts) for name in metrics[0]}
         return weighted_mean(totals, counts), Outcome(merged)
 

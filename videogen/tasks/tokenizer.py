@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from videogen import losses, tokenizers
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
-from videogen.evaluation import bits_per_pixel, psnr, ssim, to_unit
+from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
 from videogen.parallel import on_host
 from videogen.quantizers import codebook_health, collapse_warning, evaluated_health
 from videogen.schedules import ramp
@@ -32,6 +32,12 @@ from videogen.tasks.base import (
     weighted_mean,
 )
 
+NOISE_STREAM = 1 << 16
+"""Folded into a key for the noise that a diffusion decoder is trained on."""
+
+FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
+"""What reconstructions are measured by, clip by clip."""
+
 DISCRIMINATORS = ("frame", "clip", "transformer")
 """What the discriminator judges: one random frame of each clip, or the clip, by convolutions or by a transformer."""
 
@@ -45,6 +51,9 @@ class TokenizerTask:
     one), ``label_smoothing`` of the real ones' targets and the weight ``lecam``; ``prior`` ``{weight, width, layers,
     heads, temperature}``. A weight of 0, or no such section, leaves the part and its network out.
 
+    A model with a diffusion decoder has ``denoise(latents, video, key)``: training then compares with the video what
+    the decoder sees in a noisy one (``l2`` is the diffusion loss), where others are compared by what they decode.
+
     The adversarial loss has weight 0 and the discriminator rests until step ``start``. ``adaptive`` multiplies the
     weight by the ratio of gradient norms of the other losses and of this one at the decoder's last layer. The
     discriminator is updated in one of ``every`` steps, with the R1 penalty in one of ``r1_every`` updates and so many
@@ -52,10 +61,13 @@ class TokenizerTask:
     multiplies the quantizer's loss ``name`` by what goes from ``start`` to ``final`` over so many steps.
     """
 
+    group = "tokenizer"
+    """The parameter group that learns to reconstruct."""
+
     def __init__(self, config: Any):
         self.config = config
         self.weights = config.losses
-        self.losses = {"tokenizer": self.tokenizer_loss}
+        self.losses = {self.group: self.tokenizer_loss}
         judged = self.weights.adversarial.get("discriminator", "frame")
         if judged not in DISCRIMINATORS:
             raise UserError(f"unknown discriminator {judged!r}{near_matches(judged, DISCRIMINATORS)}")
@@ -69,15 +81,15 @@ class TokenizerTask:
             if not isinstance(entry, list | tuple) or len(entry) != 4:
                 raise UserError(f"losses.schedule has entries (name, start, final, steps), got {entry!r}")
         # The other networks serve training only.
-        self.exported = ("tokenizer",)
+        self.exported = (self.group,)
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         parallel = self.config.parallel
-        model = tokenizers.build(self.config.model, dtype=dtype_of(self.config), remat=parallel.remat, rngs=rngs)
+        trained, model = self._networks(rngs)
         clip = self.config.data.clip
         self.tokens = model.grid(VideoShape(clip.frames, clip.height, clip.width)).tokens
         self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
-        modules = {"tokenizer": model}
+        modules = {self.group: trained}
         if "discriminator" in self.losses:
             modules["discriminator"] = self._discriminator(rngs)
         if "prior" in self.losses:
@@ -85,6 +97,17 @@ class TokenizerTask:
             common = dict(remat=parallel.remat, dtype=dtype_of(self.config), rngs=rngs)
             modules["prior"] = losses.AutoregressivePrior(self.tokens, model.quantizer.width, **settings, **common)
         return modules
+
+    def _networks(self, rngs: nnx.Rngs) -> tuple[nnx.Module, nnx.Module]:
+        """What learns to reconstruct, and the tokenizer it is part of."""
+        model = tokenizers.build(
+            self.config.model, dtype=dtype_of(self.config), remat=self.config.parallel.remat, rngs=rngs
+        )
+        return model, model
+
+    def assembled(self, modules: Modules) -> nnx.Module:
+        """The tokenizer of this stage, ready to use: what is trained, evaluated and shown."""
+        return modules["tokenizer"]
 
     def _discriminator(self, rngs: nnx.Rngs) -> nnx.Module:
         """A judge of single frames or of whole clips; LeCam's averages, where it is on, travel with it."""
@@ -120,16 +143,16 @@ class TokenizerTask:
         self, modules: Modules, video: Array, key: jax.Array, step: Array
     ) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array]]:
         """Loss, metrics and, for the other groups, reconstruction and codes of one part of a batch."""
-        model = modules["tokenizer"]
+        model = self.assembled(modules)
         quantize_key, frame_key, prior_key = jax.random.split(key, 3)
         latents = model.encode(video)
         latents, codes, quantizer_losses, statistics = model.bottleneck(latents, key=quantize_key, train=True)
         quantizer_losses = self._scheduled(quantizer_losses, step)
         if "discriminator" in modules and self.weights.adversarial.get("adaptive", False):
-            total, terms, reconstruction = self._adaptive(modules, latents, video, frame_key, step)
+            total, terms, reconstruction = self._adaptive(modules, latents, video, key, step)
             total += sum(quantizer_losses.values())
         else:
-            reconstruction = model.decode(latents)
+            reconstruction = _decode(model, latents, video, key)
             total, terms = self._fidelity(modules, reconstruction, video)
             total += sum(quantizer_losses.values())
             if "discriminator" in modules:
@@ -184,10 +207,13 @@ class TokenizerTask:
         Both losses are differentiated as far as the pixels, once; what goes on from there is one gradient, and only
         the last layer is differentiated for the two norms.
         """
-        reconstruction, norm = _at_last_layer(modules["tokenizer"], latents)
+        reconstruction, norm = _at_last_layer(
+            self.assembled(modules), lambda model: _decode(model, latents, video, key)
+        )
+        frame_key = jax.random.split(key, 3)[1]
         pixels = jax.lax.stop_gradient(reconstruction)
         fidelity = jax.value_and_grad(lambda x: self._fidelity(modules, x, video), has_aux=True)
-        realism = jax.value_and_grad(lambda x: self._realism(modules, x, key))
+        realism = jax.value_and_grad(lambda x: self._realism(modules, x, frame_key))
         (total, terms), gradient = fidelity(pixels)
         terms["adversarial"], adversarial_gradient = realism(pixels)
         ratio = losses.adaptive_weight(norm(gradient), norm(adversarial_gradient))
@@ -199,7 +225,7 @@ class TokenizerTask:
 
     def _predict(self, modules: Modules, vectors: Array, ids: Array, key: jax.Array, step: Array) -> losses.Prediction:
         """The prior's prediction of the codes of clips, in raster order."""
-        quantizer = modules["tokenizer"].quantizer
+        quantizer = self.assembled(modules).quantizer
         if len(quantizer.vocabulary) != 1 or vectors.shape[-1] != quantizer.width:
             raise UserError("the prior needs a tokenizer whose latents are single code vectors, such as 'larp'")
         codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
@@ -301,24 +327,27 @@ class TokenizerTask:
         return n * jax.lax.cond(due, penalty, lambda: jnp.zeros(()))
 
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
-        """PSNR, SSIM and codebook health over all batches, and the nominal bits per pixel of discrete codes.
+        """PSNR, SSIM, sharpness and codebook health over all batches, and the nominal bits per pixel of discrete codes.
 
         A collapsed codebook is named in the log, with the remedy.
         """
-        model = modules["tokenizer"]
+        return self.score(self.assembled(modules), batches)
+
+    @staticmethod
+    def score(model: nnx.Module, batches: Iterable[Batch], **decoding: Any) -> dict[str, float]:
+        """``evaluate`` of a tokenizer of any origin; ``decoding`` are settings of its ``decode``."""
         graph, state = nnx.split(model)
-        score = jax.jit(lambda state, video: _score(nnx.merge(graph, state), video))
-        psnrs, ssims, counts = [], [], 0
+        score = jax.jit(lambda state, video: _score(nnx.merge(graph, state), video, decoding))
+        scores, counts = [], 0
         for batch in batches:
-            clip_psnr, clip_ssim, batch_counts = score(state, batch["video"])
-            psnrs.append(on_host(clip_psnr))
-            ssims.append(on_host(clip_ssim))
+            of_clips, batch_counts = score(state, batch["video"])
+            scores.append(jax.tree.map(on_host, of_clips))
             counts = counts + on_host(batch_counts)
         shape = VideoShape(*batch["video"].shape[1:4])
         grid = model.grid(shape)
         if warning := collapse_warning(model.quantizer, counts):
             logging.warning("%s", warning)
-        values = {"psnr": float(np.mean(np.concatenate(psnrs))), "ssim": float(np.mean(np.concatenate(ssims)))}
+        values = {name: float(np.mean(np.concatenate([s[name] for s in scores]))) for name in scores[0]}
         if model.vocabulary:
             values["bits_per_pixel"] = bits_per_pixel(grid.tokens, model.vocabulary, shape)
         return values | evaluated_health(counts, model.vocabulary)
@@ -326,15 +355,24 @@ class TokenizerTask:
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
         """Originals beside reconstructions."""
         video = np.asarray(batch["video"])[:4]
-        rebuilt = reconstruct(modules["tokenizer"], video)
+        rebuilt = reconstruct(self.assembled(modules), video)
         return [Picture("reconstructions", list(zip(video, rebuilt, strict=True)), [""] * len(video))]
 
 
-def _at_last_layer(model: nnx.Module, latents: Array) -> tuple[Video, Callable[[Video], Float[Array, ""]]]:
-    """The reconstruction, and pixel gradient -> norm of the gradient of the decoder's last layer; a constant."""
+def _decode(model: nnx.Module, latents: Array, video: Video, key: jax.Array) -> Video:
+    """What training compares with ``video``."""
+    if hasattr(model, "denoise"):
+        return model.denoise(latents, video, jax.random.fold_in(key, NOISE_STREAM))
+    return model.decode(latents)
+
+
+def _at_last_layer(
+    model: nnx.Module, decode: Callable[[nnx.Module], Video]
+) -> tuple[Video, Callable[[Video], Float[Array, ""]]]:
+    """What the model decodes, and pixel gradient -> norm of the gradient of the decoder's last layer; a constant."""
     path = model.last_layer
     graph, last, rest = nnx.split(model, lambda at, _: tuple(at[: len(path)]) == path, ...)
-    reconstruction, pull = jax.vjp(lambda last: nnx.merge(graph, last, rest).decode(latents), last)
+    reconstruction, pull = jax.vjp(lambda last: decode(nnx.merge(graph, last, rest)), last)
     return reconstruction, lambda gradient: jax.lax.stop_gradient(optax.global_norm(pull(gradient)))
 
 
@@ -356,9 +394,9 @@ def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
     return to_pixels(run(state, video))
 
 
-def _score(model: nnx.Module, pixels: Array) -> tuple[Array, Array, Array]:
-    """PSNR and SSIM of every clip, and the counts of the codes used."""
+def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+    """Each metric of every clip, and the counts of the codes used."""
     video = to_video(pixels)
     latents, _, _, statistics = model.bottleneck(model.encode(video))
-    rebuilt, original = to_unit(model.decode(latents)), to_unit(video)
-    return psnr(rebuilt, original), ssim(rebuilt, original), statistics["counts"]
+    rebuilt, original = to_unit(model.decode(latents, **decoding)), to_unit(video)
+    return {name: metric(rebuilt, original) for name, metric in FIDELITY.items()}, statistics["counts"]

@@ -3,17 +3,33 @@
 from collections.abc import Mapping
 from typing import Any
 
-from videogen import building
+from flax import nnx
+
+from videogen import building, detokenizers
+from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
+from videogen.tokenizers.detokenized import Detokenized, vector_width
 from videogen.tokenizers.inflation import inflate
 from videogen.tokenizers.larp import Larp
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 
+
+def build_detokenized(
+    tokenizer: Mapping[str, Any], detokenizer: Mapping[str, Any], *, remat: str, dtype: Any, rngs: nnx.Rngs
+) -> Detokenized:
+    """A tokenizer with a de-tokenizer in the place of its decoder, from the configs ``{name, …}`` of both."""
+    common = dict(remat=remat, dtype=dtype, rngs=rngs)
+    model = build(tokenizer, **common)
+    return Detokenized(model, detokenizers.build(detokenizer, inputs=vector_width(model), **common))
+
+
 TOKENIZERS = {
+    "cdt": Cdt,
     "convolutional": ConvolutionalTokenizer,
     "cvivit": CViViT,
+    "detokenized": build_detokenized,
     "larp": Larp,
     "magvit": Magvit,
     "omnitokenizer": OmniTokenizer,
@@ -25,4 +41,16 @@ def build(config: Mapping[str, Any], **shared: Any):
     return building.build(TOKENIZERS, config, "tokenizer", **shared)
 
 
-__all__ = ["TOKENIZERS", "CViViT", "ConvolutionalTokenizer", "Larp", "Magvit", "OmniTokenizer", "build", "inflate"]
+__all__ = [
+    "TOKENIZERS",
+    "CViViT",
+    "Cdt",
+    "ConvolutionalTokenizer",
+    "Detokenized",
+    "Larp",
+    "Magvit",
+    "OmniTokenizer",
+    "build",
+    "inflate",
+    "vector_width",
+]

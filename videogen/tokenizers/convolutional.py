@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from videogen import quantizers
 from videogen.errors import UserError, near_matches
 from videogen.nn import (
-    REMAT_POLICIES,
     AdaptiveGroupNorm,
     Convolution,
     DepthToSpace,
@@ -25,6 +24,7 @@ from videogen.nn import (
     Stream,
     average_pool,
     blur_pool,
+    checkpointed,
     grid_of,
     repeat,
 )
@@ -117,16 +117,8 @@ class Level(nnx.Module):
 
     def __call__(self, x: Array, stream: Stream | None = None) -> Array:
         if self.change is not None:
-            x = checkpointed(self.change, x, self.remat) if stream is None else self.change(x, stream=stream)
+            x = checkpointed(self.change, self.remat, x) if stream is None else self.change(x, stream=stream)
         return self.blocks(x, stream=stream)
-
-
-def checkpointed(module: nnx.Module, x: Array, remat: str) -> Array:
-    """``module(x)`` whose backward pass keeps what the policy ``remat`` says, as ``Stack`` does for its layers."""
-    if remat == "none":
-        return module(x)
-    graph, state = nnx.split(module)
-    return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x), policy=REMAT_POLICIES[remat])(state, x)
 
 
 class Down(nnx.Module):
@@ -227,7 +219,7 @@ class Decoder(nnx.Module):
 class Autoencoder(nnx.Module):
     """Encoder, quantizer and decoder of one layout: the tokenizer contract without streaming.
 
-    Latents have the quantizer's code width already.
+    Latents have the quantizer's width already (a Gaussian posterior is twice as wide as its code).
     """
 
     last_layer = ("decoder", "output")
@@ -245,7 +237,7 @@ class Autoencoder(nnx.Module):
         self.compression = layout.compression()
         common = dict(remat=remat, dtype=dtype, rngs=rngs)
         self.quantizer = quantizers.build(quantizer, rngs=rngs)
-        self.encoder = Encoder(layout, channels, self.quantizer.width, **common)
+        self.encoder = Encoder(layout, channels, self.quantizer.input_width, **common)
         self.decoder = Decoder(layout, self.quantizer.width, channels, **common)
 
     @property
@@ -278,9 +270,17 @@ class Autoencoder(nnx.Module):
         """Pixels to codes."""
         return self.bottleneck(self.encode(video))[1]
 
+    def to_latents(self, video: Video) -> Latents:
+        """Pixels to the latents that a diffusion generator models: as wide as a code, float32, the posterior's mean."""
+        return self.quantizer(self.encode(video)).latents
+
+    def from_latents(self, latents: Latents) -> Video:
+        """The way back from ``to_latents``; pixels clipped to [-1, 1]."""
+        return jnp.clip(self.decode(latents), -1.0, 1.0)
+
     def detokenize(self, codes: Codes) -> Video:
         """Codes to pixels, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(self.quantizer.lookup(codes.indices)), -1.0, 1.0)
+        return self.from_latents(self.quantizer.lookup(codes.indices))
 
 
 class ConvolutionalTokenizer(Autoencoder):

@@ -111,6 +111,14 @@ class TubeletTokenizer(nnx.Module):
         """Pixels to codes."""
         return self.bottleneck(self.encode(video))[1]
 
+    def to_latents(self, video: Video) -> Latents:
+        """Pixels to the latents that a diffusion generator models: as wide as a code, float32, the posterior's mean."""
+        return self.quantizer(self.to_code(self.encode(video).astype(jnp.float32))).latents
+
+    def from_latents(self, latents: Latents) -> Video:
+        """The way back from ``to_latents``; pixels clipped to [-1, 1]."""
+        return jnp.clip(self.decode(self.from_code(latents)), -1.0, 1.0)
+
     def detokenize(self, codes: Codes) -> Video:
         """Codes to pixels, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(self.from_code(self.quantizer.lookup(codes.indices))), -1.0, 1.0)
+        return self.from_latents(self.quantizer.lookup(codes.indices))

@@ -46,9 +46,29 @@ class Loaded:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of the weights of the stage's first module: what token caches are keyed by."""
-        module = self.modules[next(iter(self.task.losses))]
+        """SHA-256 of the weights of the generator or tokenizer: what token caches are keyed by.
+
+        A de-tokenizer has the hash of the tokenizer whose codes it decodes.
+        """
+        name = "generator" if self.config.task == "generator" else "tokenizer"
+        module = self.modules[name]
         return hash_weights(nnx.to_pure_dict(nnx.state(module)))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of a stage that trains one or the decoder of one, ready to use.
+
+        Raises:
+          UserError: this is a generator.
+        """
+        if self.config.task == "generator":
+            raise UserError(f"{self.directory} holds a generator, not a tokenizer")
+        return self.task.assembled(self.modules)
+
+    @property
+    def tokenizer_model(self) -> Any:
+        """The config that builds ``tokenizer``."""
+        return getattr(self.task, "assembled_model", self.config.model)
 
     def generator(self, sampler: dict[str, Any] | None = None) -> tasks.VideoGenerator:
         """The sampler of a generator stage.
@@ -131,7 +151,7 @@ def frozen_modules(task: tasks.Task, workdir: epath.PathLike) -> dict[str, nnx.M
     paths = [epath.Path(workdir) / FROZEN / f"{name}.safetensors" for name in names]
     if all(path.exists() for path in paths):
         return load_frozen(task, workdir)
-    modules = task.frozen(lambda directory: load(directory).modules["tokenizer"])
+    modules = task.frozen(lambda directory: load(directory).tokenizer)
     if jax.process_index() == 0:
         save_frozen(modules, workdir)
     return modules

@@ -6,7 +6,7 @@ from etils import epath
 from videogen.data.video_io import side_by_side, write_video
 
 CLIPS = "clips.npz"
-COLUMNS = ("originals", "given", "reconstructions", "videos")
+COLUMNS = ("originals", "given", "deterministic", "reconstructions", "videos")
 """Arrays of clips, in the order in which those of one place stand beside each other."""
 
 

@@ -15,15 +15,19 @@ from scipy import ndimage
 from videogen import data
 from videogen.conditioning import TASKS
 from videogen.data import SampleError
+from videogen.detokenizers import DiffusionDecoder
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import region_psnr
 from videogen.evaluation.judge import fidelity, judge
 from videogen.tasks import reconstruct
+from videogen.tasks.detokenizer import DETERMINISTIC
+from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
 from videogen.training.inputs import build_source, clip_of
 from videogen.training.loading import Loaded
 from videogen.training.sampling import encode_prompts
 
 BATCH = 32
+DENOISING_STEPS = (1, 2, 4, 8)
 JUDGED = ("colour", "form", "direction")
 """What a prompt is judged by, the columns of ``correct`` in the clips of ``prompt_fidelity``."""
 SHOWN = 12
@@ -55,20 +59,43 @@ def batches_of(videos: np.ndarray) -> list[dict[str, np.ndarray]]:
 
 
 def reconstruction(loaded: Loaded, count: int, seed: int) -> Result:
-    """PSNR, SSIM, codebook usage and rate on held-out clips; for shapes also what the judge reads back."""
-    samples = held_out(loaded, count)
+    """PSNR, SSIM, sharpness, codebook usage and rate on held-out clips; for shapes also what the judge reads back.
+
+    A de-tokenizer is measured beside the frozen tokenizer's own decoder, on the same codes.
+    """
+    tokenizer, samples = loaded.tokenizer, held_out(loaded, count)
     batches = batches_of(np.stack([s["video"] for s in samples]))
     metrics: dict[str, Any] = loaded.task.evaluate(loaded.modules, batches, seed)
-    rebuilt = np.concatenate([reconstruct(loaded.modules["tokenizer"], b["video"]) for b in batches])
-    metrics["clips"] = len(rebuilt)
-    captions = [s["caption"] for s in samples[: len(rebuilt)]]
+    rebuilt = {"reconstructions": tokenizer}
+    if loaded.config.task == "detokenizer":
+        rebuilt = {DETERMINISTIC: loaded.modules["tokenizer"], **rebuilt}
+    rebuilt = {name: np.concatenate([reconstruct(m, b["video"]) for b in batches]) for name, m in rebuilt.items()}
+    metrics["clips"] = clips = len(rebuilt["reconstructions"])
+    captions = [s["caption"] for s in samples[:clips]]
     if loaded.config.data.source.name == "shapes":
-        metrics["judge_on_reconstructions"] = shares = fidelity(rebuilt, captions)
-        if rebuilt.shape[1] == 1:
-            del shares["direction"]  # which a still does not show
+        for name, videos in rebuilt.items():
+            metrics[f"judge_on_{name}"] = shares = fidelity(videos, captions)
+            if videos.shape[1] == 1:
+                del shares["direction"]  # which a still does not show
     shown = slice(0, SHOWN)
     originals = np.stack([s["video"] for s in samples[shown]])
-    return metrics, {"originals": originals, "reconstructions": rebuilt[shown], "captions": np.array(captions[shown])}
+    pictures = {name: videos[shown] for name, videos in rebuilt.items()}
+    return metrics, {"originals": originals, **pictures, "captions": np.array(captions[shown])}
+
+
+def denoising_steps(loaded: Loaded, count: int, seed: int) -> Result:
+    """PSNR, SSIM and sharpness on held-out clips by the number of diffusion steps of the decoder."""
+    model = loaded.tokenizer
+    decoder = getattr(model, "detokenizer", None) or model.decoder
+    if not isinstance(decoder, DiffusionDecoder):
+        raise UserError("denoising_steps needs a tokenizer with a diffusion decoder (configs/cdt.py)")
+    samples = held_out(loaded, count)
+    batches = batches_of(np.stack([s["video"] for s in samples]))
+    metrics = {}
+    for steps in DENOISING_STEPS:
+        scores = TokenizerTask.score(model, batches, steps=steps)
+        metrics[str(steps)] = {name: scores[name] for name in FIDELITY}
+    return {"denoising_steps": metrics, "clips": sum(len(b["video"]) for b in batches)}, {}
 
 
 def unseen_prompts(loaded: Loaded, count: int) -> list[str]:
@@ -171,6 +198,7 @@ PROTOCOLS: dict[str, Callable[[Loaded, int, int], Result]] = {
     "reconstruction": reconstruction,
     "prompt_fidelity": prompt_fidelity,
     "tasks": completion,
+    "denoising_steps": denoising_steps,
 }
 
 
@@ -190,7 +218,8 @@ def evaluate(loaded: Loaded, name: str, count: int, seed: int) -> tuple[dict[str
             "weights": "ema" if loaded.config.ema.decay else "last",
             "step": loaded.step,
             "sampler": loaded.config.sampler.to_dict() if "sampler" in loaded.config else None,
-            "pixels": "clamped, rounded to uint8; PSNR per frame, mean over frames, then clips; SSIM per RGB channel",
+            "pixels": "clamped, rounded to uint8; PSNR per frame, mean over frames, then clips; SSIM per RGB channel; "
+            "gradient_sharpness: 1-Wasserstein distance of the frames' gradient magnitudes in grey levels",
         },
         "seed": seed,
         "commit": commit(),

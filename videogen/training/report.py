@@ -33,6 +33,7 @@ METRICS = {
     "l1": ("absolute error", "pixel range −1…1", "lower is better"),
     "psnr": ("PSNR", "dB", "higher is better"),
     "ssim": ("SSIM", "1 = identical", "higher is better"),
+    "gradient_sharpness": ("distance in sharpness", "grey levels", "lower is better"),
     "codebook_usage": ("codebook usage", "share of codes", "higher is better"),
     "codebook_perplexity": ("codebook perplexity", "codes in effective use", "higher is better"),
     "codebook_entropy": ("codebook entropy", "1 = all codes equally often", "higher is better"),
@@ -113,21 +114,24 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Originals beside their reconstructions, in one clip so that they play in step."""
+    """Originals beside their reconstructions, in one clip so that they play in step.
+
+    ``labels`` says what is which, from left to right; ``between`` holds what stands between the two, in columns.
+    """
 
     originals: Sequence[Frames]
     reconstructions: Sequence[Frames]
     captions: Sequence[str]
     fps: float = 8.0
+    between: Sequence[Sequence[Frames]] = ()
+    labels: Sequence[str] = ("original", "reconstruction")
 
     def render(self) -> str:
+        labels = "".join(f"<span>{html.escape(label)}</span>" for label in self.labels)
         cards = []
-        for pair in zip(self.originals, self.reconstructions, self.captions, strict=True):
-            original, reconstruction, caption = pair
-            video = side_by_side((original, reconstruction))
-            stills = np.concatenate([_strip(original), _strip(reconstruction)])
-            labels = '<div class="sides"><span>original</span><span>reconstruction</span></div>'
-            cards.append(_card(video, stills, labels, caption, "", self.fps))
+        for *row, caption in zip(self.originals, *self.between, self.reconstructions, self.captions, strict=True):
+            stills = np.concatenate([_strip(clip) for clip in row])
+            cards.append(_card(side_by_side(row), stills, f'<div class="sides">{labels}</div>', caption, "", self.fps))
         return f'<div class="clips wide">{"".join(cards)}</div>'
 
 

@@ -62,6 +62,7 @@ def write_run_report(workdir: epath.Path, config: Any, pictures: "Sequence[Pictu
 def _clips(picture: "Picture", config: Any) -> Block:
     fps = config.data.clip.fps or 8.0
     columns = list(zip(*picture.rows, strict=True))
-    if len(columns) == 2:
-        return Pairs(*columns, picture.captions, fps)
+    if len(columns) == len(picture.columns):
+        first, *between, last = columns
+        return Pairs(first, last, picture.captions, fps, between, picture.columns)
     return Clips(columns[0], picture.captions, (), fps)

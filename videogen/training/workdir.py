@@ -26,22 +26,22 @@ FREE_KEYS = (
 
 
 def complete_config(config: Any, workdir: epath.Path) -> None:
-    """Writes into a generator's config what its tokenizer and text encoder decide.
+    """Writes into the config of a generator or de-tokenizer what its tokenizer and text encoder decide.
 
     Raises:
       UserError: there is no tokenizer, neither named by the config nor known from an earlier start.
     """
-    if config.task != "generator":
+    if "tokenizer" not in config:
         return
     if config.tokenizer.checkpoint:
         loaded = load(config.tokenizer.checkpoint)
-        model, digest = loaded.config.model, loaded.hash
+        model, digest = loaded.tokenizer_model, loaded.hash
     elif (workdir / CONFIG).exists():
         earlier = load_config(workdir / CONFIG).tokenizer
         model, digest = earlier.model, earlier.hash
     else:
-        raise UserError("a generator needs its tokenizer: pass --config.tokenizer.checkpoint=RUN_OR_EXPORT")
-    tasks.GeneratorTask.complete(config, model, digest)
+        raise UserError(f"a {config.task} needs its tokenizer: pass --config.tokenizer.checkpoint=RUN_OR_EXPORT")
+    tasks.TASKS[config.task].complete(config, model, digest)
 
 
 def claim_workdir(config: Any, workdir: epath.Path) -> None:

@@ -1,0 +1,148 @@
+"""Video diffusion transformer: rectified flow over the continuous latents of a causal tokenizer, from text.
+
+    --config=configs/videodit.py:stage=tokenizer|generator,size=debug|small|paper,model=1.3B|2B|14B
+
+``debug`` trains on two CPU cores in minutes (the C-ViViT of ``configs/phenaki.py`` with a Gaussian bottleneck),
+``small`` on one accelerator in about an hour. ``paper`` has the published architectures of Wan2.1 (1.3B, 14B) and of
+LTX-Video (2B) at 81 × 720 × 1280, which are 21 × 90 × 160 latents of 16 channels and 75,600 tokens; their training
+settings are not public, so those here are ours. Wan normalises queries and keys over the full width, we per head.
+
+Per-frame noise levels (diffusion forcing), frames that see only the past, text as tokens of the same sequence:
+--config.model.times=frame --config.model.causal=true --config.model.text=joint
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import magvit2, phenaki
+from configs.common import base, bpe_text, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer", "generator")
+
+MODELS = {
+    "1.3B": {"layers": 30, "width": 1536, "heads": 12, "mlp_width": 8960},
+    "2B": {"layers": 28, "width": 2048, "heads": 32, "mlp_width": 8192},
+    "14B": {"layers": 40, "width": 5120, "heads": 40, "mlp_width": 13_824},
+}
+"""Layers, width, heads and MLP of Wan2.1 1.3B, LTX-Video 2B and Wan2.1 14B."""
+
+SWEEPS = {
+    "text": [{"model.text": text} for text in ("cross", "joint")],
+    "modulation": [{"model.modulation": modulation} for modulation in ("zero", "single")],
+    "times": [
+        {"model.times": times, "model.causal": causal} for times in ("clip", "frame") for causal in (False, True)
+    ],
+}
+"""Name -> variants, for launch/sweep.py."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(chosen["size"])
+    return generator(chosen["size"], chosen["model"])
+
+
+def tokenizer(size: str) -> ConfigDict:
+    config = magvit2.tokenizer(size) if size == "paper" else phenaki.tokenizer(size)
+    config.model = continuous(size)
+    if size == "paper":
+        config.start_from.inflate = ""
+        config.losses.l2 = 1.0
+        config.data.clip.update({"height": 256, "width": 256, "fps": 16.0})
+    return config
+
+
+def continuous(size: str) -> ConfigDict:
+    """A causal tokenizer with a Gaussian bottleneck (paper: 4 × 8 × 8 pixels to 16 channels, Wan's VAE)."""
+    if size == "paper":
+        levels = {"width": 96, "multipliers": (1, 2, 4, 4), "spatial_strides": (2, 2, 2)}
+        levels |= {"temporal_strides": (1, 2, 2), "blocks": 2, "norm_groups": 32, "padding": "zero"}
+        # 1e-6 of the sum over the latents of a clip; the loss takes means (see quantizers.GaussianQuantizer).
+        quantizer = {"name": "gaussian", "width": 16, "kl_weight": 1e-6 * 5 * 32 * 32 * 16}
+        return ConfigDict({"name": "convolutional", **levels, "quantizer": quantizer})
+    config = phenaki.cvivit(size)
+    config.quantizer = ConfigDict({"name": "gaussian", "width": 16, "kl_weight": 1e-3})
+    return config
+
+
+def generator(size: str, model: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "generator"
+    config.classes = config_dict.placeholder(int)
+    # Model and hash are filled in from the checkpoint when the run starts.
+    config.tokenizer = {"checkpoint": "", "model": continuous(size), "hash": ""}
+    config.model = {
+        "name": "flow",
+        "patch": (1, 1, 1),
+        "text": "cross",
+        "modulation": "zero",
+        "times": "clip",
+        "causal": False,
+        "prefix_share": 0.25,
+        "process": {"name": "rectified_flow"},
+        "prediction": "velocity",
+        "law": {"name": "logit_normal", "mean": 0.0, "deviation": 1.0},
+        "weighting": "",
+        "shift": 1.0,
+        "condition_drop": 0.1,
+    }
+    config.sampler = {
+        "name": "flow",
+        "steps": 24,
+        "solver": {"name": "dpm_2m"},
+        "grid": {"name": "uniform", "start": 1.0},
+        "shift": config_dict.placeholder(float),
+        "guidance_scale": 3.0,
+        "guidance": {"name": "classifier_free"},
+        "lag": 0,
+        "extension": "window",
+    }
+    {"debug": debug, "small": small}.get(size, lambda config: paper(config, model))(config)
+    return config
+
+
+def debug(config: ConfigDict) -> None:
+    config.steps, config.eval_every, config.checkpoint_every = 4500, 1500, 1500
+    config.data.clip.update({"height": 24, "width": 24})
+    config.data.batch_size = 16
+    config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
+    config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512})
+    config.ema.decay = 0.998
+    config.optimizer = {
+        "generator": optimizer("muon", learning_rate=1e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
+    }
+
+
+def small(config: ConfigDict) -> None:
+    config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+    config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
+    config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 16, 8
+    config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
+    config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+    config.ema.decay = 0.999
+    config.optimizer = {"generator": optimizer(learning_rate=3e-4, warmup=1000, final=0.02)}
+
+
+def paper(config: ConfigDict, model: str) -> None:
+    config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+    config.data.clip = {"frames": 81, "height": 720, "width": 1280, "fps": 16.0}
+    config.data.source.name = "video_folder"
+    config.data.batch_size, config.data.workers = 64, 16
+    # Wan's umT5-XXL and the T5-XXL of LTX have the same width.
+    config.text = {
+        "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
+        "tokenizer": {"name": "huggingface", "path": "", "length": 512},
+    }
+    # Clips without given frames have one noise level, and so one row of modulations in every block.
+    config.model.update({"patch": (1, 2, 2), "modulation": "single", "prefix_share": 0.0, "shift": 5.0})
+    config.model.update(MODELS[model])
+    config.sampler.update({"steps": 50, "solver": {"name": "unipc"}, "guidance_scale": 5.0})
+    config.sampler.grid.start = 0.999
+    config.ema.decay = 0.9999
+    # The sequence is shared by the devices of `context`, which attention trades for heads: they divide 12, 32 and 40.
+    config.parallel.mesh.update({"data": 1, "fsdp": -1, "context": 4})
+    config.parallel.remat = "attention"
+    config.optimizer = {
+        "generator": optimizer(learning_rate=1e-4, warmup=1000, schedule="constant", b2=0.95, weight_decay=0.01)
+    }

@@ -1,0 +1,136 @@
+"""Every stage and size of the CDT config, and a de-tokenizer from its first step to its export."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import cdt
+from videogen import tasks, tokenizers
+from videogen.errors import UserError
+from videogen.parallel import make_mesh
+from videogen.shapes import VideoShape
+from videogen.training.loading import Loaded, export_safetensors, load
+from videogen.training.planning import abstract_run, abstract_step
+from videogen.training.protocols import evaluate
+from videogen.training.state import new_state, parameter_count, structure_of
+from videogen.training.step import make_train_step
+
+
+@functools.cache
+def modules(stage: str, size: str, decoder: str = "diffusion") -> dict[str, nnx.Module]:
+    config = cdt.get_config(f"stage={stage},size={size},decoder={decoder}")
+    return nnx.eval_shape(lambda: tasks.build(config).init(nnx.Rngs(0)))
+
+
+def count(stage: str, size: str, decoder: str = "diffusion") -> dict[str, int]:
+    return {name: parameter_count(nnx.state(m, nnx.Param)) for name, m in modules(stage, size, decoder).items()}
+
+
+def test_paper_size():
+    """No count is published; these follow from the widths of the public code."""
+    model = modules("tokenizer", "paper")["tokenizer"]
+    assert count("tokenizer", "paper") == {"tokenizer": pytest.approx(192e6, rel=0.01)}
+    assert parameter_count(nnx.state(model.encoder)) == pytest.approx(43.4e6, rel=0.01)
+    assert parameter_count(nnx.state(model.decoder.denoiser)) == pytest.approx(105e6, rel=0.01)
+    assert count("detokenizer", "paper") == {"detokenizer": pytest.approx(149e6, rel=0.01)}
+
+
+def test_paper_shapes():
+    model = modules("tokenizer", "paper")["tokenizer"]
+    assert model.grid(VideoShape(17, 256, 256)).shape == (5, 32, 32)
+    latents = jax.ShapeDtypeStruct((1, 5, 32, 32, 16), np.float32)
+    context = nnx.eval_shape(lambda m, z: m.decoder.context(z), model, latents)
+    expected = [(17, 256, 256, 16), (17, 256, 256, 128), (17, 128, 128, 256), (9, 64, 64, 384)]
+    assert [features.shape[1:] for features in context] == expected
+
+
+@pytest.mark.parametrize("size", ["debug", "small", "paper"])
+@pytest.mark.parametrize("stage", ["tokenizer", "detokenizer"])
+def test_both_decoders_have_the_same_size(stage, size):
+    assert count(stage, size) == count(stage, size, "l2")
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "detokenizer"])
+def test_the_step_of_small_can_be_traced_for_a_mesh(stage):
+    config = cdt.get_config(f"stage={stage},size=small")
+    mesh = make_mesh({"data": 1})
+    with jax.set_mesh(mesh):
+        step, arguments = abstract_step(abstract_run(config), config, mesh)
+        state, metrics = jax.eval_shape(step, *arguments)
+    assert {"loss", "l2"} <= metrics.keys() and state.keys() == arguments[0].keys()
+
+
+def test_a_stage_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="unknown stage"):
+        cdt.get_config("stage=generator")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A narrow de-tokenizer after two steps on the codes of an untrained tokenizer."""
+    config = cdt.get_config("stage=detokenizer,size=debug")
+    config.steps = 10
+    config.data.clip.update({"frames": 3, "height": 16, "width": 16})
+    config.tokenizer.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2})
+    config.tokenizer.model.update({"spatial_strides": (2,), "temporal_strides": (2,)})
+    config.model.update({"widths": (4, 4), "context_width": 2, "steps": 2})
+    config.model.pyramid.update({"widths": (4,), "spatial_strides": (2,), "temporal_strides": (2,)})
+    task = tasks.build(config)
+    structure, _ = structure_of(task, config)
+    frozen = task.frozen(lambda directory: task._build_tokenizer())
+    graphs = {name: nnx.graphdef(module) for name, module in frozen.items()}
+    arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in frozen.items()}
+    states = [jax.jit(lambda: new_state(task, structure, config))()]
+    step = jax.jit(make_train_step(task, structure, graphs, config))
+    for seed in range(2):
+        video = np.random.default_rng(seed).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+        state, metrics = step(states[-1], arrays, {"video": video})
+        states.append(state)
+    live = structure.modules(states[-1]["params"], states[-1]["variables"]) | frozen
+    return config, task, states, metrics, live
+
+
+def test_only_the_de_tokenizer_learns(trained):
+    config, task, states, metrics, _ = trained
+    assert list(task.losses) == ["detokenizer"] == list(states[0]["params"])
+    pairs = zip(*(jax.tree.leaves(s["params"]) for s in states[1:]), strict=True)
+    assert all(np.any(a != b) for a, b in pairs)
+    expected = metrics["l2"] + config.losses.perceptual.weight * metrics["perceptual"]
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_tokenizer_without_places_is_refused(trained):
+    config = trained[0].copy_and_resolve_references()
+    with config.unlocked():
+        config.tokenizer.model = {"name": "larp", "clip": (3, 16, 16), "patch": (3, 8, 8), "queries": 5, "width": 12}
+        config.tokenizer.model.update({"heads": 2, "mlp_width": 24, "encoder_layers": 1, "decoder_layers": 1})
+        config.tokenizer.model.quantizer = {"name": "stochastic", "size": 64, "width": 6}
+    with pytest.raises(UserError, match="no place in the picture"):
+        tasks.build(config)
+
+
+def test_an_export_is_a_tokenizer_with_both_decoders_measured(trained, tmp_path):
+    config, task, _, _, live = trained
+    export_safetensors(Loaded(tmp_path, config, task, live, 2), tmp_path / "export")
+    loaded = load(tmp_path / "export")
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 3, 16, 16, 3)).astype(np.float32)
+    codes = jax.jit(loaded.tokenizer.tokenize)(video)
+    assert codes.indices.shape == (1, 2, 8, 8, 1)
+    rebuilt, expected = (jax.jit(m.detokenize)(codes) for m in (loaded.tokenizer, task.assembled(live)))
+    np.testing.assert_array_equal(rebuilt, expected)
+    # Whoever has codes of the frozen tokenizer can decode them here.
+    other = Loaded(tmp_path, config, task, {"tokenizer": live["tokenizer"]}, 0)
+    assert loaded.hash == other.hash
+    common = dict(remat="none", dtype=np.float32)
+    built = nnx.eval_shape(lambda: tokenizers.build(loaded.tokenizer_model, **common, rngs=nnx.Rngs(0)))
+    assert parameter_count(nnx.state(built)) == parameter_count(nnx.state(loaded.tokenizer))
+    record, clips = evaluate(loaded, "reconstruction", 2, 0)
+    assert {"psnr", "gradient_sharpness", "deterministic_psnr", "judge_on_deterministic"} <= record["metrics"].keys()
+    assert clips["deterministic"].shape == clips["reconstructions"].shape == clips["originals"].shape
+    record, _ = evaluate(loaded, "denoising_steps", 2, 0)
+    assert list(record["metrics"]["denoising_steps"]) == ["1", "2", "4", "8"]
+    picture = task.pictures(loaded.modules, {"video": clips["originals"]}, 0)[0]
+    assert len(picture.rows[0]) == len(picture.columns) == 3

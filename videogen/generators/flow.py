@@ -1,0 +1,399 @@
+"""The video diffusion transformer: a flow (or any process of ``videogen.diffusion``) over continuous latents.
+
+It is made of the blocks of the other generators, with a modulation by the noise level. That level may be the clip's or
+each frame's own (diffusion forcing; Chen et al., 2024): then frames that are given are frames without noise, and clips
+may be drawn frame after frame, in a pyramid or through a queue (``frame_queue``).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from videogen import diffusion
+from videogen.conditioning import NULL_LABEL, Conditioning, NullableContext, Tokens
+from videogen.errors import UserError, near_matches
+from videogen.generators.flow_sampling import FlowSampler
+from videogen.generators.latent_statistics import LatentStatistics
+from videogen.nn import (
+    MODULATIONS,
+    NORMS,
+    Block,
+    BlockCausal,
+    Embedding,
+    Full,
+    Linear,
+    Mask,
+    Stack,
+    TimeEmbedding,
+    lay_out,
+    modulate,
+    patchify,
+    rotary_angles,
+    unpatchify,
+)
+from videogen.shapes import Latents, TokenGrid
+
+TEXTS = ("cross", "joint")
+"""How tokens see the text: by a cross-attention in every block, or as tokens of the same sequence."""
+
+TIMES = ("clip", "frame")
+"""Whose noise level training draws: the clip's, or every latent frame's own (diffusion forcing)."""
+
+SHIFTS: dict[str, Callable[[TokenGrid], float]] = {
+    "exponent": lambda grid: diffusion.shift_by_exponent(grid.tokens),
+    "frames": lambda grid: diffusion.shift_by_frames(grid.tokens_per_frame, grid.time),
+}
+"""Shifts of the time that follow the size of the clip: LTX-Video's and Open-Sora 2's, of transformer tokens."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A conditioning as the transformer takes it; the same in every step of a sampler.
+
+    Attributes:
+      text: encoded captions, as wide as the transformer.
+      label: rows that are added to the time embedding.
+    """
+
+    text: Tokens | None
+    label: Float[Array, "batch width"] | None
+
+
+class FlowTransformer(nnx.Module):
+    """Predicts noise, data or velocity of noisy latents ``[batch, time, height, width, channels]``.
+
+    Args:
+      channels: of the latents.
+      grid: ``(time, height, width)`` of the longest training clip in latents.
+      width, layers, heads, mlp_width: size of the transformer.
+      patch: ``(time, height, width)`` of latents in a token; with images or given frames time is 1.
+      text: a name in ``TEXTS``.
+      context_width: width of the text features; ``None`` builds a model without text.
+      classes: number of class labels, which are added to the time embedding; ``None`` means a model without labels.
+      modulation: ``"zero"`` (an own linear layer in each block) or ``"single"`` (one for all, tables in the blocks).
+      times: a name in ``TIMES``.
+      causal: a frame sees itself and the past only.
+      prefix_share: share of the training examples whose first frames are given: without noise, time 0 and loss.
+      process, prediction, law, weighting: parts of ``videogen.diffusion``: the noise process, what is predicted of it,
+        how often each noise level is trained, and how much it counts (empty: the plain error of the prediction).
+      shift: of the times (``diffusion.shift_time``): a number or a name in ``SHIFTS``.
+      norm, qk_norm: see ``nn.Block``.
+      dropout: rate on the residual branches.
+      condition_drop: share of examples trained with the null conditioning (for guidance).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        grid: Sequence[int],
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        patch: Sequence[int] = (1, 2, 2),
+        text: str = "cross",
+        context_width: int | None = None,
+        classes: int | None = None,
+        modulation: str = "zero",
+        times: str = "clip",
+        causal: bool = False,
+        prefix_share: float = 0.0,
+        process: Mapping[str, Any] | None = None,
+        prediction: str = "velocity",
+        law: Mapping[str, Any] | None = None,
+        weighting: str = "",
+        shift: float | str = 1.0,
+        norm: str = "layer",
+        qk_norm: bool = True,
+        dropout: float = 0.0,
+        condition_drop: float = 0.1,
+        remat: str = "none",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shifts = (*SHIFTS, shift) if not isinstance(shift, str) else tuple(SHIFTS)
+        for name, value, known in (
+            ("text", text, TEXTS),
+            ("times", times, TIMES),
+            ("prediction", prediction, diffusion.PREDICTIONS),
+            ("weighting", weighting or prediction, diffusion.WEIGHTS),
+            ("shift", shift, shifts),
+            ("modulation", modulation, MODULATIONS),
+        ):
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
+        self.process = diffusion.build("process", process or {"name": "rectified_flow"})
+        self.law = diffusion.build("law", law or {"name": "logit_normal"})
+        self.prediction, self.weighting, self.shift = prediction, weighting or prediction, shift
+        self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
+        self.tokens(self.grid)
+        self.joint, self.causal, self.frame_times = text == "joint", causal, times == "frame"
+        self.prefix_share, self.dropout, self.condition_drop = prefix_share, dropout, condition_drop
+        self.width, self.head_width = width, width // heads
+        size = channels * int(np.prod(patch))
+        common = dict(dtype=dtype, rngs=rngs)
+        self.statistics = LatentStatistics(channels)
+        self.embed = Linear(size, width, axes=(None, "embed"), **common)
+        self.time = TimeEmbedding(width, rngs=rngs)
+        self.label = Embedding(classes + 1, width, axes=(None, "embed"), rngs=rngs) if classes else None
+        self.context = NullableContext(context_width, rngs=rngs) if context_width else None
+        self.text_inner = Linear(context_width, width, axes=(None, "embed"), **common) if context_width else None
+        self.text_outer = Linear(width, width, axes=("embed", None), **common) if context_width else None
+        single = modulation == "single"
+        self.shared = Linear(width, 6 * width, axes=("embed", None), rngs=rngs) if single else None
+        self.stack = Stack(
+            lambda r: Block(
+                width,
+                heads,
+                mlp_width,
+                context_width=width if context_width and not self.joint else None,
+                modulation=modulation,
+                norm=norm,
+                qk_norm=qk_norm,
+                depth=layers,
+                dropout=dropout,
+                dtype=dtype,
+                rngs=r,
+            ),
+            layers,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.norm = NORMS[norm](width, affine=False, rngs=rngs)
+        self.norm_modulation = MODULATIONS[modulation](width, 2, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.head = Linear(width, size, axes=("embed", None), initializer=zeros, rngs=rngs)
+
+    # The network -----------------------------------------------------------------------------------------------------
+
+    def tokens(self, grid: TokenGrid) -> TokenGrid:
+        """The grid of tokens of a grid of latents; raises ``UserError`` where patches do not tile it."""
+        sides = zip(("time", "height", "width"), grid.shape, self.patch, strict=True)
+        for side, length, part in sides:
+            if length % part:
+                raise UserError(f"{length} latents along {side} do not divide into patches of {part}")
+        return TokenGrid(*(length // part for length, part in zip(grid.shape, self.patch, strict=True)))
+
+    def shift_of(self, grid: TokenGrid) -> float:
+        """The shift of the time for clips of a grid of latents."""
+        return SHIFTS[self.shift](self.tokens(grid)) if isinstance(self.shift, str) else self.shift
+
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        """Text and label once for all calls of ``predict``.
+
+        Raises:
+          UserError: there is a label but no table for it.
+        """
+        text = label = None
+        if conditioning.label is not None and self.label is None:
+            raise UserError("this generator takes no labels; set 'classes' or leave the label out")
+        if self.label is not None:
+            index = conditioning.label
+            index = jnp.full(conditioning.batch_size, NULL_LABEL) if index is None else index
+            label = self.label(jnp.where(index < 0, self.label.size - 1, index))
+        if self.context is not None:
+            features, mask = self.context(dataclasses.replace(conditioning, label=None))
+            features = self.text_outer(jax.nn.gelu(self.text_inner(features)))
+            text = Tokens(features, mask)
+        return Prepared(text, label)
+
+    def predict(
+        self,
+        noisy: Latents,
+        t: Float[Array, "batch"] | Float[Array, "batch time"],
+        prepared: Prepared,
+        *,
+        key: jax.Array | None = None,
+    ) -> Latents:
+        """The prediction for normalised latents at times ``t`` in [0, 1], of clips or of frames; float32."""
+        grid = self.tokens(TokenGrid(*noisy.shape[1:4]))
+        noisy = self.process.network_input(noisy, t, self.prediction)
+        x = self.embed(patchify(noisy, self.patch))
+        rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch[0]]
+        condition = self._condition(rows, prepared)
+        rotary = rotary_angles(grid.shape, self.head_width)
+        if self.joint and prepared.text is not None:
+            y = self._joint(x, condition, rotary, prepared, key)
+        else:
+            text = prepared.text
+            y = self.stack(
+                x,
+                mask=self._mask(grid),
+                rotary=rotary,
+                context=None if text is None else text.features,
+                context_mask=None if text is None else text.mask,
+                condition=self._for_blocks(condition),
+                attended_axes=3,
+                key=key,
+            )
+        own = condition if self.shared is None else condition[..., None, :]
+        shift, scale = lay_out(self.norm_modulation(own), y)
+        patches = self.head(modulate(self.norm(y), shift, scale))
+        return unpatchify(patches.astype(jnp.float32), self.patch)
+
+    def _condition(self, rows: Float[Array, "batch groups"], prepared: Prepared) -> Float[Array, "batch groups width"]:
+        condition = self.time(rows)
+        return condition if prepared.label is None else condition + prepared.label[:, None]
+
+    def _for_blocks(self, condition: Float[Array, "batch groups width"]) -> Float[Array, "batch groups ..."]:
+        """What the modulation of every block begins with."""
+        if self.shared is None:
+            return condition
+        return self.shared(jax.nn.silu(condition)).reshape(*condition.shape[:-1], 6, self.width)
+
+    def _mask(self, grid: TokenGrid, text: int = 0) -> Mask:
+        if not self.causal:
+            return Full()
+        return BlockCausal(grid.tokens_per_frame, prefix=text, start=text)
+
+    def _joint(
+        self,
+        x: Float[Array, "batch time height width embed"],
+        condition: Float[Array, "batch groups embed"],
+        rotary: Float[np.ndarray, "tokens angles"],
+        prepared: Prepared,
+        key: jax.Array | None,
+    ) -> Float[Array, "batch time height width embed"]:
+        """The stack over text and video as one sequence. The text is at time 0, as all that is given is."""
+        text, batch = prepared.text, x.shape[0]
+        grid, length = TokenGrid(*x.shape[1:4]), prepared.text.mask.shape[1]
+        given = self._condition(jnp.zeros((batch, 1)), prepared)
+        frames = np.repeat(np.arange(grid.time), grid.tokens_per_frame) if condition.shape[1] > 1 else 0
+        group_of = np.concatenate([np.zeros(length, int), 1 + np.broadcast_to(frames, grid.tokens)])
+        exists = jnp.concatenate([text.mask, jnp.ones((batch, grid.tokens), bool)], axis=1)
+        tokens = jnp.concatenate([text.features, x.reshape(batch, grid.tokens, -1)], axis=1)
+        y = self.stack(
+            tokens,
+            mask=self._mask(grid, length),
+            key_mask=exists,
+            rotary=np.pad(rotary, ((length, 0), (0, 0))),
+            condition=self._for_blocks(jnp.concatenate([given, condition], axis=1)),
+            group_of=group_of,
+            key=key,
+        )
+        return y[:, length:].reshape(x.shape)
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def loss(
+        self, latents: Latents, conditioning: Conditioning, key: jax.Array, *, train: bool = True
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Weighted mean squared error of the prediction over the frames that are not given, and metric ``loss``.
+
+        Times are spread evenly over the batch (stratified). In training the latent statistics move.
+        """
+        batch, frames = latents.shape[:2]
+        grid = TokenGrid(*latents.shape[1:4])
+        time_key, noise_key, prefix_key, drop_key, dropout_key = jax.random.split(key, 5)
+        if train:
+            self.statistics.update(latents)
+            if self.condition_drop > 0:
+                conditioning = conditioning.drop(jax.random.bernoulli(drop_key, self.condition_drop, (batch,)))
+        clean = self.statistics.normalise(latents)
+        noise = jax.random.normal(noise_key, clean.shape)
+        shape = (batch, self.tokens(grid).time) if self.frame_times else (batch,)
+        t = diffusion.draw_times(self.law, self.process, time_key, shape, shift=self.shift_of(grid), stratified=True)
+        if self.frame_times:
+            t = jnp.repeat(t, self.patch[0], axis=1)
+        weight = diffusion.loss_weight(self.weighting, self.prediction, self.process, t)
+        given = jnp.zeros((batch, 1), bool)
+        if train and self.prefix_share > 0 and frames > self.patch[0]:
+            given = self._draw_given(prefix_key, batch, frames)
+            t = jnp.where(given, 0.0, t if t.ndim == 2 else t[:, None])
+        noisy = self.process.add_noise(clean, noise, t)
+        drop = dropout_key if train and self.dropout else None
+        value = self.predict(noisy, t, self.prepare(conditioning), key=drop)
+        error = jnp.mean((value - self.process.target(self.prediction, clean, noise, t)) ** 2, axis=(2, 3, 4))
+        weighted = (weight if weight.ndim == 2 else weight[:, None]) * error
+        counted = jnp.broadcast_to(~given, error.shape)
+        loss = jnp.sum(jnp.where(counted, weighted, 0.0)) / jnp.sum(counted)
+        return loss, {"loss": loss}
+
+    def _draw_given(self, key: jax.Array, batch: int, frames: int) -> Bool[Array, "batch time"]:
+        """Which frames are given: of some examples the first ones, at least one and not all."""
+        some_key, count_key = jax.random.split(key)
+        unit = self.patch[0]
+        count = unit * jax.random.randint(count_key, (batch,), 1, frames // unit)
+        count = jnp.where(jax.random.bernoulli(some_key, self.prefix_share, (batch,)), count, 0)
+        return jnp.arange(frames) < count[:, None]
+
+    # Sampling --------------------------------------------------------------------------------------------------------
+
+    def denoiser(self, conditioning: Conditioning, sampler: FlowSampler) -> Any:
+        """``(x_t, t) -> prediction`` of normalised latents, guided as the sampler says, for ``diffusion.sample``."""
+        guided = sampler.guidance_scale != 1 and (self.context is not None or self.label is not None)
+        if not guided:
+            prepared = self.prepare(conditioning)
+            return lambda noisy, t: self.predict(noisy, t, prepared)
+        prepared = self.prepare(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditioning, conditioning.null()))
+
+        def pair(noisy: Latents, t: Array) -> tuple[Latents, Latents]:
+            both = self.predict(jnp.concatenate([noisy, noisy]), jnp.concatenate([t, t]), prepared)
+            return tuple(jnp.split(both, 2))
+
+        return diffusion.Guided(pair, sampler.build_guidance())
+
+    def sample(
+        self,
+        grid: TokenGrid,
+        conditioning: Conditioning,
+        keys: jax.Array,
+        sampler: FlowSampler,
+        prefix: Latents | None = None,
+    ) -> Latents:
+        """Draws latents of ``grid`` for every example, in one loop.
+
+        Args:
+          grid: its height and width are those of training; a shorter clip begins with the same noise.
+          conditioning: one entry per example.
+          keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
+          sampler: how to draw.
+          prefix: latents of the first frames, kept as they are.
+
+        Raises:
+          UserError: the prefix leaves no frame to draw or cuts a patch, or a clip that was trained with one time for
+            all its frames should be drawn frame after frame.
+        """
+        known = 0 if prefix is None else prefix.shape[1]
+        if known % self.patch[0] or known >= grid.time:
+            raise UserError(
+                f"a prefix must hold whole patches of {self.patch[0]} latent frames and fewer than {grid.time}, "
+                f"got {known}"
+            )
+        if sampler.lag and not self.frame_times:
+            raise UserError('frames follow one another (sampler.lag) only in a model with times="frame"')
+        times = sampler.times(self.process, self.shift_of(grid), grid.time - known, known, self.patch[0])
+        start = self.noise(keys, 0, grid, times[0])
+        if prefix is not None:
+            start = start.at[:, :known].set(self.statistics.normalise(prefix))
+        drawn = diffusion.sample(
+            self.denoiser(conditioning, sampler),
+            self.process,
+            sampler.build_solver(),
+            times,
+            keys,
+            start.shape[1:],
+            prediction=self.prediction,
+            start=start,
+        )
+        latents = self.statistics.restore(drawn)
+        return latents if prefix is None else jnp.concatenate([prefix, latents[:, known:]], axis=1)
+
+    def noise(self, keys: Array, first: Int[Array, ""] | int, grid: TokenGrid, times: Float[Array, "..."]) -> Latents:
+        """What frames from ``first`` on begin with at ``times``; every frame of every example has its own stream."""
+        shape = (grid.height, grid.width, self.channels)
+
+        def frame(key: jax.Array, index: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 0), index), shape)
+
+        white = jax.vmap(lambda key: jax.vmap(lambda i: frame(key, i))(first + jnp.arange(grid.time)))(keys)
+        sigma = self.process.scales(jnp.broadcast_to(jnp.asarray(times), (len(keys), *np.shape(times))))[1]
+        return diffusion.spread(sigma, white) * white

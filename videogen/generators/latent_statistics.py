@@ -1,0 +1,57 @@
+"""Mean and standard deviation of latents, measured in the first steps of training."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen.shapes import Latents
+
+SMALLEST_DEVIATION = 1e-4
+"""A channel that hardly moves is divided by this."""
+
+
+class LatentStatistic(nnx.Variable):
+    """A statistic of latents, which is not trained by gradients."""
+
+
+class LatentStatistics(nnx.Module):
+    """Brings every channel of latents to mean 0 and variance 1, as processes of ``videogen.diffusion`` expect.
+
+    The statistics are running means over the first ``updates`` batches of training and stay from then on, so that a
+    run needs no pass over the data before it, and every frozen tokenizer, whatever its scale, does.
+
+    Args:
+      channels: of the latents.
+      updates: batches that count.
+    """
+
+    def __init__(self, channels: int, updates: int = 500):
+        self.updates = updates
+        self.mean = LatentStatistic(jnp.zeros(channels))
+        self.square = LatentStatistic(jnp.ones(channels))
+        self.count = LatentStatistic(jnp.zeros((), jnp.int32))
+
+    def update(self, latents: Latents) -> None:
+        """Takes a batch in; the mean over it spans the mesh."""
+        latents = jax.lax.stop_gradient(latents.astype(jnp.float32))
+        count = self.count.get_value()
+        rate = jnp.where(count < self.updates, 1.0 / (count + 1), 0.0)
+        for variable, value in ((self.mean, latents), (self.square, latents**2)):
+            old = variable.get_value()
+            variable.set_value(old + rate * (value.mean(axis=(0, 1, 2, 3)) - old))
+        self.count.set_value(jnp.minimum(count + 1, self.updates))
+
+    @property
+    def deviation(self) -> Float[Array, "channels"]:
+        """Standard deviation of every channel."""
+        variance = self.square.get_value() - self.mean.get_value() ** 2
+        return jnp.sqrt(jnp.maximum(variance, SMALLEST_DEVIATION**2))
+
+    def normalise(self, latents: Latents) -> Latents:
+        """Latents of the tokenizer -> normalised ones, float32."""
+        return (latents.astype(jnp.float32) - self.mean.get_value()) / self.deviation
+
+    def restore(self, normalised: Latents) -> Latents:
+        """The inverse of ``normalise``."""
+        return normalised * self.deviation + self.mean.get_value()

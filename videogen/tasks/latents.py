@@ -1,0 +1,38 @@
+"""Training a generator of continuous latents on top of a frozen tokenizer."""
+
+from typing import Any
+
+from videogen.errors import UserError
+from videogen.shapes import Latents, Video
+from videogen.tasks.base import Batch, Modules, to_video
+from videogen.tasks.generator import GeneratorTask
+
+
+class LatentGeneratorTask(GeneratorTask):
+    """As ``GeneratorTask``, but latents of a tokenizer with continuous ones stand in the place of codes.
+
+    The tokenizer maps with ``to_latents`` and ``from_latents``; the generator measures the scale of the latents.
+    """
+
+    label_as_vector = True
+
+    def _check_latents(self) -> None:
+        if self.tokenizer.vocabulary:
+            raise UserError(
+                "a flow generator models continuous latents, and this tokenizer makes codes; take one with a Gaussian "
+                "bottleneck (config.tokenizer.model.quantizer.name = gaussian)"
+            )
+        if not hasattr(self.tokenizer, "to_latents"):
+            raise UserError(f"a {self.config.tokenizer.model.name!r} tokenizer gives no latents to model; take another")
+        if self.config.data.source.name == "tokens":
+            raise UserError("a token cache holds codes, and a flow generator needs latents; train from the videos")
+
+    def _modelled(self) -> dict[str, Any]:
+        return {"channels": self.tokenizer.quantizer.width}
+
+    def codes(self, modules: Modules, batch: Batch) -> Latents:
+        """Latents of a batch, by the frozen tokenizer."""
+        return modules["tokenizer"].to_latents(to_video(batch["video"]))
+
+    def detokenize(self, modules: Modules, codes: Latents) -> Video:
+        return modules["tokenizer"].from_latents(codes)

@@ -1,0 +1,49 @@
+"""Videos of any length through a queue of frames (``generators.FrameQueue``), in the transformer's memory of a clip."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, UInt8
+
+from videogen import generators
+from videogen.shapes import TokenGrid
+from videogen.tasks.base import to_pixels
+
+
+class QueuedFrames:
+    """Draws latent frames one after another and decodes them as one clip.
+
+    Args:
+      task: the ``LatentGeneratorTask`` of the modules.
+      graphs: their graphs by name.
+      grid: of the latents of a window.
+      sampler: how to draw.
+    """
+
+    def __init__(self, task: Any, graphs: Mapping[str, nnx.GraphDef], grid: TokenGrid, sampler: Any):
+        self.task, self.graphs, self.grid, self.sampler = task, graphs, grid, sampler
+        self._begin = jax.jit(lambda *arguments: self._queue(*arguments).begin())
+        self._advance = jax.jit(lambda carry, *arguments: self._queue(*arguments).advance(carry))
+        self._decode = jax.jit(lambda states, latents: task.detokenize(self._modules(states), latents))
+
+    def _modules(self, states: Mapping[str, Any]) -> dict[str, nnx.Module]:
+        return {name: nnx.merge(graph, states[name]) for name, graph in self.graphs.items()}
+
+    def _queue(self, states: Any, story: Any, keys: Array) -> generators.FrameQueue:
+        modules = self._modules(states)
+        conditioning = self.task.conditioning(modules, story)
+        return generators.FrameQueue(modules["generator"].generator, self.grid, conditioning, keys, self.sampler)
+
+    def draw(
+        self, states: Mapping[str, Any], story: Mapping[str, Array], keys: Array, latent_frames: int
+    ) -> UInt8[np.ndarray, "batch time height width 3"]:
+        """Videos of so many latent frames; ``story`` holds for all of them."""
+        arguments, drawn = (states, dict(story), keys), []
+        carry = self._begin(*arguments)
+        for _ in range(latent_frames):
+            carry, frame = self._advance(carry, *arguments)
+            drawn.append(np.asarray(frame))
+        return to_pixels(self._decode(states, np.stack(drawn, axis=1)))

@@ -1,0 +1,112 @@
+"""CDT's tokenizer (Yang et al., 2025): a causal encoder, a KL bottleneck, and a conditional diffusion decoder."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from videogen import detokenizers, quantizers
+from videogen.detokenizers import Down, Pyramid, Residual
+from videogen.nn import Linear, Stream, checkpointed
+from videogen.shapes import Latents, Video, VideoShape
+from videogen.tokenizers.convolutional import Autoencoder, Cache
+
+
+class Encoder(nnx.Module):
+    """A residual block and down-sampling at each level; then two paths, short and long, to the latents, in float32.
+
+    Args:
+      pyramid: widths and strides.
+      channels: colour channels.
+      outputs: width of the latents.
+      remat: what the backward pass keeps of each residual block (``nn.REMAT_POLICIES``).
+    """
+
+    def __init__(self, pyramid: Pyramid, channels: int, outputs: int, *, remat: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.remat = remat
+        common = dict(dtype=dtype, rngs=rngs)
+        firsts = (pyramid.edge_kernel, *(None for _ in pyramid.widths[1:]))
+        levels = zip((channels, *pyramid.widths), pyramid.widths, firsts, strict=False)
+        self.levels = nnx.List([Residual(a, b, pyramid, first=first, **common) for a, b, first in levels])
+        pairs = zip(pyramid.widths, pyramid.strides, strict=True)
+        self.downs = nnx.List([Down(width, stride, pyramid, **common) for width, stride in pairs])
+        pairs = itertools.pairwise(pyramid.widths[::-1])
+        self.middle = nnx.List([Residual(a, b, pyramid, dtype=jnp.float32, rngs=rngs) for a, b in pairs])
+        self.direct = Linear(pyramid.widths[-1], outputs, axes=("embed", None), rngs=rngs)
+        self.output = Linear(pyramid.widths[0], outputs, axes=("embed", None), rngs=rngs)
+
+    def __call__(self, video: Video, stream: Stream | None = None) -> Latents:
+        remat = self.remat if stream is None else "none"
+        x = video
+        for level, down in zip(self.levels, self.downs, strict=True):
+            x = down(checkpointed(level, remat, x, None, stream), stream)
+        x = x.astype(jnp.float32)
+        y = self.direct(x)
+        for block in self.middle:
+            x = checkpointed(block, remat, x, None, stream)
+        return y + self.output(x)
+
+
+class Cdt(Autoencoder):
+    """Latents are means (and log variances) at the end of a causal encoder; decoding is one prediction from noise.
+
+    Latent j depends on frames up to j·t only, frame f on latents up to ceil(f/t) only, and a clip may come in chunks.
+    Any quantizer may take the place of the Gaussian.
+
+    Args:
+      pyramid: levels between pixels and latents, the settings of ``detokenizers.Pyramid.of``.
+      decoder: decoder config ``{name, …}`` (``detokenizers.DETOKENIZERS``).
+      quantizer: quantizer config ``{name, …}``.
+      channels: colour channels.
+      remat: what the backward pass keeps of each residual block (``nn.REMAT_POLICIES``).
+    """
+
+    last_layer = ("decoder", "denoiser", "output")
+
+    def __init__(
+        self,
+        pyramid: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        quantizer: Mapping[str, Any],
+        *,
+        channels: int = 3,
+        remat: str = "none",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        levels = Pyramid.read(pyramid)
+        self.compression = levels.compression
+        common = dict(channels=channels, remat=remat, dtype=dtype, rngs=rngs)
+        self.quantizer = quantizers.build(quantizer, rngs=rngs)
+        self.encoder = Encoder(levels, outputs=self.quantizer.input_width, **common)
+        self.decoder = detokenizers.build(decoder, inputs=self.quantizer.width, pyramid=levels, **common)
+
+    def denoise(self, latents: Latents, video: Video, key: jax.Array) -> Video:
+        """What training compares with ``video``: the clean video that the decoder sees in a noisy one."""
+        return self.decoder.denoise(latents, video, key)
+
+    def decode(self, latents: Latents, **settings: Any) -> Video:
+        """Quantised latents to pixels; ``settings`` go to the decoder's ``decode`` (``steps`` of a diffusion)."""
+        return self.decoder.decode(latents, **settings)
+
+    def encode_chunk(self, cache: Cache | None, chunk: Video) -> tuple[Cache, Latents]:
+        """Encodes the next frames of a clip of any length; all chunks together equal ``encode`` of the whole.
+
+        Args:
+          cache: what the call before returned; ``None`` begins a clip. Its size does not grow.
+          chunk: 1 + k·t frames at the beginning, k·t frames later.
+
+        Returns:
+          The cache for the next chunk, and the chunk's latents.
+        """
+        self.grid(self.compression.chunk(VideoShape(*chunk.shape[1:4]), first=cache is None))
+        stream = Stream(cache)
+        latents = self.encoder(chunk, stream)
+        return stream.cache, latents
+
+    def decode_chunk(self, cache: Cache | None, latents: Latents) -> tuple[Cache, Video]:
+        """Decodes the next quantised latents of a clip; all chunks together equal ``decode`` of the whole."""
+        return self.decoder.decode_chunk(cache, latents)

@@ -1,0 +1,117 @@
+"""A tokenizer whose own decoder is replaced by a de-tokenizer trained on its codes (Divot, FlexTok)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen.errors import UserError
+from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
+
+
+class Detokenized(nnx.Module):
+    """Encoder and quantizer of one module, decoder of the other; the codes are those of the tokenizer.
+
+    The de-tokenizer sees the code vectors that ids stand for, or the latents of a tokenizer without ids. It is causal:
+    of a tokenizer without a first frame of its own (``Compression.first_alone``), it sees the first latent twice and
+    what it makes of the first one is left out.
+
+    Args:
+      tokenizer: a tokenizer, which stays as it is: nothing is trained through it.
+      detokenizer: a de-tokenizer.
+
+    Raises:
+      UserError: the strides of the two differ.
+    """
+
+    def __init__(self, tokenizer: nnx.Module, detokenizer: nnx.Module):
+        self.tokenizer, self.detokenizer = tokenizer, detokenizer
+        sides = [(c.time, c.height, c.width) for c in (tokenizer.compression, detokenizer.compression)]
+        if sides[0] != sides[1]:
+            theirs, ours = ("×".join(map(str, side)) for side in sides)
+            raise UserError(
+                f"the tokenizer compresses by {theirs} (time × height × width), the de-tokenizer's pyramid by {ours}; "
+                "set its spatial_strides and temporal_strides to match"
+            )
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Path of the last layer of the decoder."""
+        return ("detokenizer", *self.detokenizer.last_layer)
+
+    @property
+    def compression(self) -> Compression:
+        return self.tokenizer.compression
+
+    @property
+    def quantizer(self) -> nnx.Module:
+        return self.tokenizer.quantizer
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return self.tokenizer.vocabulary
+
+    def grid(self, shape: VideoShape) -> TokenGrid:
+        """The token grid of a clip; raises ``UserError`` for a shape the tokenizer cannot take."""
+        return self.tokenizer.grid(shape)
+
+    def encode(self, video: Video) -> Latents:
+        """Pixels to the tokenizer's latents before quantisation."""
+        return self.tokenizer.encode(video)
+
+    def bottleneck(
+        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False
+    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Array]]:
+        """``(code vectors, codes, no losses, statistics)``; always as in evaluation, whatever ``train`` says."""
+        quantized, codes, _, statistics = self.tokenizer.bottleneck(latents)
+        return self._vectors(quantized, codes), codes, {}, statistics
+
+    def denoise(self, latents: Latents, video: Video, key: jax.Array) -> Video:
+        """What training compares with ``video``: the clean video that the de-tokenizer sees in a noisy one."""
+        if self.compression.first_alone:
+            return self.detokenizer.denoise(latents, video, key)
+        video = jnp.concatenate([video[:, :1], video], axis=1)
+        return self.detokenizer.denoise(_first_twice(latents), video, key)[:, 1:]
+
+    def decode(self, latents: Latents, **settings: Any) -> Video:
+        """Code vectors to pixels; ``settings`` go to the de-tokenizer (``steps`` of a diffusion)."""
+        if self.compression.first_alone:
+            return self.detokenizer.decode(latents, **settings)
+        return self.detokenizer.decode(_first_twice(latents), **settings)[:, 1:]
+
+    def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Latents]:
+        """The tokenizer's own; there is none where it is not causal."""
+        return self.tokenizer.encode_chunk(cache, chunk)
+
+    def decode_chunk(self, cache: Any, latents: Latents) -> tuple[Any, Video]:
+        """Decodes the next code vectors of a clip; all chunks together equal ``decode`` of the whole."""
+        if self.compression.first_alone:
+            return self.detokenizer.decode_chunk(cache, latents)
+        begins = cache is None
+        cache, video = self.detokenizer.decode_chunk(cache, _first_twice(latents) if begins else latents)
+        return cache, video[:, 1:] if begins else video
+
+    def tokenize(self, video: Video) -> Codes:
+        """Pixels to codes."""
+        return self.tokenizer.tokenize(video)
+
+    def detokenize(self, codes: Codes) -> Video:
+        """Codes to pixels, clipped to [-1, 1]."""
+        return jnp.clip(self.decode(self.quantizer.lookup(codes.indices)), -1.0, 1.0)
+
+    def _vectors(self, quantized: Latents, codes: Codes) -> Latents:
+        return self.quantizer.lookup(codes.indices) if self.vocabulary else quantized
+
+
+def _first_twice(latents: Latents) -> Latents:
+    return jnp.concatenate([latents[:, :1], latents], axis=1)
+
+
+def vector_width(tokenizer: nnx.Module) -> int:
+    """The width of what a de-tokenizer sees of a tokenizer."""
+    if tokenizer.vocabulary or not hasattr(tokenizer, "from_code"):
+        return tokenizer.quantizer.width
+    return tokenizer.from_code.outputs
