@@ -1,11 +1,14 @@
 """Video diffusion transformer: rectified flow over the continuous latents of a causal tokenizer, from text.
 
-    --config=configs/videodit.py:stage=tokenizer|generator,size=debug|small|paper,model=1.3B|2B|14B
+    --config=configs/videodit.py:stage=tokenizer|generator|distill,size=debug|small|paper,model=1.3B|2B|14B
 
 ``debug`` trains on two CPU cores in minutes (the C-ViViT of ``configs/phenaki.py`` with a Gaussian bottleneck),
 ``small`` on one accelerator in about an hour. ``paper`` has the published architectures of Wan2.1 (1.3B, 14B) and of
 LTX-Video (2B) at 81 × 720 × 1280, which are 21 × 90 × 160 latents of 16 channels and 75,600 tokens; their training
 settings are not public, so those here are ours. Wan normalises queries and keys over the full width, we per head.
+
+``distill`` teaches the trained generator to draw in four steps without guidance what it draws in many with it:
+--config.teacher.checkpoint=RUN_OR_EXPORT, which is its start as well. ``launch/local.py`` runs all three stages.
 
 Per-frame noise levels (diffusion forcing), frames that see only the past, text as tokens of the same sequence:
 --config.model.times=frame --config.model.causal=true --config.model.text=joint
@@ -17,7 +20,10 @@ from configs import magvit2, phenaki
 from configs.common import base, bpe_text, optimizer
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer", "generator")
+STAGES = ("tokenizer", "generator", "distill")
+
+START_FROM = {"distill": "generator"}
+"""Stage -> the stage that it begins with and learns from, for launch/local.py."""
 
 MODELS = {
     "1.3B": {"layers": 30, "width": 1536, "heads": 12, "mlp_width": 8960},
@@ -40,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
-    return generator(chosen["size"], chosen["model"])
+    return {"generator": generator, "distill": distill}[chosen["stage"]](chosen["size"], chosen["model"])
 
 
 def tokenizer(size: str) -> ConfigDict:
@@ -102,6 +108,30 @@ def generator(size: str, model: str) -> ConfigDict:
     return config
 
 
+def distill(size: str, model: str) -> ConfigDict:
+    config = generator(size, model)
+    guided = {key: config.sampler[key] for key in ("guidance_scale", "guidance")}
+    # The teacher's steps are of a whole clip: so many to each step of the student as 4 go into them.
+    config.teacher = {"checkpoint": "", "steps": 16, "solver": {"name": "unipc"}, **guided}
+    config.sampler.update({"steps": 4, "solver": {"name": "euler"}, "guidance_scale": 1.0})
+    group = config.optimizer.generator
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 1000, 500, 500
+        config.data.batch_size = 8
+        config.ema.decay = 0.99
+        group.learning_rate = 3e-3
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 10_000, 1000, 1000
+        config.teacher.steps = 32
+        group.update({"learning_rate": 1e-4, "warmup": 200})
+    else:
+        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.teacher.steps = 48
+        config.ema.decay = 0.999
+        group.update({"learning_rate": 1e-5, "warmup": 200})
+    return config
+
+
 def debug(config: ConfigDict) -> None:
     config.steps, config.eval_every, config.checkpoint_every = 4500, 1500, 1500
     config.data.clip.update({"height": 24, "width": 24})
@@ -128,7 +158,7 @@ def paper(config: ConfigDict, model: str) -> None:
     config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
     config.data.clip = {"frames": 81, "height": 720, "width": 1280, "fps": 16.0}
     config.data.source.name = "video_folder"
-    config.data.batch_size, config.data.workers = 64, 16
+    config.data.batch_size, config.data.workers = 128, 16
     # Wan's umT5-XXL and the T5-XXL of LTX have the same width.
     config.text = {
         "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
