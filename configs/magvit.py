@@ -74,12 +74,13 @@ def tokenizer(size: str) -> ConfigDict:
     # Clips without a first frame of their own: an image is no clip here.
     config.data.image_batch_size = 0
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 900, 450, 450
+        config.steps, config.eval_every, config.checkpoint_every = 2600, 1300, 1300
         config.data.clip.update({"frames": 8, "height": 24, "width": 24})
         config.data.batch_size = 4
         config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
+        config.ema.decay = 0.99
         config.optimizer = {
-            "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
+            "tokenizer": optimizer(learning_rate=2e-3, warmup=30, final=0.02),
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     elif size == "small":
@@ -142,6 +143,8 @@ def generator(size: str, model: str) -> ConfigDict:
         "label_smoothing": 1e-4,
         "condition_drop": 0.0,
     }
+    # Layers of a critic that is trained along and decides which codes decoding keeps; 0 leaves it out.
+    config.model.critic = {"layers": 0, "weight": 1.0}
     config.sampler = {
         "name": "maskgit",
         "steps": 12,
