@@ -154,13 +154,15 @@ def test_impossible_settings_are_refused(config, message):
         build(config, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("name", ["LARGEST_TABLE", "CACHED"])
 @pytest.mark.parametrize("size", [5, 8, 9, 30])
-def test_blocks_of_a_large_codebook_find_what_one_table_finds(size, monkeypatch):
+def test_blocks_find_what_one_table_finds(size, name, monkeypatch):
+    """Of many codes for each latent, and of the latents whose scores a cache holds."""
     z = jax.random.normal(jax.random.key(0), (50, 3))
     codes = jax.random.normal(jax.random.key(1), (size, 3)).at[-1].set(0.1).at[1].set(0.1)  # two are equal
     expected = jnp.argmin(jnp.sum((z[:, None] - codes) ** 2, -1), -1)
     np.testing.assert_array_equal(nearest_euclidean(z, codes), expected)
-    monkeypatch.setattr(module, "LARGEST_TABLE", 4)
+    monkeypatch.setattr(module, name, {"LARGEST_TABLE": 4, "CACHED": 70}[name])
     np.testing.assert_array_equal(jax.jit(nearest_euclidean)(z, codes), expected)
 
 
