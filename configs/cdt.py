@@ -1,13 +1,15 @@
 """CDT (Yang et al., 2025): a continuous tokenizer whose decoder is a conditional causal diffusion model of pixels; and
 the same decoder as a de-tokenizer of codes that another tokenizer has learned (Divot, FlexTok).
 
-    --config=configs/cdt.py:stage=tokenizer|fsq|detokenizer,size=debug|small|paper,decoder=diffusion|l2
+    --config=configs/cdt.py:stage=tokenizer|fsq|detokenizer|distill,size=debug|small|paper,decoder=diffusion|l2
 
 ``tokenizer`` trains encoder, KL bottleneck and decoder together: diffusion loss, KL and a perceptual loss, no
 discriminator. ``fsq`` is MAGVIT-v2's tokenizer with finite scalar quantization, ``detokenizer`` a new decoder for its
-codes, which stay as they are. ``launch/local.py`` runs all three; by hand the last takes any tokenizer with codes or
+codes, which stay as they are. ``launch/local.py`` runs these three; by hand the last takes any tokenizer with codes or
 latents that have a place: --config.tokenizer.checkpoint=RUN_OR_EXPORT, with strides in config.model.pyramid that
 multiply to its compression. ``decoder=l2`` is the same network without noise, trained on squared errors alone.
+``distill`` teaches a trained de-tokenizer to do in two steps what it does in eight, and needs both:
+--config.tokenizer.checkpoint=… and --config.teacher.checkpoint=RUN_OR_EXPORT, which is its start as well.
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the network of
 the public code (17 × 256 × 256, 16 channels of 4 × 8 × 8 pixels). Weights of losses, noise levels of training,
@@ -35,11 +37,12 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), decoder=("diffusion", "l2"))
+    stages, sizes = (*STAGES, "distill"), ("debug", "small", "paper")
+    chosen = parse_argument(argument, stage=stages, size=sizes, decoder=("diffusion", "l2"))
     size, decoder = chosen["size"], chosen["decoder"]
     if chosen["stage"] == "fsq":
         return fsq(size)
-    return {"tokenizer": tokenizer, "detokenizer": detokenizer}[chosen["stage"]](size, decoder)
+    return {"tokenizer": tokenizer, "detokenizer": detokenizer, "distill": distill}[chosen["stage"]](size, decoder)
 
 
 def common(size: str, group: str, decoder: str) -> ConfigDict:
@@ -107,6 +110,19 @@ def detokenizer(size: str, decoder: str) -> ConfigDict:
     if decoder == "diffusion":
         # Few bits leave much open: one prediction would be the mean of all that fits, several steps choose.
         config.model.update({"steps": 8, "shift": 2.0})
+    return config
+
+
+def distill(size: str, decoder: str) -> ConfigDict:
+    config = detokenizer(size, decoder)
+    # One loss, and the teacher's noise levels do not matter: the student learns at those it decodes at.
+    config.losses.perceptual.weight = 0.0
+    config.teacher = {"checkpoint": "", "steps": 8, "solver": {"name": "ddim"}}
+    config.model.steps = 2
+    group = config.optimizer.detokenizer
+    group.learning_rate /= 4
+    config.steps = {"debug": 500, "small": 5000, "paper": 20_000}[size]
+    config.eval_every = config.checkpoint_every = config.steps // 5
     return config
 
 

@@ -1,6 +1,6 @@
 """LARP (Wang et al., ICLR 2025): holistic query tokenizer trained along with an autoregressive prior.
 
-    --config=configs/larp.py:stage=tokenizer,size=debug|small|paper
+    --config=configs/larp.py:stage=tokenizer|generator,size=debug|small|paper,model=LP|L|B
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 setting (173M parameters, 16 × 128 × 128 in 1024 codes). Clips have one fixed shape, that of data.clip and model.clip;
@@ -8,14 +8,28 @@ the number of codes is free: --config.model.queries=256. The prior is trained in
 tokenizer's learning rate, and left out of exports; --config.losses.prior.weight=0 trains without it, which reconstructs
 better and generates worse. The perceptual loss, published weight 1, is off until the user names a file:
 --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1
+
+``generator`` predicts the codes one after another in the order of their queries, which the prior has made easy to
+predict. Codes have no place in the picture: a video is one clip, it cannot be extended, begin with given frames, or
+have pixels to be completed. ``paper`` is the class-conditional one of UCF-101 at the size ``model=``: 632M parameters
+(LP); L and B have 326M and 98M with these 8192 codes, the published 343M and 111M are what they have with 16,384. What
+differs from the paper: GELU in the place of SwiGLU at as many parameters, and the class comes in by cross-attention,
+whose layers those counts leave out.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from configs.common import base, optimizer
+from configs.common import base, bpe_text, optimizer
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer",)
+STAGES = ("tokenizer", "generator")
+
+MODELS = {
+    "LP": {"layers": 30, "width": 1280, "heads": 20, "mlp_width": 5376},
+    "L": {"layers": 24, "width": 1024, "heads": 16, "mlp_width": 4224},
+    "B": {"layers": 12, "width": 768, "heads": 12, "mlp_width": 3072},
+}
+"""The paper's generators: two layers of GELU half as wide again as the published SwiGLU's three."""
 
 SWEEPS = {
     "prior_weight": [{"losses.prior.weight": weight} for weight in (0.0, 0.01, 0.06)],
@@ -25,8 +39,10 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
-    return {"tokenizer": tokenizer}[chosen["stage"]](chosen["size"])
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(chosen["size"])
+    return generator(chosen["size"], chosen["model"])
 
 
 def tokenizer(size: str) -> ConfigDict:
@@ -54,8 +70,7 @@ def tokenizer(size: str) -> ConfigDict:
     config.model = larp(size)
     # A clip of one fixed shape: an image is no clip here.
     config.data.image_batch_size = 0
-    frames, height, width = config.model.clip
-    config.data.clip.update({"frames": frames, "height": height, "width": width})
+    config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
     if size == "debug":
         config.steps, config.eval_every, config.checkpoint_every = 6000, 2000, 2000
         config.losses.update({"l2": 1.0, "l1": 0.0})
@@ -107,3 +122,54 @@ def larp(size: str) -> ConfigDict:
     # A short run has no time to tell queries apart that begin as near zero as the published ones.
     scale = 0.02 if size == "paper" else 1.0
     return ConfigDict({"name": "larp", **shape, **depth, "query_scale": scale, "quantizer": quantizer})
+
+
+def generator(size: str, model: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "generator"
+    config.classes = config_dict.placeholder(int)
+    # Model and hash are filled in from the checkpoint when the run starts.
+    config.tokenizer = {"checkpoint": "", "model": larp(size), "hash": ""}
+    config.data.clip.update(dict(zip(("frames", "height", "width"), config.tokenizer.model.clip, strict=True)))
+    config.model = {"name": "next_block", "block": (1, 1, 1), "qk_norm": False, "condition_drop": 0.1}
+    config.sampler = {
+        "name": "blocks",
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "guidance_scale": 0.25,
+        "guidance_schedule": "constant",
+    }
+    if size == "debug":
+        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
+        config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "qk_norm": True})
+        config.sampler.update({"top_p": 0.9, "guidance_scale": 2.0})
+        config.optimizer = {
+            "generator": optimizer(
+                "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0
+            )
+        }
+    elif size == "small":
+        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+        config.data.batch_size, config.data.workers = 64, 8
+        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
+        config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.ema.decay = 0.999
+        config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
+    else:
+        # 3000 epochs of UCF-101's 9537 training videos, 4 of them warm-up.
+        config.steps, config.eval_every, config.checkpoint_every = 447_000, 5000, 5000
+        config.data.source.name = "video_folder"
+        config.data.batch_size, config.data.workers = 64, 16
+        config.classes = 101
+        config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+        config.model.update({**MODELS[model], "dropout": 0.1})
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
+        config.parallel.remat = "full"
+        config.optimizer = {
+            "generator": optimizer(
+                learning_rate=6e-4, warmup=600, schedule="half_cosine", final=0.01, b2=0.95, weight_decay=0.05
+            )
+        }
+    return config

@@ -96,6 +96,8 @@ def generator(size: str) -> ConfigDict:
     # Model and hash are filled in from the checkpoint when the run starts.
     config.tokenizer = {"checkpoint": "", "model": cvivit(size), "hash": ""}
     config.model = {"name": "masked", "training_schedule": "linear", "condition_drop": 0.1}
+    # Layers of a critic that is trained along and decides which codes decoding keeps; 0 leaves it out.
+    config.model.critic = {"layers": 0, "weight": 1.0}
     config.sampler = {
         "name": "maskgit",
         "steps": 24,

@@ -133,7 +133,7 @@ def distill(size: str, model: str) -> ConfigDict:
 
 
 def debug(config: ConfigDict) -> None:
-    config.steps, config.eval_every, config.checkpoint_every = 4500, 1500, 1500
+    config.steps, config.eval_every, config.checkpoint_every = 3600, 1200, 1200
     config.data.clip.update({"height": 24, "width": 24})
     config.data.batch_size = 16
     config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)

@@ -3,7 +3,7 @@
     python launch/local.py --config=configs/phenaki.py:size=debug --workdir=runs/quickstart
 
 Settings of one stage: --set=tokenizer.steps=1000 --set=generator.optimizer.generator.learning_rate=1e-3
-A stage named in the config's START_FROM begins with the weights of the stage named there.
+A stage named in the config's START_FROM begins with the weights of the stage named there, its teacher if it has one.
 The work directory gets a run directory per stage, report.html and metrics.json. The same command again goes
 on where the first one stopped.
 """
@@ -130,7 +130,8 @@ def plan(config: str, workdir: Path, settings: list[str]) -> list[Stage]:
         given = "".join(f",{part}" for part in arguments.split(",") if part)
         settings = [f"--config={file}:stage={name}{given}", *overrides[name]]
         if name in origins:
-            settings.append(f"--config.start_from.run={workdir / origins[name]}")
+            role = "teacher.checkpoint" if "teacher" in read_config(settings) else "start_from.run"
+            settings.append(f"--config.{role}={workdir / origins[name]}")
         if "tokenizer" in read_config(settings):
             settings.append(f"--config.tokenizer.checkpoint={workdir / tokenizers.get(name, TOKENIZER)}")
         stages.append(make_stage(name, settings, workdir / name))
@@ -254,21 +255,20 @@ def title(config: str) -> str:
 def headline(stages: list[Stage], metrics: dict[str, Any]) -> Section:
     """The few numbers that say how well it went."""
     items = []
-    several = sum(stage.config.task != "generator" for stage in stages) > 1
     for stage in stages:
-        results = metrics.get(stage.name, {})
+        alike = [other for other in stages if (other.config.task == "generator") == (stage.config.task == "generator")]
+        results, of = metrics.get(stage.name, {}), f" ({stage.name})" if len(alike) > 1 else ""
         if "psnr" in results:
             quality = f"{results['psnr']:.1f} dB"
-            of = f" ({stage.name})" if several else ""
             items.append((f"PSNR of reconstructions{of}", quality, "likeness of the pixels; higher is better"))
         if stage.config.task == "detokenizer":
             distances = [f"{results[key]:.2f}" for key in ("deterministic_gradient_sharpness", "gradient_sharpness")]
             meaning = "grey levels, of the frozen decoder and of the new one; lower is better"
-            items.append(("distance in sharpness", " → ".join(distances), meaning))
+            items.append((f"distance in sharpness{of}", " → ".join(distances), meaning))
         for word, share in results.get("prompt_fidelity", {}).items():
             if word in JUDGED:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"
-                items.append((f"right {word}", f"{share:.0%}", chance))
+                items.append((f"right {word}{of}", f"{share:.0%}", chance))
     items.append(("from nothing to here", minutes(metrics["seconds"]["total"]), f"on {metrics['hardware']}"))
     text = "A small system trained from scratch, judged on clips and prompts it has never seen."
     return Section("What came out", text, [Figures(items)])
@@ -307,7 +307,7 @@ def generator_sections(stage: Stage, fps: float) -> list[Section]:
     sections = [
         Section(
             f"{stage.name.capitalize()}: learning",
-            "The generator learns to fill in hidden codes of a clip from its caption and those not hidden. "
+            "The generator learns to draw clips from their captions. "
             "Good: the loss falls, the share of codes guessed right rises, training and held-out agree.",
             [Curves(stage.directory / "metrics.jsonl", ("loss", "accuracy"))],
         )

@@ -159,6 +159,13 @@ def test_stages_begin_with_the_weights_of_the_stage_their_config_names(tmp_path)
     assert not any("tokenizer.checkpoint" in part for stage in stages for part in stage.train)
 
 
+def test_a_student_begins_with_and_learns_from_the_stage_its_config_names(tmp_path):
+    *_, generator, student = local.plan("configs/videodit.py:size=debug", tmp_path, [])
+    assert (generator.name, student.name) == ("generator", "distill")
+    assert student.config.start_from.run == "" and student.config.teacher.checkpoint == str(tmp_path / "generator")
+    assert "--protocol=prompt_fidelity" in student.evaluate
+
+
 def test_a_stage_decodes_the_codes_of_the_stage_its_config_names(tmp_path):
     stages = local.plan("configs/cdt.py:size=debug", tmp_path, [])
     assert [stage.name for stage in stages] == ["tokenizer", "fsq", "detokenizer"]

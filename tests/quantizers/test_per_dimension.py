@@ -74,6 +74,21 @@ def test_fit_normalises_every_dimension():
     np.testing.assert_allclose(relative, 0.00065, rtol=0.3)
 
 
+def test_batches_in_training_add_up_to_one_measurement():
+    z = jax.random.normal(jax.random.key(0), (600, 2)) * jnp.array([0.1, 3.0]) + jnp.linspace(0, 50, 600)[:, None]
+    quantizer, whole = (PerDimensionQuantizer(2, posterior=False) for _ in range(2))
+    whole.fit(z)
+    for part in (z[:7], z[7:400], z[400:]):
+        ids = quantizer(part, train=True).indices
+    np.testing.assert_allclose(quantizer.mean.get_value(), z.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(quantizer.deviation.get_value(), z.std(0), rtol=1e-5)
+    assert quantizer.measured.get_value() == whole.measured.get_value() == 600
+    # A batch is rounded by what is known once it has been measured.
+    np.testing.assert_array_equal(ids, quantizer(z[400:]).indices)
+    quantizer.fit(z[:50])
+    np.testing.assert_allclose(quantizer.mean.get_value(), z[:50].mean(0), rtol=1e-5)
+
+
 def test_a_tokenizer_with_continuous_latents_gets_ids_after_training():
     config = {"name": "cvivit", "patch": (2, 4, 4), "width": 16, "heads": 2, "mlp_width": 16}
     config |= {"encoder_layers": (1, 1), "decoder_layers": (1, 1), "quantizer": {"name": "gaussian", "width": 4}}

@@ -1,17 +1,21 @@
-"""Every size of the LARP config, and two training steps after which the prior is nowhere but in its run."""
+"""Every size of the LARP config; two training steps after which the prior is nowhere but in its run; codes without a
+place in a generator."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from configs import larp, phenaki
+from configs import larp, magvit, phenaki
 from configs.common import optimizer
 from videogen import tasks
+from videogen.conditioning import Conditioning
 from videogen.errors import UserError
-from videogen.shapes import VideoShape
+from videogen.generators import BlockSampler, NextBlockTransformer
+from videogen.shapes import TokenGrid, VideoShape
 from videogen.training.loading import Loaded, export_safetensors, load
 from videogen.training.state import new_state, parameter_count, structure_of
 from videogen.training.step import make_train_step
@@ -55,7 +59,7 @@ def test_smaller_sizes_build(size):
 
 def test_a_stage_that_is_not_there_is_named():
     with pytest.raises(UserError, match="unknown stage"):
-        larp.get_config("stage=generator")
+        larp.get_config("stage=image")
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +142,80 @@ def test_a_prior_of_a_tokenizer_without_code_vectors_is_refused():
     batch = {"video": jax.ShapeDtypeStruct((1, 5, 24, 24, 3), np.uint8)}
     with pytest.raises(UserError, match="such as 'larp'"):
         jax.eval_shape(make_train_step(task, structure, {}, config), state, {}, batch)
+
+
+def generator(argument: str, **tokenizer) -> tuple[tasks.Task, nnx.Module]:
+    config = larp.get_config(f"stage=generator,{argument}")
+    config.tokenizer.model.quantizer.update(tokenizer)
+    task = tasks.build(config)
+    return task, nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))["generator"].generator
+
+
+def published_part(module: nnx.Module) -> int:
+    """Parameters without those by which the class comes in, which in the paper is a token."""
+    layers = module.stack.layers
+    ours = (module.context, layers.cross_attention, layers.cross_norm)
+    return parameter_count(nnx.state(module, nnx.Param)) - sum(parameter_count(nnx.state(m, nnx.Param)) for m in ours)
+
+
+@pytest.mark.parametrize(
+    ("model", "codes", "parameters"),
+    [("LP", 8192, 632e6), ("L", 16_384, 343e6), ("B", 16_384, 111e6), ("L", 8192, 326e6)],
+)
+def test_paper_generators(model, codes, parameters):
+    task, module = generator(f"size=paper,model={model}", size=codes)
+    assert published_part(module) == pytest.approx(parameters, rel=0.005)
+    assert task.grid.shape == (1, 1, 1024) and module.passes(task.grid) == 1024
+
+
+@pytest.mark.parametrize(("size", "codes"), [("debug", 64), ("small", 256)])
+def test_smaller_generators_build(size, codes):
+    task, module = generator(f"size={size}")
+    assert task.grid.tokens == codes and parameter_count(nnx.state(module, nnx.Param)) > 5e5
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    config = larp.get_config("stage=generator,size=debug")
+    config.tokenizer.model.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1})
+    config.tokenizer.model.update({"queries": 8})
+    config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 32})
+    config.text.encoder.update({"width": 32, "heads": 2})
+    task = tasks.build(config)
+    return task, task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+
+
+def test_a_generator_draws_whole_clips(drawing):
+    task, modules = drawing
+    generator = tasks.VideoGenerator(task, modules)
+    assert generator.window == 4
+    videos = generator.generate(task.unprompted(2), 4, seed=0)
+    assert videos.shape == (2, 4, 24, 24, 3) and videos.dtype == np.uint8
+    # Fewer frames are the first ones of a whole clip.
+    np.testing.assert_array_equal(generator.generate(task.unprompted(2), 3, seed=0), videos[:, :3])
+
+
+def test_what_needs_codes_with_a_place_is_refused(drawing):
+    task, modules = drawing
+    generator, story = tasks.VideoGenerator(task, modules), task.unprompted(1)
+    pixels = np.zeros((1, 1, 24, 24, 3), np.uint8)
+    for call in ({"frames": 5}, {"frames": 4, "first_frames": pixels}, {"frames": 4, "story": [story] * 2}):
+        with pytest.raises(UserError, match="codes 4 frames as a whole"):
+            generator.generate(**{"story": story, "seed": 0, **call})
+    config = magvit.get_config("stage=generator,size=debug")
+    config.tokenizer.model = larp.larp("debug")
+    config.data.clip.update({"frames": 4})
+    with pytest.raises(UserError, match="no place in the picture"):
+        tasks.build(config)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_codes_in_a_row_are_drawn_as_the_full_pass_predicts_them(rotary):
+    grid, conditioning = TokenGrid(1, 1, 6), Conditioning(label=jnp.arange(3))
+    model = NextBlockTransformer(
+        (9,), grid.shape, 16, 1, 2, 32, context_width=16, classes=3, rotary=rotary, rngs=nnx.Rngs(0)
+    )
+    keys = jax.random.split(jax.random.key(0), 3)
+    drawn = jax.jit(lambda: model.sample(grid, conditioning, keys, BlockSampler(top_k=1)))()
+    logits = jax.jit(lambda codes: model.logits(codes, conditioning)[0])(drawn)
+    np.testing.assert_array_equal(drawn.indices.reshape(3, 6), logits.argmax(-1))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -183,6 +184,19 @@ class DiffusionDecoder(ConditionedDecoder):
         video, levels = self._sample(self.context(latents, stream), self.steps, begun, levels, chunked=True)
         return (jnp.asarray(begun + video.shape[1], jnp.int32), stream.cache, levels), video
 
+    def times(self, steps: int) -> Float[np.ndarray, "points"]:
+        """The times of a decoding in so many steps, falling to 0."""
+        return UniformGrid()(steps, self.process)
+
+    def begin(self, latents: Latents, key: jax.Array) -> tuple[Video, diffusion.Denoise]:
+        """What a decoding begins with, where ``key`` decides the noise, and the denoiser ``(x_t, t) -> video``."""
+        context = self.context(latents)
+        start = self.temperature * jax.random.normal(key, self._video_shape(context))
+        return start, lambda noisy, t: self.denoiser(noisy, t, context)
+
+    def _video_shape(self, context: Sequence[Grid]) -> tuple[int, ...]:
+        return (*context[0].shape[:-1], self.channels)
+
     def noise(self, stream: int | Array, begun: int | Array, shape: Sequence[int]) -> Float[Array, "time h w channel"]:
         """Standard normal frames ``begun``, ``begun`` + 1, … of a clip; each depends on its own number alone.
 
@@ -199,9 +213,9 @@ class DiffusionDecoder(ConditionedDecoder):
         self, context: Sequence[Grid], steps: int, begun: int | Array, past: Any, *, chunked: bool
     ) -> tuple[Video, Any]:
         """The frames that the solver finds, and the left context of every step, stacked; ``past`` is that before."""
-        shape = (*context[0].shape[:-1], self.channels)
+        shape = self._video_shape(context)
         start = jnp.broadcast_to(self.temperature * self.noise(START, begun, shape[1:]), shape)
-        times = jnp.asarray(UniformGrid()(steps, self.process))
+        times = jnp.asarray(self.times(steps))
 
         def step(state: Any, scanned: tuple) -> tuple[Any, Any]:
             index, time, next_time, past = scanned

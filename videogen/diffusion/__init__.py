@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from videogen import building
+from videogen.diffusion.distillation import check_student, distillation_loss, mean_velocity, rollout, substeps_of
 from videogen.diffusion.grids import KarrasGrid, LinearQuadraticGrid, LogSNRGrid, UniformGrid, stagger
 from videogen.diffusion.guidance import (
     AdaptiveProjected,
@@ -27,7 +28,7 @@ from videogen.diffusion.processes import (
     VariancePreserving,
     spread,
 )
-from videogen.diffusion.solvers import DDIM, DPMSolver2M, Euler, Heun, Solver, Step, UniPC, sample
+from videogen.diffusion.solvers import DDIM, Denoise, DPMSolver2M, Euler, Heun, Solver, Step, UniPC, integrate, sample
 from videogen.diffusion.times import (
     WEIGHTS,
     LogitNormal,
@@ -84,6 +85,7 @@ __all__ = [
     "AdaptiveProjected",
     "ClassifierFree",
     "DPMSolver2M",
+    "Denoise",
     "Euler",
     "Guidance",
     "Guided",
@@ -106,8 +108,13 @@ __all__ = [
     "UniformGrid",
     "VariancePreserving",
     "build",
+    "check_student",
+    "distillation_loss",
     "draw_times",
+    "integrate",
     "loss_weight",
+    "mean_velocity",
+    "rollout",
     "sample",
     "shift_by_exponent",
     "shift_by_frames",
@@ -115,4 +122,5 @@ __all__ = [
     "shift_time",
     "spread",
     "stagger",
+    "substeps_of",
 ]

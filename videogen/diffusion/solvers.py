@@ -252,15 +252,38 @@ def sample(
                 "or let the grid start below 1"
             )
     per_example = (len(keys), *times.shape[1:])
-    grid = jnp.asarray(times)
+    grid = jnp.broadcast_to(jnp.asarray(times)[:, None], (len(times), *per_example))
 
     def noise(stream: int | Array) -> Sample:
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), tuple(shape)))(keys)
 
-    first = jnp.broadcast_to(grid[0], per_example)
     if start is None:
         white = noise(0)
-        start = spread(process.scales(first)[1], white) * white
+        start = spread(process.scales(grid[0])[1], white) * white
+    return integrate(denoiser, process, solver, grid, start, lambda step: noise(step + 1), prediction=prediction)
+
+
+def integrate(
+    denoiser: Callable[..., Any],
+    process: Process,
+    solver: Solver,
+    grid: Float[Array, "points batch"] | Float[Array, "points batch time"],
+    start: Sample,
+    noise: Callable[[Array], Sample] | None = None,
+    *,
+    prediction: str,
+) -> Sample:
+    """Runs a solver along times of every example, or of every frame of it, in one compiled loop.
+
+    Args:
+      denoiser: see ``sample``.
+      process: the noise process it was trained on.
+      solver: how to step.
+      grid: times that never rise; unlike those of ``sample`` they may be traced.
+      start: the samples at ``grid[0]``.
+      noise: number of a step -> its fresh noise; ``None`` for solvers that use none.
+      prediction: what the denoiser predicts, a name in ``PREDICTIONS``.
+    """
     remembers = hasattr(denoiser, "initialize")
 
     def body(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -274,9 +297,9 @@ def sample(
                 value = denoiser(noisy, t)
             return process.convert(value.astype(noisy.dtype), noisy, t, prediction, "x0")
 
-        time, next_time = (jnp.broadcast_to(grid[index + k], per_example) for k in (0, 1))
-        state = solver.update(state, denoise, Step.of(process, time, next_time, start), noise(index + 1))
-        return state, memory
+        step = Step.of(process, grid[index], grid[index + 1], start)
+        fresh = jnp.zeros_like(start) if noise is None else noise(index)
+        return solver.update(state, denoise, step, fresh), memory
 
-    carry = (solver.initialize(start, first), denoiser.initialize(start) if remembers else ())
-    return solver.finalize(jax.lax.fori_loop(0, len(times) - 1, body, carry)[0])
+    carry = (solver.initialize(start, grid[0]), denoiser.initialize(start) if remembers else ())
+    return solver.finalize(jax.lax.fori_loop(0, len(grid) - 1, body, carry)[0])

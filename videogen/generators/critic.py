@@ -17,12 +17,13 @@ from videogen.conditioning import Conditioning, NullableContext
 from videogen.errors import UserError
 from videogen.generators.heads import LevelEmbedding
 from videogen.nn import NORMS, Block, LearnedPositions, Linear, Stack, rotary_angles, truncated_normal
+from videogen.shapes import TokenGrid
 
 
 class TokenCritic(nnx.Module):
     """Bidirectional transformer from a clip of codes, none of them masked, to one logit per place: true or drawn.
 
-    It shares nothing with the generator, and its loss has no gradient to what it is shown.
+    It shares no parameters with the generator, and its loss has no gradient to what it is shown.
 
     Args:
       layers: its depth.
@@ -55,10 +56,10 @@ class TokenCritic(nnx.Module):
     ):
         if weight <= 0:
             raise UserError(f"a critic learns by its loss: its weight must be positive, got {weight}")
-        self.weight, self.rotary, self.head_width = weight, rotary, width // heads
+        self.weight, self.grid = weight, TokenGrid(*grid)
+        self.rotary, self.head_width = rotary, width // heads
         self.embedding = LevelEmbedding(vocabulary, width, dtype=dtype, rngs=rngs)
-        time, self.height, self.width = grid
-        self.positions = LearnedPositions(time * self.height * self.width, width, rngs=rngs)
+        self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
         self.stack = Stack(
             lambda r: Block(
@@ -87,7 +88,7 @@ class TokenCritic(nnx.Module):
         """Float32 logits of "this code is true" in raster order; ``exists`` hides places from attention."""
         batch, length = ids.shape[:2]
         # On the grid, whose axes may be sharded.
-        x = self.embedding(ids.reshape(batch, -1, self.height, self.width, ids.shape[-1]))
+        x = self.embedding(ids.reshape(batch, -1, self.grid.height, self.grid.width, ids.shape[-1]))
         x = x + self.positions(length).astype(x.dtype).reshape(x.shape[1:])
         context = context_mask = None
         if self.context is not None:

@@ -306,7 +306,7 @@ class FlowTransformer(nnx.Module):
         weight = diffusion.loss_weight(self.weighting, self.prediction, self.process, t)
         given = jnp.zeros((batch, 1), bool)
         if train and self.prefix_share > 0 and frames > self.patch[0]:
-            given = self._draw_given(prefix_key, batch, frames)
+            given = self.draw_given(prefix_key, batch, frames)
             t = jnp.where(given, 0.0, t if t.ndim == 2 else t[:, None])
         noisy = self.process.add_noise(clean, noise, t)
         drop = dropout_key if train and self.dropout else None
@@ -317,7 +317,7 @@ class FlowTransformer(nnx.Module):
         loss = jnp.sum(jnp.where(counted, weighted, 0.0)) / jnp.sum(counted)
         return loss, {"loss": loss}
 
-    def _draw_given(self, key: jax.Array, batch: int, frames: int) -> Bool[Array, "batch time"]:
+    def draw_given(self, key: jax.Array, batch: int, frames: int) -> Bool[Array, "batch time"]:
         """Which frames are given: of some examples the first ones, at least one and not all."""
         some_key, count_key = jax.random.split(key)
         unit = self.patch[0]

@@ -75,17 +75,29 @@ class DepthHead(nnx.Module):
       vocabulary: codes of each level.
       width: width of the features and of this transformer.
       layers, heads: its size.
+      remat: what its backward pass keeps (``nn.REMAT_POLICIES``).
     """
 
     def __init__(
-        self, vocabulary: Sequence[int], width: int, layers: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        vocabulary: Sequence[int],
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        remat: str = "none",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.vocabulary = tuple(vocabulary)
         levels = len(vocabulary)
         self.embedding = LevelEmbedding(self.vocabulary, width, dtype=dtype, rngs=rngs)
         self.positions = parameter(rngs, (levels, width), (None, "embed"), truncated_normal(0.02))
         self.stack = Stack(
-            lambda r: Block(width, heads, 4 * width, depth=layers, dtype=dtype, rngs=r), layers, rngs=rngs
+            lambda r: Block(width, heads, 4 * width, depth=layers, dtype=dtype, rngs=r),
+            layers,
+            remat=remat,
+            rngs=rngs,
         )
         self.norm = NORMS["rms"](width, rngs=rngs)
         self.head = ParallelHead(self.vocabulary, width, dtype=dtype, rngs=rngs)

@@ -144,26 +144,12 @@ class MaskedTransformer(nnx.Module):
         self.task = Embedding(tasks, width, axes=(None, "embed"), dtype=dtype, rngs=rngs) if tasks else None
         # Marks a code of given pixels, which must be told from a code to be kept.
         self.segment = parameter(rngs, (width,), ("embed",), truncated_normal(0.02)) if tasks else None
-        self.critic = None
-        if critic and critic["layers"]:
-            # Made last, so that all else begins as it would without one.
-            self.critic = building.build(
-                {"token": TokenCritic},
-                {"name": "token", **critic},
-                "critic",
-                vocabulary=self.vocabulary,
-                grid=self.grid.shape,
-                width=width,
-                heads=heads,
-                mlp_width=mlp_width,
-                context_width=context_width,
-                classes=classes,
-                rotary=rotary,
-                position_generator=position_generator,
-                remat=remat,
-                dtype=dtype,
-                rngs=rngs,
-            )
+        sizes = dict(width=width, heads=heads, mlp_width=mlp_width, context_width=context_width, classes=classes)
+        places = dict(grid=self.grid.shape, rotary=rotary, position_generator=position_generator)
+        common = dict(vocabulary=self.vocabulary, **sizes, **places, remat=remat, dtype=dtype, rngs=rngs)
+        critic = {"name": "token", **critic} if critic and critic["layers"] else None
+        # Made last, so that all else begins as it would without one.
+        self.critic = building.build({"token": TokenCritic}, critic, "critic", **common) if critic else None
 
     @property
     def mask_ids(self) -> Int[np.ndarray, "levels"]:

@@ -147,7 +147,7 @@ class NextBlockTransformer(nnx.Module):
         )
         self.norm = NORMS[norm](width, rngs=rngs)
         if levels == "depth":
-            self.head = DepthHead(self.vocabulary, width, depth_layers, heads, **common)
+            self.head = DepthHead(self.vocabulary, width, depth_layers, heads, remat=remat, **common)
         else:
             self.head = ParallelHead(self.vocabulary, width, **common)
 

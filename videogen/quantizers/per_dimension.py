@@ -34,8 +34,10 @@ def uniform_values(bins: int) -> Float[np.ndarray, "bins"]:
 class PerDimensionQuantizer(Quantizer):
     """Each dimension, normalised by its own mean and deviation, takes the nearest of ``bins`` fixed values.
 
-    Nothing is trained. A trained tokenizer with continuous latents gets ids by
-    ``model.quantizer = PerDimensionQuantizer(width); model.quantizer.fit(latents)``; its other weights stay.
+    Nothing is trained: mean and deviation are measured on the latents of all batches that come with ``train``. A
+    trained tokenizer with continuous latents gets ids by a stage that starts from it with this quantizer and all its
+    weights frozen (``configs/tokenbridge.py``), or at once by
+    ``model.quantizer = PerDimensionQuantizer(width); model.quantizer.fit(latents)``.
     Ids of dimensions are levels; a generator must model them jointly.
 
     Args:
@@ -48,7 +50,7 @@ class PerDimensionQuantizer(Quantizer):
         quantised.
     """
 
-    remedy = "call fit on latents of the data, or lower the reach"
+    remedy = "measure the latents on more data, or lower the reach"
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class PerDimensionQuantizer(Quantizer):
         self.spacing, self.reach = spacing, reach
         self.mean = QuantizerState(jnp.zeros(width))
         self.deviation = QuantizerState(jnp.ones(width))
+        self.measured = QuantizerState(jnp.zeros(()))
 
     def _values(self) -> Float[np.ndarray, "bins"]:
         """The values, in deviations."""
@@ -88,10 +91,21 @@ class PerDimensionQuantizer(Quantizer):
         return split_posterior(latents, self.width)[0] if self.posterior else latents.astype(jnp.float32)
 
     def fit(self, latents: Float[Array, "... input"]) -> None:
-        """Measures mean and deviation of every dimension on latents of the data."""
-        z = self._latents(latents).reshape(-1, self.width)
-        self.mean.set_value(jnp.mean(z, axis=0))
-        self.deviation.set_value(jnp.maximum(jnp.std(z, axis=0), 1e-6))
+        """Measures mean and deviation of every dimension on latents of the data, all earlier ones forgotten."""
+        self.measured.set_value(jnp.zeros(()))
+        self._measure(self._latents(latents))
+
+    def _measure(self, z: Float[Array, "... width"]) -> None:
+        """Adds latents to those that mean and deviation are of (Chan, Golub and LeVeque, 1979)."""
+        z = jax.lax.stop_gradient(z).reshape(-1, self.width)
+        before, mean = self.measured.get_value(), self.mean.get_value()
+        total = before + z.shape[0]
+        share = z.shape[0] / total
+        step = jnp.mean(z, axis=0) - mean
+        variance = (1 - share) * (self.deviation.get_value() ** 2 + share * step**2) + share * jnp.var(z, axis=0)
+        self.mean.set_value(mean + share * step)
+        self.deviation.set_value(jnp.maximum(jnp.sqrt(variance), 1e-6))
+        self.measured.set_value(total)
 
     def lookup(self, indices: Int[Array, "... width"]) -> Float[Array, "... width"]:
         """The values of ids."""
@@ -101,8 +115,10 @@ class PerDimensionQuantizer(Quantizer):
     def __call__(
         self, latents: Float[Array, "... input"], *, key: jax.Array | None = None, train: bool = False
     ) -> Quantized:
-        """Takes the nearest value; ``key`` and ``train`` are part of the contract and change nothing."""
+        """Takes the nearest value; with ``train`` the latents are measured first, ``key`` changes nothing."""
         z = self._latents(latents)
+        if train:
+            self._measure(z)
         values = self._values()
         borders = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
         normalised = (z - self.mean.get_value()) / self.deviation.get_value()

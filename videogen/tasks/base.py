@@ -56,17 +56,21 @@ class Task(Protocol):
     exported: Sequence[str]
     """Parameter groups that an export holds; the others serve training only."""
 
+    training_only: Sequence[str]
+    """Frozen modules that an export leaves out."""
+
     bucket_tokens: Sequence[int]
     """Places in the token grid of one video of each of ``data.read_buckets``; known after ``init``."""
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """One module per parameter group, with fresh parameters."""
 
-    def frozen(self, load: Callable[[str], Any] | None) -> dict[str, nnx.Module]:
+    def frozen(self, load: Callable[..., Any] | None) -> dict[str, nnx.Module]:
         """Modules that are used but not trained.
 
-        With ``load`` (directory -> loaded run) their weights come from where the config says; without it the
-        modules only give the structure (the call is traced), and the weights come from the run directory.
+        With ``load`` (directory -> its tokenizer, with a second argument ``"teacher"`` what it trains) their weights
+        come from where the config says; without it the modules only give the structure (the call is traced), and the
+        weights come from the run directory.
         """
 
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:

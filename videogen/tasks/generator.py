@@ -1,7 +1,7 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,8 @@ class GeneratorTask:
 
     label_as_vector = False
     """Whether the generator takes labels beside the keys it attends to."""
+
+    training_only: Sequence[str] = ()
 
     def __init__(self, config: Any):
         self.config = config

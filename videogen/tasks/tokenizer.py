@@ -1,7 +1,7 @@
 """Training a video tokenizer: reconstruction, quantizer, perceptual and adversarial losses."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,8 @@ class TokenizerTask:
 
     group = "tokenizer"
     """The parameter group that learns to reconstruct."""
+
+    training_only: Sequence[str] = ()
 
     def __init__(self, config: Any):
         self.config = config

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from videogen import building, detokenizers
@@ -17,7 +18,12 @@ from videogen.tokenizers.omnitokenizer import OmniTokenizer
 
 
 def build_detokenized(
-    tokenizer: Mapping[str, Any], detokenizer: Mapping[str, Any], *, remat: str, dtype: Any, rngs: nnx.Rngs
+    tokenizer: Mapping[str, Any],
+    detokenizer: Mapping[str, Any],
+    *,
+    remat: str = "none",
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
 ) -> Detokenized:
     """A tokenizer with a de-tokenizer in the place of its decoder, from the configs ``{name, …}`` of both."""
     common = dict(remat=remat, dtype=dtype, rngs=rngs)

@@ -74,13 +74,12 @@ class Detokenized(nnx.Module):
         if self.compression.first_alone:
             return self.detokenizer.denoise(latents, video, key)
         video = jnp.concatenate([video[:, :1], video], axis=1)
-        return self.detokenizer.denoise(_first_twice(latents), video, key)[:, 1:]
+        return self.detokenizer.denoise(self.causal(latents), video, key)[:, 1:]
 
     def decode(self, latents: Latents, **settings: Any) -> Video:
         """Code vectors to pixels; ``settings`` go to the de-tokenizer (``steps`` of a diffusion)."""
-        if self.compression.first_alone:
-            return self.detokenizer.decode(latents, **settings)
-        return self.detokenizer.decode(_first_twice(latents), **settings)[:, 1:]
+        video = self.detokenizer.decode(self.causal(latents), **settings)
+        return video if self.compression.first_alone else video[:, 1:]
 
     def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Latents]:
         """The tokenizer's own; there is none where it is not causal."""
@@ -91,7 +90,7 @@ class Detokenized(nnx.Module):
         if self.compression.first_alone:
             return self.detokenizer.decode_chunk(cache, latents)
         begins = cache is None
-        cache, video = self.detokenizer.decode_chunk(cache, _first_twice(latents) if begins else latents)
+        cache, video = self.detokenizer.decode_chunk(cache, self.causal(latents) if begins else latents)
         return cache, video[:, 1:] if begins else video
 
     def tokenize(self, video: Video) -> Codes:
@@ -102,12 +101,12 @@ class Detokenized(nnx.Module):
         """Codes to pixels, clipped to [-1, 1]."""
         return jnp.clip(self.decode(self.quantizer.lookup(codes.indices)), -1.0, 1.0)
 
+    def causal(self, latents: Latents) -> Latents:
+        """Latents as the de-tokenizer takes them: where the first is not of one frame alone, it comes twice."""
+        return latents if self.compression.first_alone else jnp.concatenate([latents[:, :1], latents], axis=1)
+
     def _vectors(self, quantized: Latents, codes: Codes) -> Latents:
         return self.quantizer.lookup(codes.indices) if self.vocabulary else quantized
-
-
-def _first_twice(latents: Latents) -> Latents:
-    return jnp.concatenate([latents[:, :1], latents], axis=1)
 
 
 def vector_width(tokenizer: nnx.Module) -> int:

@@ -56,7 +56,10 @@ def text_tokenizer(config: Any, workdir: epath.PathLike, source: data.Source | N
     if directory.exists():
         return load_text_tokenizer(directory)
     settings = config.text.tokenizer.to_dict()
-    if settings["name"] == "bpe" and not settings.get("path"):
+    if "teacher" in config:
+        # A student reads captions as its teacher does.
+        tokenizer = load_text_tokenizer(epath.Path(config.teacher.checkpoint) / TEXT_DIRECTORY)
+    elif settings["name"] == "bpe" and not settings.get("path"):
         indices = np.linspace(0, len(source) - 1, min(len(source), CAPTIONS_FOR_BPE)).astype(int)
         captions = [source.caption(int(i)) for i in indices]
         tokenizer = train_bpe(captions, settings["vocabulary_size"], settings["length"])

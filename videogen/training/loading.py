@@ -70,6 +70,11 @@ class Loaded:
         """The config that builds ``tokenizer``."""
         return getattr(self.task, "assembled_model", self.config.model)
 
+    @property
+    def teacher(self) -> nnx.Module:
+        """What this stage has trained and exports, for a student to learn from."""
+        return self.modules[self.task.exported[0]]
+
     def generator(self, sampler: dict[str, Any] | None = None) -> tasks.VideoGenerator:
         """The sampler of a generator stage.
 
@@ -121,7 +126,8 @@ def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
     config = loaded.config.copy_and_resolve_references()
     config.exported_step = loaded.step
     save_weights(out / MODEL, _exported(trained))
-    save_frozen({n: m for n, m in loaded.modules.items() if n not in loaded.task.losses}, out)
+    left_out = {*loaded.task.losses, *loaded.task.training_only}
+    save_frozen({n: m for n, m in loaded.modules.items() if n not in left_out}, out)
     if loaded.text is not None:
         loaded.text.save(out / "text_tokenizer")
     save_config(out / CONFIG, config)
@@ -141,6 +147,8 @@ def load_frozen(task: tasks.Task, directory: epath.PathLike) -> dict[str, nnx.Mo
     for name, module in nnx.eval_shape(lambda: task.frozen(None)).items():
         graph, state = nnx.split(module)
         path = epath.Path(directory) / FROZEN / f"{name}.safetensors"
+        if name in task.training_only and not path.exists():
+            continue
         modules[name] = nnx.merge(graph, load_weights(path, nnx.to_pure_dict(state)))
     return modules
 
@@ -151,7 +159,7 @@ def frozen_modules(task: tasks.Task, workdir: epath.PathLike) -> dict[str, nnx.M
     paths = [epath.Path(workdir) / FROZEN / f"{name}.safetensors" for name in names]
     if all(path.exists() for path in paths):
         return load_frozen(task, workdir)
-    modules = task.frozen(lambda directory: load(directory).tokenizer)
+    modules = task.frozen(lambda directory, what="tokenizer": getattr(load(directory), what))
     if jax.process_index() == 0:
         save_frozen(modules, workdir)
     return modules

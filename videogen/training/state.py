@@ -64,16 +64,13 @@ def structure_of(task: Task, config: Any) -> tuple[Structure, dict[str, nnx.Modu
 
 
 def _check_freeze(group: str, prefixes: Sequence[str], module: nnx.Module) -> None:
-    """Refuses prefixes that name neither a parameter nor a variable, and prefixes that leave nothing to train."""
-    every, params = (
-        [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module, kind)))]
-        for kind in (..., nnx.Param)
-    )
+    """Refuses prefixes that name neither a parameter nor a variable, and prefixes that leave nothing to move."""
+    every = [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module)))]
     for prefix in prefixes:
         if not any(is_frozen(path, [prefix]) for path in every):
             known = near_matches(prefix, {path[0].key for path in every})
             raise UserError(f"optimizer.{group}.freeze: nothing is called {prefix!r}{known}")
-    if all(is_frozen(path, prefixes) for path in params):
+    if all(is_frozen(path, prefixes) for path in every):
         raise UserError(f"optimizer.{group}.freeze leaves nothing to train")
 
 

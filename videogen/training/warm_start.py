@@ -31,6 +31,8 @@ SMALLEST_CONVOLUTION = 5
 def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weights | None:
     """What a new run takes over from the run or export ``config.start_from.run``; call it outside any mesh.
 
+    A student begins with its teacher's weights unless another run is named.
+
     That is every parameter and variable of the same group, path and shape (EMA where there is one) and, with
     ``config.start_from.inflate`` (a name in ``tokenizers.inflation.SLICES``), 2-D kernels where the new run has 3-D
     ones. What was kept, inflated, new and left behind is named in the log.
@@ -49,9 +51,10 @@ def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weight
     settings = config.start_from
     if settings.inflate and settings.inflate not in SLICES:
         raise UserError(f"unknown start_from.inflate {settings.inflate!r}{near_matches(settings.inflate, SLICES)}")
-    if not settings.run or _has_begun(workdir):
+    run = settings.run or config.get("teacher", {}).get("checkpoint", "")
+    if not run or _has_begun(workdir):
         return None
-    origin = load(settings.run)
+    origin = load(run)
     found = _arrays(origin.modules)
     wanted = _arrays(structure_of(task, config)[1])
     weights, inflated = {}, []

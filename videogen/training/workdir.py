@@ -21,6 +21,7 @@ FREE_KEYS = (
     "data.workers",
     "parallel.mesh",
     "tokenizer.checkpoint",
+    "teacher.checkpoint",
 )
 """Config keys that may change between two starts of one run."""
 
@@ -29,7 +30,8 @@ def complete_config(config: Any, workdir: epath.Path) -> None:
     """Writes into the config of a generator or de-tokenizer what its tokenizer and text encoder decide.
 
     Raises:
-      UserError: there is no tokenizer, neither named by the config nor known from an earlier start.
+      UserError: there is no tokenizer, neither named by the config nor known from an earlier start; or no teacher for a
+        student, or one of another model.
     """
     if "tokenizer" not in config:
         return
@@ -42,6 +44,12 @@ def complete_config(config: Any, workdir: epath.Path) -> None:
     else:
         raise UserError(f"a {config.task} needs its tokenizer: pass --config.tokenizer.checkpoint=RUN_OR_EXPORT")
     tasks.TASKS[config.task].complete(config, model, digest)
+    if "teacher" not in config:
+        return
+    if config.teacher.checkpoint:
+        tasks.check_teacher(config, load_config(epath.Path(config.teacher.checkpoint) / CONFIG))
+    elif not (workdir / CONFIG).exists():
+        raise UserError("a student needs its teacher: pass --config.teacher.checkpoint=RUN_OR_EXPORT")
 
 
 def claim_workdir(config: Any, workdir: epath.Path) -> None:

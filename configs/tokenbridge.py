@@ -1,0 +1,161 @@
+"""TokenBridge (Wang et al., ICCV 2025): codes by rounding every channel of trained continuous latents, and an
+autoregressive generator whose head goes through the channels of a place one after another.
+
+    --config=configs/tokenbridge.py:stage=tokenizer|quantized|generator,size=debug|small|paper,model=L|H
+
+``tokenizer`` trains with a Gaussian bottleneck, as for diffusion. ``quantized`` begins with its weights and trains
+nothing: its steps measure mean and deviation of every channel of the latents, by which ``per_dimension`` then rounds
+them. ``launch/local.py`` runs all three; by hand ``quantized`` takes --config.start_from.run=DIRECTORY, ``generator``
+the directory of ``quantized`` by --config.tokenizer.checkpoint. Values per channel are free:
+--config.model.quantizer.bins=16 of the stage ``quantized``, and of any tokenizer with a Gaussian bottleneck.
+
+``debug`` and ``small`` are videos; ``paper`` is the published setting, images of 256 × 256 in 16 × 16 places of 16
+channels of 6 bits. What differs from it there: places come in raster order instead of at random; channels come in their
+own order instead of that of their frequencies; the features reach the head as its first input instead of by adaptive
+norms, which hold 27M of the published 486M parameters; guidance is on the logits of every channel instead of on the
+features; the posterior's mean is rounded instead of a sample; the class comes in by cross-attention, whose layers the
+published counts leave out.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import magvit2, phenaki
+from configs.common import base, bpe_text, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer", "quantized", "generator")
+
+START_FROM = {"quantized": "tokenizer"}
+"""Stage -> the stage whose weights it begins with, for launch/local.py."""
+
+TOKENIZED_BY = {"generator": "quantized"}
+"""Stage -> the stage whose codes it learns, for launch/local.py."""
+
+MODELS = {
+    "L": {"layers": 32, "width": 1024, "heads": 16, "mlp_width": 4096, "depth_layers": 4},
+    "H": {"layers": 40, "width": 1280, "heads": 16, "mlp_width": 5120, "depth_layers": 6},
+}
+"""The paper's transformers, encoder and decoder as one, and their heads."""
+
+SWEEPS = {
+    "bins": [{"model.quantizer.bins": bins} for bins in (4, 8, 16, 64)],
+    "levels": [{"model.levels": levels} for levels in ("depth", "parallel", "delay")],
+}
+"""Name -> variants, for launch/sweep.py: of the stage ``quantized``, and of the generator."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
+    if chosen["stage"] == "generator":
+        return generator(chosen["size"], chosen["model"])
+    return {"tokenizer": tokenizer, "quantized": quantized}[chosen["stage"]](chosen["size"])
+
+
+def tokenizer(size: str) -> ConfigDict:
+    if size == "paper":
+        config = magvit2.image(size)
+        config.data.clip.update({"height": 256, "width": 256})
+    else:
+        config = phenaki.tokenizer(size)
+    config.model = network(size)
+    # 1e-6 of the sum over an image's latents beside a sum over its pixels; losses here are means.
+    kl_weight = 1e-6 * (16 * 16 * 16) / (256 * 256 * 3) if size == "paper" else 1e-3
+    config.model.quantizer = {"name": "gaussian", "width": channels(size), "kl_weight": kl_weight}
+    return config
+
+
+def network(size: str) -> ConfigDict:
+    """The tokenizer but for its quantizer (paper: the autoencoder of latent diffusion, 16 × 16 pixels to a place)."""
+    if size != "paper":
+        return phenaki.cvivit(size)
+    levels = {"width": 128, "multipliers": (1, 1, 2, 2, 4), "spatial_strides": (2, 2, 2, 2)}
+    levels |= {"time_kernel": 1, "temporal_strides": (1, 1, 1, 1), "blocks": 2, "norm_groups": 32, "padding": "zero"}
+    return ConfigDict({"name": "convolutional", **levels, "quantizer": {}})
+
+
+def channels(size: str) -> int:
+    return 8 if size == "debug" else 16
+
+
+def rounded(size: str) -> ConfigDict:
+    """The trained tokenizer with ids."""
+    model = network(size)
+    bins = 16 if size == "debug" else 64
+    model.quantizer = ConfigDict({"name": "per_dimension", "width": channels(size), "bins": bins, "reach": 5.0})
+    return model
+
+
+def quantized(size: str) -> ConfigDict:
+    config = tokenizer(size)
+    config.model = rounded(size)
+    config.steps = config.eval_every = config.checkpoint_every = 50 if size == "debug" else 100
+    config.losses.adversarial.weight = 0.0
+    config.ema.decay = 0.0
+    # All weights; what is left are the quantizer's statistics.
+    parts = ("decoder",) if size == "debug" else ("encoder", "decoder")
+    if size != "paper":
+        parts += ("patches", "encoder_norm", "to_code", "from_code", "decoder_norm", "pixels")
+    config.optimizer.tokenizer.freeze = parts
+    return config
+
+
+def generator(size: str, model: str) -> ConfigDict:
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "generator"
+    config.classes = config_dict.placeholder(int)
+    # Model and hash are filled in from the checkpoint when the run starts.
+    config.tokenizer = {"checkpoint": "", "model": rounded(size), "hash": ""}
+    config.model = {"name": "next_block", "block": (1, 1, 1), "levels": "depth", "condition_drop": 0.1}
+    config.sampler = {
+        "name": "blocks",
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "guidance_scale": 0.0,
+        "guidance_schedule": "constant",
+    }
+    {"debug": debug, "small": small}.get(size, lambda config: paper(config, model))(config)
+    return config
+
+
+def debug(config: ConfigDict) -> None:
+    config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+    config.data.clip.update({"height": 24, "width": 24})
+    config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
+    config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "depth_layers": 1})
+    config.model.update({"rotary": True})
+    config.sampler.update({"top_p": 0.9, "guidance_scale": 2.0})
+    config.optimizer = {
+        "generator": optimizer("muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
+    }
+
+
+def small(config: ConfigDict) -> None:
+    config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+    config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
+    config.data.batch_size, config.data.workers = 32, 8
+    config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
+    config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, "depth_layers": 2})
+    config.ema.decay = 0.999
+    config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
+
+
+def paper(config: ConfigDict, model: str) -> None:
+    # 800 epochs of ImageNet, 200 of them warm-up; guidance and temperature of each model are the published ones.
+    config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+    config.data.clip = {"frames": 1, "height": 256, "width": 256, "fps": 8.0}
+    config.data.source.name = "video_folder"
+    config.data.batch_size, config.data.workers = 2048, 16
+    config.classes = 1000
+    config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+    config.model.update({**MODELS[model], "dropout": 0.1})
+    scale, temperature = {"L": (2.1, 0.97), "H": (2.45, 0.91)}[model]
+    config.sampler.update({"guidance_scale": scale, "guidance_schedule": "linear", "temperature": temperature})
+    config.ema.decay = 0.9999
+    config.parallel.mesh.update({"data": 1, "fsdp": -1})
+    config.parallel.remat = "full"
+    config.optimizer = {
+        "generator": optimizer(
+            learning_rate=4e-4, warmup=125_000, schedule="constant", b2=0.95, weight_decay=0.02, clip=1.0
+        )
+    }

@@ -1,0 +1,71 @@
+"""A token cache gives a generator the numbers that the tokenizer gives on the fly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import larp, phenaki, tokenbridge
+from videogen import data, tasks
+from videogen.errors import UserError
+from videogen.tasks import GeneratorTask
+from videogen.training.caching import write_token_cache
+from videogen.training.inputs import clip_of
+from videogen.training.loading import Loaded
+
+NARROW = {"width": 16, "heads": 2, "mlp_width": 16}
+
+
+def generator_config(system: str):
+    config = {"masked": phenaki, "larp": larp, "tokenbridge": tokenbridge}[system].get_config(
+        "stage=generator,size=debug"
+    )
+    config.tokenizer.model.update(NARROW)
+    if system == "larp":
+        config.tokenizer.model.update({"queries": 8, "encoder_layers": 1, "decoder_layers": 1})
+    else:
+        config.tokenizer.model.update({"decoder_layers": (1, 1)})
+    config.model.update({**NARROW, "layers": 1})
+    config.text.encoder.update({"width": 16, "heads": 2})
+    return config
+
+
+def tokenizer_run(directory, task: GeneratorTask) -> Loaded:
+    """The tokenizer of a generator as its own run would be loaded."""
+    config = task.config.copy_and_resolve_references()
+    config.model, config.task = config.tokenizer.model, "tokenizer"
+    return Loaded(directory, config, None, {"tokenizer": task._build_tokenizer()}, step=0)
+
+
+@pytest.mark.parametrize("system", ["masked", "larp", "tokenbridge"])
+def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
+    task = tasks.build(generator_config(system))
+    run = tokenizer_run(tmp_path, task)
+    count = write_token_cache(run, tmp_path / "cache", {"name": "shapes"}, clips=3, batch_size=2)
+    clip = clip_of(task.config)
+    settings = {"name": "tokens", "path": str(tmp_path / "cache"), "tokenizer_hash": run.hash}
+    cache = data.build(settings, clip=clip, seed=0, split="train")
+    pixels = data.build({"name": "shapes"}, clip=clip, seed=task.config.seed, split="train")
+    assert len(cache) == count == 3
+    text = {"text_ids": np.arange(72).reshape(3, 24) % 50, "text_mask": np.ones((3, 24), bool)}
+    batches = [
+        text | {key: np.stack([source[i][key] for i in range(3)])}
+        for source, key in ((pixels, "video"), (cache, "indices"))
+    ]
+    modules = task.init(nnx.Rngs(0)) | run.modules
+
+    @jax.jit
+    def loss(batch) -> tuple:
+        value, outcome = task.generator_loss(modules, batch, jax.random.key(1), jnp.zeros((), int))
+        return value, outcome.metrics
+
+    on_the_fly, cached = map(loss, batches)
+    assert np.isfinite(cached[0]) and cached[0] > 0
+    jax.tree.map(np.testing.assert_array_equal, on_the_fly, cached)
+
+
+def test_only_a_tokenizer_writes_a_cache(tmp_path):
+    config = generator_config("masked")
+    with pytest.raises(UserError, match="holds a generator, not a tokenizer"):
+        write_token_cache(Loaded(tmp_path, config, None, {}, 0), tmp_path / "cache", None, 1, 1)

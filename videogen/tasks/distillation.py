@@ -1,0 +1,191 @@
+"""Few-step distillation of a trained generator of latents or de-tokenizer (see ``diffusion.distillation``).
+
+A stage with a ``teacher`` section trains a student: the networks of its task, which begin with the teacher's weights
+(``training.warm_start``) and draw with the stage's own few steps what the teacher draws with many, guidance included.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from videogen import diffusion, generators
+from videogen.configuration import differences
+from videogen.errors import UserError
+from videogen.shapes import Latents, TokenGrid
+from videogen.tasks.base import Batch, Modules, Outcome, parts, to_video, weighted_mean
+from videogen.tasks.detokenizer import DetokenizerTask
+from videogen.tasks.latents import LatentGeneratorTask
+
+SHARED = ("task", "model", "tokenizer", "text", "classes")
+"""Sections of a config in which a student is like its teacher, but for the keys of ``OWN``."""
+
+OWN = (
+    *("model.steps", "model.solver", "model.prefix_share"),
+    *("tokenizer.checkpoint", "text.tokenizer.path", "text.encoder.path"),
+)
+
+
+def check_teacher(config: Any, teacher: Any) -> None:
+    """Refuses a teacher of another model, or on another tokenizer, than the student's.
+
+    Args:
+      config: the student's stage config, complete but for the teacher.
+      teacher: that of the teacher.
+    """
+    changed = [key for key in differences(teacher, config, ignore=OWN) if key.partition(".")[0] in SHARED]
+    if changed:
+        raise UserError(f"a student has the model of its teacher, and config.{changed[0]} differs; give both the same")
+
+
+class _Student:
+    """What the students of both tasks share: the frozen module ``teacher``, and the one loss."""
+
+    training_only: Sequence[str] = ("teacher",)
+
+    def frozen(self, load: Callable[..., Any] | None) -> dict[str, nnx.Module]:
+        if load is None:
+            teacher = self.init(nnx.Rngs(0))[self.exported[0]]
+        else:
+            teacher = load(self.config.teacher.checkpoint, "teacher")
+        return {**super().frozen(load), "teacher": teacher}
+
+    def _read_steps(self, intervals: int) -> None:
+        """The teacher's solver and its steps in each of the student's ``intervals``."""
+        settings = self.config.teacher
+        self.solver = diffusion.build("solver", settings.solver)
+        self.substeps = diffusion.substeps_of(self.solver, settings.steps, intervals)
+
+    def distillation_loss(
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Outcome]:
+        """The loss of ``diffusion.distillation``, averaged over videos and images by their numbers."""
+        losses, counts = [], []
+        for i, part in enumerate(parts(batch)):
+            losses.append(self._distil(modules, part, jax.random.fold_in(key, i), train))
+            counts.append(len(part["video"]))
+        loss = weighted_mean(losses, counts)
+        return loss, Outcome({"loss": loss})
+
+
+class DistilledGeneratorTask(_Student, LatentGeneratorTask):
+    """As ``LatentGeneratorTask``, but the generator learns few steps without guidance from a frozen teacher.
+
+    ``config.sampler`` is what the student is trained for and drawn with: its steps, grid and shift, without guidance.
+    ``config.teacher`` is ``{checkpoint, steps, solver, guidance_scale, guidance}``: the run or export of the trained
+    generator and how it draws; its ``steps``, over a whole clip, are a multiple of the student's.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.sampler = generators.build_sampler(config.sampler)
+        diffusion.check_student(self.sampler.build_solver())
+        if self.sampler.guidance_scale != 1 or self.sampler.lag:
+            raise UserError(
+                "a student learns the guidance of its teacher, for all frames of a clip together: set "
+                "sampler.guidance_scale=1 and sampler.lag=0"
+            )
+        settings = {key: config.teacher[key] for key in ("steps", "solver", "guidance_scale", "guidance")}
+        self.teacher_sampler = generators.build_sampler({"name": "flow", **settings})
+        self._read_steps(self.sampler.steps)
+
+    def generator_loss(
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, *, train: bool = True
+    ) -> tuple[Float[Array, ""], Outcome]:
+        return self.distillation_loss(modules, batch, key, step, train=train)
+
+    def _distil(self, modules: Modules, part: Batch, key: jax.Array, train: bool) -> Float[Array, ""]:
+        still = {**modules, "generator": _still(modules["generator"])}
+        taught = {**modules, "generator": modules["teacher"]}
+        latents = jax.lax.stop_gradient(self.codes(modules, part))
+        begin_key, loss_key = jax.random.split(key)
+        model = modules["generator"].generator
+        grid, start = self._begin(model, latents, begin_key, train)
+        common = dict(prediction=model.prediction)
+
+        def denoiser(modules: Modules, sampler: generators.FlowSampler) -> Any:
+            return modules["generator"].generator.denoiser(self.conditioning(modules, part), sampler)
+
+        states = diffusion.rollout(denoiser(still, self.sampler), model.process, grid, start, **common)
+        return diffusion.distillation_loss(
+            denoiser(modules, self.sampler),
+            denoiser(taught, self.teacher_sampler),
+            model.process,
+            self.solver,
+            grid,
+            states,
+            loss_key,
+            substeps=self.substeps,
+            **common,
+        )
+
+    def _begin(
+        self, model: generators.FlowTransformer, latents: Latents, key: jax.Array, train: bool
+    ) -> tuple[diffusion.distillation.Grid, Latents]:
+        """The times of every example and what its sampling begins with: noise, after the frames that are given."""
+        batch, frames = latents.shape[:2]
+        shape = TokenGrid(*latents.shape[1:4])
+        noise_key, given_key = jax.random.split(key)
+        times = jnp.asarray(self.sampler.times(model.process, model.shift_of(shape), frames))
+        start = model.noise(jax.random.split(noise_key, batch), 0, shape, times[0])
+        grid = jnp.broadcast_to(times[:, None], (len(times), batch))
+        if not (train and model.prefix_share > 0 and frames > model.patch[0]):
+            return grid, start
+        given = model.draw_given(given_key, batch, frames)
+        start = jnp.where(diffusion.spread(given, start), model.statistics.normalise(latents), start)
+        return jnp.where(given, 0.0, grid[..., None]), start
+
+
+class DistilledDetokenizerTask(_Student, DetokenizerTask):
+    """As ``DetokenizerTask``, but a diffusion decoder learns few steps from a frozen teacher, and has no other loss.
+
+    ``config.model.steps`` are what the student is trained for and decodes with. ``config.teacher`` is ``{checkpoint,
+    steps, solver}``: the run or export of the trained de-tokenizer and how it decodes.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        if config.model.name != "diffusion":
+            raise UserError(f"a {config.model.name!r} decoder has no steps to save; distil a 'diffusion' decoder")
+        weights = config.losses
+        if list(self.losses) != [self.group] or weights.perceptual.weight:
+            raise UserError("a student has one loss: set the weights of losses.adversarial, perceptual and prior to 0")
+        diffusion.check_student(diffusion.build("solver", config.model.solver))
+        self._read_steps(config.model.steps)
+
+    def tokenizer_loss(
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array
+    ) -> tuple[Float[Array, ""], Outcome]:
+        return self.distillation_loss(modules, batch, key, step)
+
+    def _distil(self, modules: Modules, part: Batch, key: jax.Array, train: bool) -> Float[Array, ""]:
+        student, teacher = modules[self.group], modules["teacher"]
+        whole = self.assembled(modules)
+        latents = whole.causal(whole.bottleneck(whole.encode(to_video(part["video"])))[0])
+        noise_key, loss_key = jax.random.split(key)
+        times = jnp.asarray(student.times(student.steps))
+        grid = jnp.broadcast_to(times[:, None], (len(times), len(latents)))
+        # Decoding starts from noise of one key; learning from any leaves nothing to the numbers of that one.
+        start, still = _still(student).begin(latents, noise_key)
+        common = dict(prediction="x0")
+        states = diffusion.rollout(still, teacher.process, grid, start, **common)
+        return diffusion.distillation_loss(
+            student.begin(latents, noise_key)[1],
+            teacher.begin(latents, noise_key)[1],
+            teacher.process,
+            self.solver,
+            grid,
+            states,
+            loss_key,
+            substeps=self.substeps,
+            **common,
+        )
+
+
+def _still(module: nnx.Module) -> nnx.Module:
+    """The module with parameters that carry no gradient."""
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, state))
