@@ -51,7 +51,7 @@ def test_one_step_is_the_prediction_from_reduced_noise():
         noise = jnp.broadcast_to(0.8 * model.noise(START, 0, video.shape[1:]), video.shape)
         return model.denoiser(noise, jnp.ones(2), model.context(latents))
 
-    np.testing.assert_allclose(video, predict(LATENTS), atol=1e-6)
+    np.testing.assert_allclose(video, predict(LATENTS), atol=2e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -241,7 +241,7 @@ def test_a_run_needs_its_teacher_and_takes_its_text(tmp_path, student):
         complete_config(config, tmp_path)
 
 
-@pytest.mark.parametrize(("system", "size"), [(videodit, "small"), (videodit, "paper"), (cdt, "paper")])
+@pytest.mark.parametrize(("system", "size"), [(videodit, "small"), (videodit, "paper"), (cdt, "small")])
 def test_larger_sizes_can_be_planned(system, size):
     config = system.get_config(f"stage=distill,size={size}")
     complete_for_planning(config)
