@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import larp, phenaki, tokenbridge
-from videogen import data, tasks
+from configs import larp, phenaki, tokenbridge, videodit
+from videogen import data, tasks, tokenizers
 from videogen.errors import UserError
 from videogen.tasks import GeneratorTask
 from videogen.training.caching import write_token_cache
@@ -69,3 +69,12 @@ def test_only_a_tokenizer_writes_a_cache(tmp_path):
     config = generator_config("masked")
     with pytest.raises(UserError, match="holds a generator, not a tokenizer"):
         write_token_cache(Loaded(tmp_path, config, None, {}, 0), tmp_path / "cache", None, 1, 1)
+
+
+def test_latents_are_refused(tmp_path):
+    config = videodit.get_config("stage=tokenizer,size=debug")
+    config.model.update({**NARROW, "decoder_layers": (1, 1)})
+    run = Loaded(tmp_path, config, None, {"tokenizer": tokenizers.build(config.model, rngs=nnx.Rngs(0))}, step=0)
+    with pytest.raises(UserError, match="makes latents and no codes to cache"):
+        write_token_cache(run, tmp_path / "cache", None, clips=1, batch_size=1)
+    assert not (tmp_path / "cache").exists()

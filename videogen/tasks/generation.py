@@ -125,6 +125,8 @@ class VideoGenerator:
     def _through_queue(self, story: list[Any], frames: int, keys: Array, first_frames: Pixels | None) -> Pixels:
         if len(story) > 1 or first_frames is not None:
             raise UserError("a queue of frames takes neither a story nor first frames; use extension=window for those")
+        if not hasattr(self.task.tokenizer, "decode_chunk"):
+            raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
         latent_frames = self.compression.latent_of_frame(frames - 1) + 1
         return self._queue.draw(self._states, story[0], keys, latent_frames)[:, :frames]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, UInt8
@@ -14,7 +15,7 @@ from videogen.tasks.base import to_pixels
 
 
 class QueuedFrames:
-    """Draws latent frames one after another and decodes them as one clip.
+    """Draws latent frames one after another and decodes them a window at a time, as one clip.
 
     Args:
       task: the ``LatentGeneratorTask`` of the modules.
@@ -27,10 +28,13 @@ class QueuedFrames:
         self.task, self.graphs, self.grid, self.sampler = task, graphs, grid, sampler
         self._begin = jax.jit(lambda *arguments: self._queue(*arguments).begin())
         self._advance = jax.jit(lambda carry, *arguments: self._queue(*arguments).advance(carry))
-        self._decode = jax.jit(lambda states, latents: task.detokenize(self._modules(states), latents))
+        self._decode = jax.jit(lambda states, cache, latents: self._tokenizer(states).from_latents_chunk(cache, latents))
 
     def _modules(self, states: Mapping[str, Any]) -> dict[str, nnx.Module]:
         return {name: nnx.merge(graph, states[name]) for name, graph in self.graphs.items()}
+
+    def _tokenizer(self, states: Mapping[str, Any]) -> nnx.Module:
+        return self._modules(states)["tokenizer"]
 
     def _queue(self, states: Any, story: Any, keys: Array) -> generators.FrameQueue:
         modules = self._modules(states)
@@ -41,9 +45,13 @@ class QueuedFrames:
         self, states: Mapping[str, Any], story: Mapping[str, Array], keys: Array, latent_frames: int
     ) -> UInt8[np.ndarray, "batch time height width 3"]:
         """Videos of so many latent frames; ``story`` holds for all of them."""
-        arguments, drawn = (states, dict(story), keys), []
+        arguments, cache, pixels = (states, dict(story), keys), None, []
         carry = self._begin(*arguments)
-        for _ in range(latent_frames):
-            carry, frame = self._advance(carry, *arguments)
-            drawn.append(np.asarray(frame))
-        return to_pixels(self._decode(states, np.stack(drawn, axis=1)))
+        for begun in range(0, latent_frames, self.grid.time):
+            window = []
+            for _ in range(min(self.grid.time, latent_frames - begun)):
+                carry, frame = self._advance(carry, *arguments)
+                window.append(frame)
+            cache, video = self._decode(states, cache, jnp.stack(window, axis=1))
+            pixels.append(to_pixels(video))
+        return np.concatenate(pixels, axis=1)

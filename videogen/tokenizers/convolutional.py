@@ -278,6 +278,11 @@ class Autoencoder(nnx.Module):
         """The way back from ``to_latents``; pixels clipped to [-1, 1]."""
         return jnp.clip(self.decode(latents), -1.0, 1.0)
 
+    def from_latents_chunk(self, cache: Any, latents: Latents) -> tuple[Any, Video]:
+        """``from_latents`` of the next latents of a clip, where there is ``decode_chunk``, whose cache it has."""
+        cache, video = self.decode_chunk(cache, latents)
+        return cache, jnp.clip(video, -1.0, 1.0)
+
     def detokenize(self, codes: Codes) -> Video:
         """Codes to pixels, clipped to [-1, 1]."""
         return self.from_latents(self.quantizer.lookup(codes.indices))

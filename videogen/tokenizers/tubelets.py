@@ -119,6 +119,11 @@ class TubeletTokenizer(nnx.Module):
         """The way back from ``to_latents``; pixels clipped to [-1, 1]."""
         return jnp.clip(self.decode(self.from_code(latents)), -1.0, 1.0)
 
+    def from_latents_chunk(self, cache: Latents | None, latents: Latents) -> tuple[Latents, Video]:
+        """``from_latents`` of the next latents of a clip, with the cache of ``decode_chunk``."""
+        cache, video = self.decode_chunk(cache, self.from_code(latents))
+        return cache, jnp.clip(video, -1.0, 1.0)
+
     def detokenize(self, codes: Codes) -> Video:
         """Codes to pixels, clipped to [-1, 1]."""
         return self.from_latents(self.quantizer.lookup(codes.indices))

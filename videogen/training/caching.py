@@ -33,6 +33,8 @@ def write_token_cache(
     """
     if loaded.config.task != "tokenizer":
         raise UserError(f"{loaded.directory} holds a {loaded.config.task}, not a tokenizer")
+    if not loaded.modules["tokenizer"].vocabulary:
+        raise UserError(f"{loaded.directory} makes latents and no codes to cache; train its generator from the videos")
     config = loaded.config
     if source is not None:
         config.data.source = source
