@@ -14,7 +14,7 @@ from videogen.nn.convolution import (
     repeat,
 )
 from videogen.nn.factorised import FactorisedStack
-from videogen.nn.linear import Embedding, Linear, parameter, truncated_normal
+from videogen.nn.linear import Embedding, Linear, next_key, parameter, truncated_normal
 from videogen.nn.masks import BlockCausal, Causal, CausalWindow, Full, Mask, PrefixLM, Window, mask_array
 from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
@@ -77,6 +77,7 @@ __all__ = [
     "mask_array",
     "merge_windows",
     "modulate",
+    "next_key",
     "parameter",
     "partition_windows",
     "patchify",

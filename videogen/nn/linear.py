@@ -16,11 +16,19 @@ truncated_normal = nnx.initializers.truncated_normal
 lecun_normal = nnx.initializers.lecun_normal()
 
 
+def next_key(rngs: nnx.Rngs) -> jax.Array:
+    """``rngs.params()``, the same keys: that one searches all operations traced so far at every call."""
+    stream = rngs.params
+    count = stream.count.get_value()
+    stream.count.set_value(count + 1)
+    return jax.random.fold_in(stream.key.get_value(), count)
+
+
 def parameter(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], initializer: Initializer
 ) -> nnx.Param:
     """A float32 parameter that carries its logical axis names (``parallel.rules`` maps them to the mesh)."""
-    return nnx.Param(initializer(rngs.params(), shape, jnp.float32), axes=axes)
+    return nnx.Param(initializer(next_key(rngs), shape, jnp.float32), axes=axes)
 
 
 class Linear(nnx.Module):

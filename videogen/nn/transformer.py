@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention, KeyValues
-from videogen.nn.linear import Linear, truncated_normal
+from videogen.nn.linear import Linear, next_key, truncated_normal
 from videogen.nn.masks import Full, Mask
 from videogen.nn.modulation import MODULATIONS, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm
@@ -210,7 +210,7 @@ class Stack(nnx.Module):
         if depth == 0:
             self.layers = None
             return
-        keys = jax.random.split(rngs.params(), depth)
+        keys = jax.random.split(next_key(rngs), depth)
         graph = nnx.graphdef(nnx.eval_shape(lambda: make_block(nnx.Rngs(params=0))))
         stacked = jax.vmap(lambda key: nnx.state(make_block(nnx.Rngs(params=key))))(keys)
 

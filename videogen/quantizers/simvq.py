@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
-from videogen.nn import Linear, truncated_normal
+from videogen.nn import Linear, next_key, truncated_normal
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_codes, nearest_euclidean
 from videogen.quantizers.estimators import get_estimator
 
@@ -36,7 +36,7 @@ class SimVectorQuantizer(Quantizer):
         self.size, self.width, self.commitment_weight = size, width, commitment_weight
         self.estimator = get_estimator(estimator)
         # The projection's initial scale keeps lengths: codes start with about unit length.
-        self.table = QuantizerState(truncated_normal(width**-0.5)(rngs.params(), (size, width), jnp.float32))
+        self.table = QuantizerState(truncated_normal(width**-0.5)(next_key(rngs), (size, width), jnp.float32))
         self.projection = Linear(width, width, axes=(None, None), bias=False, rngs=rngs)
 
     @property

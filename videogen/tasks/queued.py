@@ -28,13 +28,10 @@ class QueuedFrames:
         self.task, self.graphs, self.grid, self.sampler = task, graphs, grid, sampler
         self._begin = jax.jit(lambda *arguments: self._queue(*arguments).begin())
         self._advance = jax.jit(lambda carry, *arguments: self._queue(*arguments).advance(carry))
-        self._decode = jax.jit(lambda states, cache, latents: self._tokenizer(states).from_latents_chunk(cache, latents))
+        self._decode = jax.jit(lambda states, *chunk: self._modules(states)["tokenizer"].from_latents_chunk(*chunk))
 
     def _modules(self, states: Mapping[str, Any]) -> dict[str, nnx.Module]:
         return {name: nnx.merge(graph, states[name]) for name, graph in self.graphs.items()}
-
-    def _tokenizer(self, states: Mapping[str, Any]) -> nnx.Module:
-        return self._modules(states)["tokenizer"]
 
     def _queue(self, states: Any, story: Any, keys: Array) -> generators.FrameQueue:
         modules = self._modules(states)
