@@ -49,7 +49,7 @@ def magvit2_pytorch() -> Timed:
     layers = ("residual", "compress_space", ("consecutive_residual", 2), "compress_space", ("consecutive_residual", 2))
     model = VideoTokenizer(
         image_size=TRAINED[2],
-        init_dim=18,
+        init_dim=19,
         codebook_size=1024,
         layers=(*layers, "compress_time", ("consecutive_residual", 2)),
         use_gan=False,
@@ -108,8 +108,8 @@ def coded(config: dict[str, Any]) -> Timed:
 
 
 def pairs() -> dict[str, tuple[str, Callable[[], Timed], Callable[[], Timed], tuple[int, ...]]]:
-    """Name -> (the peer's name, ours, the peer, shape); widths are such that both have about as many parameters."""
-    coarse = {"spatial_strides": (2, 2), "temporal_strides": (1, 2), "blocks": 2, "middle_blocks": 0, "quantizer": LFQ}
+    """Name -> (the peer's name, ours, the peer, shape); as many parameters, up to 5 %, and levels of the same sides."""
+    coarse = {"spatial_strides": (2, 2, 1), "temporal_strides": (1, 1, 2), "blocks": 1, "quantizer": LFQ}
     fine = {"spatial_strides": (2, 2, 2), "temporal_strides": (1, 2, 2), "blocks": 2, "quantizer": GAUSSIAN}
     cogvideox = {"down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4}
     cogvideox |= {"block_out_channels": (32, 64, 64, 128), "layers_per_block": 2, "norm_num_groups": 8}
@@ -117,7 +117,7 @@ def pairs() -> dict[str, tuple[str, Callable[[], Timed], Callable[[], Timed], tu
     return {
         "train_step": (
             "magvit2-pytorch",
-            lambda: trained({"width": 20, "multipliers": (1, 2, 4), **coarse}),
+            lambda: trained({"width": 16, "multipliers": (1, 2, 4, 8), "middle_blocks": 0, **coarse}),
             magvit2_pytorch,
             TRAINED,
         ),
