@@ -19,7 +19,7 @@ quickstart: .venv/.core
 	@.venv/bin/python launch/local.py --config=$(CONFIG) --workdir=$(WORKDIR) $(FLAGS)
 
 test: .venv/.dev
-	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15 $(FLAGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 $(FLAGS)
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

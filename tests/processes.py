@@ -23,9 +23,13 @@ TOKENIZER = (
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """The environment of a process that finds the checkout and so many virtual devices, and no PyTorch."""
+    """The environment of a process that finds the checkout and so many virtual devices, and no PyTorch.
+
+    All that it compiles goes into the cache: many of these processes are the same training.
+    """
     return {
         **os.environ,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests" / "absent"))),
     }

@@ -61,7 +61,7 @@ MESHES = [
 
 @pytest.fixture(scope="module", params=["tokenizer", "generator"])
 def stage_losses(request, run_python):
-    """Losses of three steps on one device and on every mesh, by mesh."""
+    """Losses of two steps on one device and on every mesh, by mesh."""
     done = run_python([SCRIPT, request.param, json.dumps([{}, *MESHES])], timeout=1200)
     assert done.returncode == 0, done.stderr
     values = map(json.loads, done.stdout.splitlines())
@@ -71,7 +71,7 @@ def stage_losses(request, run_python):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_every_mesh_trains_as_one_device_does(stage_losses, mesh):
-    assert len(set(stage_losses["{}"])) == 3  # the parameters move
+    assert len(set(stage_losses["{}"])) == 2  # the parameters move
     np.testing.assert_allclose(stage_losses[str(mesh)], stage_losses["{}"], atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Trains a tiny stage for three steps on each of the meshes given as JSON, and prints the losses, a line a mesh.
+"""Trains a tiny stage for two steps on each of the meshes given as JSON, and prints the losses, a line a mesh.
 
     python tests/distributed/train_on_meshes.py tokenizer|generator '[{"data": 8}, …]' '["none", …]'
     python tests/distributed/train_on_meshes.py memory '{"fsdp": 8}'
@@ -25,7 +25,7 @@ from videogen.training.inputs import place
 from videogen.training.state import frozen_shardings, new_state, state_shardings, structure_of
 from videogen.training.step import jit_train_step
 
-STEPS, BATCH = 3, 8
+STEPS, BATCH = 2, 8
 TOKENIZER = {"width": 128, "heads": 8, "mlp_width": 256, "encoder_layers": (1, 1), "decoder_layers": (0, 1)}
 
 

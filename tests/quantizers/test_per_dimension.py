@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from videogen import tokenizers
+from videogen.errors import UserError
 from videogen.quantizers import PerDimensionQuantizer
 from videogen.quantizers.per_dimension import gaussian_values
 
@@ -57,6 +58,9 @@ def test_values_are_antisymmetric_increasing_and_map_to_themselves(bins, spacing
 def test_outermost_value_and_shrinkage():
     assert gaussian_values(64)[-1] == pytest.approx(2.437, abs=1e-3)
     assert np.mean(gaussian_values(64) ** 2) < 1
+    assert np.isfinite(gaussian_values(740)).all()
+    with pytest.raises(UserError, match="take at most 740"):
+        gaussian_values(741)
 
 
 def test_uniform_bins_are_even():

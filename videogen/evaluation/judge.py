@@ -146,9 +146,7 @@ def _regions(
     return ndimage.binary_dilation(region, _FRAME_ONLY, iterations=2) if found else region, numbers
 
 
-def _read_shape(
-    colour: str, coverage: Float[np.ndarray, "time height width"], unit: int, count: int
-) -> ShapeReading:
+def _read_shape(colour: str, coverage: Float[np.ndarray, "time height width"], unit: int, count: int) -> ShapeReading:
     areas = coverage.sum((1, 2))
     seen = np.flatnonzero(areas)
     coverage, areas = coverage[seen], areas[seen]

@@ -1,11 +1,12 @@
 """Post-training quantization: every dimension of trained continuous latents becomes one id (TokenBridge)."""
 
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from scipy.special import ndtr, ndtri
 
 from videogen.errors import UserError, near_matches
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_levels
@@ -20,9 +21,14 @@ BINS = ("gaussian", "uniform")
 
 def gaussian_values(bins: int) -> Float[np.ndarray, "bins"]:
     """Mean of N(0, 1) in each of ``bins`` intervals of equal probability, the outermost ending at ±3."""
-    edges = np.clip(ndtri(np.linspace(0, 1, bins + 1)), -GAUSSIAN_LIMIT, GAUSSIAN_LIMIT)
+    normal = NormalDist()
+    most = int(1 / normal.cdf(-GAUSSIAN_LIMIT))
+    if bins > most:
+        raise UserError(f"of {bins} Gaussian bins the outermost lie beyond ±3; take at most {most}, or spacing=uniform")
+    inner = [normal.inv_cdf(i / bins) for i in range(1, bins)]
+    edges = np.clip([-GAUSSIAN_LIMIT, *inner, GAUSSIAN_LIMIT], -GAUSSIAN_LIMIT, GAUSSIAN_LIMIT)
     density = np.exp(-0.5 * edges**2) / np.sqrt(2 * np.pi)
-    values = (density[:-1] - density[1:]) / np.diff(ndtr(edges))
+    values = (density[:-1] - density[1:]) / np.diff([normal.cdf(edge) for edge in edges])
     return 0.5 * (values - values[::-1])  # exactly antisymmetric
 
 
