@@ -116,10 +116,9 @@ def distill(size: str, model: str) -> ConfigDict:
     config.sampler.update({"steps": 4, "solver": {"name": "euler"}, "guidance_scale": 1.0})
     group = config.optimizer.generator
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 1000, 500, 500
-        config.data.batch_size = 8
+        config.steps, config.eval_every, config.checkpoint_every = 1600, 800, 400
         config.ema.decay = 0.99
-        group.learning_rate = 3e-3
+        group.learning_rate = 8e-3
     elif size == "small":
         config.steps, config.eval_every, config.checkpoint_every = 10_000, 1000, 1000
         config.teacher.steps = 32
