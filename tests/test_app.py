@@ -46,3 +46,20 @@ def test_a_command_ends_with_its_code_and_without_tearing_the_interpreter_down(e
     )
     assert command.returncode == code, command.stderr
     assert command.stdout.splitlines() == printed
+
+
+def test_messages_stand_above_the_progress_bar_on_lines_of_their_own():
+    program = """
+from absl import logging
+from tqdm import tqdm
+from videogen import app
+
+def main():
+    with tqdm(total=2) as bar:
+        logging.warning("skipped one")
+        bar.update()
+
+app.run(main)
+"""
+    command = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "skipped one" in command.stderr.replace("\r", "\n").split("\n")

@@ -10,6 +10,7 @@ from logging import Formatter as PlainFormatter
 from typing import NoReturn
 
 from absl import app, flags, logging
+from tqdm import tqdm
 
 from videogen.errors import UserError
 from videogen.exits import BAD_INPUT, STOPPED, exit_at_once
@@ -38,6 +39,13 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(PlainFormatter("%(message)s"))
     handler.addFilter(_worth_reading)
+    emit = handler.python_handler.emit
+
+    def emit_above_bars(record: LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            emit(record)
+
+    handler.python_handler.emit = emit_above_bars
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:

@@ -50,6 +50,17 @@ def test_the_mixture_trains_and_is_evaluated(system):
     assert {"loss", "accuracy", "mask_ratio"} == scores.keys()
 
 
+def test_one_pass_of_the_text_encoder_gives_each_batch_its_own(system):
+    task, modules = system
+    ids = np.arange(10 * 24).reshape(10, 24) % 500
+    mask = np.arange(24) < np.arange(1, 11)[:, None]
+    batches = [{"text_ids": ids[part], "text_mask": mask[part]} for part in (slice(6), slice(6, 10))]
+    for together, one in zip(task.conditionings(modules, batches), batches, strict=True):
+        alone = task.conditioning(modules, one)
+        np.testing.assert_array_equal(together.text.mask, one["text_mask"])
+        np.testing.assert_allclose(together.text.features, alone.text.features, atol=1e-5)
+
+
 def test_tasks_are_drawn_by_weight(system, monkeypatch):
     task, modules = system
     seen = []
@@ -60,7 +71,7 @@ def test_tasks_are_drawn_by_weight(system, monkeypatch):
 
     monkeypatch.setattr(task, "given", given)
     many = {"indices": jnp.zeros((4000, 2, 4, 4, 1), int), "video": np.zeros((4000, 1, 1, 1, 3), np.uint8)}
-    monkeypatch.setattr(task, "conditioning", lambda modules, batch: Conditioning())
+    monkeypatch.setattr(task, "conditionings", lambda modules, batches: [Conditioning()] * len(batches))
     with pytest.raises(StopIteration):
         task.generator_loss(modules, many, jax.random.key(0), jnp.zeros((), int))
     shares = np.bincount(seen[0], minlength=len(TASKS)) / 4000

@@ -1,6 +1,7 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from videogen.conditioning import (
     T5Encoder,
     TaskTables,
     TextEncoder,
+    Tokens,
     task_index,
 )
 from videogen.data import read_buckets
@@ -168,11 +170,30 @@ class GeneratorTask:
 
     def conditioning(self, modules: Modules, batch: Batch) -> Conditioning:
         """Encodes the text and label parts of a batch."""
-        text = None
+        return self.conditionings(modules, [batch])[0]
+
+    def conditionings(self, modules: Modules, batches: Sequence[Batch]) -> list[Conditioning]:
+        """Encodes the text and label parts of each batch, in one pass: sharded encoder weights are gathered once."""
+        texts: list[Tokens | None] = [None] * len(batches)
         if self.text != "none":
             encoder = modules.get("text_encoder") or modules["generator"].text_encoder
-            text = encoder(batch["text_ids"], batch["text_mask"])
-        return Conditioning(text, batch["label"] if self.config.classes else None)
+            counts = [len(batch["text_ids"]) for batch in batches]
+            # Laid out in turns, so that every device encodes its own share of each batch.
+            turns = math.gcd(*counts)
+            ids, mask = (
+                jnp.concatenate([batch[name].reshape(turns, -1, batch[name].shape[1]) for batch in batches], axis=1)
+                for name in ("text_ids", "text_mask")
+            )
+            encoded = encoder(*(x.reshape(-1, x.shape[2]) for x in (ids, mask)))
+            ends = np.cumsum([count // turns for count in counts])[:-1]
+            features = jnp.split(encoded.features.reshape(*ids.shape, -1), ends, axis=1)
+            masks = jnp.split(encoded.mask.reshape(mask.shape), ends, axis=1)
+            texts = [
+                Tokens(f.reshape(count, *f.shape[2:]), m.reshape(count, -1))
+                for f, m, count in zip(features, masks, counts, strict=True)
+            ]
+        labels = [batch["label"] if self.config.classes else None for batch in batches]
+        return [Conditioning(text, label) for text, label in zip(texts, labels, strict=True)]
 
     def codes(self, modules: Modules, batch: Batch) -> Codes:
         """Codes of a batch: from the token cache, or by the frozen tokenizer."""
@@ -215,9 +236,9 @@ class GeneratorTask:
     ) -> tuple[Float[Array, ""], Outcome]:
         """The generator's loss, averaged over videos and images by their numbers."""
         totals, metrics, counts = [], [], []
-        for i, part in enumerate(parts(batch)):
-            codes = jax.lax.stop_gradient(self.codes(modules, part))
-            conditioning, shown = self.conditioning(modules, part), {}
+        both = parts(batch)
+        for i, (part, conditioning) in enumerate(zip(both, self.conditionings(modules, both), strict=True)):
+            codes, shown = jax.lax.stop_gradient(self.codes(modules, part)), {}
             if self.tasks is not None and part is batch:
                 drawn = jax.random.fold_in(key, TASK_STREAM)
                 task = jax.random.choice(drawn, len(TASKS), codes.indices.shape[:1], p=jnp.asarray(self.tasks))

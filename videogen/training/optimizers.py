@@ -42,13 +42,20 @@ def _adamw(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTra
 
 
 def _muon(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al., 2024) for the matrices of the stacks, AdamW for everything else."""
+    """Muon (Jordan et al., 2024) for the matrices of the stacks and the kernels of convolutions, AdamW for everything
+    else."""
 
     def dimensions(params: Any) -> Any:
-        # Stacked kernels are [layers, in, out]: one orthogonalisation per layer.
         def dims(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-            stacked = _is_matrix(path, leaf) and any(p.key == "layers" for p in path)
-            return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+            if not _is_matrix(path, leaf):
+                return None
+            # Stacked kernels are [layers, in, out]: one orthogonalisation per layer.
+            if any(p.key == "layers" for p in path):
+                return optax.contrib.MuonDimensionNumbers(1, 2)
+            # [time, height, width, in, out]: a matrix from all that a kernel sees to its outputs.
+            if leaf.ndim == 5:
+                return optax.contrib.MuonDimensionNumbers((0, 1, 2, 3), 4)
+            return None
 
         return jax.tree_util.tree_map_with_path(dims, params)
 
