@@ -59,7 +59,7 @@ def common(size: str, group: str, decoder: str) -> ConfigDict:
         },
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 2000, 500, 1000
+        config.steps, config.eval_every, config.checkpoint_every = 1000, 500, 500
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.perceptual.weight = 0.3 if decoder == "diffusion" else 0.0
         config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
@@ -79,7 +79,12 @@ def common(size: str, group: str, decoder: str) -> ConfigDict:
         config.ema.decay = 0.9999
         config.parallel.remat = "full"
         adam = {"learning_rate": 1e-4, "warmup": 5000, "weight_decay": 0.0}
-    config.optimizer = {group: optimizer(**adam), "discriminator": optimizer(**(adam | {"learning_rate": 1e-4}))}
+    # A short run: the kernels by Muon, the rest by Adam at 2e-3.
+    muon = {"name": "muon", "learning_rate": 5e-3, "adam_share": 0.4} if size == "debug" else {}
+    config.optimizer = {
+        group: optimizer(**(adam | muon)),
+        "discriminator": optimizer(**(adam | {"learning_rate": 1e-4})),
+    }
     return config
 
 

@@ -74,13 +74,13 @@ def tokenizer(size: str) -> ConfigDict:
     # Clips without a first frame of their own: an image is no clip here.
     config.data.image_batch_size = 0
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 2600, 1300, 1300
+        config.steps, config.eval_every, config.checkpoint_every = 2000, 1000, 1000
         config.data.clip.update({"frames": 8, "height": 24, "width": 24})
         config.data.batch_size = 4
         config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
         config.ema.decay = 0.99
         config.optimizer = {
-            "tokenizer": optimizer(learning_rate=2e-3, warmup=30, final=0.02),
+            "tokenizer": optimizer("muon", learning_rate=3e-3, adam_share=0.7, warmup=30, final=0.02, weight_decay=0.0),
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     elif size == "small":
@@ -114,7 +114,7 @@ def magvit(size: str) -> ConfigDict:
     quantizer = {"name": "vq", "cosine": False}
     if size == "debug":
         # A short run needs a codebook that follows it and restarts what it does not use.
-        quantizer |= {"size": 128, "width": 16, "cosine": True, "decay": 0.95, "restart_threshold": 0.05}
+        quantizer |= {"size": 512, "width": 16, "cosine": True, "decay": 0.95, "restart_threshold": 0.05}
         levels = {"width": 16, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (2, 1)}
         depth = {"blocks": 1, "middle_blocks": 1, "norm_groups": 4}
     elif size == "small":

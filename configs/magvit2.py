@@ -101,12 +101,12 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
     }
     config.model = convolutional(size, quantizer)
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 2700, 900, 900
+        config.steps, config.eval_every, config.checkpoint_every = 2100, 700, 700
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
         config.ema.decay = 0.99
         config.optimizer = {
-            "tokenizer": optimizer(learning_rate=2e-3, warmup=30, final=0.02),
+            "tokenizer": optimizer("muon", learning_rate=3e-3, adam_share=0.7, warmup=30, final=0.02, weight_decay=0.0),
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     elif size == "small":
