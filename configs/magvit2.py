@@ -43,7 +43,7 @@ QUANTIZERS = {
         "paper": LFQ | {"bits": 18},
     },
     "fsq": {
-        "debug": {"name": "fsq", "levels": (4, 4, 4, 4, 4)},
+        "debug": {"name": "fsq", "levels": (8, 8, 4, 4)},
         "small": {"name": "fsq", "levels": (8, 8, 8, 8, 4)},
         "paper": {"name": "fsq", "levels": (8, 8, 8, 8, 8, 8)},
     },
