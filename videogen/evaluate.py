@@ -15,12 +15,15 @@ from pathlib import Path
 from absl import flags, logging
 
 from videogen import app
+from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
 PROTOCOL = flags.DEFINE_string("protocol", None, "reconstruction, denoising_steps, prompt_fidelity or tasks.")
 COUNT = flags.DEFINE_integer("count", 128, "Held-out clips, or unseen prompts.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of a generator, if not its own.", lower_bound=1)
+GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Guidance of a generator, if not its own; see videogen.sample.")
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
 flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 
@@ -31,6 +34,12 @@ def main() -> None:
     from videogen.training.protocols import evaluate
 
     loaded = load(CHECKPOINT.value)
+    for name, flag in {"steps": STEPS, "guidance_scale": GUIDANCE}.items():
+        if flag.value is not None:
+            if "sampler" not in loaded.config:
+                raise UserError(f"--{name} is for generators, and this is a {loaded.config.task}")
+            # In the config, so that the record says it.
+            loaded.config.sampler[name] = flag.value
     record, pictures = evaluate(loaded, PROTOCOL.value, COUNT.value, SEED.value)
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)

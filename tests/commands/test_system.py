@@ -110,9 +110,21 @@ def test_cached_codes_are_those_of_the_tokenizer(system):
 def test_every_number_comes_with_its_protocol(system, stage, protocol):
     root, run, _ = system
     out = root / f"{stage}.json"
-    run("evaluate", f"--checkpoint={root}/{stage}", f"--protocol={protocol}", "--count=8", f"--out={out}")
+    steps = ["--steps=3"] if stage == "generator" else []
+    run("evaluate", f"--checkpoint={root}/{stage}", f"--protocol={protocol}", "--count=8", f"--out={out}", *steps)
     record = json.loads(out.read_text())
+    assert not steps or record["protocol"]["sampler"]["steps"] == 3
     assert record["protocol"]["name"] == protocol and record["protocol"]["count"] == 8
     assert {"seed", "commit", "hardware", "metrics"} <= record.keys()
     key = "judge_on_reconstructions" if stage == "tokenizer" else "prompt_fidelity"
     assert all(0 <= share <= 1 for share in record["metrics"][key].values())
+
+
+@pytest.mark.slow
+def test_a_tokenizer_has_no_sampling_steps(system, run_command):
+    root, _, _ = system
+    out = root / "refused.json"
+    arguments = [f"--checkpoint={root}/tokenizer", "--protocol=reconstruction", "--steps=3", f"--out={out}"]
+    done = run_command("evaluate", *arguments)
+    assert done.returncode == 2 and "--steps is for generators, and this is a tokenizer" in done.stderr
+    assert not out.exists()

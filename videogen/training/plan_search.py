@@ -29,7 +29,7 @@ from videogen.training.planning import (
 )
 from videogen.training.state import frozen_shardings, state_shardings
 
-COMPILED = 4
+COMPILED = 6
 """Candidates that are compiled."""
 
 AT_ONCE = 2
@@ -128,9 +128,12 @@ def choose(config: Any, topology: Topology) -> list[Candidate]:
     )
     if not fitting:
         return sorted(every, key=lambda c: c.memory)[:COMPILED]
+    fastest = sorted(fitting, key=lambda c: c.seconds)
+    # Small networks gain nothing from sharded weights, which the estimate does not see: the best without comes second.
+    replicated = [c for c in fastest if c.mesh["fsdp"] == 1][:1]
     chosen: list[Candidate] = []
-    for candidate in sorted(fitting, key=lambda c: c.seconds):
-        # Two of a policy, and no neighbours: what the estimate cannot tell is which collectives the compiler chooses.
+    for candidate in fastest[:1] + replicated + fastest:
+        # A few of a policy, and no neighbours: what the estimate cannot tell is which collectives the compiler chooses.
         same = [c for c in chosen if c.remat == candidate.remat]
         if len(same) < COMPILED // 2 and not any(_close(candidate.mesh, c.mesh) for c in same):
             chosen.append(candidate)
@@ -230,14 +233,15 @@ def estimated(
     # How much of the forward pass is done again, with its collectives.
     least, most = surveys["none"].flops, surveys["full"].flops
     repeated = (mine.flops - least) / (most - least) if most > least else 0.0
-    # Weights are gathered in bfloat16 for the forward, backward and repeated forward pass; gradients are summed.
-    passes = 3 + math.ceil(repeated)
+    # Weights are gathered in bfloat16 for the forward, backward and repeated forward pass (attention kernels, all that
+    # some policies repeat, have none); gradients are summed.
+    passes = 3 + round(repeated)
     gathering = (passes * weights + frozen) / 2 * (fsdp - 1) / links + weights / 2 / links
-    # What the layers hand to each other, half of it forward: summed over tensor four times per layer, gathered over
-    # context six times.
-    residual = surveys["full"].saved / batch_shards
-    handed = 8 * residual / context * (tensor - 1) / tensor + 6 * residual * (context - 1) / context
-    waiting = (1 + repeated / 2) * handed / links
+    # What the layers hand to each other, half of it forward: float32 sums over tensor four times per layer, shares of
+    # the sequence exchanged over context six times. Few chips share an example: they use the links of one axis.
+    residual = surveys["full"].saved / shards
+    handed = 16 * residual * (tensor - 1) / tensor + 6 * residual * (context - 1) / context
+    waiting = (1 + repeated / 2) * handed / (links / max(chip.dimensions, 1))
     # Something of every collective shows.
     return Candidate(mesh, remat, memory, max(computing + moving, gathering) + 0.1 * gathering + waiting)
 
