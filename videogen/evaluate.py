@@ -23,7 +23,9 @@ COUNT = flags.DEFINE_integer("count", 128, "Held-out clips, or unseen prompts.",
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of a generator, if not its own.", lower_bound=1)
-GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Guidance of a generator, if not its own; see videogen.sample.")
+GUIDANCE = flags.DEFINE_float(
+    "guidance_scale", None, "Guidance of a generator, if not its own; none: 0 for codes, 1 for latents.", lower_bound=0
+)
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
 flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 

@@ -180,17 +180,19 @@ class GeneratorTask:
             counts = [len(batch["text_ids"]) for batch in batches]
             # Laid out in turns, so that every device encodes its own share of each batch.
             turns = math.gcd(*counts)
-            ids, mask = (
-                jnp.concatenate([batch[name].reshape(turns, -1, batch[name].shape[1]) for batch in batches], axis=1)
-                for name in ("text_ids", "text_mask")
+            ends = np.cumsum(counts)[:-1] // turns
+
+            def join(*x: Array) -> Array:
+                rows = jnp.concatenate([a.reshape(turns, -1, a.shape[1]) for a in x], axis=1)
+                return rows.reshape(sum(counts), -1)
+
+            ids, mask = jax.tree.map(join, *[(batch["text_ids"], batch["text_mask"]) for batch in batches])
+            features, masks = (
+                jnp.split(x.reshape(turns, -1, *x.shape[1:]), ends, axis=1) for x in jax.tree.leaves(encoder(ids, mask))
             )
-            encoded = encoder(*(x.reshape(-1, x.shape[2]) for x in (ids, mask)))
-            ends = np.cumsum([count // turns for count in counts])[:-1]
-            features = jnp.split(encoded.features.reshape(*ids.shape, -1), ends, axis=1)
-            masks = jnp.split(encoded.mask.reshape(mask.shape), ends, axis=1)
             texts = [
-                Tokens(f.reshape(count, *f.shape[2:]), m.reshape(count, -1))
-                for f, m, count in zip(features, masks, counts, strict=True)
+                Tokens(f.reshape(-1, *f.shape[2:]), m.reshape(-1, *m.shape[2:]))
+                for f, m in zip(features, masks, strict=True)
             ]
         labels = [batch["label"] if self.config.classes else None for batch in batches]
         return [Conditioning(text, label) for text, label in zip(texts, labels, strict=True)]

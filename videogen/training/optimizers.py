@@ -42,18 +42,17 @@ def _adamw(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTra
 
 
 def _muon(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al., 2024) for the matrices of the stacks and the kernels of convolutions, AdamW for everything
-    else."""
+    """Muon (Jordan et al., 2024) for the matrices of stacks and the kernels of convolutions, AdamW for the rest."""
 
     def dimensions(params: Any) -> Any:
         def dims(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
             if not _is_matrix(path, leaf):
                 return None
-            # Stacked kernels are [layers, in, out]: one orthogonalisation per layer.
             if any(p.key == "layers" for p in path):
+                # [layers, in, out]: one orthogonalisation per layer.
                 return optax.contrib.MuonDimensionNumbers(1, 2)
-            # [time, height, width, in, out]: a matrix from all that a kernel sees to its outputs.
             if leaf.ndim == 5:
+                # [time, height, width, in, out]: a matrix from all that a kernel sees to its outputs.
                 return optax.contrib.MuonDimensionNumbers((0, 1, 2, 3), 4)
             return None
 
