@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
+from videogen.nn.cudnn import cudnn, cudnn_takes
 from videogen.nn.linear import Linear, parameter, truncated_normal
 from videogen.nn.masks import Full, Mask, mask_array
 from videogen.nn.norms import RMSNorm
@@ -56,20 +57,7 @@ def _reference(
     return out.reshape(batch, heads, queries, width).swapaxes(1, 2)
 
 
-def _cudnn(query, key, value, mask, key_mask, bias) -> Heads:
-    """cuDNN flash attention (GPU, bf16 or f16); dense masks are built only for mask kinds it does not know."""
-    dense = None
-    if not isinstance(mask, Full):
-        dense = mask_array(mask, query.shape[1], key.shape[1])[None, None]
-    if key_mask is not None:
-        padding = key_mask[:, None, None, :]
-        dense = padding if dense is None else dense & padding
-    if bias is not None:
-        bias = bias[None].astype(query.dtype)
-    return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=dense, scale=1.0, implementation="cudnn")
-
-
-BACKENDS = {"reference": _reference, "cudnn": _cudnn, "splash": splash}
+BACKENDS = {"reference": _reference, "cudnn": cudnn, "splash": splash}
 SPLASH_LENGTH = 512
 """On a TPU, shorter sequences than this are faster dense."""
 
@@ -98,8 +86,8 @@ def attend(
       key_mask: which keys exist; every query must keep at least one key. Its leading axis counts the batch and
         the grid axes that are not attended.
       bias: added to the scores of every batch item (relative positions).
-      backend: a name in ``BACKENDS``, or ``auto``: splash for long sequences on TPU, cuDNN for half precision on
-        GPU, else the reference.
+      backend: a name in ``BACKENDS``, or ``auto``: splash for long sequences on TPU, cuDNN on GPU where it
+        takes the sizes and the precision, else the reference.
       axes: logical names of the grid axes, which say how they are sharded (``parallel.RULES``).
       attended_axes: how many of the last grid axes form the sequence; the others are batch.
 
@@ -108,23 +96,19 @@ def attend(
     """
     if backend == "auto":
         queries, keys = (math.prod(x.shape[:-2][-attended_axes:]) for x in (query, key))
-        backend = _best_backend(query.dtype, min(queries, keys), bias is not None)
+        platform = target_platform()
+        if platform == "tpu" and bias is None and min(queries, keys) >= SPLASH_LENGTH:
+            backend = "splash"
+        elif platform == "gpu" and cudnn_takes(query.dtype, query.shape[-1], queries, keys):
+            backend = "cudnn"
+        else:
+            backend = "reference"
     if backend not in BACKENDS:
         raise UserError(f"unknown attention backend {backend!r}{near_matches(backend, BACKENDS)}")
     arguments = (BACKENDS[backend], query, key, value, mask, key_mask, bias)
     if on_mesh():
         return attend_on_mesh(*arguments, axes, attended_axes)
     return attend_locally(*arguments, attended_axes)
-
-
-def _best_backend(dtype: jnp.dtype, length: int, biased: bool) -> str:
-    platform = target_platform()
-    if platform == "tpu" and not biased and length >= SPLASH_LENGTH:
-        return "splash"
-    # cuDNN attention can only be traced where there is a GPU, so a plan for absent ones is dense.
-    if platform == "gpu" == jax.default_backend() and dtype in (jnp.bfloat16, jnp.float16):
-        return "cudnn"
-    return "reference"
 
 
 @jax.tree_util.register_dataclass

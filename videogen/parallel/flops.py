@@ -5,8 +5,9 @@ is small beside them. Compilers count the body of a loop once, and custom kernel
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ KERNEL_PRODUCTS = {
     "splash_mha_fwd": (2, 2),
     "splash_mha_dq": (3, 2),
     "splash_mha_dkv": (4, 2),
+    "cudnn_attention_forward": (2, 2),
+    "cudnn_attention_backward": (5, 4),
 }
 
 
@@ -76,7 +79,10 @@ def _walk(jaxpr: Any, place: _Place, flops: Flops, constants: dict, tile: int) -
         elif name == "conv_general_dilated":
             _add(flops, here, _convolution(equation))
         elif name == "pallas_call":
-            _kernel(equation, here, flops, constants, tile)
+            product = functools.partial(_splash_product, equation, constants, tile)
+            _kernel(equation.params["name"], product, here, flops)
+        elif name == "ffi_call":
+            _kernel(equation.params["target_name"], functools.partial(_attention_product, equation), here, flops)
         elif name == "cond":
             branches = [_branch(branch, here, tile) for branch in equation.params["branches"]]
             _merge(flops, max(branches, key=lambda b: b.model + b.recomputed))
@@ -166,19 +172,24 @@ def _convolution(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth / holes
 
 
-def _kernel(equation: Any, place: _Place, flops: Flops, constants: dict, tile: int) -> None:
-    """Adds a Pallas kernel by the rule for its name."""
-    name = equation.params["name"]
+def _kernel(name: str, product: Callable[[], tuple[float, float]], place: _Place, flops: Flops) -> None:
+    """Adds a kernel by the rule for its name; ``product`` is one product's FLOPs on one device, and of whole tiles."""
     rule = next((rule for prefix, rule in KERNEL_PRODUCTS.items() if name.startswith(prefix)), None)
     if rule is None:
         flops.unknown.add(name)
         return
-    done, needed = rule
-    once, filled = _splash_product(equation, constants, tile)
+    (done, needed), (once, filled) = rule, product()
     flops.kernels[name] = flops.kernels.get(name, 0.0) + done * once * place.times
     flops.kernels_filled[name] = flops.kernels_filled.get(name, 0.0) + done * filled * place.times
     _add(flops, place, needed * once)
     _add(flops, dataclasses.replace(place, recomputed=True), (done - needed) * once)
+
+
+def _attention_product(equation: Any) -> tuple[float, float]:
+    """The same of a call whose first operands are queries and keys [batch, length, heads, width]."""
+    (batch, queries, heads, width), (_, keys, *_) = (v.aval.shape for v in equation.invars[:2])
+    once = 2.0 * batch * queries * heads * width * keys
+    return once, once
 
 
 def _splash_product(equation: Any, constants: dict, tile: int) -> tuple[float, float]:

@@ -63,8 +63,9 @@ def work(module: Module, tile: int = 1) -> Iterator[Work]:
 
 
 def _kernel(instruction: Instruction) -> str:
-    """Name of the Pallas kernel of a custom call; empty for kernels of the compiler's own."""
+    """Name of the Pallas kernel of a custom call, or of cuDNN's; empty for kernels of the compiler's own."""
     name = re.search(r'op_name="[^"]*/([^"/]+)/pallas_call', instruction.attributes)
+    name = name or re.search(r'custom_call_target="(cudnn_attention_\w+)"', instruction.attributes)
     return name[1] if name else ""
 
 

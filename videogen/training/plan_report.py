@@ -112,7 +112,9 @@ def _assumptions(topology: Topology, compiled: Compiled) -> list[str]:
     if any(topology.wrap):
         lines.append("slice axes that are rings: " + " ".join(f"{'yes' if w else 'no'}" for w in topology.wrap))
     if chip.platform == "gpu":
-        lines.append("attention is dense: cuDNN's cannot be compiled without a GPU, and needs less memory and time")
+        lines.append(
+            "cuDNN's attention, which cannot be compiled without a GPU, is a call of the same operands and results"
+        )
     if compiled.flops.unknown:
         lines.append("kernels counted as nothing: " + ", ".join(sorted(compiled.flops.unknown)))
     return lines
