@@ -93,8 +93,8 @@ def test_every_network_learns(trained):
         assert any(np.any(a != b) for a, b in pairs), group
         assert metrics[1][f"gradient_norm_{group}"] > 0
     # Predictions of an untrained prior are about even.
-    assert metrics[0]["prior"] == pytest.approx(np.log(96), rel=0.1)
-    assert 0 < metrics[0]["prior_entropy"] <= np.log(96) + 1e-4
+    assert metrics[0]["prior"] == pytest.approx(np.log(192), rel=0.1)
+    assert 0 < metrics[0]["prior_entropy"] <= np.log(192) + 1e-4
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(trained):
@@ -168,7 +168,7 @@ def test_paper_generators(model, codes, parameters):
     assert task.grid.shape == (1, 1, 1024) and module.passes(task.grid) == 1024
 
 
-@pytest.mark.parametrize(("size", "codes"), [("debug", 64), ("small", 256)])
+@pytest.mark.parametrize(("size", "codes"), [("debug", 96), ("small", 256)])
 def test_smaller_generators_build(size, codes):
     task, module = generator(f"size={size}")
     assert task.grid.tokens == codes and parameter_count(nnx.state(module, nnx.Param)) > 5e5
