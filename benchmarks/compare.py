@@ -7,9 +7,9 @@
 
 ``--set=KEY=VALUE`` is a setting of every entry here (of no stage, as it is for launch/local.py).
 
-Writes table.md, results.json, results.png, and curves.png and curves/ (the metrics of each run, to hold a run of one's
-own against) into the work directory, and prints the table. Speeds are those of one batch of 16 clips, the median of 3
-after compilation. The same command again goes on with what is not finished.
+Writes table.md, results.json, results.png, reconstructions.png (of tokenizers), and curves.png and curves/ (the metrics
+of each run, to hold a run of one's own against) into the work directory, and prints the table. Speeds are those of one
+batch of 16 clips, the median of 3 after compilation. The same command again goes on with what is not finished.
 """
 
 import dataclasses
@@ -205,6 +205,23 @@ def plot(results: list[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def draw_reconstructions(rows: list[Entry], path: Path) -> None:
+    """The middle frames of held-out clips, above what each entry's first seed makes of them."""
+    files = {entry.name: entry.stage.clips for entry in reversed(rows)}
+    clips = {name: np.load(files[name]) for name in dict.fromkeys(entry.name for entry in rows)}
+    first = next(iter(clips.values()))["originals"]
+    shown = {"originals": first} | {name: loaded["reconstructions"] for name, loaded in clips.items()}
+    columns = min(8, len(first))
+    figure = Figure(figsize=(1.2 * columns, 1.3 * len(shown)), layout="constrained")
+    for row, (name, videos) in zip(figure.subplots(len(shown), columns), shown.items(), strict=True):
+        for axes, video in zip(row, videos, strict=False):
+            axes.imshow(video[len(video) // 2])
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(name, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 CURVES = ("train/loss", "train/codebook_usage", "train/accuracy", "eval/loss", "eval/psnr")
 """What a curve shows, of those that the entries log."""
 
@@ -254,7 +271,9 @@ def main() -> None:
     (workdir / "table.md").write_text(table(results))
     plot(results, workdir / "results.png")
     write_curves(rows, workdir)
-    print(f"\n{table(results)}\nin {workdir}: table.md, results.json, results.png, curves.png")
+    if OF.value == "tokenizers":
+        draw_reconstructions(rows, workdir / "reconstructions.png")
+    print(f"\n{table(results)}\nin {workdir}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ whose layers those counts leave out.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import base, bpe_text, optimizer
+from configs.common import base, bpe_text, optimizer, updates
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -57,10 +57,10 @@ def tokenizer(size: str) -> ConfigDict:
             "name": "nonsaturating",
             "weight": 0.0,
             "start": 0,
+            **updates(),
             "r1": 0.0,
             "lecam": 0.001,
             "label_smoothing": 0.1,
-            "every": 1,
             "discriminator": "transformer",
             "transformer": {"patch": (4, 8, 8), "width": 512, "layers": 12, "heads": 8},
         },
