@@ -55,6 +55,10 @@ GENERATORS = {
 
 TOKENIZERS = {
     "cvivit": "configs/phenaki.py:stage=tokenizer,size=debug",
+    "cvivit_deep": (
+        "configs/phenaki.py:stage=tokenizer,size=debug"
+        " --config.model.encoder_layers=(2,2) --config.model.decoder_layers=(2,2)"
+    ),
     "magvit": "configs/magvit.py:stage=tokenizer,size=debug",
     "magvit2_lfq": "configs/magvit2.py:stage=tokenizer,size=debug",
     "magvit2_fsq": "configs/magvit2.py:stage=tokenizer,size=debug,quantizer=fsq",
@@ -62,6 +66,7 @@ TOKENIZERS = {
     "omnitokenizer": "configs/omnitokenizer.py:stage=tokenizer,size=debug",
     "larp": "configs/larp.py:stage=tokenizer,size=debug",
 }
+"""Name -> config and settings. ``cvivit_deep`` has as many parameters as ``magvit2``, and latents of the same grid."""
 
 
 @dataclasses.dataclass(frozen=True)
