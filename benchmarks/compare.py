@@ -233,18 +233,19 @@ CURVES = ("train/loss", "train/codebook_usage", "train/accuracy", "eval/loss", "
 
 def write_curves(rows: list[Entry], workdir: Path) -> None:
     """One file of metrics for each entry, and all of them in one picture, a panel for each metric."""
-    runs = {f"{row.name}_{row.seed}": curve(row.stage.directory) for row in rows}
+    runs = {(row.name, row.seed): curve(row.stage.directory) for row in rows}
     folder = workdir / "curves"
     folder.mkdir(exist_ok=True)
-    for name, records in runs.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for (name, seed), records in runs.items():
+        (folder / f"{name}_{seed}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     shown = [key for key in CURVES if any(key in record for records in runs.values() for record in records)]
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row.name for row in rows))}
     figure = Figure(figsize=(4 * len(shown), 3.4), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for name, records in runs.items():
+        for (name, seed), records in runs.items():
             points = [(record["step"], record[key]) for record in records if key in record]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
+            label = name if seed == rows[0].seed else None
+            axes.plot([p[0] for p in points], [p[1] for p in points], color=colours[name], label=label, linewidth=1)
         axes.set_title(key, fontsize=9)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)

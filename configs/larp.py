@@ -72,7 +72,7 @@ def tokenizer(size: str) -> ConfigDict:
     config.data.image_batch_size = 0
     config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 4000, 2000, 2000
+        config.steps, config.eval_every, config.checkpoint_every = 6000, 2000, 2000
         config.losses.update({"l2": 1.0, "l1": 0.0})
         config.losses.adversarial.transformer = {"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2}
         # Squared errors of small clips soon are smaller than L1 and LPIPS together: the prior must not outweigh them.
