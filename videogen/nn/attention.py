@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
-from videogen.nn.cudnn import cudnn, cudnn_takes
+from videogen.nn.cudnn import Heads, cudnn, cudnn_takes
 from videogen.nn.linear import Linear, parameter, truncated_normal
 from videogen.nn.masks import Full, Mask, mask_array
 from videogen.nn.norms import RMSNorm
@@ -20,7 +20,6 @@ from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
 
-Heads = Float[Array, "batch sequence heads head_width"]
 NEGATIVE = -1e30
 
 
