@@ -73,7 +73,7 @@ def debug(stage: str) -> ConfigDict:
     config.data.clip.frames = 1 if stage == "image" else 5
     config.data.batch_size = 16 if stage == "image" else 8
     config.data.image_batch_size = 0 if stage == "image" else 8
-    config.steps = {"image": 200, "tokenizer": 900, "kl": 300}[stage]
+    config.steps = {"image": 200, "tokenizer": 1800, "kl": 300}[stage]
     config.eval_every = config.checkpoint_every = config.steps // 2
     config.optimizer = {
         "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
