@@ -72,7 +72,7 @@ def tokenizer(size: str) -> ConfigDict:
     config.data.image_batch_size = 0
     config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 6000, 2000, 2000
+        config.steps, config.eval_every, config.checkpoint_every = 5000, 2000, 2000
         config.losses.update({"l2": 1.0, "l1": 0.0})
         config.losses.adversarial.transformer = {"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2}
         # Squared errors of small clips soon are smaller than L1 and LPIPS together: the prior must not outweigh them.
@@ -113,7 +113,7 @@ def larp(size: str) -> ConfigDict:
         quantizer |= {"size": 192}
         # A patch has fewer values than a token, as in the paper (equally many): with more, pixels blur.
         shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 96}
-        depth = {"width": 128, "heads": 4, "mlp_width": 512, "encoder_layers": 2, "decoder_layers": 2}
+        depth = {"width": 128, "heads": 4, "mlp_width": 256, "encoder_layers": 2, "decoder_layers": 2}
     elif size == "small":
         shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 256}
         depth = {"width": 384, "heads": 6, "mlp_width": 1536, "encoder_layers": 6, "decoder_layers": 6}
