@@ -76,8 +76,9 @@ def test_flow_schedulers(solver, name, settings, draws):
     np.testing.assert_allclose(ours(solver, flow, times, "velocity"), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("zero", [False, True], ids=["plain", "zero_terminal_snr"])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+# From no signal at all with eta = 1 the scheduler takes the root of 1 - variance, which is 0 but for rounding: on some
+# processors it is negative, and its samples are NaN.
+@pytest.mark.parametrize(("eta", "zero"), [(0.0, False), (1.0, False), (0.0, True), (0.9, True)])
 def test_ddim(eta, zero):
     scheduler = diffusers.DDIMScheduler(
         beta_schedule="scaled_linear",
