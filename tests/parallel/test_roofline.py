@@ -7,8 +7,9 @@ import pytest
 
 from videogen.parallel.flops import Flops
 from videogen.parallel.hlo import Collective, parse
+from videogen.parallel.hlo_cost import Work
 from videogen.parallel.mesh import AXES
-from videogen.parallel.roofline import bandwidth, estimate, mesh_axes, summarise
+from videogen.parallel.roofline import bandwidth, durations, estimate, mesh_axes, summarise
 from videogen.parallel.topology import parse_topology
 
 MESH = dict(zip(AXES, (1, 2, 4, 2, 1), strict=True))
@@ -54,6 +55,40 @@ def test_sums_by_kind_and_axes():
     assert traffic.overlaps
     (tensor,) = summarise([Collective("all-reduce", 1.0, (0, 1), 1)], topology, MESH, places)
     assert not tensor.overlaps
+
+
+def test_copies_started_ahead_hide_behind_products():
+    """A copy takes what is left of it when it is awaited; a product that needs the memory itself hides nothing."""
+
+    def item(name: str, **how) -> Work:
+        return Work(name, 1, 0.0, 0.0, 0.0, **how)
+
+    start, done = item("start", starts=True), item("done", awaits="start")
+    product, elsewhere = item("product"), item("product", place=1)
+    assert list(durations([(start, 0, 5), (product, 3, 1), (done, 0, 0)])) == [0, 3, 3]
+    assert list(durations([(start, 0, 5), (product, 8, 1), (done, 0, 0)])) == [0, 8, 0]
+    assert list(durations([(start, 0, 5), (product, 1, 3), (done, 0, 0)])) == [0, 3, 5]
+    assert list(durations([(start, 0, 5), (elsewhere, 8, 1), (done, 0, 0)])) == [0, 8, 5]
+    # The first copy started is the first to go on.
+    second = item("second", starts=True)
+    assert list(durations([(start, 0, 2), (second, 0, 2), (product, 3, 0), (done, 0, 0)])) == [0, 0, 3, 0]
+    assert (
+        list(durations([(start, 0, 2), (second, 0, 2), (product, 3, 0), (item("d", awaits="second"), 0, 0)]))[-1] == 1
+    )
+
+
+def test_a_copy_belongs_to_the_array_it_moves():
+    body = """
+  %a = f32[1024,1024]{1,0} parameter(0)
+  %copy-start.1 = (f32[1024,1024]{1,0:S(1)}, f32[1024,1024]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %copy-done.1 = f32[1024,1024]{1,0:S(1)} copy-done(%copy-start.1)
+  ROOT %exp = f32[1024,1024]{1,0:S(1)} exponential(%copy-done.1), metadata={op_name="jit(f)/exp"}"""
+    module = parse(f"HloModule jit_f\n\nENTRY %main (p: f32[1]) -> f32[1] {{\n{body}\n}}\n")
+    topology = parse_topology("v5p:1x1x1")
+    estimated = estimate(module, Flops(), topology, dict.fromkeys(AXES, 1), [(0, 0, 0, 0, 0)])
+    share = estimated.shares[0]
+    assert (share.source, share.count) == ("f32[1024,1024]", 1)
+    assert share.seconds == share.hbm == pytest.approx(4 * 1024**2 / topology.chip.hbm_bandwidth)
 
 
 def test_the_step_is_the_sum_of_its_shares():

@@ -26,6 +26,10 @@ BLOCKS = (512, 256, 128)
 LANES = 128
 """Values side by side in a TPU's registers and memory; narrower rows are padded to so many."""
 
+FUSED_KEYS = 2048
+"""Up to so many keys that all queries see, one kernel computes all gradients. It takes five products for the seven of
+two kernels, but writes a partial gradient of the queries for every block of keys, so all keys must be one block."""
+
 MOST_PADDING = 1 / 8
 """A larger block is not worth more padding than this share of the sequence."""
 
@@ -127,20 +131,21 @@ def _kernel(
     whole = isinstance(mask, Full) and not padding[1]
     lazy = splash_attention.FullMask(shape) if whole else LazyMask(mask, *lengths, shape)
     block_q, block_kv = blocks
+    fused = isinstance(mask, Full) and shape[1] <= FUSED_KEYS
     # With the sequence innermost narrow heads are not padded, in memory and on their way to the kernel.
     layouts = splash_attention.QKVLayout
     layout = layouts.SEQ_MINOR if head_width % LANES else layouts.HEAD_DIM_MINOR
     return splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([lazy] * heads),
-        # Separate kernels for the gradients of queries and of keys: the fused one writes a partial gradient of the
-        # queries for every block of keys, which costs more memory and time than it saves.
         block_sizes=splash_attention.BlockSizes(
             block_q=block_q,
             block_kv=block_kv,
             block_q_dkv=block_q,
-            block_kv_dkv=block_kv,
-            block_q_dq=block_q,
-            block_kv_dq=block_kv,
+            block_kv_dkv=shape[1] if fused else block_kv,
+            block_kv_dkv_compute=block_kv,
+            block_q_dq=None if fused else block_q,
+            block_kv_dq=None if fused else block_kv,
+            use_fused_bwd_kernel=fused,
             q_layout=layout,
             k_layout=layout,
             v_layout=layout,

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 RECOMPUTED = "rematted_computation"
 """JAX's name for the part of a backward pass that rematerialisation computes again."""
@@ -25,6 +26,8 @@ KERNEL_PRODUCTS = {
     "cudnn_attention_forward": (2, 2),
     "cudnn_attention_backward": (5, 4),
 }
+FUSED = (5, 4)
+"""The same of splash_mha_dkv where it also gives the gradient of the queries."""
 
 
 @dataclasses.dataclass
@@ -64,7 +67,9 @@ def count(traced: Any, tile: int = 1) -> Flops:
     """
     flops = Flops()
     constants = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
-    _walk(traced.jaxpr, _Place(), flops, constants, tile)
+    # Rematerialisation leaves calls in the backward pass whose results it has kept, for the compiler to drop.
+    needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+    _walk(needed, _Place(), flops, constants, tile)
     return flops
 
 
@@ -80,9 +85,10 @@ def _walk(jaxpr: Any, place: _Place, flops: Flops, constants: dict, tile: int) -
             _add(flops, here, _convolution(equation))
         elif name == "pallas_call":
             product = functools.partial(_splash_product, equation, constants, tile)
-            _kernel(equation.params["name"], product, here, flops)
+            _kernel(equation.params["name"], product, here, flops, _splash_rule(equation))
         elif name == "ffi_call":
-            _kernel(equation.params["target_name"], functools.partial(_attention_product, equation), here, flops)
+            product = functools.partial(_attention_product, equation)
+            _kernel(equation.params["target_name"], product, here, flops, _rule(equation.params["target_name"]))
         elif name == "cond":
             branches = [_branch(branch, here, tile) for branch in equation.params["branches"]]
             _merge(flops, max(branches, key=lambda b: b.model + b.recomputed))
@@ -172,9 +178,25 @@ def _convolution(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth / holes
 
 
-def _kernel(name: str, product: Callable[[], tuple[float, float]], place: _Place, flops: Flops) -> None:
-    """Adds a kernel by the rule for its name; ``product`` is one product's FLOPs on one device, and of whole tiles."""
-    rule = next((rule for prefix, rule in KERNEL_PRODUCTS.items() if name.startswith(prefix)), None)
+def _rule(name: str) -> tuple[int, int] | None:
+    """The entry of ``KERNEL_PRODUCTS`` for a kernel."""
+    return next((rule for prefix, rule in KERNEL_PRODUCTS.items() if name.startswith(prefix)), None)
+
+
+def _splash_rule(equation: Any) -> tuple[int, int] | None:
+    # Two results and the scratch space of each; the gradient of the queries comes as a third.
+    fused = equation.params["name"].startswith("splash_mha_dkv") and len(equation.outvars) == 6
+    return FUSED if fused else _rule(equation.params["name"])
+
+
+def _kernel(
+    name: str,
+    product: Callable[[], tuple[float, float]],
+    place: _Place,
+    flops: Flops,
+    rule: tuple[int, int] | None,
+) -> None:
+    """Adds a kernel by its rule; ``product`` is one product's FLOPs on one device, and of whole tiles."""
     if rule is None:
         flops.unknown.add(name)
         return

@@ -31,6 +31,9 @@ class Work:
       moved: bytes read from and written to the device's memory.
       kernel: name of the custom kernel it calls, whose operations the module does not tell; else empty.
       source: the operation of the traced step it comes from, if any, and its (first) result.
+      place: the computation it is scheduled in; a loop's body is another than what is around the loop.
+      starts: it moves its bytes beside the instructions that follow, until one awaits it.
+      awaits: name of the instruction that started what it waits for; else empty.
     """
 
     name: str
@@ -40,6 +43,9 @@ class Work:
     moved: float
     kernel: str = ""
     source: str = ""
+    place: int = 0
+    starts: bool = False
+    awaits: str = ""
 
 
 def work(module: Module, tile: int = 1) -> Iterator[Work]:
@@ -50,7 +56,11 @@ def work(module: Module, tile: int = 1) -> Iterator[Work]:
       tile: rows and columns of the matrix unit.
     """
     for instruction, computation, times in executed(module):
-        if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
+        if instruction.opcode in _FREE or instruction.opcode.endswith("-update"):
+            continue
+        place = id(computation)
+        if instruction.opcode.endswith("-done"):
+            yield Work(instruction.name, times, 0.0, 0.0, 0.0, place=place, awaits=_started(instruction, computation))
             continue
         kernel = ""
         if instruction.opcode == "custom-call":
@@ -59,7 +69,14 @@ def work(module: Module, tile: int = 1) -> Iterator[Work]:
                 continue
         flops, filled = _products(module, instruction, computation, tile)
         moved = _moved(module, instruction, computation)
-        yield Work(instruction.name, times, flops, filled, moved, kernel, _source(instruction))
+        starts, source = instruction.opcode.endswith("-start"), _source(instruction)
+        yield Work(instruction.name, times, flops, filled, moved, kernel, source, place, starts)
+
+
+def _started(done: Instruction, computation: Computation) -> str:
+    """The name of the start that a done, or an update before it, belongs to."""
+    name = done.operands[0]
+    return _started(computation[name], computation) if computation[name].opcode.endswith("-update") else name
 
 
 def _kernel(instruction: Instruction) -> str:

@@ -1,18 +1,20 @@
 """How long a compiled step takes at least, from what its program computes, moves and sends at the chips' peak rates.
 
 Instructions of one device run one after another, each as long as its matrix products or its memory traffic need,
-whichever is longer. Collectives over the batch axes (weight gathers, gradient sums) are taken to hide behind
-computation; those over ``tensor`` and ``context`` wait for activations, so they are added.
+whichever is longer. Copies that the compiler starts ahead of their use, such as those of weights into on-chip memory,
+take the memory's time that the instructions until then leave over. Collectives over the batch axes (weight gathers,
+gradient sums) are taken to hide behind computation; those over ``tensor`` and ``context`` wait for activations, so they
+are added.
 """
 
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from videogen.parallel.flops import Flops
 from videogen.parallel.hlo import Collective, Module, collectives
-from videogen.parallel.hlo_cost import work
+from videogen.parallel.hlo_cost import Work, work
 from videogen.parallel.mesh import AXES, BATCH_AXES
 from videogen.parallel.topology import Topology
 
@@ -106,25 +108,55 @@ def estimate(
     chip = topology.chip
     peak = chip.flops / chip.devices
     memory_rate = chip.hbm_bandwidth / chip.devices
-    total, sums = 0.0, collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0])
-    kernels: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0])
-    for item in work(module, chip.tile):
-        busy, moving = item.times * item.filled / peak, item.times * item.moved / memory_rate
-        total += item.times * item.flops
-        if item.kernel:
-            _add(kernels[item.kernel], moving, item.times)
-        else:
-            _add(sums[item.source], max(busy, moving), busy, moving, item.times)
-    for name, (moving, times) in kernels.items():
-        busy = flops.kernels_filled.get(name, 0.0) / peak
-        _add(sums[name], max(busy, moving), busy, moving, times)
+    items, runs = list(work(module, chip.tile)), collections.Counter()
+    for item in items:
+        runs[item.kernel] += item.times
+
+    def compute_seconds(item: Work) -> float:
+        filled = flops.kernels_filled.get(item.kernel, 0.0) / runs[item.kernel] if item.kernel else item.filled
+        return filled / peak
+
+    sums, sources = collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0]), {item.name: item.source for item in items}
+    timed = [(item, compute_seconds(item), item.moved / memory_rate) for item in items]
+    for (item, busy, moving), seconds in zip(timed, durations(timed), strict=True):
+        # What is awaited counts as often as it was started.
+        source, times = sources.get(item.awaits) or item.kernel or item.source, item.times
+        _add(sums[source], times * seconds, times * busy, times * moving, 0 if item.awaits else times)
     shares = sorted((Share(source, *values) for source, values in sums.items()), key=lambda share: -share.seconds)
     alone, compute, hbm = (sum(getattr(share, name) for share in shares) for name in ("seconds", "compute", "hbm"))
     traffic = sorted(summarise(collectives(module), topology, mesh, coordinates), key=lambda t: -t.seconds)
     hidden = sum(t.seconds for t in traffic if t.overlaps)
     exposed = sum(t.seconds for t in traffic if not t.overlaps)
-    step, compiled = max(alone, hidden) + exposed, total + sum(flops.kernels.values())
+    step = max(alone, hidden) + exposed
+    compiled = sum(item.times * item.flops for item in items) + sum(flops.kernels.values())
     return Estimate(compute, hbm, hidden + exposed, step, compiled, traffic, shares)
+
+
+def durations(timed: Iterable[tuple[Work, float, float]]) -> Iterator[float]:
+    """How long each instruction takes once.
+
+    A start takes no time itself: its copy goes on while instructions of its computation leave memory idle, behind the
+    copies started before it, and what awaits it takes as long as is then left of it.
+
+    Args:
+      timed: instructions in their order, with the seconds that their products and their memory traffic take alone.
+    """
+    copying: dict[int, dict[str, float]] = collections.defaultdict(dict)
+    for item, busy, moving in timed:
+        left = copying[item.place]
+        if item.starts:
+            left[item.name] = moving
+            yield 0.0
+            continue
+        if item.awaits:
+            yield left.pop(item.awaits, 0.0)
+            continue
+        idle = max(busy - moving, 0.0)
+        for name in list(left):
+            used = min(idle, left[name])
+            left[name] -= used
+            idle -= used
+        yield max(busy, moving)
 
 
 def _add(sums: list[float], *values: float) -> None:
