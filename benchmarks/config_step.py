@@ -30,7 +30,7 @@ from videogen import app, tasks  # noqa: E402
 from videogen.parallel import flops, make_mesh  # noqa: E402
 from videogen.parallel.topology import peak_flops  # noqa: E402
 from videogen.training.inputs import check_batch, place  # noqa: E402
-from videogen.training.planning import abstract_batch, complete_for_planning  # noqa: E402
+from videogen.training.planning import abstract_batch, complete_for_planning, largest_bucket  # noqa: E402
 from videogen.training.state import (  # noqa: E402
     frozen_shardings,
     new_state,
@@ -62,7 +62,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     mesh = make_mesh(config.parallel.mesh)
     check_batch(config, mesh.shape)
     task = tasks.build(config)
-    frozen = place_frozen(task.frozen(None), mesh)
+    frozen = place_frozen(task.frozen(None), mesh, config.parallel.frozen)
     with jax.set_mesh(mesh):
         structure, abstract = structure_of(task, config)
         shapes = jax.eval_shape(lambda: new_state(task, structure, config))
@@ -71,8 +71,10 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         split = {name: nnx.split(module) for name, module in frozen.items()}
         weights = {name: nnx.to_pure_dict(values) for name, (_, values) in split.items()}
         graphs = {name: graph for name, (graph, _) in split.items()}
-        step = jit_train_step(task, structure, graphs, config, mesh, placement, frozen_shardings(frozen, mesh))
-        batch = place(random_batch(abstract_batch(config, task), task), mesh)
+        frozen_placement = frozen_shardings(frozen, mesh, config.parallel.frozen)
+        step = jit_train_step(task, structure, graphs, config, mesh, placement, frozen_placement)
+        batch = random_batch(abstract_batch(config, task), task)
+        batch = place(batch, mesh, largest_bucket(config).batch_size, config.data.image_batch_size)
         traced = step.trace(state, weights, batch)
         work = flops.count(traced.jaxpr).model
         compiled = traced.lower().compile()

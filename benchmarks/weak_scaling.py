@@ -49,7 +49,7 @@ def main() -> None:
             config.data[key] = config.data[key] * topology.devices // REFERENCE_CHIPS
         fsdp = min(FSDP.value, topology.devices)
         mesh = {"data": topology.devices // fsdp, "fsdp": fsdp}
-        compiled = compile_for(config, Request(name, 1, mesh, REMAT.value))
+        compiled = compile_for(config, Request(name, 1, mesh, REMAT.value, "sharded"))
         plan = plan_of(compiled, topology, config, assumed)
         rows.append(
             {

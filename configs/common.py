@@ -23,6 +23,8 @@ def base(dtype: str) -> ConfigDict:
     config.parallel = {
         "mesh": {"replica": 1, "data": -1, "fsdp": 1, "tensor": 1, "context": 1},
         "remat": "none",
+        # Weights of frozen modules: "sharded" over fsdp like trained ones, or "whole" on every device.
+        "frozen": "sharded",
         "dtype": dtype,
     }
     config.data = {

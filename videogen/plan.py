@@ -54,7 +54,8 @@ def main() -> None:
             mesh = dict(config.parallel.mesh)
             if topology.slices > 1 and mesh["replica"] == 1:
                 mesh["replica"] = topology.slices
-            request = Request(str(topology), topology.slices, mesh, config.parallel.remat, FULL.value)
+            remat, frozen = config.parallel.remat, config.parallel.frozen
+            request = Request(str(topology), topology.slices, mesh, remat, frozen, FULL.value)
             logging.info("compiling for %s …", topology)
             plan = plan_of(compile_for(config, request), topology, config, assumed)
     except RuntimeError as error:

@@ -128,6 +128,22 @@ def test_built_by_name(checkpoint):
     assert encoder.width == 24
 
 
+def test_weights_are_kept_as_the_products_take_them(checkpoint):
+    def features(encoder):
+        return encoder(jnp.asarray(IDS), jnp.asarray(MASK)).features
+
+    narrow = T5Encoder.load(checkpoint, dtype=jnp.bfloat16)
+    layer = narrow.stack.layers
+    assert layer.query.kernel.dtype == narrow.embedding.table.dtype == jnp.bfloat16
+    assert layer.mlp_norm.scale.dtype == narrow.norm.scale.dtype == narrow.position_bias.table.dtype == jnp.float32
+    wide = T5Encoder.load(checkpoint)
+    assert wide.stack.layers.query.kernel.dtype == jnp.float32
+    for _, module in nnx.iter_modules(wide):
+        if getattr(module, "dtype", None) is not None and module is not wide.position_bias:
+            module.dtype = jnp.bfloat16
+    np.testing.assert_array_equal(features(narrow), features(wide))
+
+
 def rewrite(checkpoint, change):
     weights = load_file(checkpoint / "model.safetensors")
     change(weights)

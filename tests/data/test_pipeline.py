@@ -121,9 +121,12 @@ def test_resume_by_start_and_by_state_continue_identically(workers):
     assert_equal(straight, first + take(pipeline, 4))
 
 
+HALVES = [lambda size: (0, 2), lambda size: (1, 2)]
+
+
 def test_two_processes_hold_the_halves_of_the_one_process_batches():
     whole = take(make(image_batch_size=2, start=8), 5)
-    parts = [take(make(image_batch_size=2, start=8, process_index=p, process_count=2), 5) for p in range(2)]
+    parts = [take(make(image_batch_size=2, start=8, share=half), 5) for half in HALVES]
     for k, batch in enumerate(whole):
         for key in ("video", "text_ids", "label", "audio"):
             np.testing.assert_array_equal(batch[key], np.concatenate([parts[p][k][key] for p in range(2)]))
@@ -133,7 +136,7 @@ def test_two_processes_hold_the_halves_of_the_one_process_batches():
 
 def test_resume_on_another_number_of_processes():
     whole = take(make(), 4)
-    pipeline = make(process_index=1, process_count=2)
+    pipeline = make(share=HALVES[1])
     next(pipeline)
     state = pipeline.get_state()
     pipeline.close()
@@ -211,7 +214,7 @@ def test_resume_with_buckets_goes_on_where_it_stopped(workers):
 def test_two_processes_hold_the_halves_of_every_bucket():
     settings = BUCKETS | {"image_batch_size": 2}
     whole = take(make(**settings), 6)
-    parts = [take(make(process_index=p, process_count=2, **settings), 6) for p in range(2)]
+    parts = [take(make(share=half, **settings), 6) for half in HALVES]
     for k, batch in enumerate(whole):
         for key in ("video", "text_ids", "audio"):
             np.testing.assert_array_equal(batch[key], np.concatenate([parts[p][k][key] for p in range(2)]))
@@ -222,8 +225,8 @@ def test_two_processes_hold_the_halves_of_every_bucket():
 def test_buckets_of_different_data_and_uneven_ones_are_refused():
     with pytest.raises(UserError, match="another number of samples"):
         make([Numbers(10), Numbers(9)], batch_size=[2, 2], shares=[1, 1])
-    with pytest.raises(UserError, match="batch size 2 is no multiple of the 4 processes"):
-        make(**BUCKETS, process_count=4)
+    with pytest.raises(UserError, match="batch size 2 is no multiple of the 4 shares"):
+        make(**BUCKETS, share=lambda size: (0, 4))
     with pytest.raises(UserError, match="no batch begins after 1 videos"):
         make(**BUCKETS, start=1)
 
@@ -252,8 +255,8 @@ def test_nothing_readable_is_one_clear_error(workers):
 def test_empty_source_and_uneven_batches_are_refused():
     with pytest.raises(UserError, match="empty"):
         make(Numbers(0))
-    with pytest.raises(UserError, match="multiple of the 3 processes"):
-        make(process_count=3)
+    with pytest.raises(UserError, match="multiple of the 3 shares"):
+        make(share=lambda size: (0, 3))
 
 
 def test_shapes_go_through_whole_pipeline():

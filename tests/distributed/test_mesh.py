@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from configs import phenaki
 from videogen.errors import UserError
 from videogen.nn import REMAT_POLICIES
-from videogen.parallel import parameter_spec
+from videogen.parallel import batch_axes, parameter_spec
 from videogen.training.inputs import check_batch
 
 TINY = [
@@ -21,6 +21,8 @@ TINY = [
     "--config.data.clip.height=16",
     "--config.data.clip.width=16",
     "--config.data.batch_size=8",
+    # So few that on the mesh below two groups of devices share an image.
+    "--config.data.image_batch_size=2",
     "--config.data.eval_batch_size=4",
     "--config.model.encoder_layers=(1,1)",
     "--config.model.decoder_layers=(1,1)",
@@ -107,7 +109,7 @@ from videogen.parallel import make_mesh
 from videogen.training.inputs import place
 
 rows = np.arange(16, dtype=np.int32)[:, None]
-placed = place({"image": {"label": rows}}, make_mesh({"data": 2, "fsdp": 2, "context": 2}))["image"]["label"]
+placed = place({"image": {"label": rows}}, make_mesh({"data": 2, "fsdp": 2, "context": 2}), 8, 16)["image"]["label"]
 for shard in placed.addressable_shards:
     group = shard.device.id // 2  # data × fsdp; the two context devices hold the same rows
     np.testing.assert_array_equal(np.asarray(shard.data), rows[4 * group : 4 * group + 4])
@@ -124,6 +126,18 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     config.data.batch_size = 6
     with pytest.raises(UserError, match="data.batch_size = 6 does not divide by the 8 data-parallel devices"):
         check_batch(config, {"replica": 1, "data": 4, "fsdp": 2})
+
+
+def test_few_images_are_shared_by_half_of_the_devices():
+    config = phenaki.get_config("stage=tokenizer,size=debug")
+    config.data.batch_size, config.data.image_batch_size = 16, 4
+    mesh = {"replica": 1, "data": 2, "fsdp": 4}
+    check_batch(config, mesh)
+    assert batch_axes(mesh, 16) == ("replica", "data", "fsdp")
+    assert batch_axes(mesh, 4) == ("replica", "fsdp") and batch_axes(mesh, 2) == ("replica", "data")
+    assert batch_axes(mesh, 3) == ("replica",)
+    with pytest.raises(UserError, match="data.image_batch_size = 4 does not divide by the 16"):
+        check_batch(config, mesh | {"fsdp": 8})
 
 
 def test_parameters_are_sharded_by_rules_and_size():

@@ -32,7 +32,7 @@ PATIENCE = 1200
 class Job:
     """The processes of one start of a run."""
 
-    def __init__(self, workdir: Path, processes: int, devices: int, steps: int):
+    def __init__(self, workdir: Path, processes: int, devices: int, steps: int, *more: str):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -40,7 +40,7 @@ class Job:
         for index in range(processes):
             flags = [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={processes}"]
             flags += [f"--process_index={index}", f"--config.steps={steps}", f"--workdir={workdir}"]
-            command = [sys.executable, "-m", "videogen.train", *TINY, *(flags if processes > 1 else flags[3:])]
+            command = [sys.executable, "-m", "videogen.train", *TINY, *more, *(flags if processes > 1 else flags[3:])]
             settings = {"cwd": REPOSITORY, "env": environment(devices), "stderr": subprocess.PIPE, "text": True}
             self.processes.append(subprocess.Popen(command, **settings))
 
@@ -135,3 +135,14 @@ def test_any_number_of_processes_and_devices_goes_on_with_the_same_data(killed, 
     # Another batch would change the loss far more than another order of summation does.
     assert np.median(np.abs(np.diff(values))) > 1e-3
     np.testing.assert_allclose([resumed[step] for step in steps], values, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_that_share_examples_read_the_same(straight, tmp_path):
+    """Each process holds one half of every frame, and all examples."""
+    mesh = {"data": 1, "fsdp": 1, "context": 2}
+    flags = [f"--config.parallel.mesh.{axis}={size}" for axis, size in mesh.items()]
+    Job(tmp_path / "run", 2, 1, 4, *flags).finish()
+    shared = losses(tmp_path / "run")
+    assert sorted(shared) == [1, 2, 3, 4]
+    np.testing.assert_allclose(list(shared.values()), [straight[step] for step in shared], rtol=1e-4)

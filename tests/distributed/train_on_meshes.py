@@ -73,7 +73,7 @@ class Training:
     def placement(self, mesh: Any) -> tuple[Any, Any]:
         """Shardings of the state and of the frozen weights."""
         state = state_shardings(self.abstract, jax.eval_shape(self.new_state), mesh)
-        return state, frozen_shardings(self.frozen, mesh)
+        return state, frozen_shardings(self.frozen, mesh, "sharded")
 
     def step(self, mesh: Any) -> Any:
         """The compiled step of every run."""
@@ -88,7 +88,7 @@ class Training:
             state, weights = jax.device_put((start, self.weights), self.placement(mesh))
             step = self.step(mesh)
             for batch in batches():
-                state, metrics = step(state, weights, place(batch, mesh))
+                state, metrics = step(state, weights, place(batch, mesh, BATCH))
                 values.append(float(metrics["loss"]))
         return values
 
@@ -102,7 +102,7 @@ def memory(sizes: dict[str, int]) -> dict[str, Any]:
         state = jax.eval_shape(training.new_state)
         placement, _ = training.placement(mesh)
         start = jax.jit(training.new_state, out_shardings=placement).lower().compile()
-        step = training.step(mesh).lower(state, training.weights, batches()[0]).compile()
+        step = training.step(mesh).lower(state, training.weights, place(batches()[0], mesh, BATCH)).compile()
     report, start_report = step.memory_analysis(), start.memory_analysis()
     params = list(zip(jax.tree.leaves(state["params"]), jax.tree.leaves(placement["params"]), strict=True))
     sharded = {p.shape for p, s in params if "fsdp" in s.spec and p.ndim == 3}

@@ -201,7 +201,7 @@ for config in configs:
 
     alone, plain = step(start, z)
     with jax.set_mesh(mesh):
-        state, quantized = step(start, jax.device_put(z, batch_sharding(mesh)))
+        state, quantized = step(start, jax.device_put(z, batch_sharding(mesh, len(z))))
     np.testing.assert_array_equal(quantized.statistics["counts"], plain.statistics["counts"])
     np.testing.assert_array_equal(quantized.indices, plain.indices)
     for a, b in zip(jax.tree.leaves((state, quantized)), jax.tree.leaves((alone, plain)), strict=True):

@@ -232,7 +232,7 @@ plain_state, plain = step(start, z)
 assert (plain_state["counts"].get_value() == 0.02).any()
 mesh = make_mesh({"data": 2, "fsdp": 4})
 with jax.set_mesh(mesh):
-    state, quantized = step(start, jax.device_put(z, batch_sharding(mesh)))
+    state, quantized = step(start, jax.device_put(z, batch_sharding(mesh, len(z))))
 np.testing.assert_array_equal(quantized.statistics["counts"], plain.statistics["counts"])
 np.testing.assert_array_equal(quantized.indices, plain.indices)
 for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(plain_state), strict=True):

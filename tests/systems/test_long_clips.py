@@ -34,7 +34,7 @@ def test_long_clips_fit_without_anything_quadratic(frames, batch, tokens):
     config.data.clip.frames = frames
     assumed, topology = complete_for_planning(config), parse_topology("v5p:4x4x8")
     mesh = {"replica": 1, "data": 1, "fsdp": 128, "tensor": 1, "context": 1}
-    compiled = compile_for(config, Request(str(topology), 1, mesh, "attention"))
+    compiled = compile_for(config, Request(str(topology), 1, mesh, "attention", "sharded"))
     plan = plan_of(compiled, topology, config, assumed)
     assert any(f",{tokens - BLOCK}," in shape for shape in re.findall(r"\[[\d,]+\]", compiled.hlo))
     assert "splash_mha_dkv" in compiled.hlo

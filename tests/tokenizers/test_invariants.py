@@ -221,7 +221,7 @@ step = lambda params, video: jax.jit(jax.value_and_grad(loss))(params, video)
 expected = step(params, video)
 mesh = make_mesh({{"data": 2, "context": 2}})
 with jax.set_mesh(mesh):
-    got = step(params, jax.device_put(video, batch_sharding(mesh)))
+    got = step(params, jax.device_put(video, batch_sharding(mesh, 2)))
 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 print("equal")

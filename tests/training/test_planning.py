@@ -5,11 +5,12 @@ import pytest
 
 from configs import phenaki
 from videogen.errors import UserError
+from videogen.parallel import make_mesh
 from videogen.parallel.topology import parse_topology
 from videogen.training.inputs import build_pipeline, build_source, text_tokenizer
-from videogen.training.plan_search import COMPILED, Survey, choose, estimated, possible_meshes
+from videogen.training.plan_search import COMPILED, Survey, abstract_mesh, choose, estimated, possible_meshes
 from videogen.training.planning import abstract_batch, abstract_run, check_batch, complete_for_planning
-from videogen.training.state import parameter_count
+from videogen.training.state import FROZEN_LAYOUTS, frozen_shardings, parameter_count
 
 
 def test_abstract_batch_is_what_the_pipeline_gives(tmp_path):
@@ -17,7 +18,7 @@ def test_abstract_batch_is_what_the_pipeline_gives(tmp_path):
     config.data.image_batch_size = 4
     complete_for_planning(config)
     source = build_source(config, "train")
-    pipeline = build_pipeline(config, source, text_tokenizer(config, tmp_path, source), 0)
+    pipeline = build_pipeline(config, source, text_tokenizer(config, tmp_path, source), 0, make_mesh({"data": -1}))
     try:
         batch = next(pipeline)
     finally:
@@ -63,6 +64,22 @@ def test_search_lays_out_all_devices_and_prefers_what_fits():
     assert len({(tuple(c.mesh.items()), c.remat) for c in chosen}) == len(chosen)
 
 
+def test_whole_frozen_weights_take_memory_and_are_not_gathered():
+    config = phenaki.get_config("stage=generator,size=paper")
+    complete_for_planning(config)
+    topology, mesh = parse_topology("v6e:8x8"), {"replica": 1, "data": 1, "fsdp": 64, "tensor": 1, "context": 1}
+    run, surveys = abstract_run(config), {"none": Survey(1e12, 2e9, 1e8, True), "full": Survey(1e12, 2e9, 1e8, True)}
+    sharded, whole = (estimated(run, topology, mesh, "none", layout, surveys) for layout in FROZEN_LAYOUTS)
+    # T5-XXL's 4.76 billion weights, in bfloat16, and the tokenizer's.
+    assert 9e9 < whole.memory - sharded.memory < 10e9
+    assert whole.seconds < sharded.seconds
+    abstract = abstract_mesh(topology, mesh)
+    placed = jax.tree.leaves(frozen_shardings(run.frozen, abstract, "whole"))
+    assert placed and all(sharding.is_fully_replicated for sharding in placed)
+    with pytest.raises(UserError, match="unknown parallel.frozen 'hole'; did you mean 'whole'"):
+        frozen_shardings(run.frozen, abstract, "hole")
+
+
 def test_recomputed_layers_wait_for_each_other_again():
     config = phenaki.get_config("stage=tokenizer,size=debug")
     run, topology = abstract_run(config), parse_topology("v5p:2x2x1")
@@ -70,7 +87,7 @@ def test_recomputed_layers_wait_for_each_other_again():
     mesh = {"replica": 1, "data": 4, "fsdp": 1, "tensor": 1, "context": 1}
 
     def longer(mesh: dict[str, int]) -> float:
-        full, none = (estimated(run, topology, mesh, remat, surveys).seconds for remat in ("full", "none"))
+        full, none = (estimated(run, topology, mesh, remat, "sharded", surveys).seconds for remat in ("full", "none"))
         return full - none
 
     assert longer(mesh | {"data": 2, "tensor": 2}) > longer(mesh) + 1e-3

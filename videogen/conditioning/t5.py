@@ -140,6 +140,11 @@ class T5Encoder(nnx.Module):
         self.position_bias = Embedding(config.buckets, config.heads, axes=(None, "heads"), rngs=rngs)
         self.stack = Stack(lambda rngs: T5Block(config, dtype=dtype, rngs=rngs), config.layers, rngs=rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon, rngs=rngs)
+        for _, module in nnx.iter_modules(self):
+            # Nothing trains them, so weights are kept as the products take them: half of the memory in bfloat16.
+            weight = getattr(module, "kernel", getattr(module, "table", None))
+            if weight is not None:
+                weight.set_value(weight.get_value().astype(module.dtype))
 
     def __call__(self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]) -> Tokens:
         """Encodes padded texts of any length; features at padded places are zero."""
@@ -163,7 +168,7 @@ class T5Encoder(nnx.Module):
 
         Args:
           directory: the folder of the checkpoint.
-          dtype: dtype of the matrix products and features; parameters are float32.
+          dtype: dtype of the matrix products, their weights and the features; all else is float32.
           rngs: unused; every text encoder of the table is built with it.
 
         Raises:
@@ -219,7 +224,7 @@ def _fill(values: dict, names: dict[tuple[str, ...], list[str]], tensors: "_Tens
         expected = shape[::-1] if transpose else shape
         arrays = [tensors.read(name, expected) for name in group]
         arrays = [array.T if transpose else array for array in arrays]
-        node[path[-1]] = jnp.asarray(np.stack(arrays) if stacked else arrays[0])
+        node[path[-1]] = jnp.asarray(np.stack(arrays) if stacked else arrays[0], node[path[-1]].dtype)
 
 
 class _Tensors:

@@ -1,14 +1,14 @@
 """From a source to batches: shuffled, tokenised, decoded in worker processes, the same after any restart.
 
 What a batch holds is a pure function of (seed, global position of its samples). Neither the number of workers
-nor of processes enters: in the job as a whole, batch k holds positions k·B … (k+1)·B - 1, and process p of P
-holds the p-th of P equal consecutive runs of them. With buckets of several clip sizes all of them share the one order
+nor of processes enters: in the job as a whole, batch k holds positions k·B … (k+1)·B - 1, and a process reads one of
+equal consecutive runs of them. With buckets of several clip sizes all of them share the one order
 of samples: the bucket of batch k is a pure function of (seed, k), and so is the position where it begins, which follows
 from the batch sizes before it.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -86,10 +86,10 @@ class ReadBatch:
     Args:
       schedule: the bucket and position of every step.
       videos: the samples by position, one data set per bucket.
-      batch_sizes: one per bucket, of this process.
+      batch_sizes: one per bucket, of the whole job, as all sizes here.
       images: the samples that give images, one data set per bucket.
-      image_batch_size: of this process; 0 gives none.
-      process: this process's index, and their count.
+      image_batch_size: images per batch; 0 gives none.
+      share: size of a batch -> which share of it this process reads, and how many shares there are.
       collate: joins samples.
     """
 
@@ -100,24 +100,25 @@ class ReadBatch:
         batch_sizes: Sequence[int],
         images: Sequence[grain.MapDataset],
         image_batch_size: int,
-        process: tuple[int, int],
+        share: Callable[[int], tuple[int, int]],
         collate: Collate,
     ):
         self._schedule = schedule
         self._videos, self._batch_sizes = videos, batch_sizes
         self._images, self._image_batch_size = images, image_batch_size
-        self._process, self._collate = process, collate
+        self._shares = {size: share(size) for size in (*batch_sizes, image_batch_size) if size}
+        self._collate = collate
 
     def _read(self, samples: grain.MapDataset, start: int, size: int) -> dict[str, Any]:
-        first = start + self._process[0] * size
-        return self._collate([samples[i] for i in range(first, first + size)])
+        index, count = self._shares[size]
+        first, own = start + index * (size // count), size // count
+        return self._collate([samples[i] for i in range(first, first + own)])
 
     def __call__(self, step: int) -> dict[str, Any]:
         bucket = self._schedule.bucket(step)
         batch = self._read(self._videos[bucket], self._schedule.position(step), self._batch_sizes[bucket])
         if self._image_batch_size:
-            start = step * self._image_batch_size * self._process[1]
-            images = self._read(self._images[bucket], start, self._image_batch_size)
+            images = self._read(self._images[bucket], step * self._image_batch_size, self._image_batch_size)
             batch |= {"image": images, "skipped": batch["skipped"] + images.pop("skipped")}
         return batch
 
@@ -142,8 +143,7 @@ class Pipeline:
       workers: worker processes; 0 reads in background threads of this process.
       text: tokenizer of the captions; ``None`` leaves the text out.
       image_batch_size: images per batch in the whole job.
-      process_index: this process among ``process_count``.
-      process_count: processes of the job.
+      share: size of a batch -> which share of it this process reads, and how many shares there are.
       start: videos the whole job has already consumed: where to go on after a restart.
       shuffle: a new order every epoch; False keeps the order of the source.
 
@@ -165,8 +165,7 @@ class Pipeline:
         text: TextTokenizer | None,
         shares: Sequence[float] = (1,),
         image_batch_size: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        share: Callable[[int], tuple[int, int]] = lambda size: (0, 1),
         start: int = 0,
         shuffle: bool = True,
     ):
@@ -179,18 +178,18 @@ class Pipeline:
         if min(batch_sizes) < 1 or image_batch_size < 0:
             raise UserError(f"batch sizes must be positive, got {batch_size} and {image_batch_size} (images)")
         for size in (*batch_sizes, image_batch_size):
-            if size % process_count:
-                raise UserError(f"batch size {size} is no multiple of the {process_count} processes")
+            if size and size % share(size)[1]:
+                raise UserError(f"batch size {size} is no multiple of the {share(size)[1]} shares that processes read")
         self.skipped: dict[str, str] = {}
         # Streams of videos and images have the seeds 0 and 1 beside this one.
         self._schedule = BucketSchedule(batch_sizes, shares, _seed_of(seed, 2))
         self._read = ReadBatch(
             self._schedule,
             [_samples(source, _seed_of(seed, 0), shuffle, single_frame=False) for source in sources],
-            [size // process_count for size in batch_sizes],
+            batch_sizes,
             [_samples(source, _seed_of(seed, 1), shuffle, single_frame=True) for source in sources],
-            image_batch_size // process_count,
-            (process_index, process_count),
+            image_batch_size,
+            share,
             Collate(text, bool(sources[0].classes)),
         )
         self._workers = workers

@@ -1,7 +1,7 @@
 """Meshes and logical-axis rules: where every parameter and activation lives."""
 
 from videogen.parallel.distributed import on_host
-from videogen.parallel.mesh import AXES, batch_sharding, make_mesh, mesh_axis_size, on_mesh, target_platform
+from videogen.parallel.mesh import AXES, batch_axes, batch_sharding, make_mesh, mesh_axis_size, on_mesh, target_platform
 from videogen.parallel.rules import GRID_AXES, RULES, activation_spec, constrain, parameter_spec, shardings
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "GRID_AXES",
     "RULES",
     "activation_spec",
+    "batch_axes",
     "batch_sharding",
     "constrain",
     "make_mesh",

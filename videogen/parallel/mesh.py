@@ -1,5 +1,6 @@
 """The device mesh: one set of axis names from a laptop to a pod."""
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -75,6 +76,16 @@ def target_platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: its leading axis over every data-parallel mesh axis."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def batch_axes(mesh_shape: Mapping[str, int], size: int) -> tuple[str, ...]:
+    """The data-parallel axes that share a batch of ``size`` evenly: all of them, or else those that make most shares.
+
+    Devices along the others hold the same examples.
+    """
+    subsets = (axes for count in range(len(BATCH_AXES), -1, -1) for axes in itertools.combinations(BATCH_AXES, count))
+    shares = {axes: math.prod(mesh_shape.get(axis, 1) for axis in axes) for axes in subsets}
+    return max((axes for axes in shares if size % shares[axes] == 0), key=shares.get)
+
+
+def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
+    """Sharding of the leading axis of a batch of ``size`` examples."""
+    return NamedSharding(mesh, PartitionSpec(batch_axes(mesh.shape, size)))

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from videogen.parallel.mesh import BATCH_AXES, on_mesh
+from videogen.parallel.mesh import BATCH_AXES, batch_axes, on_mesh
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
@@ -40,11 +40,14 @@ def _axes_size(mesh_shape: dict[str, int], axes: str | tuple[str, ...]) -> int:
 
 
 def activation_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-    """The partition of an activation on the entered mesh; axes that the mesh does not divide stay whole."""
+    """The partition of an activation on the entered mesh; axes that the mesh does not divide stay whole.
+
+    A batch that it does not divide is shared by some of the data-parallel axes (``mesh.batch_axes``).
+    """
     mesh_shape = dict(jax.sharding.get_abstract_mesh().shape)
     spec = []
     for name, size in zip(axes, shape, strict=True):
-        target = RULES.get(name) if name else None
+        target = batch_axes(mesh_shape, size) if name == "batch" else RULES.get(name) if name else None
         spec.append(target if target and size % _axes_size(mesh_shape, target) == 0 else None)
     return PartitionSpec(*spec)
 
@@ -76,9 +79,12 @@ def parameter_spec(
     return PartitionSpec(*spec)
 
 
-def shardings(state: nnx.State, mesh: Mesh) -> Any:
-    """A plain nested dict of ``NamedSharding``, one per variable, from the ``axes`` each variable carries."""
-    mesh_shape = dict(mesh.shape)
+def shardings(state: nnx.State, mesh: Mesh, *, fsdp: bool = True) -> Any:
+    """A plain nested dict of ``NamedSharding``, one per variable, from the ``axes`` each variable carries.
+
+    Without ``fsdp`` no variable is spread over that mesh axis.
+    """
+    mesh_shape = dict(mesh.shape) | ({} if fsdp else {"fsdp": 1})
 
     def sharding(variable: nnx.Variable) -> NamedSharding:
         spec = parameter_spec(variable.get_value().shape, variable.get_metadata().get("axes"), mesh_shape)

@@ -1,5 +1,7 @@
 """Data of a stage: sources, text tokenizers and batches on the mesh."""
 
+import collections
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +14,7 @@ from jax.sharding import Mesh
 from videogen import data
 from videogen.data.text import build_text_tokenizer, load_text_tokenizer, train_bpe
 from videogen.errors import UserError
-from videogen.parallel import batch_sharding
+from videogen.parallel import batch_axes, batch_sharding
 from videogen.parallel.mesh import BATCH_AXES
 
 TEXT_DIRECTORY = "text_tokenizer"
@@ -70,7 +72,7 @@ def text_tokenizer(config: Any, workdir: epath.PathLike, source: data.Source | N
     return tokenizer
 
 
-def build_pipeline(config: Any, source: data.Source, text: Any, start: int) -> data.Pipeline:
+def build_pipeline(config: Any, source: data.Source, text: Any, start: int, mesh: Mesh) -> data.Pipeline:
     """The training pipeline of this process, from global position ``start`` on.
 
     Args:
@@ -78,6 +80,7 @@ def build_pipeline(config: Any, source: data.Source, text: Any, start: int) -> d
       source: the training source of the config's clip.
       text: the text tokenizer, ``None`` without text.
       start: videos the whole job has already consumed.
+      mesh: the devices that batches go to.
     """
     buckets = data.read_buckets(config.data)
     return data.Pipeline(
@@ -88,8 +91,7 @@ def build_pipeline(config: Any, source: data.Source, text: Any, start: int) -> d
         seed=config.seed,
         workers=config.data.workers,
         text=text,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=functools.partial(share, mesh=mesh),
         start=start,
     )
 
@@ -108,14 +110,17 @@ def held_out_batches(config: Any, text: Any, count: int) -> list[dict[str, np.nd
 def check_batch(config: Any, mesh: Mapping[str, int]) -> None:
     """Refuses batches that the data-parallel devices, or the micro-batches, cannot share evenly.
 
+    Images are few beside videos: two groups of devices may compute the same ones.
+
     Raises:
-      UserError: a batch size is no multiple of replica × data × fsdp, or of ``accumulate``.
+      UserError: a batch size is no multiple of replica × data × fsdp (of half of it, for images), or of ``accumulate``.
     """
     shards = math.prod(mesh[axis] for axis in BATCH_AXES)
     name = "buckets[{}]" if config.data.get("buckets") else "batch_size"
     sizes = {name.format(i): bucket.batch_size for i, bucket in enumerate(data.read_buckets(config.data))}
     for key, size in {**sizes, "image_batch_size": config.data.image_batch_size}.items():
-        if size % shards:
+        sharing = math.prod(mesh[axis] for axis in batch_axes(mesh, size))
+        if sharing < shards and not (key == "image_batch_size" and 2 * sharing == shards):
             raise UserError(
                 f"data.{key} = {size} does not divide by the {shards} data-parallel devices (replica × data × fsdp); "
                 f"use a multiple of {shards}, or lay out fewer of them with tensor or context"
@@ -124,7 +129,42 @@ def check_batch(config: Any, mesh: Mapping[str, int]) -> None:
             raise UserError(f"a batch of {size} (data.{key}) does not divide by accumulate = {config.accumulate}")
 
 
-def place(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Puts this process's share of a batch on its devices, the leading axis over the data axes."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+def share(size: int, mesh: Mesh) -> tuple[int, int]:
+    """Which share of a batch of ``size`` this process reads, and how many shares there are.
+
+    Processes read the same where their devices hold the same examples: along ``tensor`` and ``context``, and along the
+    axes that do not divide the batch.
+
+    Raises:
+      UserError: the processes' examples are no equal shares.
+    """
+    rows: dict[int, set[int]] = collections.defaultdict(set)
+    for device, index in batch_sharding(mesh, size).devices_indices_map((size,)).items():
+        rows[device.process_index].update(range(*index[0].indices(size)))
+    shares = sorted({tuple(sorted(held)) for held in rows.values()})
+    if sum(map(len, shares)) != size or len({len(held) for held in shares}) > 1:
+        raise UserError(
+            f"on this mesh the processes hold overlapping parts of a batch of {size}; "
+            "let tensor × context be a multiple or a divisor of the devices of a process"
+        )
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+
+
+def place(batch: dict[str, Any], mesh: Mesh, batch_size: int, image_batch_size: int = 0) -> dict[str, Any]:
+    """Puts this process's share of a batch, and of its images, on its devices.
+
+    Args:
+      batch: what a pipeline gives.
+      mesh: the devices.
+      batch_size, image_batch_size: examples in the whole job.
+    """
+
+    def put(part: dict[str, Any], size: int) -> dict[str, Any]:
+        sharding = batch_sharding(mesh, size)
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array, (size, *array.shape[1:]))
+            for name, array in part.items()
+        }
+
+    images = {"image": put(batch["image"], image_batch_size)} if "image" in batch else {}
+    return put({name: array for name, array in batch.items() if name != "image"}, batch_size) | images

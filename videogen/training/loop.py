@@ -124,7 +124,7 @@ def train(config: Any, workdir: epath.PathLike, profile: tuple[int, int] | None 
             claim_workdir(config, workdir)
             text = text_tokenizer(config, workdir, source)
         frozen = frozen_modules(task, workdir)
-        frozen = place_frozen(frozen, mesh)
+        frozen = place_frozen(frozen, mesh, config.parallel.frozen)
         stack.enter_context(jax.set_mesh(mesh))
         structure, abstract = structure_of(task, config)
         shapes = jax.eval_shape(lambda: new_state(task, structure, config))
@@ -142,7 +142,7 @@ def train(config: Any, workdir: epath.PathLike, profile: tuple[int, int] | None 
         for record in writer.records:
             _score(run, record["step"], record)
         held_out = held_out_batches(config, text, EVAL_BATCHES)
-        pipeline = stack.enter_context(contextlib.closing(build_pipeline(config, source, text, position)))
+        pipeline = stack.enter_context(contextlib.closing(build_pipeline(config, source, text, position, mesh)))
         termination = Termination()
         stack.callback(termination.restore)
         profiler = stack.enter_context(contextlib.closing(Profiler(workdir, profile)))
@@ -186,7 +186,7 @@ def _first_state(
 def _prepare_step(run: Run, mesh: Any, placement: State) -> tuple[Any, dict[str, Any]]:
     """The step function, not yet compiled, and the arrays of the frozen modules."""
     split = {name: nnx.split(module) for name, module in run.frozen.items()}
-    frozen_placement = frozen_shardings(run.frozen, mesh)
+    frozen_placement = frozen_shardings(run.frozen, mesh, run.config.parallel.frozen)
     frozen_state = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
     graphs = {name: graph for name, (graph, _) in split.items()}
     step = jit_train_step(run.task, run.structure, graphs, run.config, mesh, placement, frozen_placement)
@@ -225,7 +225,8 @@ def _loop(
                 run.checkpoints.wait()
                 raise Interrupted(f"stopped by SIGTERM at step {step}; the state is saved, start again to go on")
             with run.waiting("input", step - (pending is not None)):
-                batch = place(next(pipeline), mesh)
+                batch = next(pipeline)
+                batch = place(batch, mesh, buckets[pipeline.bucket].batch_size, config.data.image_batch_size)
             shapes = tuple(array.shape for array in jax.tree.leaves(batch))
             if shapes not in programs:
                 with run.waiting("compile", step):

@@ -24,8 +24,8 @@ SHARES = 40
 def plan_of(compiled: Compiled, topology: Topology, config: Any, assumed: list[str]) -> dict[str, Any]:
     """The plan of a compiled step.
 
-    Keys: ``topology, slices, chips, mesh, remat, parameters, bytes_per_chip`` (by kind; ``activations`` is everything
-    the step needs beside its arguments), ``hbm_bytes, fits, flops_per_step`` (of the model: without recomputation),
+    Keys: ``topology, slices, chips, mesh, remat, frozen, parameters, bytes_per_chip`` (by kind; ``activations`` is
+    everything the step needs beside its arguments), ``hbm_bytes, fits, flops_per_step`` (of the model: once),
     ``recomputed_flops, compiled_flops`` (as the compiler has them, kernels added), ``collectives``, ``shares`` (what
     the step is made of, by operation), ``seconds``, ``mfu`` (``flops_per_step`` over peak times ``seconds.step``),
     ``bound``, ``run`` (steps, days, chip hours), ``assumptions``, ``plan_seconds``. What needs a compiled program is
@@ -40,6 +40,7 @@ def plan_of(compiled: Compiled, topology: Topology, config: Any, assumed: list[s
         "chips": topology.chips,
         "mesh": compiled.mesh,
         "remat": compiled.request.remat,
+        "frozen": compiled.request.frozen,
         "parameters": sum(compiled.parameters.values()),
         "bytes_per_chip": _memory(argument_bytes(module) if module else {}, compiled.needed, chip.devices),
         "hbm_bytes": available,
@@ -126,7 +127,7 @@ def table(plan: dict[str, Any]) -> str:
     name = plan["topology"] + (f" × {plan['slices']} slices" if plan["slices"] > 1 else "")
     rows = [
         ("chips", f"{plan['chips']:,} ({name})"),
-        ("mesh", f"{layout(plan['mesh'])}; remat {plan['remat']}"),
+        ("mesh", f"{layout(plan['mesh'])}; remat {plan['remat']}; frozen {plan['frozen']}"),
         ("parameters", f"{plan['parameters']:,}"),
         (
             "memory",
@@ -176,6 +177,7 @@ def summary(plan: dict[str, Any]) -> dict[str, Any]:
     return {
         "mesh": plan["mesh"],
         "remat": plan["remat"],
+        "frozen": plan["frozen"],
         "fits": plan["fits"],
         "mfu": plan["mfu"],
         "step": plan["seconds"] and plan["seconds"]["step"],
@@ -186,11 +188,12 @@ def summary(plan: dict[str, Any]) -> dict[str, Any]:
 
 def ranking(plans: list[dict[str, Any]]) -> str:
     """The candidates of a search as text, the best first."""
-    lines = [f"{'mesh':<40} {'remat':<10} {'GiB':>7} {'step ms':>9} {'MFU':>6}  bound"]
+    lines = [f"{'mesh':<36} {'remat':<10} {'frozen':<8} {'GiB':>7} {'step ms':>9} {'MFU':>6}  bound"]
     for plan in map(summary, plans):
         speed = f"{plan['step'] * 1e3:>9.1f} {plan['mfu']:>6.1%}" if plan["step"] else f"{'':>16}"
         note = plan["bound"] if plan["fits"] else "does not fit"
-        lines.append(f"{layout(plan['mesh']):<40} {plan['remat']:<10} {plan['bytes'] / GIB:>7.2f} {speed}  {note}")
+        how = f"{layout(plan['mesh']):<36} {plan['remat']:<10} {plan['frozen']:<8}"
+        lines.append(f"{how} {plan['bytes'] / GIB:>7.2f} {speed}  {note}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Finds a mesh and a rematerialisation policy for a config: estimates all, compiles the best few, ranks them."""
+"""Finds mesh, rematerialisation and place of frozen weights: estimates all layouts, compiles the best, ranks them."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ from videogen.training.planning import (
     check_batch,
     compile_for,
 )
-from videogen.training.state import frozen_shardings, state_shardings
+from videogen.training.state import FROZEN_LAYOUTS, frozen_shardings, state_shardings
 
 COMPILED = 6
 """Candidates that are compiled."""
@@ -64,10 +64,11 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A mesh and a policy, with its estimated bytes and seconds on one device."""
+    """A mesh, a policy and a layout of frozen weights, with the estimated bytes and seconds on one device."""
 
     mesh: dict[str, int]
     remat: str
+    frozen: str
     memory: float
     seconds: float
 
@@ -76,7 +77,7 @@ def search(config: Any, topology: Topology, assumed: list[str]) -> list[dict[str
     """Plans of the most promising layouts, those that fit first, the highest MFU first.
 
     Args:
-      config: a completed stage config; its ``parallel.mesh`` and ``parallel.remat`` are replaced.
+      config: a completed stage config; its ``parallel.mesh``, ``remat`` and ``frozen`` are replaced.
       topology: the chips.
       assumed: what the config was completed with.
 
@@ -91,7 +92,7 @@ def search(config: Any, topology: Topology, assumed: list[str]) -> list[dict[str
         if finished and time.monotonic() - started > PATIENCE:
             logging.info("%s, remat %s: not compiled, for want of time", layout(candidate.mesh), candidate.remat)
             return None
-        request = Request(str(topology), topology.slices, candidate.mesh, candidate.remat)
+        request = Request(str(topology), topology.slices, candidate.mesh, candidate.remat, candidate.frozen)
         try:
             plan = plan_of(compile_for(config, request), topology, config, assumed)
         except RuntimeError as error:
@@ -121,7 +122,12 @@ def choose(config: Any, topology: Topology) -> list[Candidate]:
         config.parallel.remat = remat
         run = abstract_run(config)
         surveys[remat] = survey(run, config, topology, meshes[0])
-    every = [estimated(run, topology, mesh, remat, surveys) for mesh in meshes for remat in surveys]
+    every = [
+        estimated(run, topology, mesh, remat, frozen, surveys)
+        for mesh in meshes
+        for remat in surveys
+        for frozen in (FROZEN_LAYOUTS if run.frozen and mesh["fsdp"] > 1 else FROZEN_LAYOUTS[:1])
+    ]
     fitting = [c for c in every if c.memory * MARGIN <= topology.chip.hbm_bytes / topology.chip.devices]
     logging.info(
         "%d layouts, %d of them should fit; compiling the best %d", len(every), len(fitting), min(COMPILED, len(every))
@@ -211,7 +217,7 @@ def _saved(jaxpr: Any) -> tuple[float, float]:
 
 
 def estimated(
-    run: AbstractRun, topology: Topology, mesh: dict[str, int], remat: str, surveys: dict[str, Survey]
+    run: AbstractRun, topology: Topology, mesh: dict[str, int], remat: str, frozen: str, surveys: dict[str, Survey]
 ) -> Candidate:
     """Estimates one layout by rules of thumb; the compiler has the last word."""
     chip, mine = topology.chip, surveys[remat]
@@ -221,29 +227,30 @@ def estimated(
     placement = state_shardings(run.modules, run.state, abstract)
     weights = sharded_bytes(run.state["params"], placement["params"])
     arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in run.frozen.items()}
-    frozen = sharded_bytes(arrays, frozen_shardings(run.frozen, abstract))
-    fixed = sharded_bytes(run.state, placement) + frozen
+    still = sharded_bytes(arrays, frozen_shardings(run.frozen, abstract, frozen))
+    state = sharded_bytes(run.state, placement)
     # Gradients are as large as the weights; a layer's activations exist while its gradient is computed.
-    memory = fixed + weights + (mine.saved + surveys["none"].layer) / shards
+    memory = state + still + weights + (mine.saved + surveys["none"].layer) / shards
 
     links = 2 * max(chip.dimensions, 1) * chip.link_bandwidth / chip.devices
     computing = mine.flops * chip.devices / topology.devices / chip.flops
-    # Activations are written and read, the state is read, written and cast.
-    moving = (2 * mine.saved / shards + 3 * fixed) * chip.devices / chip.hbm_bandwidth
+    # Activations are written and read, the state is read, written and cast, frozen weights are read.
+    moving = (2 * mine.saved / shards + 3 * state + still) * chip.devices / chip.hbm_bandwidth
     # How much of the forward pass is done again, with its collectives.
     least, most = surveys["none"].flops, surveys["full"].flops
     repeated = (mine.flops - least) / (most - least) if most > least else 0.0
     # Weights are gathered in bfloat16 for the forward, backward and repeated forward pass (attention kernels, all that
     # some policies repeat, have none); gradients are summed.
     passes = 3 + round(repeated)
-    gathering = (passes * weights + frozen) / 2 * (fsdp - 1) / links + weights / 2 / links
+    gathered = passes * weights / 2 + (still if frozen == "sharded" else 0.0)
+    gathering = gathered * (fsdp - 1) / links + weights / 2 / links
     # What the layers hand to each other, half of it forward: float32 sums over tensor four times per layer, shares of
     # the sequence exchanged over context six times. Few chips share an example: they use the links of one axis.
     residual = surveys["full"].saved / shards
     handed = 16 * residual * (tensor - 1) / tensor + 6 * residual * (context - 1) / context
     waiting = (1 + repeated / 2) * handed / (links / max(chip.dimensions, 1))
     # Something of every collective shows.
-    return Candidate(mesh, remat, memory, max(computing + moving, gathering) + 0.1 * gathering + waiting)
+    return Candidate(mesh, remat, frozen, memory, max(computing + moving, gathering) + 0.1 * gathering + waiting)
 
 
 def sharded_bytes(tree: Any, placement: Any) -> float:

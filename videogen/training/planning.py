@@ -24,9 +24,9 @@ from jax.sharding import AbstractMesh, Mesh
 
 from videogen import tasks
 from videogen.configuration import load_config, save_config
-from videogen.data import read_buckets
+from videogen.data import Bucket, read_buckets
 from videogen.errors import UserError
-from videogen.parallel import AXES, make_mesh
+from videogen.parallel import AXES, batch_sharding, make_mesh
 from videogen.parallel.flops import Flops, count
 from videogen.parallel.topology import GIB, Topology, absent_devices, parse_topology
 from videogen.training.inputs import check_batch
@@ -70,6 +70,7 @@ class Request:
       slices: how many such slices.
       mesh: devices along each mesh axis; one may be -1.
       remat: a name in ``nn.REMAT_POLICIES``.
+      frozen: a name in ``training.state.FROZEN_LAYOUTS``.
       full: compile to the end rather than until the memory report.
     """
 
@@ -77,6 +78,7 @@ class Request:
     slices: int
     mesh: Mapping[str, int]
     remat: str
+    frozen: str
     full: bool = False
 
 
@@ -132,14 +134,23 @@ def abstract_step(run: AbstractRun, config: Any, mesh: Mesh | AbstractMesh) -> t
     split = {name: nnx.split(module) for name, module in run.frozen.items()}
     graphs = {name: graph for name, (graph, _) in split.items()}
     weights = {name: nnx.to_pure_dict(values) for name, (_, values) in split.items()}
-    step = jit_train_step(run.task, run.structure, graphs, config, mesh, placement, frozen_shardings(run.frozen, mesh))
-    return step, (run.state, weights, abstract_batch(config, run.task))
+    frozen_placement = frozen_shardings(run.frozen, mesh, config.parallel.frozen)
+    step = jit_train_step(run.task, run.structure, graphs, config, mesh, placement, frozen_placement)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, x.shape[0])),
+        abstract_batch(config, run.task),
+    )
+    return step, (run.state, weights, batch)
+
+
+def largest_bucket(config: Any) -> Bucket:
+    """The bucket whose batch has the most pixels."""
+    return max(read_buckets(config.data), key=lambda bucket: bucket.shape.pixels * bucket.batch_size)
 
 
 def abstract_batch(config: Any, task: tasks.Task) -> dict[str, Any]:
     """Shapes of the global batch the input pipeline of a config makes; of the bucket with the most pixels."""
-    data = config.data
-    largest = max(read_buckets(data), key=lambda bucket: bucket.shape.pixels * bucket.batch_size)
+    data, largest = config.data, largest_bucket(config)
     shape = largest.shape
 
     def part(count: int, frames: int) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def complete_for_planning(config: Any) -> list[str]:
                 **{"vocabulary_size": 32128, "width": encoder.width, "gated": True, "buckets": 32, "max_distance": 128},
                 **{"epsilon": 1e-6, **T5_V1_1[encoder.width]},
             }
-            assumed.append(f"text encoder: T5 v1.1 of width {encoder.width}, frozen, float32 weights")
+            assumed.append(f"text encoder: T5 v1.1 of width {encoder.width}, frozen, in {config.parallel.dtype}")
     return assumed
 
 
@@ -291,7 +302,7 @@ def _lower(config: Any, request: Request, folder: Path) -> Any:
     topology: Topology = parse_topology(request.topology, request.slices)
     mesh = make_mesh(request.mesh, absent_devices(topology))
     check_batch(config, mesh.shape)
-    config.parallel.remat = request.remat
+    config.parallel.remat, config.parallel.frozen = request.remat, request.frozen
     with jax.set_mesh(mesh):
         step, arguments = abstract_step(abstract_run(config), config, mesh)
         traced = step.trace(*arguments)

@@ -129,15 +129,29 @@ def state_shardings(abstract: dict[str, nnx.Module], state: State, mesh: Mesh) -
     }
 
 
-def frozen_shardings(frozen: dict[str, nnx.Module], mesh: Mesh) -> dict[str, Any]:
-    """The sharding of every leaf of the frozen modules: that of a trained parameter of its shape."""
-    return {name: shardings(nnx.state(module), mesh) for name, module in frozen.items()}
+FROZEN_LAYOUTS = ("sharded", "whole")
+"""Where the weights of frozen modules are: shared out like trained ones and gathered in every step, or on every device,
+which takes memory and sends nothing."""
 
 
-def place_frozen(frozen: dict[str, nnx.Module], mesh: Mesh) -> dict[str, nnx.Module]:
-    """The frozen modules, which every process has read whole, with their arrays spread over the mesh."""
+def frozen_shardings(frozen: dict[str, nnx.Module], mesh: Mesh, layout: str) -> dict[str, Any]:
+    """The sharding of every leaf of the frozen modules.
+
+    Args:
+      layout: a name in ``FROZEN_LAYOUTS``; the weights of ``whole`` modules are not spread over ``fsdp``.
+
+    Raises:
+      UserError: there is no such layout.
+    """
+    if layout not in FROZEN_LAYOUTS:
+        raise UserError(f"unknown parallel.frozen {layout!r}{near_matches(layout, FROZEN_LAYOUTS)}")
+    return {name: shardings(nnx.state(module), mesh, fsdp=layout == "sharded") for name, module in frozen.items()}
+
+
+def place_frozen(frozen: dict[str, nnx.Module], mesh: Mesh, layout: str) -> dict[str, nnx.Module]:
+    """The frozen modules, which every process has read whole, with their arrays laid out on the mesh."""
     placed = {}
-    for name, sharding in frozen_shardings(frozen, mesh).items():
+    for name, sharding in frozen_shardings(frozen, mesh, layout).items():
         graph, state = nnx.split(frozen[name])
         arrays = jax.tree.map(
             lambda x, s: jax.make_array_from_callback(x.shape, s, np.asarray(x).__getitem__),

@@ -10,7 +10,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from videogen.parallel import batch_sharding
 from videogen.tasks import Task
 from videogen.tasks.base import Outcome
 from videogen.training.optimizers import is_frozen
@@ -36,7 +35,8 @@ def jit_train_step(
     """
     return jax.jit(
         make_train_step(task, structure, frozen_graphs, config),
-        in_shardings=(placement, frozen_placement, batch_sharding(mesh)),
+        # Batches come on the devices that share them (``inputs.place``).
+        in_shardings=(placement, frozen_placement, None),
         out_shardings=(placement, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
