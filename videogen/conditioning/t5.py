@@ -89,7 +89,7 @@ class T5Block(nnx.Module):
     """Pre-norm self-attention without score scaling, then the feed-forward layer; no biases anywhere."""
 
     def __init__(self, config: T5Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.heads, self.head_width = config.heads, config.head_width
+        self.heads = config.heads
         inner = config.heads * config.head_width
         common = {"bias": False, "dtype": dtype, "rngs": rngs}
         self.attention_norm = RMSNorm(config.width, epsilon=config.epsilon, rngs=rngs)
@@ -112,14 +112,10 @@ class T5Block(nnx.Module):
         key: jax.Array | None = None,
     ) -> Float[Array, "batch length width"]:
         """One layer; ``key`` belongs to the call of ``nn.Stack`` and is unused: the encoder is frozen."""
-        batch, length, _ = x.shape
         y = self.attention_norm(x)
-        q, k, v = (
-            projection(y).reshape(batch, length, self.heads, self.head_width)
-            for projection in (self.query, self.key, self.value)
-        )
+        q, k, v = (projection.heads(y, self.heads)[0] for projection in (self.query, self.key, self.value))
         y = attend(q, k, v, key_mask=key_mask, bias=bias)
-        x = x + self.out(y.reshape(batch, length, -1))
+        x = x + self.out(y.reshape(x.shape[0], x.shape[1], -1))
         y = self.mlp_norm(x)
         if self.gate is not None:
             return x + self.down(jax.nn.gelu(self.gate(y)) * self.up(y))

@@ -1,8 +1,9 @@
 """Accelerators that need not be there: what each chip can do, and its devices to compile for.
 
 Peak rates are the vendors' published figures (bf16 products, dense). Link rates are bytes per second in one direction;
-whether the axes of a TPU slice wrap around follows the vendor's description of each generation. They are assumptions of
-every plan and are printed with it.
+of a TPU that is half of a chip's bidirectional rate, shared out over its links (v6e: 800 GB/s, four links). Whether the
+axes of a TPU slice wrap around follows the vendor's description of each generation. They are assumptions of every plan
+and are printed with it.
 """
 
 import dataclasses
@@ -52,11 +53,11 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip("tpu", 275e12, 30.75 * GIB, 1228e9, 45e9, 6.25e9, 128, 3, (16, 16, 16), 4),
-    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819e9, 45e9, 3.125e9, 128, 2, (16, 16), 16),
-    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765e9, 90e9, 6.25e9, 128, 3, (16, 20, 28), 4),
-    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1640e9, 90e9, 12.5e9, 256, 2, (16, 16), 16),
-    "tpu7x": Chip("tpu", 2307e12, 189.5 * GIB, 7380e9, 90e9, 12.5e9, 256, 3, (16, 24, 24), 4, 2),
+    "v4": Chip("tpu", 275e12, 30.75 * GIB, 1228e9, 50e9, 6.25e9, 128, 3, (16, 16, 16), 4),
+    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, 128, 2, (16, 16), 16),
+    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765e9, 100e9, 6.25e9, 128, 3, (16, 20, 28), 4),
+    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1638e9, 100e9, 12.5e9, 256, 2, (16, 16), 16),
+    "tpu7x": Chip("tpu", 2307e12, 189.5 * GIB, 7380e9, 100e9, 12.5e9, 256, 3, (16, 24, 24), 4, 2),
     "a100": Chip("gpu", 312e12, 80e9, 2039e9, 300e9, 25e9),
     "h100": Chip("gpu", 989e12, 80e9, 3350e9, 450e9, 50e9),
     "h200": Chip("gpu", 989e12, 141e9, 4800e9, 450e9, 50e9),

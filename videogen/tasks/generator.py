@@ -29,6 +29,7 @@ from videogen.conditioning import (
 )
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
+from videogen.parallel import constrain
 from videogen.shapes import Codes, TokenGrid, Video, VideoShape
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_video, weighted_mean
 from videogen.tasks.generation import VideoGenerator
@@ -190,8 +191,9 @@ class GeneratorTask:
             features, masks = (
                 jnp.split(x.reshape(turns, -1, *x.shape[1:]), ends, axis=1) for x in jax.tree.leaves(encoder(ids, mask))
             )
+            # Each batch may be shared by other devices than all of them together.
             texts = [
-                Tokens(f.reshape(-1, *f.shape[2:]), m.reshape(-1, *m.shape[2:]))
+                Tokens(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
                 for f, m in zip(features, masks, strict=True)
             ]
         labels = [batch["label"] if self.config.classes else None for batch in batches]
