@@ -16,7 +16,7 @@ from videogen import losses, tokenizers
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
-from videogen.parallel import on_host
+from videogen.parallel import constrain, on_host
 from videogen.quantizers import codebook_health, collapse_warning, evaluated_health
 from videogen.schedules import ramp
 from videogen.shapes import Video, VideoShape
@@ -277,7 +277,10 @@ class TokenizerTask:
             fakes.append(self._judged(batch[f"reconstruction_{i}"], frame_key))
             counts.append(len(reals[-1]))
         if not self.judges_clips:
-            reals, fakes, counts = [jnp.concatenate(reals)], [jnp.concatenate(fakes)], [sum(counts)]
+            # Frames of videos and of images, which fewer devices may share.
+            axes = ("batch", "height", "width", None)
+            reals, fakes = ([constrain(jnp.concatenate(frames), *axes)] for frames in (reals, fakes))
+            counts = [sum(counts)]
         every, rest_below = settings.get("every", 1), settings.get("rest_below", 0.0)
         started = active = step >= settings.start
         if every == 1:

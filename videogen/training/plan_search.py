@@ -1,6 +1,7 @@
 """Finds mesh, rematerialisation and place of frozen weights: estimates all layouts, compiles the best, ranks them."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -155,17 +156,18 @@ def _close(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
 def possible_meshes(config: Any, topology: Topology) -> Iterator[dict[str, int]]:
     """Meshes over all devices whose data-parallel part divides the batch; slices are replicas.
 
+    Where there are images, also with twice the replicas: two of them may share images that all devices could not.
+
     Raises:
       UserError: there is none.
     """
-    inside, refusal, found = topology.devices // topology.slices, None, False
-    for tensor, context in ((t, c) for t in _divisors(inside) for c in _divisors(inside // t)):
-        if tensor * context > MOST_MODEL_PARALLEL:
-            continue
-        rest = inside // tensor // context
-        for fsdp in _divisors(rest):
-            sizes = (topology.slices, rest // fsdp, fsdp, tensor, context)
-            mesh = dict(zip(AXES, sizes, strict=True))
+    refusal, found = None, False
+    for replica in (topology.slices, 2 * topology.slices)[: 1 + bool(config.data.image_batch_size)]:
+        for tensor, context, fsdp in itertools.product(*[_divisors(topology.devices // replica)] * 3):
+            data, remainder = divmod(topology.devices, replica * tensor * context * fsdp)
+            if remainder or tensor * context > MOST_MODEL_PARALLEL:
+                continue
+            mesh = dict(zip(AXES, (replica, data, fsdp, tensor, context), strict=True))
             try:
                 check_batch(config, mesh)
             except UserError as error:
