@@ -16,7 +16,7 @@ from videogen import losses, tokenizers
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
-from videogen.parallel import constrain, on_host
+from videogen.parallel import on_host
 from videogen.quantizers import codebook_health, collapse_warning, evaluated_health
 from videogen.schedules import ramp
 from videogen.shapes import Video, VideoShape
@@ -270,17 +270,13 @@ class TokenizerTask:
         """
         settings = self.weights.adversarial
         discriminator = modules["discriminator"]
+        # Videos and images apart: other devices may share them.
         reals, fakes, counts = [], [], []
         for i, part in enumerate(parts(batch)):
             frame_key = jax.random.fold_in(key, i)
             reals.append(self._judged(to_video(part["video"]), frame_key))
             fakes.append(self._judged(batch[f"reconstruction_{i}"], frame_key))
             counts.append(len(reals[-1]))
-        if not self.judges_clips:
-            # Frames of videos and of images, which fewer devices may share.
-            axes = ("batch", "height", "width", None)
-            reals, fakes = ([constrain(jnp.concatenate(frames), *axes)] for frames in (reals, fakes))
-            counts = [sum(counts)]
         every, rest_below = settings.get("every", 1), settings.get("rest_below", 0.0)
         started = active = step >= settings.start
         if every == 1:
