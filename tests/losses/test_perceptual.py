@@ -154,3 +154,35 @@ def test_untrained_features_behave_like_a_distance():
     assert float(jax.jit(UntrainedFeatures())(a, b)) == far
     gradient = jax.jit(jax.grad(UntrainedFeatures()))(a, b)
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
+
+
+SPREAD = """
+import jax, jax.numpy as jnp
+from videogen.losses import PerceptualLoss
+from videogen.parallel import batch_sharding, make_mesh
+
+loss = jax.value_and_grad(PerceptualLoss.structure())
+mesh = make_mesh({"data": 2, "fsdp": 4})
+video = jax.ShapeDtypeStruct((8, 3, 32, 32, 3), jnp.float32)
+spread = jax.ShapeDtypeStruct(video.shape, video.dtype, sharding=batch_sharding(mesh, 8))
+alone = jax.jit(loss).lower(video, video).compile().memory_analysis()
+with jax.set_mesh(mesh):
+    compiled = jax.jit(loss).lower(spread, spread).compile()
+assert "all-gather" not in compiled.as_text()
+print(compiled.memory_analysis().temp_size_in_bytes / alone.temp_size_in_bytes)
+"""
+
+
+def test_features_stay_on_the_devices_of_their_clips(run_python):
+    done = run_python(SPREAD)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.4
+
+
+def test_features_in_bfloat16_give_nearly_the_same_distance(weights, lpips):
+    a, b = videos((32, 32))
+    narrow = PerceptualLoss.load(weights, dtype=jnp.bfloat16)
+    assert narrow.features(a[:, 0])[0].dtype == jnp.bfloat16
+    distance = narrow(a, b)
+    assert distance.dtype == jnp.float32
+    np.testing.assert_allclose(distance, lpips(a, b), rtol=0.03)

@@ -57,10 +57,13 @@ class PerceptualLoss(nnx.Module):
     Args:
       tensors: those tensors by name.
       sha256: hash of the file they came from.
+      dtype: dtype of the convolutions and features; distances are float32.
     """
 
-    def __init__(self, tensors: Mapping[str, Float[np.ndarray, "..."]], sha256: str):
-        self.sha256 = sha256
+    def __init__(
+        self, tensors: Mapping[str, Float[np.ndarray, "..."]], sha256: str, *, dtype: jnp.dtype = jnp.float32
+    ):
+        self.sha256, self.dtype = sha256, dtype
         tensors = {name: jnp.asarray(tensors[name], jnp.float32) for name in lpips_tensors()}
         convolutions = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("features.")})
         self.kernels = nnx.List(
@@ -70,12 +73,13 @@ class PerceptualLoss(nnx.Module):
         self.linear = nnx.List([nnx.Param(tensors[f"lin{k}.model.1.weight"].reshape(-1)) for k in range(len(VGG16))])
 
     @classmethod
-    def structure(cls) -> "PerceptualLoss":
+    def structure(cls, *, dtype: jnp.dtype = jnp.float32) -> "PerceptualLoss":
         """The module with zeros for weights: its shapes, without a file."""
-        return cls({name: np.zeros(shape, np.float32) for name, shape in lpips_tensors().items()}, sha256="")
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in lpips_tensors().items()}
+        return cls(zeros, sha256="", dtype=dtype)
 
     @classmethod
-    def load(cls, path: str | Path) -> "PerceptualLoss":
+    def load(cls, path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> "PerceptualLoss":
         """Reads the weights from a safetensors file.
 
         Raises:
@@ -98,18 +102,18 @@ class PerceptualLoss(nnx.Module):
                 raise UserError(f"{path}: {name} has shape {list(tensors[name].shape)}, not {list(shape)}")
             if name.startswith("lin") and not (tensors[name] >= 0).all():
                 raise UserError(f"{path}: {name} must not be negative; is it an LPIPS v0.1 linear layer?")
-        return cls(tensors, hashlib.sha256(content).hexdigest())
+        return cls(tensors, hashlib.sha256(content).hexdigest(), dtype=dtype)
 
     def features(self, images: Image) -> list[Image]:
         """The last ReLU of each VGG16 stage for images in [-1, 1]."""
-        x = (images - SHIFT) / SCALE
+        x = ((images - SHIFT) / SCALE).astype(self.dtype)
         layers = iter(zip(self.kernels, self.biases, strict=True))
         outputs = []
         for stage, widths in enumerate(VGG16):
             x = _max_pool(x) if stage else x
             for _ in widths:
                 kernel, bias = (jax.lax.stop_gradient(p.get_value()) for p in next(layers))
-                x = jax.nn.relu(convolve(x, kernel, padding=1) + bias)
+                x = jax.nn.relu(convolve(x, kernel, padding=1) + bias.astype(x.dtype))
             outputs.append(x)
         return outputs
 
@@ -132,10 +136,13 @@ class UntrainedFeatures(nnx.Module):
 
     WIDTHS = (8, 16, 32, 32, 32)
 
+    def __init__(self, *, dtype: jnp.dtype = jnp.float32):
+        self.dtype = dtype
+
     def features(self, images: Image) -> list[Image]:
         """Five scales of random features."""
         generator = np.random.default_rng(0)
-        x, outputs = images, []
+        x, outputs = images.astype(self.dtype), []
         for width in self.WIDTHS:
             inputs = x.shape[-1]
             kernel = generator.normal(size=(3, 3, inputs, width)) * (2 / (9 * inputs)) ** 0.5
@@ -154,15 +161,17 @@ PERCEPTUAL = {"lpips": PerceptualLoss.load, "untrained": UntrainedFeatures}
 """Public name -> class or loader; each gives a module ``(prediction, target) -> scalar``."""
 
 
-def build_perceptual(config: Mapping[str, Any], *, structure_only: bool = False) -> nnx.Module:
+def build_perceptual(
+    config: Mapping[str, Any], *, structure_only: bool = False, dtype: jnp.dtype = jnp.float32
+) -> nnx.Module:
     """Builds a perceptual loss from ``{name, …}``; ``weight`` belongs to the caller, an empty ``path`` is absent.
 
     With ``structure_only`` no file is read: weights are zeros, to be replaced by those of a checkpoint.
     """
     if structure_only and config["name"] == "lpips":
-        return PerceptualLoss.structure()
+        return PerceptualLoss.structure(dtype=dtype)
     settings = {key: config[key] for key in config if key != "weight" and config[key] != ""}
-    return build(PERCEPTUAL, settings, "perceptual loss")
+    return build(PERCEPTUAL, settings, "perceptual loss", dtype=dtype)
 
 
 def _max_pool(x: Image) -> Image:
@@ -182,10 +191,11 @@ def _feature_distance(
     if min(prediction.shape[2:4]) < SMALLEST_SIDE:
         height, width = prediction.shape[2:4]
         raise UserError(f"perceptual losses need sides of at least {SMALLEST_SIDE} pixels, got {height}×{width}")
-    # One pass over both videos: every convolution runs once on twice the batch.
-    frames = jnp.concatenate([prediction, target]).astype(jnp.float32)
+    # One pass over both videos: every convolution runs once. Joined in time, they stay on the devices they are on.
+    frames = jnp.concatenate([prediction, target], axis=1).astype(jnp.float32)
     distance = jnp.zeros((), jnp.float32)
     for layer, weight in zip(features(frames.reshape(-1, *frames.shape[2:])), linear, strict=True):
-        ours, theirs = jnp.split(l2_normalize(layer, 1e-20), 2)
+        layer = l2_normalize(layer.astype(jnp.float32), 1e-20).reshape(*frames.shape[:2], *layer.shape[1:])
+        ours, theirs = jnp.split(layer, 2, axis=1)
         distance += jnp.mean(jnp.square(ours - theirs) @ weight)
     return distance

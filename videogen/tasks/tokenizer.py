@@ -139,7 +139,8 @@ class TokenizerTask:
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
         if not self.weights.perceptual.weight:
             return {}
-        return {"perceptual": losses.build_perceptual(self.weights.perceptual, structure_only=load is None)}
+        settings = dict(structure_only=load is None, dtype=dtype_of(self.config))
+        return {"perceptual": losses.build_perceptual(self.weights.perceptual, **settings)}
 
     def _autoencode(
         self, modules: Modules, video: Array, key: jax.Array, step: Array
