@@ -60,9 +60,7 @@ class PerceptualLoss(nnx.Module):
       dtype: dtype of the convolutions and features; distances are float32.
     """
 
-    def __init__(
-        self, tensors: Mapping[str, Float[np.ndarray, "..."]], sha256: str, *, dtype: jnp.dtype = jnp.float32
-    ):
+    def __init__(self, tensors: Mapping[str, Float[np.ndarray, "..."]], sha256: str, *, dtype: jnp.dtype = jnp.float32):
         self.sha256, self.dtype = sha256, dtype
         tensors = {name: jnp.asarray(tensors[name], jnp.float32) for name in lpips_tensors()}
         convolutions = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("features.")})

@@ -144,7 +144,7 @@ def share(size: int, mesh: Mesh) -> tuple[int, int]:
     shares = sorted({tuple(sorted(held)) for held in rows.values()})
     if sum(map(len, shares)) != size or len({len(held) for held in shares}) > 1:
         raise UserError(
-            f"on this mesh the processes hold overlapping parts of a batch of {size}; "
+            f"on this mesh the processes hold unequal or overlapping parts of a batch of {size}; "
             "let tensor × context be a multiple or a divisor of the devices of a process"
         )
     return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)

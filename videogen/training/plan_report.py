@@ -103,7 +103,7 @@ def _assumptions(topology: Topology, compiled: Compiled) -> list[str]:
     lines = [
         peaks,
         "the step is a lower bound: instructions run one after another, each at the peak its products or its memory "
-        "traffic allow; nothing is calibrated on hardware",
+        "traffic allow, beside copies that were started ahead; nothing is calibrated on hardware",
         "collectives over replica, data and fsdp hide behind computation; those over tensor and context do not",
     ]
     if chip.tile > 1:
