@@ -77,6 +77,7 @@ def common(size: str, group: str, decoder: str) -> ConfigDict:
         config.data.source.name = "video_folder"
         config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 64, 16
         config.ema.decay = 0.9999
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         adam = {"learning_rate": 1e-4, "warmup": 5000, "weight_decay": 0.0}
     # A short run: the kernels by Muon, the rest by Adam at 2e-3.

@@ -95,6 +95,7 @@ def tokenizer(size: str) -> ConfigDict:
         config.data.source.name = "video_folder"
         config.data.batch_size, config.data.workers = 128, 16
         config.losses.adversarial.update({"weight": 0.3, "every": 5})
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "dots"
         config.optimizer = published(tokenizer=1e-4, discriminator=3e-5, prior=5e-3, warmup=25_000)
     return config

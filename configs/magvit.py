@@ -103,6 +103,7 @@ def tokenizer(size: str) -> ConfigDict:
         config.losses.adversarial.weight = 0.1
         config.losses.adversarial.channel_multiplier = 1.0
         config.ema.decay = 0.999
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=1e-4, warmup=5000, b1=0.0, weight_decay=0.0),

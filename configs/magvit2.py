@@ -127,7 +127,7 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
         config.losses.adversarial.weight = 0.1
         config.losses.adversarial.start = 20_000
         config.ema.decay = 0.999
-        config.parallel.mesh.update({"data": -1, "fsdp": 1})
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=1e-4, warmup=10_000, b1=0.0, weight_decay=0.0),

@@ -113,6 +113,7 @@ def paper(stage: str) -> ConfigDict:
     config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
     config.losses.adversarial.update({"weight": 0.01, "rest_below": 0.001})
     config.ema.decay = 0.999
+    config.parallel.mesh.update({"data": 1, "fsdp": -1})
     config.parallel.remat = "dots"
     # Public code: 1e-3 in the first stage, then 5e-5 throughout. The paper names 1e-3 and nothing for the last stage.
     rate = {"learning_rate": 5e-5, "schedule": "constant"} if stage == "kl" else {"learning_rate": 1e-3}

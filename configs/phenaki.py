@@ -61,7 +61,7 @@ def tokenizer(size: str) -> ConfigDict:
         config.losses.adversarial.weight = 0.1
         config.losses.adversarial.start = 20_000
         config.ema.decay = 0.999
-        config.parallel.mesh.fsdp = 1
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "dots"
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=1e-4, warmup=100_000, horizon=1_000_000, clip=10.0),

@@ -8,7 +8,15 @@ from videogen.errors import UserError
 from videogen.parallel import make_mesh
 from videogen.parallel.topology import parse_topology
 from videogen.training.inputs import build_pipeline, build_source, text_tokenizer
-from videogen.training.plan_search import COMPILED, Survey, abstract_mesh, choose, estimated, possible_meshes
+from videogen.training.plan_search import (
+    COMPILED,
+    Survey,
+    abstract_mesh,
+    choose,
+    estimated,
+    held_bytes,
+    possible_meshes,
+)
 from videogen.training.planning import abstract_batch, abstract_run, check_batch, complete_for_planning
 from videogen.training.state import FROZEN_LAYOUTS, frozen_shardings, parameter_count
 
@@ -69,7 +77,10 @@ def test_whole_frozen_weights_take_memory_and_are_not_gathered():
     complete_for_planning(config)
     topology, mesh = parse_topology("v6e:8x8"), {"replica": 1, "data": 1, "fsdp": 64, "tensor": 1, "context": 1}
     run, surveys = abstract_run(config), {"none": Survey(1e12, 2e9, 1e8, True), "full": Survey(1e12, 2e9, 1e8, True)}
-    sharded, whole = (estimated(run, topology, mesh, "none", layout, surveys) for layout in FROZEN_LAYOUTS)
+    sharded, whole = (
+        estimated(held_bytes(run, topology, mesh, layout), topology, mesh, "none", layout, surveys)
+        for layout in FROZEN_LAYOUTS
+    )
     # T5-XXL's 4.76 billion weights, in bfloat16, and the tokenizer's.
     assert 9e9 < whole.memory - sharded.memory < 10e9
     assert whole.seconds < sharded.seconds
@@ -87,7 +98,8 @@ def test_recomputed_layers_wait_for_each_other_again():
     mesh = {"replica": 1, "data": 4, "fsdp": 1, "tensor": 1, "context": 1}
 
     def longer(mesh: dict[str, int]) -> float:
-        full, none = (estimated(run, topology, mesh, remat, "sharded", surveys).seconds for remat in ("full", "none"))
+        held = held_bytes(run, topology, mesh, "sharded")
+        full, none = (estimated(held, topology, mesh, remat, "sharded", surveys).seconds for remat in ("full", "none"))
         return full - none
 
     assert longer(mesh | {"data": 2, "tensor": 2}) > longer(mesh) + 1e-3

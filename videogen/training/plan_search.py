@@ -123,12 +123,11 @@ def choose(config: Any, topology: Topology) -> list[Candidate]:
         config.parallel.remat = remat
         run = abstract_run(config)
         surveys[remat] = survey(run, config, topology, meshes[0])
-    every = [
-        estimated(run, topology, mesh, remat, frozen, surveys)
-        for mesh in meshes
-        for remat in surveys
-        for frozen in (FROZEN_LAYOUTS if run.frozen and mesh["fsdp"] > 1 else FROZEN_LAYOUTS[:1])
-    ]
+    every = []
+    for mesh in meshes:
+        for frozen in FROZEN_LAYOUTS if run.frozen and mesh["fsdp"] > 1 else FROZEN_LAYOUTS[:1]:
+            held = held_bytes(run, topology, mesh, frozen)
+            every += [estimated(held, topology, mesh, remat, frozen, surveys) for remat in surveys]
     fitting = [c for c in every if c.memory * MARGIN <= topology.chip.hbm_bytes / topology.chip.devices]
     logging.info(
         "%d layouts, %d of them should fit; compiling the best %d", len(every), len(fitting), min(COMPILED, len(every))
@@ -218,19 +217,34 @@ def _saved(jaxpr: Any) -> tuple[float, float]:
     return total, layer
 
 
+def held_bytes(run: AbstractRun, topology: Topology, mesh: Mapping[str, int], frozen: str) -> tuple[float, ...]:
+    """Bytes that a device has of the train state, of its parameters alone, and of the frozen weights."""
+    abstract = abstract_mesh(topology, mesh)
+    placement = state_shardings(run.modules, run.state, abstract)
+    arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in run.frozen.items()}
+    return (
+        sharded_bytes(run.state, placement),
+        sharded_bytes(run.state["params"], placement["params"]),
+        sharded_bytes(arrays, frozen_shardings(run.frozen, abstract, frozen)),
+    )
+
+
 def estimated(
-    run: AbstractRun, topology: Topology, mesh: dict[str, int], remat: str, frozen: str, surveys: dict[str, Survey]
+    held: tuple[float, ...],
+    topology: Topology,
+    mesh: dict[str, int],
+    remat: str,
+    frozen: str,
+    surveys: dict[str, Survey],
 ) -> Candidate:
-    """Estimates one layout by rules of thumb; the compiler has the last word."""
+    """Estimates one layout by rules of thumb; the compiler has the last word.
+
+    ``held`` are the ``held_bytes`` of the mesh with this place of frozen weights.
+    """
     chip, mine = topology.chip, surveys[remat]
     batch_shards = math.prod(mesh[axis] for axis in BATCH_AXES)
     shards, fsdp, tensor, context = batch_shards * mesh["context"], mesh["fsdp"], mesh["tensor"], mesh["context"]
-    abstract = abstract_mesh(topology, mesh)
-    placement = state_shardings(run.modules, run.state, abstract)
-    weights = sharded_bytes(run.state["params"], placement["params"])
-    arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in run.frozen.items()}
-    still = sharded_bytes(arrays, frozen_shardings(run.frozen, abstract, frozen))
-    state = sharded_bytes(run.state, placement)
+    state, weights, still = held
     # Gradients are as large as the weights; a layer's activations exist while its gradient is computed.
     memory = state + still + weights + (mine.saved + surveys["none"].layer) / shards
 
