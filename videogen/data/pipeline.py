@@ -1,10 +1,10 @@
 """From a source to batches: shuffled, tokenised, decoded in worker processes, the same after any restart.
 
 What a batch holds is a pure function of (seed, global position of its samples). Neither the number of workers
-nor of processes enters: in the job as a whole, batch k holds positions k·B … (k+1)·B - 1, and a process reads one of
-equal consecutive runs of them. With buckets of several clip sizes all of them share the one order
-of samples: the bucket of batch k is a pure function of (seed, k), and so is the position where it begins, which follows
-from the batch sizes before it.
+nor of processes enters: in the job as a whole, batch k holds positions k·B … (k+1)·B - 1, and each process reads one
+of equal consecutive runs of them. With buckets of several clip sizes all of them share the one order of samples: the
+bucket of batch k is a pure function of (seed, k), and so is the position where it begins, which follows from the batch
+sizes before it.
 """
 
 import sys
