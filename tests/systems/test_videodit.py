@@ -71,7 +71,8 @@ def counted() -> tuple:
 def test_a_pod_trades_the_sequence_for_heads_around_kernels_whose_output_is_kept(counted):
     config, _, program, flops = counted
     assert not flops.unknown and config.parallel.remat == "attention"
-    passes = {part: [n for n in flops.kernels if n.startswith(f"splash_mha_{part}")] for part in ("fwd", "dq", "dkv")}
+    passes = {part: [n for n in flops.kernels if n.startswith(f"splash_mha_{part}")] for part in ("fwd", "dkv")}
+    # Sequences are short here: one kernel gives all gradients.
     assert all(passes.values())
     assert "all_to_all" in str(program)
     # Layers are computed again, but for the kernels' forward passes: there is no second one in the backward pass.
