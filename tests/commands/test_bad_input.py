@@ -24,6 +24,7 @@ FEW = ["--config.steps=1", "--config.data.batch_size=2"]
         ([TOKENIZER, "--config.parallel.mesh.data=3"], ["needs 3 devices", "parallel.mesh"]),
         ([TOKENIZER, "--config.parallel.mesh.fsdp=0"], ["mesh sizes must be positive"]),
         ([TOKENIZER, "--config.model.quantizer.name=vqq"], ["unknown quantizer 'vqq'"]),
+        ([TOKENIZER, "--config.parallel.frozen=hole"], ["parallel.frozen 'hole'", "did you mean 'whole'"]),
         ([TOKENIZER, "--config.accumulate=3"], ["does not divide by accumulate"]),
         (["--config=configs/phenaki.py:stage=generator"], ["tokenizer.checkpoint"]),
     ],

@@ -37,6 +37,7 @@ from videogen.training.state import (
     State,
     Structure,
     averaged,
+    check_frozen_layout,
     frozen_shardings,
     new_state,
     parameter_count,
@@ -155,6 +156,7 @@ def check_config(config: Any) -> None:
     for key in ("steps", "log_every", "eval_every", "checkpoint_every", "accumulate"):
         if config[key] < 1:
             raise UserError(f"config.{key} must be at least 1, got {config[key]}")
+    check_frozen_layout(config.parallel.frozen)
     if config.checkpoint.keep < 1 or config.stall_seconds <= 0:
         raise UserError("config.checkpoint.keep must be at least 1 and config.stall_seconds above 0")
     if config.checkpoint.keep_best.mode not in ("max", "min"):

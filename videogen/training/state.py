@@ -134,6 +134,12 @@ FROZEN_LAYOUTS = ("sharded", "whole")
 which takes memory and sends nothing."""
 
 
+def check_frozen_layout(layout: str) -> None:
+    """Raises ``UserError`` for a name that is not in ``FROZEN_LAYOUTS``."""
+    if layout not in FROZEN_LAYOUTS:
+        raise UserError(f"unknown parallel.frozen {layout!r}{near_matches(layout, FROZEN_LAYOUTS)}")
+
+
 def frozen_shardings(frozen: dict[str, nnx.Module], mesh: Mesh, layout: str) -> dict[str, Any]:
     """The sharding of every leaf of the frozen modules.
 
@@ -143,8 +149,7 @@ def frozen_shardings(frozen: dict[str, nnx.Module], mesh: Mesh, layout: str) -> 
     Raises:
       UserError: there is no such layout.
     """
-    if layout not in FROZEN_LAYOUTS:
-        raise UserError(f"unknown parallel.frozen {layout!r}{near_matches(layout, FROZEN_LAYOUTS)}")
+    check_frozen_layout(layout)
     return {name: shardings(nnx.state(module), mesh, fsdp=layout == "sharded") for name, module in frozen.items()}
 
 
