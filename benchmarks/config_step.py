@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from videogen import app, tasks  # noqa: E402
 from videogen.parallel import flops, make_mesh  # noqa: E402
 from videogen.parallel.topology import peak_flops  # noqa: E402
-from videogen.training.inputs import check_batch, place  # noqa: E402
-from videogen.training.planning import abstract_batch, complete_for_planning, largest_bucket  # noqa: E402
+from videogen.training.inputs import abstract_batch, check_batch, largest_bucket, place  # noqa: E402
+from videogen.training.planning import complete_for_planning  # noqa: E402
 from videogen.training.state import (  # noqa: E402
     frozen_shardings,
     new_state,

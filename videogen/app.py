@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from videogen.errors import UserError
-from videogen.exits import BAD_INPUT, STOPPED, exit_at_once
+from videogen.exits import BAD_INPUT, INTERRUPTED, STOPPED, exit_at_once
 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, for a job of several processes."
@@ -59,6 +59,8 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
                 main()
         except UserError as error:
             fail(error)
+        except KeyboardInterrupt:
+            raise SystemExit(_line(UserError("interrupted"), INTERRUPTED)) from None
 
     code = STOPPED  # of an exception that nobody caught
     # First registered, hence the last to be called.

@@ -33,9 +33,14 @@ def parse_argument(argument: str | None, **allowed: Sequence[str]) -> dict[str, 
 
 def save_config(path: epath.PathLike, config: ConfigDict) -> None:
     """Writes a config as JSON; an old file is replaced as a whole."""
+    replace_text(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def replace_text(path: epath.PathLike, text: str) -> None:
+    """Writes a text file as a whole: a reader, or a start after a kill, finds the old one or the new one."""
     path = epath.Path(path)
     unfinished = path.parent / f"{path.name}.part"
-    unfinished.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    unfinished.write_text(text)
     unfinished.replace(path)
 
 

@@ -12,6 +12,9 @@ STOPPED = 1
 BAD_INPUT = 2
 """Exit code after a mistake in the input."""
 
+INTERRUPTED = 130
+"""Exit code after a Ctrl-C that found nothing to save."""
+
 
 def exit_at_once(code: int) -> NoReturn:
     """Ends this process without tearing the interpreter down.

@@ -20,7 +20,7 @@ def save_weights(path: epath.PathLike, tree: Any) -> None:
     target = epath.Path(path)
     temporary = target.parent / (target.name + ".part")
     temporary.write_bytes(save_bytes(flat))
-    temporary.rename(target)
+    temporary.replace(target)
 
 
 def load_weights(path: epath.PathLike, structure: Any) -> Any:

@@ -21,7 +21,7 @@ from videogen.parallel import make_mesh
 from videogen.training.checkpoints import Checkpoints
 from videogen.training.loading import CONFIG, export_safetensors, load
 from videogen.training.state import new_state, state_shardings, structure_of
-from videogen.training.warm_start import start, starting_weights
+from videogen.training.warm_start import starting_weights, with_weights
 
 SMALL = {"width": 16, "heads": 2, "mlp_width": 32}
 
@@ -64,7 +64,7 @@ def begin(directory, config, workdir, inflate: str = ""):
     config.start_from.update({"run": str(directory), "inflate": inflate})
     state, task, structure, placement = fresh(config, seed=2)
     taken = starting_weights(config, workdir, task)
-    return start(state, placement, taken), structure, state
+    return with_weights(state, placement, taken), structure, state
 
 
 def flat(tree) -> dict[str, np.ndarray]:

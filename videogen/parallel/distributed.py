@@ -32,6 +32,7 @@ from jaxtyping import Array, Shaped
 
 from videogen.errors import UserError
 from videogen.parallel.peers import LastWords, Peers
+from videogen.parallel.rendezvous import meet
 
 TIMEOUT = 300
 """Seconds within which all processes of a job must have arrived."""
@@ -134,12 +135,15 @@ def initialize(job: Job | None, timeout: int = TIMEOUT) -> Peers | None:
       The other processes, whose end ends this one; ``None`` when this process is alone.
 
     Raises:
-      UserError: JAX is in use already, or the job cannot be found out. A job that does not come together within the
-        timeout ends the process with one line: the runtime leaves no choice.
+      UserError: JAX is in use already, the job cannot be found out, or its processes disagree or do not come together.
+        Where JAX finds the address itself, a job that does not come together within the timeout ends the process with
+        one line: the runtime leaves no choice.
     """
     global _peers
     if job is None:
         return None
+    if job.address is not None:
+        meet(job.address, job.count, job.index, timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     last_words = LastWords(
         f"not all processes of the job arrived at {job.address or 'process 0'} within {timeout} s (found from "

@@ -60,6 +60,9 @@ class Peers:
         self._seen = {other: ("", time.monotonic()) for other in self._hosts if other != index}
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
+        if index:
+            # A thread of its own: calls to a process 0 that is frozen do not return.
+            threading.Thread(target=self._watch_zero, name="process zero", daemon=True).start()
 
     def name(self, index: int) -> str:
         """``process 3 (node17)``."""
@@ -114,6 +117,19 @@ class Peers:
             self._client.key_value_set(f"{_BEAT}{self.index}", "closed", allow_overwrite=True)
         except RuntimeError:
             return
+
+    def _watch_zero(self) -> None:
+        """Ends this process when process 0, which would note the silence of others, is silent itself."""
+        key, seen, since = f"{_BEAT}0", "", time.monotonic()
+        while not self._closed.wait(PERIOD):
+            try:
+                beat = self._client.blocking_key_value_get(key, round(PERIOD * 1000))
+            except Exception:  # no answer in time
+                beat = seen
+            if beat != seen or beat == "closed":
+                seen, since = beat, time.monotonic()
+            elif time.monotonic() - since > SILENCE and not self._closed.is_set():
+                self._follow(0, f"no sign of life for {SILENCE:.0f} s", stacks=False)
 
     def _note_silence(self) -> None:
         """Writes the note of a process that has given no sign of life for too long."""

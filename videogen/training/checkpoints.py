@@ -18,6 +18,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import Array, UInt32
 
+from videogen.configuration import replace_text
 from videogen.errors import UserError
 from videogen.parallel.distributed import from_process_zero, wait_for_all
 from videogen.training.state import State
@@ -25,6 +26,9 @@ from videogen.training.stops import is_remote, storage_errors
 
 SIZES = "file_sizes.json"
 """Written into a finished checkpoint: path of every file -> bytes."""
+
+UNPLANNED = "unplanned_checkpoints.json"
+"""In the run directory: steps of the checkpoints that were saved because something went wrong."""
 
 DAMAGED = "damaged_checkpoints"
 """Where a run moves checkpoints that it could not read."""
@@ -36,10 +40,16 @@ class KeepLastAndBest:
     Args:
       keep: number of latest checkpoints.
       mode: ``max`` or ``min``, which score is best.
+
+    Attributes:
+      scores: value of the metric by step.
+      unplanned: steps that were saved because something went wrong. They do not count among the last ones, so that
+        starting again and again cannot push the good ones out.
     """
 
     def __init__(self, keep: int, mode: str = "max"):
         self.scores: dict[int, float] = {}
+        self.unplanned: set[int] = set()
         self._keep = keep
         self._choose = {"max": max, "min": min}[mode]
 
@@ -48,7 +58,8 @@ class KeepLastAndBest:
         steps = [checkpoint.step for checkpoint in checkpoints]
         scored = [step for step in steps if step in self.scores]
         best = self._choose(scored, key=self.scores.__getitem__) if scored else None
-        return [step == best or step in steps[-self._keep :] for step in steps]
+        planned = [step for step in steps if step not in self.unplanned]
+        return [step in (best, steps[-1]) or step in planned[-self._keep :] for step in steps]
 
 
 class Checkpoints:
@@ -69,6 +80,7 @@ class Checkpoints:
         self._pending: Any = None
         self._unfinished: int | None = None
         self._failed = False
+        self._policy.unplanned = _read_unplanned(self.directory.parent / UNPLANNED)
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.training.Checkpointer | None:
@@ -95,11 +107,17 @@ class Checkpoints:
         return max(self.steps, default=None)
 
     def score(self, step: int, value: float) -> None:
-        """Notes what ``keep_best`` goes by; to be told before the checkpoint of ``step`` is saved."""
+        """Notes what ``keep_best`` goes by; it decides when the next checkpoint is saved."""
         self._policy.scores[step] = value
 
-    def save(self, step: int, state: State, position: dict[str, int]) -> None:
+    def save(self, step: int, state: State, position: dict[str, int], planned: bool = True) -> None:
         """Starts writing ``state`` and the data position; returns once the arrays are copied off the device.
+
+        Args:
+          step: finished steps.
+          state: the train state.
+          position: of the data.
+          planned: whether it was due; one that was saved because something went wrong pushes no other out.
 
         Raises:
           NotWritten: this save or the one before could not be written.
@@ -109,8 +127,18 @@ class Checkpoints:
             return
         data = {**position, "checksum": int(checksum(state))}
         with self._writing():
+            self._note_unplanned(step, planned)
             self._unfinished = step
             self._pending = self._checkpointer.save_checkpointables_async(step, {"state": state, "data": data})
+
+    def _note_unplanned(self, step: int, planned: bool) -> None:
+        """Keeps the list of unplanned checkpoints up to date, also for later starts."""
+        known = {step} if not planned else set()
+        unplanned = (self._policy.unplanned - {step} | known) & {*self.steps, step}
+        if unplanned != self._policy.unplanned:
+            self._policy.unplanned = unplanned
+            if jax.process_index() == 0:
+                replace_text(self.directory.parent / UNPLANNED, json.dumps(sorted(unplanned)) + "\n")
 
     def wait(self, timeout: float | None = None) -> None:
         """Blocks until the save under way is on disk, or ``timeout`` seconds have passed.
@@ -208,6 +236,22 @@ class Checkpoints:
             # Orbax raises the error of a failed save again.
             with contextlib.suppress(*(Exception,) if self._failed else ()):
                 checkpointer.close()
+
+
+def _read_unplanned(path: epath.Path) -> set[int]:
+    try:
+        return set(map(int, json.loads(path.read_text())))
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
+def latest_step(workdir: epath.PathLike) -> int | None:
+    """The last finished step of a run directory, ``None`` where there is none."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.latest
+    finally:
+        checkpoints.close()
 
 
 class _Damaged(Exception):

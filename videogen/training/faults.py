@@ -1,6 +1,7 @@
 """What watches over a run: that it saves when it is told to end, and does not stand still unnoticed."""
 
 import faulthandler
+import os
 import signal
 import threading
 import time
@@ -15,17 +16,35 @@ from videogen.parallel.peers import say
 
 
 class Termination:
-    """Notices SIGTERM or a preemption notice, to any process of the job, so that the loop can save between steps."""
+    """Notices SIGTERM, Ctrl-C, the end of the terminal or a preemption notice, to any process of the job.
+
+    The loop then saves between two steps. A second Ctrl-C ends the process at once. A hang-up that the process was told
+    to ignore (nohup) stays ignored.
+
+    Attributes:
+      signal: the name of what was noticed.
+    """
 
     def __init__(self):
+        self.signal = "a preemption notice"
         self._received = False
-        self._previous = None
-        # In a job of several, JAX's runtime has its own handler, which tells the other processes.
+        self._previous: dict[signal.Signals, Any] = {}
+        caught = [signal.SIGINT, signal.SIGHUP]
         if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+            caught.append(signal.SIGTERM)
+        for number in caught:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
 
-    def _handle(self, *_: Any) -> None:
+    def _handle(self, number: int, _: Any) -> None:
+        if self._received and number == signal.SIGINT:
+            say("stopped at once, by the second Ctrl-C; what came after the last checkpoint is lost")
+            exit_at_once(128 + number)
         self._received = True
+        self.signal = signal.Signals(number).name
+        if jax.process_count() > 1:
+            # In a job of several, JAX's runtime has its own handler of SIGTERM, which tells the other processes.
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def due(self, step: int) -> bool:
         """Whether to save and stop now; to be asked once after every step, true at the same step in all processes."""
@@ -34,9 +53,9 @@ class Termination:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def restore(self) -> None:
-        """Gives SIGTERM back its earlier meaning."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        """Gives the signals back their earlier meaning."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 class Watchdog:

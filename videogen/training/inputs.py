@@ -1,17 +1,21 @@
 """Data of a stage: sources, text tokenizers and batches on the mesh."""
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
 from videogen import data
+from videogen.data.pipeline import Collate
 from videogen.data.text import build_text_tokenizer, load_text_tokenizer, train_bpe
 from videogen.errors import UserError
 from videogen.parallel import batch_axes, batch_sharding
@@ -44,32 +48,46 @@ def build_source(config: Any, split: str, clip: data.Clip | None = None) -> data
     return data.build(settings, clip=clip or clip_of(config), seed=seed, split=split)
 
 
-def text_tokenizer(config: Any, workdir: epath.PathLike, source: data.Source | None = None) -> Any:
-    """The text tokenizer of a run, from its directory; made and saved there on the first call.
+def has_text(config: Any) -> bool:
+    """Whether a stage reads captions."""
+    return "text" in config and config.text.encoder.name != "none"
+
+
+def text_tokenizer(config: Any, directory: epath.PathLike) -> Any:
+    """The text tokenizer that a run or export holds; ``None`` for stages without text."""
+    return load_text_tokenizer(epath.Path(directory) / TEXT_DIRECTORY) if has_text(config) else None
+
+
+def new_text_tokenizer(config: Any, source: data.Source) -> Any:
+    """The text tokenizer that a config asks for; ``None`` for stages without text.
 
     Args:
-      config: the stage config; ``None`` is returned for stages without text.
-      workdir: the run directory.
+      config: the stage config.
       source: captions to train a BPE vocabulary on, when the config asks for one.
     """
-    if "text" not in config or config.text.encoder.name == "none":
+    if not has_text(config):
         return None
-    directory = epath.Path(workdir) / TEXT_DIRECTORY
-    if directory.exists():
-        return load_text_tokenizer(directory)
     settings = config.text.tokenizer.to_dict()
     if "teacher" in config:
         # A student reads captions as its teacher does.
-        tokenizer = load_text_tokenizer(epath.Path(config.teacher.checkpoint) / TEXT_DIRECTORY)
-    elif settings["name"] == "bpe" and not settings.get("path"):
+        return text_tokenizer(config, config.teacher.checkpoint)
+    if settings["name"] == "bpe" and not settings.get("path"):
         indices = np.linspace(0, len(source) - 1, min(len(source), CAPTIONS_FOR_BPE)).astype(int)
         captions = [source.caption(int(i)) for i in indices]
-        tokenizer = train_bpe(captions, settings["vocabulary_size"], settings["length"])
-    else:
-        tokenizer = build_text_tokenizer(settings)
-    if jax.process_index() == 0:
-        tokenizer.save(directory)
-    return tokenizer
+        return train_bpe(captions, settings["vocabulary_size"], settings["length"])
+    return build_text_tokenizer(settings)
+
+
+def save_text_tokenizer(tokenizer: Any, directory: epath.PathLike) -> None:
+    """Writes a text tokenizer into a run or export, as a whole or not at all."""
+    target = epath.Path(directory) / TEXT_DIRECTORY
+    unfinished = target.parent / f"{target.name}.part"
+    for path in (unfinished, target):
+        if path.exists():
+            path.rmtree()
+        if path is unfinished:
+            tokenizer.save(unfinished)
+    unfinished.rename(target)
 
 
 def build_pipeline(config: Any, source: data.Source, text: Any, start: int, mesh: Mesh) -> data.Pipeline:
@@ -96,15 +114,84 @@ def build_pipeline(config: Any, source: data.Source, text: Any, start: int, mesh
     )
 
 
-def held_out_batches(config: Any, text: Any, count: int) -> list[dict[str, np.ndarray]]:
-    """The first ``count`` batches of the held-out split, always the same."""
-    source = build_source(config, "eval")
-    batch_size = min(config.data.eval_batch_size, len(source))
-    pipeline = data.Pipeline(source, batch_size=batch_size, seed=config.seed, workers=0, text=text, shuffle=False)
-    try:
-        return [next(pipeline) for _ in range(count)]
-    finally:
-        pipeline.close()
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Samples of the held-out split, each of them once.
+
+    Attributes:
+      samples: the readable ones, in order.
+      found: samples that the split has.
+      skipped: why others could not be read, by their names.
+    """
+
+    samples: list[dict[str, Any]]
+    found: int
+    skipped: dict[str, str]
+
+    def batches(self, size: int, text: Any) -> list[dict[str, np.ndarray]]:
+        """Batches of ``size`` and, where the number does not divide, a smaller last one; nothing is padded."""
+        collate = Collate(text, all("label" in sample for sample in self.samples))
+        samples = [{**sample, "skipped": []} for sample in self.samples]
+        batches = [collate(samples[i : i + size]) for i in range(0, len(samples), size)]
+        return [{name: array for name, array in batch.items() if name != "skipped"} for batch in batches]
+
+
+def held_out(source: data.Source, count: int) -> HeldOut:
+    """The first ``count`` readable samples of a held-out split, always the same; fewer where it has fewer.
+
+    Raises:
+      UserError: none can be read.
+    """
+    samples, skipped = [], {}
+    for index in range(len(source)):
+        if len(samples) == count:
+            break
+        try:
+            samples.append(source[index])
+        except data.SampleError as error:
+            skipped[error.name] = error.reason
+            logging.warning("skipped held-out %s", error)
+    if not samples:
+        first = next((f"; the first is {name}: {reason}" for name, reason in skipped.items()), "")
+        raise UserError(
+            f"the held-out split has no readable clip{first}; set a higher data.source.holdout, "
+            "or check data.source.path"
+        )
+    return HeldOut(samples, len(source), skipped)
+
+
+def largest_bucket(config: Any) -> data.Bucket:
+    """The bucket whose batch has the most pixels."""
+    return max(data.read_buckets(config.data), key=lambda bucket: bucket.shape.pixels * bucket.batch_size)
+
+
+def abstract_batch(config: Any, task: Any, labels: bool | None = None) -> dict[str, Any]:
+    """Shapes of the global batch the input pipeline of a config makes; of the bucket with the most pixels.
+
+    Args:
+      config: the stage config.
+      task: its task.
+      labels: whether samples have labels; ``None`` takes what the config says.
+    """
+    section, largest = config.data, largest_bucket(config)
+    shape = largest.shape
+    labels = bool(config.get("classes")) if labels is None else labels
+
+    def part(count: int, frames: int) -> dict[str, Any]:
+        if section.source.name == "tokens":
+            grid = task.grid
+            batch = {"indices": ((count, *grid.shape, grid.levels), jnp.int32)}
+        else:
+            batch = {"video": ((count, frames, shape.height, shape.width, 3), jnp.uint8)}
+        if has_text(config):
+            batch["text_ids"] = (count, config.text.tokenizer.length), jnp.int32
+            batch["text_mask"] = (count, config.text.tokenizer.length), jnp.bool_
+        if labels:
+            batch["label"] = (count,), jnp.int32
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch.items()}
+
+    batch = part(largest.batch_size, shape.frames)
+    return batch | ({"image": part(section.image_batch_size, 1)} if section.image_batch_size else {})
 
 
 def check_batch(config: Any, mesh: Mapping[str, int]) -> None:

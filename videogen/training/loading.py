@@ -12,8 +12,9 @@ from videogen import tasks
 from videogen.configuration import load_config, save_config
 from videogen.errors import UserError
 from videogen.training.checkpoints import Checkpoints
-from videogen.training.inputs import text_tokenizer
+from videogen.training.inputs import save_text_tokenizer, text_tokenizer
 from videogen.training.state import averaged, new_state, split, structure_of
+from videogen.training.stops import storage_errors
 from videogen.weights import hash_weights, load_weights, save_weights
 
 CONFIG = "config.json"
@@ -119,9 +120,15 @@ def _exported(modules: dict[str, nnx.Module]) -> dict[str, Any]:
 
 
 def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
-    """Writes a directory that ``load`` reads: modules, config and text tokenizer, without what only training needs."""
+    """Writes a directory that ``load`` reads: modules, config and text tokenizer, without what only training needs.
+
+    An export that is there already is replaced.
+
+    Raises:
+      UserError: ``out`` holds a run, or cannot be written.
+    """
     out = epath.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_export_directory(out)
     trained = {name: loaded.modules[name] for name in loaded.task.exported}
     config = loaded.config.copy_and_resolve_references()
     config.exported_step = loaded.step
@@ -129,8 +136,23 @@ def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
     left_out = {*loaded.task.losses, *loaded.task.training_only}
     save_frozen({n: m for n, m in loaded.modules.items() if n not in left_out}, out)
     if loaded.text is not None:
-        loaded.text.save(out / "text_tokenizer")
+        save_text_tokenizer(loaded.text, out)
     save_config(out / CONFIG, config)
+
+
+def check_export_directory(out: epath.Path) -> None:
+    """Makes the directory of an export.
+
+    Raises:
+      UserError: it holds something else, or cannot be written.
+    """
+    if (out / CONFIG).exists() and not (out / MODEL).exists():
+        raise UserError(f"{out} holds a run, which an export would overwrite; choose another --out")
+    with storage_errors(out, "choose another --out", UserError):
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.write_text("")
+        probe.unlink()
 
 
 def save_frozen(modules: dict[str, nnx.Module], directory: epath.PathLike) -> None:
@@ -153,13 +175,12 @@ def load_frozen(task: tasks.Task, directory: epath.PathLike) -> dict[str, nnx.Mo
     return modules
 
 
-def frozen_modules(task: tasks.Task, workdir: epath.PathLike) -> dict[str, nnx.Module]:
-    """The frozen modules of a run: from its directory, or on its first start from where the config says."""
+def holds_frozen(task: tasks.Task, directory: epath.PathLike) -> bool:
+    """Whether a directory holds every frozen module of a task."""
     names = nnx.eval_shape(lambda: task.frozen(None))
-    paths = [epath.Path(workdir) / FROZEN / f"{name}.safetensors" for name in names]
-    if all(path.exists() for path in paths):
-        return load_frozen(task, workdir)
-    modules = task.frozen(lambda directory, what="tokenizer": getattr(load(directory), what))
-    if jax.process_index() == 0:
-        save_frozen(modules, workdir)
-    return modules
+    return all((epath.Path(directory) / FROZEN / f"{name}.safetensors").exists() for name in names)
+
+
+def new_frozen(task: tasks.Task) -> dict[str, nnx.Module]:
+    """The frozen modules of a run, from where its config says."""
+    return task.frozen(lambda directory, what="tokenizer": getattr(load(directory), what))

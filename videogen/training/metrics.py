@@ -11,6 +11,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from videogen.configuration import replace_text
 from videogen.training.stops import is_remote, storage_errors
 
 FILE = "metrics.jsonl"
@@ -73,9 +74,7 @@ class MetricsWriter:
     def _replace(self) -> None:
         """Writes the whole record anew, in one stroke."""
         with storage_errors(self._path.parent, "make room there and start the same command again"):
-            unfinished = self._path.parent / f"{FILE}.part"
-            unfinished.write_text("".join(self._lines))
-            unfinished.replace(self._path)
+            replace_text(self._path, "".join(self._lines))
 
     def close(self) -> None:
         if self.enabled:

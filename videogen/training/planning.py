@@ -18,18 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from videogen import tasks
 from videogen.configuration import load_config, save_config
-from videogen.data import Bucket, read_buckets
 from videogen.errors import UserError
 from videogen.parallel import AXES, batch_sharding, make_mesh
 from videogen.parallel.flops import Flops, count
 from videogen.parallel.topology import GIB, Topology, absent_devices, parse_topology
-from videogen.training.inputs import check_batch
+from videogen.training.inputs import abstract_batch, check_batch
 from videogen.training.state import (
     State,
     Structure,
@@ -141,33 +139,6 @@ def abstract_step(run: AbstractRun, config: Any, mesh: Mesh | AbstractMesh) -> t
         abstract_batch(config, run.task),
     )
     return step, (run.state, weights, batch)
-
-
-def largest_bucket(config: Any) -> Bucket:
-    """The bucket whose batch has the most pixels."""
-    return max(read_buckets(config.data), key=lambda bucket: bucket.shape.pixels * bucket.batch_size)
-
-
-def abstract_batch(config: Any, task: tasks.Task) -> dict[str, Any]:
-    """Shapes of the global batch the input pipeline of a config makes; of the bucket with the most pixels."""
-    data, largest = config.data, largest_bucket(config)
-    shape = largest.shape
-
-    def part(count: int, frames: int) -> dict[str, Any]:
-        if data.source.name == "tokens":
-            grid = task.grid
-            batch = {"indices": ((count, *grid.shape, grid.levels), jnp.int32)}
-        else:
-            batch = {"video": ((count, frames, shape.height, shape.width, 3), jnp.uint8)}
-        if "text" in config and config.text.encoder.name != "none":
-            batch["text_ids"] = (count, config.text.tokenizer.length), jnp.int32
-            batch["text_mask"] = (count, config.text.tokenizer.length), jnp.bool_
-        if config.get("classes"):
-            batch["label"] = (count,), jnp.int32
-        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch.items()}
-
-    batch = part(largest.batch_size, shape.frames)
-    return batch | ({"image": part(data.image_batch_size, 1)} if data.image_batch_size else {})
 
 
 def complete_for_planning(config: Any) -> list[str]:

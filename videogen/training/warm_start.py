@@ -15,7 +15,7 @@ from etils import epath
 from videogen.errors import UserError, near_matches
 from videogen.tasks import Task
 from videogen.tokenizers.inflation import SLICES, inflate_array
-from videogen.training.checkpoints import Checkpoints
+from videogen.training.checkpoints import latest_step
 from videogen.training.loading import Loaded, load
 from videogen.training.state import State, split, structure_of
 
@@ -52,7 +52,7 @@ def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weight
     if settings.inflate and settings.inflate not in SLICES:
         raise UserError(f"unknown start_from.inflate {settings.inflate!r}{near_matches(settings.inflate, SLICES)}")
     run = settings.run or config.get("teacher", {}).get("checkpoint", "")
-    if not run or _has_begun(workdir):
+    if not run or latest_step(workdir) is not None:
         return None
     origin = load(run)
     found = _arrays(origin.modules)
@@ -71,7 +71,7 @@ def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weight
     return weights
 
 
-def start(state: State, placement: State, weights: Weights) -> State:
+def with_weights(state: State, placement: State, weights: Weights) -> State:
     """A fresh state with ``weights`` in the place of its own, EMA included, each spread over the mesh.
 
     Args:
@@ -89,14 +89,6 @@ def start(state: State, placement: State, weights: Weights) -> State:
     # Arrays made from the host's memory may share it, and the train step overwrites its state.
     copy = jax.jit(lambda tree: jax.tree.map(jnp.array, tree), out_shardings={name: placement[name] for name in names})
     return {**state, **copy(parts)}
-
-
-def _has_begun(workdir: epath.PathLike) -> bool:
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        return checkpoints.latest is not None
-    finally:
-        checkpoints.close()
 
 
 def _names(path: tuple) -> Path:

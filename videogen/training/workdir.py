@@ -1,15 +1,27 @@
-"""Claiming a run directory: the config it is run with, checked against an earlier start."""
+"""A run's directory: the config it is run with, checked against an earlier start, and the lock of the process in it."""
 
-from typing import Any
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from etils import epath
 
 from videogen import tasks
 from videogen.configuration import differences, load_config, save_config
 from videogen.errors import UserError
-from videogen.training.loading import CONFIG, load
-from videogen.training.stops import storage_errors
+from videogen.training.checkpoints import latest_step
+from videogen.training.loading import CONFIG, MODEL, load
+from videogen.training.optimizers import learning_rate
+from videogen.training.stops import is_remote, storage_errors
+
+LOCK = "run.lock"
 
 FREE_KEYS = (
     "steps",
@@ -23,7 +35,7 @@ FREE_KEYS = (
     "tokenizer.checkpoint",
     "teacher.checkpoint",
 )
-"""Config keys that may change between two starts of one run."""
+"""Config keys that may change between two starts of one run, beside every ``optimizer.GROUP.horizon``."""
 
 
 def complete_config(config: Any, workdir: epath.Path) -> None:
@@ -52,19 +64,110 @@ def complete_config(config: Any, workdir: epath.Path) -> None:
         raise UserError("a student needs its teacher: pass --config.teacher.checkpoint=RUN_OR_EXPORT")
 
 
-def claim_workdir(config: Any, workdir: epath.Path) -> None:
-    """Writes ``config.json``, after a check against an earlier start of the run.
+class Earlier(NamedTuple):
+    """What a directory holds of earlier starts of a run.
+
+    Attributes:
+      same: whether its text tokenizer and frozen modules are those of this run.
+      step: of its last checkpoint; ``None`` where it has none.
+      config: that it was started with; ``None`` where none is the same run.
+    """
+
+    same: bool
+    step: int | None = None
+    config: Any = None
+
+
+def earlier_start(config: Any, workdir: epath.Path) -> Earlier:
+    """Compares a run with what its directory holds. Without a checkpoint there, other settings may begin it anew.
 
     Raises:
-      UserError: the directory holds a run with other settings, or cannot be written.
+      UserError: it holds an export, or a run with other settings that has a checkpoint.
     """
-    if (workdir / CONFIG).exists():
-        changed = differences(load_config(workdir / CONFIG), config, ignore=FREE_KEYS)
-        if changed:
+    if (workdir / MODEL).exists():
+        raise UserError(f"{workdir} holds an export; use another --workdir")
+    if not (workdir / CONFIG).exists():
+        return Earlier(False)
+    earlier, step = load_config(workdir / CONFIG), latest_step(workdir)
+    free = [*FREE_KEYS, *(f"optimizer.{group}.horizon" for group in config.optimizer)]
+    if changed := differences(earlier, config, ignore=free):
+        if step is not None:
             raise UserError(
-                f"{workdir} holds a run whose {changed[0]!r} differs; use another --workdir or the old settings"
+                f"{workdir} holds a run whose {changed[0]!r} differs; use the old settings, or another --workdir "
+                f"(--config.start_from.run={workdir} begins a new run with the weights of this one)"
             )
+        logging.info("%s holds no checkpoint yet: it begins anew with the settings of this command", workdir)
+        return Earlier(False)
+    return Earlier(True, step, earlier)
+
+
+def say_new_rates(earlier: Earlier, config: Any, groups: Iterable[str]) -> None:
+    """Says in one line where another number of steps, or another horizon, moves the learning rate of a resumed run."""
+    for group in groups if earlier.step is not None else ():
+        configs = earlier.config, config
+        horizons = [c.optimizer[group].horizon or c.steps for c in configs]
+        rates = [float(learning_rate(c.optimizer[group], c.steps)(earlier.step)) for c in configs]
+        if rates[0] != rates[1]:
+            logging.info(
+                "the learning rate of %s goes from %.3g to %.3g at step %d: its schedule now ends at step %d, not %d "
+                "(--config.optimizer.%s.horizon=%d keeps it)",
+                *(group, *rates, earlier.step, horizons[1], horizons[0], group, horizons[0]),
+            )
+
+
+def claim_workdir(config: Any, workdir: epath.Path) -> None:
+    """Writes ``config.json``; to be called when everything has been checked.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
     if jax.process_index() == 0:
         with storage_errors(workdir, "choose another --workdir or make it writable", UserError):
             workdir.mkdir(parents=True, exist_ok=True)
             save_config(workdir / CONFIG, config)
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Holds the lock of a run directory, so that no second run writes there; the system lets go of it at a kill.
+
+    Object stores have no locks: there nothing is held.
+
+    Raises:
+      UserError: another process holds it, on this host or one that shares the file system.
+    """
+    if is_remote(workdir) or jax.process_index() != 0:
+        yield
+        return
+    with storage_errors(workdir, "choose another --workdir or make it writable", UserError):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / LOCK, "a+")  # noqa: SIM115 (closed below)
+    with file:
+        file.seek(0)
+        holder = _holder(file.read())
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{workdir} is in use by {holder}; stop that run, or use another --workdir") from None
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): see that no second run writes there", workdir, error.strerror)
+        if holder:
+            logging.info("%s was left without a word by %s; this run takes over", workdir, holder)
+        file.truncate(0)
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now}) + "\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            # Emptied and not removed: another start may have opened the file already.
+            file.truncate(0)
+
+
+def _holder(content: str) -> str:
+    """Who wrote a lock, in words; empty for a lock without content."""
+    try:
+        entry = json.loads(content)
+        return f"process {entry['pid']} on {entry['host']} since {entry['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process" if content.strip() else ""
