@@ -18,6 +18,7 @@ CORE = [
     "ml-collections>=1.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.0",
+    "pillow>=10.0",
     "safetensors>=0.5",
     "scipy>=1.13",
     "tensorboardX>=2.6.2",

@@ -22,8 +22,8 @@ def test_cover_keeps_the_aspect_and_just_covers():
 def test_central_and_random_crops():
     frames = np.arange(10, dtype=np.uint8)[None, :, None, None].repeat(3, -1).repeat(4, 2)
     clip = Clip(1, 4, 4)
-    np.testing.assert_array_equal(clip.crop(frames, None)[0, :, 0, 0], [3, 4, 5, 6])
-    tops = {int(clip.crop(frames, np.random.default_rng(i))[0, 0, 0, 0]) for i in range(100)}
+    np.testing.assert_array_equal(clip.fit(frames, None)[0, :, 0, 0], [3, 4, 5, 6])
+    tops = {int(clip.fit(frames, np.random.default_rng(i))[0, 0, 0, 0]) for i in range(100)}
     assert tops == set(range(7))
 
 

@@ -7,8 +7,9 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from videogen.data.clip import Clip
-from videogen.data.decode import decode_audio, decode_clip
+from videogen.data.decode import decode_audio, decode_beginning, decode_clip
 from videogen.data.source import SampleError
+from videogen.data.video import Video
 
 
 def decode(path, clip, rng=None, **settings):
@@ -33,7 +34,7 @@ NINE = Clip(9, 64, 64)
         ("truncated_index_at_end.mp4", "index missing / truncated"),
         ("audio_only.mp4", "no video stream"),
         ("huge_size_in_stream.mp4", "size unknown or too large"),
-        ("huge_size_budget.mp4", "above the pixel budget (8180x8192)"),
+        ("huge_size_budget.mp4", "above the pixel budget (8180x8192), see data.source.pixel_budget"),
         ("single_frame.mp4", "too short, 1 frames where a clip needs 9 frames"),
     ],
 )
@@ -128,6 +129,63 @@ def test_window_after_a_seek_equals_the_same_frames_of_the_whole_file(shared):
         np.testing.assert_array_equal(decoded.video, whole[first : first + 4])
 
 
+def whole(path):
+    """Every frame in the order of the decoder, without a seek."""
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.fixture
+def make_moving(tmp_path):
+    """Writes 40 frames at 10 per second of a noise that moves, so that all differ and refer to each other."""
+
+    def make(name, codec, pix_fmt="yuv420p", **options):
+        noise = np.random.default_rng(0).integers(0, 256, (8, 60, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream(codec, rate=10)
+            stream.height, stream.width, stream.pix_fmt, stream.gop_size = 64, 96, pix_fmt, 6
+            stream.options = {key.replace("_", "-"): value for key, value in options.items()}
+            for i in range(40):
+                picture = np.ascontiguousarray(noise[:, 3 * i : 3 * i + 96])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name, codec, settings",
+    [
+        ("b_frames.mp4", "libx264", {}),
+        ("open_gop.mkv", "libx264", {"x264_params": "open-gop=1:bframes=3"}),
+        ("no_key_frames.mp4", "libx264", {"x264_params": "intra-refresh=1:keyint=10"}),
+        ("reordered.avi", "libx264", {}),
+        ("plain.avi", "mpeg4", {}),
+        ("hevc.mp4", "libx265", {"x265_params": "open-gop=1:bframes=3:keyint=8:log-level=none"}),
+        ("vp8.webm", "libvpx", {}),
+        ("vp9.webm", "libvpx-vp9", {}),
+        ("unmarked.mov", "qtrle", {"pix_fmt": "rgb24"}),
+        ("animation.gif", "gif", {"pix_fmt": "rgb8"}),
+        ("transport.ts", "libx264", {}),
+    ],
+)
+def test_windows_equal_the_whole_decode_in_every_container(make_moving, name, codec, settings):
+    path = make_moving(name, codec, **settings)
+    frames, starts = whole(path), set()
+    assert len(frames) == 40
+    for seed in range(8):
+        window = decode(path, Clip(4, 64, 96), np.random.default_rng(seed)).video
+        first = next(i for i, frame in enumerate(frames) if (frame == window[0]).all())
+        np.testing.assert_array_equal(window, frames[first : first + 4])
+        paced = decode(path, Clip(4, 64, 96, fps=5.0), np.random.default_rng(seed)).video
+        first = next(i for i, frame in enumerate(frames) if (frame == paced[0]).all())
+        np.testing.assert_array_equal(paced, frames[first : first + 8 : 2])
+        starts.add(first)
+    assert len(starts) >= 5
+
+
 def test_windows_are_central_or_spread_over_the_file(make_video, numbers):
     path = make_video(frames=20)
     assert numbers(decode(path, Clip(4, 32, 32)).video) == [8, 9, 10, 11]
@@ -139,10 +197,46 @@ def test_frames_are_chosen_by_time_not_by_number(make_video, numbers):
     path = make_video(frames=21, fps=10)
     assert numbers(decode(path, Clip(5, 32, 32, fps=2.5)).video) == [2, 6, 10, 14, 18]
     # Twice the rate of the file: every frame is on show for two moments.
-    assert numbers(decode(path, Clip(8, 32, 32, fps=20.0)).video) == [8, 9, 9, 10, 10, 11, 11, 12]
+    assert numbers(decode(path, Clip(8, 32, 32, fps=20.0)).video) == [8, 8, 9, 9, 10, 10, 11, 11]
     uneven = make_video("uneven.mkv", frames=8, times=[0, 0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.9])
     shown = numbers(decode(uneven, Clip(18, 32, 32, fps=10.0)).video)
     assert shown.count(3) == 7 and shown == sorted(shown)
+
+
+def test_equal_rates_give_every_frame_once(make_video, numbers):
+    """Milliseconds are too coarse for 24 frames a second: frames came twice."""
+    path = make_video("24.mkv", frames=40, times=[round(i / 24, 3) for i in range(40)])
+    for seed in range(10):
+        shown = numbers(decode(path, Clip(12, 32, 32, fps=24.0), np.random.default_rng(seed)).video)
+        assert shown == [*range(shown[0], shown[0] + 12)]
+
+
+def test_last_frame_stays_for_a_frame_s_time(make_video, numbers):
+    path = make_video(frames=10, fps=10)
+    assert numbers(decode(path, Clip(20, 32, 32, fps=20.0)).video) == [i // 2 for i in range(20)]
+    assert "needs 21 frames at 20 fps" in reason(path, Clip(21, 32, 32, fps=20.0))
+
+
+def test_beginning_is_read_by_time_stamps(make_video, numbers):
+    """By average rate these gave 0, 0, 1, 2, 3, 4, 4, 5, 6."""
+    times = [0, 0.02, 0.04, 0.1, 0.15, 0.2, 0.24, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
+    path = make_video("uneven.mkv", frames=16, times=times)
+    assert numbers(decode_beginning(path, "x", Clip(9, 32, 32, fps=10.0)).video) == [0, 3, 5, 7, 8, 9, 10, 11, 12]
+    assert numbers(decode_beginning(path, "x", Clip(5, 32, 32)).video) == [0, 1, 2, 3, 4]
+    padded = decode_beginning(path, "x", Clip(14, 32, 32, fps=10.0), needed=11)
+    assert numbers(padded.video)[-4:] == [14, 15, 15, 15] and padded.fps == 10
+    with pytest.raises(SampleError, match="too short, 14 frames at 10 fps are needed"):
+        decode_beginning(path, "x", Clip(14, 32, 32, fps=10.0))
+
+
+def test_beginning_of_a_long_file_reads_no_more_than_it_needs(make_video, monkeypatch):
+    path, decoded = make_video(frames=40), []
+    frames = Video.frames
+    monkeypatch.setattr(
+        Video, "frames", lambda *arguments: (decoded.append(frame) or frame for frame in frames(*arguments))
+    )
+    decode_beginning(path, "x", Clip(1, 32, 32))
+    assert len(decoded) == 1
 
 
 def test_windows_end_where_the_video_ends(make_video, numbers):
@@ -162,11 +256,21 @@ def test_other_containers(make_video, numbers, name, codec):
     )
 
 
-def test_pixel_budget_counts_the_frames_of_the_window(make_video):
-    path = make_video(frames=40, size=(64, 96))
-    pixels = 64 * 96
-    assert decode(path, Clip(20, 32, 32), pixel_budget=20 * pixels).video.shape[0] == 20
-    assert "budget" in reason(path, Clip(20, 32, 32), pixel_budget=20 * pixels - 1)
+def test_pixel_budget_bounds_what_a_decoder_holds_not_how_long_it_reads(make_video):
+    """4K at 30 frames a second into 17 frames at 8 was skipped; a header of 1000 frames a second did the same."""
+    pixels = 16 * 64 * 96
+    path = make_video(frames=40, size=(64, 96), fps=240)
+    assert decode(path, Clip(5, 32, 32, fps=30.0), pixel_budget=pixels).video.shape[0] == 5
+    assert "see data.source.pixel_budget" in reason(path, Clip(5, 32, 32), pixel_budget=pixels - 1)
+    thin = make_video("thin.mp4", size=(4, 400))
+    assert "budget (6400x64)" in reason(thin, Clip(1, 64, 64), pixel_budget=pixels)
+
+
+@pytest.mark.parametrize("name, fps, codec", [("a.mp4", 1000, "libx264"), ("a.avi", 100_000, "mjpeg")])
+def test_absurd_rates_of_headers_are_ignored(make_video, numbers, name, fps, codec):
+    path = make_video(name, frames=12, fps=fps, codec=codec, pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p")
+    assert numbers(decode(path, Clip(9, 32, 32)).video) == [*range(9)]
+    assert decode(path, Clip(9, 32, 32)).fps == 25
 
 
 def test_missing_file_is_a_reason_too(tmp_path):

@@ -105,7 +105,7 @@ def test_a_run_over_broken_files_goes_on_and_names_each_once(shared):
     assert skipped == {
         "audio_only.mp4": "no video stream",
         "empty.mp4": "empty file",
-        "huge_size_budget.mp4": "above the pixel budget (8180x8192)",
+        "huge_size_budget.mp4": "above the pixel budget (8180x8192), see data.source.pixel_budget",
         "huge_size_in_stream.mp4": "size unknown or too large",
         "single_frame.mp4": "too short, 1 frames where a clip needs 9 frames",
         "text_renamed.mp4": "not a video container",

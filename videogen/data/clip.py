@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import av
 import numpy as np
@@ -44,16 +45,48 @@ class Clip:
     def fit(
         self, frames: UInt8[np.ndarray, "time h w 3"], rng: np.random.Generator | None
     ) -> UInt8[np.ndarray, "time height width 3"]:
-        """Resizes and crops ``frames`` to this clip's size; the crop is random, without ``rng`` central."""
-        return self.crop(resize(frames, *self.cover(*frames.shape[1:3])), rng)
+        """Resizes and crops ``frames`` to this clip's size; the crop is random, without ``rng`` central.
 
-    def crop(
-        self, frames: UInt8[np.ndarray, "time h w 3"], rng: np.random.Generator | None
-    ) -> UInt8[np.ndarray, "time height width 3"]:
-        """Cuts ``height × width`` out of frames at least that large, at one place for all frames."""
-        spare = frames.shape[1] - self.height, frames.shape[2] - self.width
-        top, left = (s // 2 for s in spare) if rng is None else (int(rng.integers(s + 1)) for s in spare)
-        return np.ascontiguousarray(frames[:, top : top + self.height, left : left + self.width])
+        Raises:
+          UserError: ``frames`` are no such array.
+        """
+        check_frames(frames)
+        resized = resize(frames, *self.cover(*frames.shape[1:3]))
+        cut = self.cutter(rng)
+        return np.stack([cut(frame) for frame in resized])
+
+    def cutter(
+        self, rng: np.random.Generator | None
+    ) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "height width 3"]]:
+        """Cuts ``height × width`` out of frames at least that large: at one place, or where sizes differ alike."""
+        place: list[tuple[int, int]] = []
+
+        def cut(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
+            spare = frame.shape[0] - self.height, frame.shape[1] - self.width
+            if not place:
+                place.append(spare)
+                place.append(tuple(s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare))
+            top, left = (
+                at * now // before if before else now // 2 for now, before, at in zip(spare, *place, strict=True)
+            )
+            return np.ascontiguousarray(frame[top : top + self.height, left : left + self.width])
+
+        return cut
+
+
+def check_frames(frames: UInt8[np.ndarray, "time h w 3"]) -> None:
+    """Refuses arrays that are no clip.
+
+    Raises:
+      UserError: not ``uint8 [time, height, width, 3]``, or empty.
+    """
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+        raise UserError(f"frames must be an array of uint8, got {getattr(frames, 'dtype', type(frames).__name__)}")
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        shape = list(frames.shape)
+        raise UserError(f"frames must be RGB, [time, height, width, 3], got {shape}; convert grey and drop alpha")
+    if not frames.size:
+        raise UserError(f"there must be at least one frame of one pixel, got {list(frames.shape)}")
 
 
 def resize(

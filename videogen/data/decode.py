@@ -1,36 +1,32 @@
-"""Reads one clip's worth of frames and sound out of an encoded video.
+"""Reads one clip's worth of frames and sound out of an encoded video, or a picture as a clip of one frame.
 
-Only the window that is wanted is decoded, found by seeking. Nothing the header promises is believed: when
-the window turns out to lie beyond what can be decoded, an earlier one is tried, and the sample is given up
-when not even the first frames are good. Frames are chosen by their time stamps. Nothing is ever padded or
-repeated to fill up a clip.
+Only the window that is wanted is decoded, found by seeking; where what a seek finds cannot be trusted, the file is
+decoded from its beginning, so that a window equals the same frames of the whole. Nothing the header promises is
+believed: when the window turns out to lie beyond what can be decoded, an earlier one is tried, and the sample is given
+up when not even the first frames are good. Frames are chosen by their time stamps and shrunk one by one. Nothing is
+padded or repeated to fill up a clip.
 """
 
+import contextlib
 import dataclasses
-import io
 import itertools
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import av
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from videogen.data.clip import Clip, interpolation
+from videogen.data.clip import Clip
+from videogen.data.media import Encoded, border, open_bytes, open_container
+from videogen.data.picture import upright
 from videogen.data.source import SampleError
+from videogen.data.video import Stopped, Untrusted, Video, open_video
 
 PIXEL_BUDGET = 2**28
-"""Default of the most pixels decoded for one clip: 129 frames of 1080p, or 32 of 4K."""
+"""Default of the most pixels a decoder may hold: 16 frames of 4096 × 4096."""
 
-_REFERENCE_FRAMES = 16
-"""Frames a decoder may hold at once, however short the clip."""
-_MAGIC = {4: b"ftyp", 0: (b"\x1a\x45\xdf\xa3", b"RIFF", b"GIF8")}
-_TIME_TOLERANCE = 1e-4
 _AUDIO_LEAD = 0.1  # seconds: the first packets after a seek lack their predecessors
-
-Encoded = str | os.PathLike | bytes
-"""A file, or the content of one."""
+_SEEK_LEAD = 4  # frames: containers seek by decoding times, which run ahead of those of showing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,52 +38,101 @@ class Decoded:
     start: float
 
 
-class _Stopped(Exception):
-    """Decoding ended before the window was full: at ``time`` in seconds, because of ``reason``."""
-
-    def __init__(self, time: float, reason: str):
-        super().__init__(reason)
-        self.time = time
-        self.reason = reason
-
-
 def decode_clip(
     encoded: Encoded, name: str, clip: Clip, rng: np.random.Generator | None, pixel_budget: int = PIXEL_BUDGET
 ) -> Decoded:
     """Decodes one window of a video, resized and cropped.
 
     Args:
-      encoded: the video.
+      encoded: the video or picture.
       name: what to call it in errors.
       clip: how many frames, how large, and at what rate; without a rate, consecutive frames.
       rng: chooses the window and the crop; both are centred without it.
-      pixel_budget: most pixels (width × height × frames at the file's own rate) to decode.
+      pixel_budget: most pixels a decoder may hold (16 × width × height of a frame).
 
     Raises:
       SampleError: no clip can be had; the reason is a few words.
     """
-    with _open(encoded, name) as container:
-        if not container.streams.video:
-            raise SampleError(name, "no video stream")
-        stream = container.streams.video[0]
-        # With frame threads, how many frames of a damaged file survive would depend on the machine.
-        stream.codec_context.thread_count = 1
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        span = (clip.frames - 1) / (clip.fps or rate)
-        _check_size(stream, name, max(span * rate + 1, _REFERENCE_FRAMES), pixel_budget)
-        first, end = _extent(container, stream)
-        latest = end - span - 0.5 / rate
+    with open_video(encoded, name, pixel_budget) as video:
+        if isinstance(video, np.ndarray):
+            if clip.frames > 1:
+                raise SampleError(name, f"too short, 1 frames where a clip needs {clip.frames} frames")
+            return Decoded(clip.fit(video[None], rng), clip.fps or 1.0, 0.0)
+        first, end = video.extent()
+        span = (clip.frames - 1) / (clip.fps or video.rate)
+        latest = end - span - 0.5 / video.rate
         while True:
-            start = first if latest - first < 1 / rate else _choose(first, latest, rng)
+            start = first if latest - first < 1 / video.rate else _choose(first, latest, rng)
             try:
-                pictures = _window(container, stream, clip, rate, start, start == first)
-                video = clip.crop(pictures, rng)
-                return Decoded(video, clip.fps or rate, start)
-            except _Stopped as stopped:
+                return _window(video, clip, start if start > first else None, rng)
+            except Stopped as stopped:
                 if start == first:
                     raise SampleError(name, stopped.reason) from None
                 # What follows the stop is lost; halving ends the search also where time stamps are uneven.
-                latest = min(stopped.time - span - 0.5 / rate, (first + start) / 2)
+                latest = min(stopped.time - span - 0.5 / video.rate, (first + start) / 2)
+
+
+def decode_beginning(
+    encoded: Encoded, name: str, clip: Clip, needed: int | None = None, pixel_budget: int = PIXEL_BUDGET
+) -> Decoded:
+    """Decodes the first frames of a video, chosen by time and fitted like those of ``decode_clip``; central crop.
+
+    Args:
+      encoded: the video or picture.
+      name: what to call it in errors.
+      clip: how many frames, how large, and at what rate.
+      needed: frames that must be there; those beyond may be missing, and repeat the last. By default all.
+      pixel_budget: most pixels a decoder may hold.
+
+    Raises:
+      SampleError: it cannot be read, or has fewer than the ``needed`` frames.
+    """
+    needed = clip.frames if needed is None else max(needed, 1)
+    with open_video(encoded, name, pixel_budget) as video:
+        if isinstance(video, np.ndarray):
+            chosen, rate, reason = [clip.fit(video[None], None)[0]], clip.fps or 1.0, "it is a picture"
+        else:
+            try:
+                return _window(video, clip, None, None)
+            except Stopped as stopped:
+                chosen, rate, reason = stopped.chosen, clip.fps or video.rate, stopped.reason
+        if len(chosen) < needed:
+            raise SampleError(name, f"too short, {needed} frames at {rate:g} fps are needed ({reason})")
+        return Decoded(np.stack(chosen + chosen[-1:] * (clip.frames - len(chosen))), rate, 0.0)
+
+
+def decode_whole(
+    encoded: Encoded, name: str, most_pixels: int
+) -> tuple[UInt8[np.ndarray, "time height width 3"], float]:
+    """Every frame at the size of the first, upright with square pixels, and the frame rate (1 of a picture).
+
+    Raises:
+      SampleError: it cannot be read to its end, or all frames together have more than ``most_pixels``.
+    """
+    with open_video(encoded, name, most_pixels) as video:
+        if isinstance(video, np.ndarray):
+            return video[None], 1.0
+        frames: list[np.ndarray] = []
+        try:
+            for _, frame in video.frames(None):
+                frames.append(upright(frame, video.aspect, lambda *size: frames[0].shape[:2] if frames else size))
+                if len(frames) * frames[0].shape[0] * frames[0].shape[1] > most_pixels:
+                    raise SampleError(name, f"more than {most_pixels:,} pixels; use fewer or smaller frames")
+        except Stopped as stopped:
+            raise SampleError(name, stopped.reason) from None
+        if not frames:
+            raise SampleError(name, "no frame")
+        return np.stack(frames), video.rate
+
+
+def frame_rate(encoded: Encoded, name: str) -> float:
+    """The rate that consecutive frames of a video have; 1 of a picture.
+
+    Raises:
+      SampleError: it cannot be opened.
+    """
+    with open_video(encoded, name, PIXEL_BUDGET) as video:
+        return 1.0 if isinstance(video, np.ndarray) else video.rate
 
 
 def decode_audio(
@@ -101,10 +146,10 @@ def decode_audio(
       SampleError: there is no audio stream, or it cannot be decoded.
     """
     out = np.zeros(round(seconds * rate), np.float32)
-    with _open(encoded, name) as container:
-        if not container.streams.audio:
-            raise SampleError(name, "no audio stream")
-        stream = container.streams.audio[0]
+    with border(name), open_bytes(encoded, name) as file, open_container(file, name, PIXEL_BUDGET) as container:
+        stream = next((s for s in container.streams.audio if s.codec_context is not None), None)
+        if stream is None:
+            raise SampleError(name, "unknown audio codec" if container.streams.audio else "no audio stream")
         resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         try:
             container.seek(int(max(start - _AUDIO_LEAD, 0) / stream.time_base), stream=stream)
@@ -117,150 +162,79 @@ def decode_audio(
                     low, high = max(begin, 0), min(begin + len(sound), len(out))
                     if low < high:
                         out[low:high] = sound[low - begin : high - begin]
-        except av.FFmpegError as error:
+        except (av.FFmpegError, OSError) as error:
             raise SampleError(name, "decode error in the audio stream") from error
     return out[:, None]
-
-
-def _open(encoded: Encoded, name: str) -> av.container.InputContainer:
-    """Opens a container, or says what is wrong with it."""
-    size = len(encoded) if isinstance(encoded, bytes) else None
-    try:
-        size = os.path.getsize(encoded) if size is None else size
-        if size == 0:
-            raise SampleError(name, "empty file")
-        return av.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else str(encoded), metadata_errors="replace")
-    except av.FFmpegError as error:
-        known = any(_head(encoded)[at:].startswith(magic) for at, magic in _MAGIC.items())
-        raise SampleError(name, "index missing / truncated" if known else "not a video container") from error
-    except OSError as error:
-        raise SampleError(name, f"unreadable file ({error.strerror})") from error
-
-
-def _head(encoded: Encoded) -> bytes:
-    if isinstance(encoded, bytes):
-        return encoded[:16]
-    with Path(encoded).open("rb") as file:
-        return file.read(16)
-
-
-def _check_size(stream: av.VideoStream, name: str, frames: float, pixel_budget: int) -> None:
-    """Refuses a size that is unknown or too large, before anything is decoded."""
-    height, width = stream.codec_context.height, stream.codec_context.width
-    if height < 1 or width < 1:
-        raise SampleError(name, "size unknown or too large")
-    if height * width * frames > pixel_budget:
-        raise SampleError(name, f"above the pixel budget ({width}x{height})")
-
-
-def _extent(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[float, float]:
-    """When the stream begins and is said to end, in seconds."""
-    unit = float(stream.time_base)
-    first = (stream.start_time or 0) * unit
-    if stream.duration:
-        return first, first + stream.duration * unit
-    if container.duration:
-        return first, first + container.duration / av.time_base
-    stamps = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
-    container.seek(0)
-    return first, max(stamps, default=0) * unit
 
 
 def _choose(low: float, high: float, rng: np.random.Generator | None) -> float:
     return (low + high) / 2 if rng is None else float(rng.uniform(low, high))
 
 
-def _window(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    clip: Clip,
-    rate: float,
-    start: float,
-    from_first: bool,
-) -> UInt8[np.ndarray, "time h w 3"]:
-    """The frames of the window at ``start``, covering the clip's size.
+def _window(video: Video, clip: Clip, start: float | None, rng: np.random.Generator | None) -> Decoded:
+    """The clip that begins at ``start`` (``None``: with the first frame), by seeking where that can be trusted.
 
     Raises:
-      _Stopped: the window cannot be filled.
+      Stopped: the window cannot be filled.
     """
-    frames = _frames(container, stream, rate, start, from_first)
-    chosen: list[np.ndarray] = []
-    held, held_time, count = None, start, 0
-    for count, (time, frame) in enumerate(frames, 1):  # noqa: B007 (the last count is used below)
-        if held is None and from_first:
-            start = time
-        if held is None and time > start + 1 / rate:
-            raise _Stopped(start, "seeking went too far")
-        if clip.fps is None:
-            if time >= start - 0.5 / rate:
-                chosen.append(_picture(frame, clip))
-        else:
-            # The frame on show at a moment is the last that began before it.
-            _show(chosen, held, time, start, clip)
-        held, held_time = frame, time
-        if len(chosen) == clip.frames:
-            return np.stack(chosen)
-    end = held_time + 1 / rate
-    if clip.fps is not None and held is not None:
-        _show(chosen, held, end, start, clip)
-        if len(chosen) == clip.frames:
-            return np.stack(chosen)
-    wish = f"{clip.frames} frames" + (f" at {clip.fps:g} fps" if clip.fps else "")
-    raise _Stopped(end, f"too short, {count} frames where a clip needs {wish}")
+    for lead in () if start is None else (0.0, _SEEK_LEAD / video.rate):
+        with contextlib.suppress(Untrusted):
+            return _filled(video, clip, start, video.frames(start, lead), rng)
+    return _filled(video, clip, start, video.frames(None), rng)
 
 
-def _show(chosen: list[np.ndarray], held: av.VideoFrame | None, until: float, start: float, clip: Clip) -> None:
-    """Appends ``held`` for every wanted moment before ``until``."""
-    picture = None
-    while held is not None and len(chosen) < clip.frames:
-        if start + len(chosen) / clip.fps >= until - _TIME_TOLERANCE:
-            break
-        picture = _picture(held, clip) if picture is None else picture
-        chosen.append(picture)
+def _filled(
+    video: Video,
+    clip: Clip,
+    start: float | None,
+    frames: Iterator[tuple[float, av.VideoFrame]],
+    rng: np.random.Generator | None,
+) -> Decoded:
+    period = 1 / video.rate
+    cut, chosen = clip.cutter(rng), []
+    held, held_time, count, begin = None, start or 0.0, 0, start
+    tolerance = video.tolerance
 
+    def size(height: int, width: int) -> tuple[int, int]:
+        covering = clip.cover(height, width)
+        video.check_size(*covering)
+        return covering
 
-def _frames(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    rate: float,
-    start: float,
-    from_first: bool,
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Yields (time, frame) from the key frame before ``start`` on, as long as they are good."""
-    time, count, packet = start - 1 / rate, 0, None
+    def show(frame: av.VideoFrame, until: float) -> None:
+        """Appends a frame for every wanted moment before ``until``; without a rate once."""
+        picture = None
+        while len(chosen) < clip.frames:
+            if clip.fps and begin + len(chosen) / clip.fps >= until - tolerance:
+                break
+            picture = cut(upright(frame, video.aspect, size)) if picture is None else picture
+            chosen.append(picture)
+            if not clip.fps:
+                break
+
     try:
-        container.seek(0 if from_first else int(start / stream.time_base), stream=stream)
-        begun = from_first
-        for packet in container.demux(stream):
-            for frame in packet.decode():
-                # After a seek, frames before the key frame refer to pictures that were never decoded.
-                begun = begun or frame.key_frame
-                if not begun:
-                    continue
-                time = frame.time if frame.time is not None else time + 1 / rate
-                if frame.is_corrupt:
-                    raise _Stopped(time, f"decode error at frame {count}")
-                yield time, frame
-                count += 1
-    except (av.FFmpegError, OSError):
-        truncated = packet is not None and packet.is_corrupt and stream.frames > count
-        reason = f"truncated, {count} of {stream.frames} frames" if truncated else f"decode error at frame {count}"
-        raise _Stopped(time + 1 / rate, reason) from None
-
-
-def _picture(frame: av.VideoFrame, clip: Clip) -> UInt8[np.ndarray, "h w 3"]:
-    """A frame upright, as 8-bit RGB, resized to cover the clip."""
-    turns = round(frame.rotation / 90) % 4
-    upright = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-    height, width = clip.cover(*upright)
-    if turns % 2:
-        height, width = width, height
-    rgb = frame.reformat(
-        width=width,
-        height=height,
-        format="rgb24",
-        interpolation=interpolation(frame.height, height),
-        src_color_range=frame.color_range,
-        threads=1,
-    )
-    return np.rot90(rgb.to_ndarray(), turns)
+        for count, (time, frame) in enumerate(frames, 1):  # noqa: B007 (used below)
+            if held is None:
+                begin = time if begin is None else max(begin, time)
+            if clip.fps is None:
+                if time >= begin - 0.5 * period:
+                    begin = begin if chosen else time
+                    show(frame, time + period)
+            elif held is not None and time > begin + tolerance:
+                # The frame on show at a moment is the last that began before it; the clip begins with one.
+                begin = begin if chosen else held_time
+                show(held, time)
+            held, held_time = frame, time
+            if len(chosen) == clip.frames:
+                return Decoded(np.stack(chosen), clip.fps or video.rate, begin)
+        if clip.fps is not None and held is not None:
+            begin = begin if chosen else held_time
+            show(held, held_time + period)
+        if len(chosen) == clip.frames:
+            return Decoded(np.stack(chosen), clip.fps or video.rate, begin)
+    except Stopped as stopped:
+        stopped.chosen = chosen
+        raise
+    wish = f"{clip.frames} frames" + (f" at {clip.fps:g} fps" if clip.fps else "")
+    stopped = Stopped(held_time + period, f"too short, {count} frames where a clip needs {wish}")
+    stopped.chosen = chosen
+    raise stopped
