@@ -1,16 +1,21 @@
-"""Draws videos from prompts, or completes a given video.
+"""Draws videos from prompts or labels, or continues or completes a given video.
 
     python -m videogen.sample --checkpoint=runs/generator --prompt="a red circle moves left" --out=samples
+    python -m videogen.sample --checkpoint=runs/generator --label=3 --count=8 --out=samples
+    python -m videogen.sample --checkpoint=runs/generator --video=clip.mp4 --out=samples
     python -m videogen.sample --checkpoint=runs/generator --task=inpaint --video=clip.mp4 --out=samples
 
-Several --prompt flags give several videos. With --story they are one video: each prompt holds for one window, in
-order. --frames beyond the training window slides it; --image animates a picture. The same seed gives the same videos.
+Several --prompt or --label flags give several videos, --count so many of each (of a generator that is told nothing: in
+all). With --story the prompts are one video: each holds for one window, in order. --frames beyond the training window
+slides it; --image animates a picture, --video is continued from its first --given frames. The same seed gives the same
+videos.
 
 A generator that was trained with config.tasks (configs/magvit.py) completes a window of --video by --task:
 frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,
 inpaint_central, inpaint_dynamic; conditional_prediction and conditional_generation may have a --prompt. inpaint,
 outpaint, interpolate and predict are short for inpaint_central, outpaint_central, interpolation and frame_prediction.
-Beside each sample stands side_by_side_*.mp4: the video, what was given of it, the sample.
+Beside each sample stands side_by_side_*.mp4: the video, what was given of it, the sample. Given pixels are those of the
+video; with --nopaste they, too, are what the tokenizer makes of them.
 """
 
 from absl import flags, logging
@@ -20,12 +25,18 @@ from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of a generator.")
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to show; repeat for several videos.")
+LABEL = flags.DEFINE_multi_string("label", None, "Number or name of a class; repeat for several videos.")
+COUNT = flags.DEFINE_integer("count", 1, "Videos of each prompt or label, or in all without any.", lower_bound=1)
 STORY = flags.DEFINE_bool("story", False, "Take the prompts as one video's story, a window each.")
 FRAMES = flags.DEFINE_integer("frames", None, "Length; by default one window, or one per story prompt.", lower_bound=1)
 OVERLAP = flags.DEFINE_integer("overlap", None, "Frames kept at every slide of the window.", lower_bound=1)
 IMAGE = flags.DEFINE_string("image", None, "Picture or clip whose first frame the videos start with.")
 TASK = flags.DEFINE_string("task", None, "What to complete of --video, see above.")
-VIDEO = flags.DEFINE_string("video", None, "Video to complete.")
+VIDEO = flags.DEFINE_string("video", None, "Video to complete, or without --task to continue.")
+GIVEN = flags.DEFINE_integer(
+    "given", None, "Frames of --video to begin with; by default as in training.", lower_bound=1
+)
+PASTE = flags.DEFINE_bool("paste", True, "Keep the given pixels of --task as they are.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 GUIDANCE = flags.DEFINE_float(
     "guidance_scale", None, "Classifier-free guidance; none: 0 for codes, 1 for latents.", lower_bound=0
@@ -39,13 +50,18 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 
 def check_flags() -> None:
     """Refuses flags that do not go together."""
-    if not TASK.value and not PROMPT.value:
-        raise UserError("nothing to draw: give --prompt, or --task with --video")
-    if VIDEO.value and not TASK.value:
-        raise UserError("--video needs --task, which says what to complete of it")
-    for name, flag in {"story": STORY, "frames": FRAMES, "overlap": OVERLAP, "image": IMAGE}.items():
+    window = {"story": STORY, "frames": FRAMES, "overlap": OVERLAP, "image": IMAGE, "given": GIVEN, "label": LABEL}
+    for name, flag in window.items():
         if TASK.value and flag.value:
             raise UserError(f"--task completes one window of --video; leave --{name} out")
+    if TASK.value and COUNT.value > 1:
+        raise UserError("--task completes --video once, or once for each --prompt; leave --count out")
+    if GIVEN.value and not VIDEO.value:
+        raise UserError("--given says how many frames of --video to begin with; name the video")
+    if IMAGE.value and VIDEO.value:
+        raise UserError("videos begin with --image or with frames of --video; leave one of them out")
+    if STORY.value and not PROMPT.value:
+        raise UserError("--story needs its prompts: --prompt, once for each window")
 
 
 def main() -> None:
@@ -57,21 +73,31 @@ def main() -> None:
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load(CHECKPOINT.value)
-    prompts, compared = PROMPT.value or [], None
+    prompts, labels, compared = PROMPT.value or [], LABEL.value or [], None
+    if loaded.text is not None and not (prompts or labels or TASK.value):
+        raise UserError("nothing to draw: give --prompt, or --task with --video")
     if TASK.value:
-        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, seed=SEED.value, sampler=sampler)
+        videos, compared = complete_video(
+            loaded, TASK.value, VIDEO.value, prompts, seed=SEED.value, paste=PASTE.value, sampler=sampler
+        )
     else:
         videos = draw_videos(
             loaded,
             prompts,
+            labels=labels,
+            count=COUNT.value,
             story=STORY.value,
             frames=FRAMES.value,
             seed=SEED.value,
             overlap=OVERLAP.value,
             image=IMAGE.value,
+            video=VIDEO.value,
+            given=GIVEN.value,
             sampler=sampler,
         )
-    paths = write_samples(OUT.value, videos, prompts, loaded, seed=SEED.value, story=STORY.value, compared=compared)
+    paths = write_samples(
+        OUT.value, videos, prompts, loaded, seed=SEED.value, story=STORY.value, labels=labels, compared=compared
+    )
     for path in paths:
         logging.info("wrote %s", path)
 

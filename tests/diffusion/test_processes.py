@@ -116,7 +116,7 @@ def test_frames_have_their_own_times(process):
 def test_mistakes_teach():
     with pytest.raises(UserError, match="did you mean 'scaled_linear'"):
         PROCESSES["variance_preserving"]("scaled_liner")
-    with pytest.raises(UserError, match="positive snr_shift"):
+    with pytest.raises(UserError, match="snr_shift of VariancePreserving must be a number above 0"):
         VariancePreserving(snr_shift=0.0)
     with pytest.raises(UserError, match="did you mean 'velocity'"):
         VP.target("velocty", jnp.zeros(1), jnp.zeros(1), jnp.zeros(1))

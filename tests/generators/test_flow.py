@@ -303,7 +303,7 @@ def test_samplers_that_cannot_work_are_named():
     for settings, message in (
         ({"extension": "windows"}, "did you mean 'window'"),
         ({"solver": {"name": "eular"}}, "did you mean 'euler'"),
-        ({"steps": 0}, "1 or more steps"),
+        ({"steps": 0}, "steps of FlowSampler must be a whole number of at least 1"),
         ({"guidance": {"name": "rescale", "inner": {"name": "clasifier_free"}}}, "did you mean"),
     ):
         with pytest.raises(UserError, match=message):

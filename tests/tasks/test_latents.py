@@ -129,4 +129,4 @@ def test_a_plan_knows_its_statistics_as_variables():
     changed = config()
     complete_for_planning(changed)
     run = abstract_run(changed)
-    assert set(run.state["variables"]["generator"]["generator"]["statistics"]) == {"mean", "square", "count"}
+    assert set(run.state["variables"]["generator"]["generator"]["statistics"]) == {"mean", "square", "count", "seen"}

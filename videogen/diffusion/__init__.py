@@ -28,7 +28,19 @@ from videogen.diffusion.processes import (
     VariancePreserving,
     spread,
 )
-from videogen.diffusion.solvers import DDIM, Denoise, DPMSolver2M, Euler, Heun, Solver, Step, UniPC, integrate, sample
+from videogen.diffusion.solvers import (
+    DDIM,
+    Denoise,
+    DPMSolver2M,
+    Euler,
+    Heun,
+    Solver,
+    Step,
+    UniPC,
+    check_times,
+    integrate,
+    sample,
+)
 from videogen.diffusion.times import (
     WEIGHTS,
     LogitNormal,
@@ -109,6 +121,7 @@ __all__ = [
     "VariancePreserving",
     "build",
     "check_student",
+    "check_times",
     "distillation_loss",
     "draw_times",
     "integrate",

@@ -6,23 +6,33 @@ nest: ``Rescale(Interval(ClassifierFree(5.0), high=0.9))``.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from videogen.building import check_fields
 from videogen.diffusion.processes import spread
+from videogen.ranges import Finite, Number, Positive, Share
 
 Sample = Float[Array, "batch ..."]
 
 
-def _over_example(reduce: Callable[..., Array], value: Sample) -> Array:
-    return reduce(value, axis=tuple(range(1, value.ndim)), keepdims=True)
+def _over_example(reduce: Callable[..., Array], value: Sample, t: Array) -> Array:
+    """Reduces every example over the frames that are still noisy: predictions of the others were never trained."""
+    noisy = spread(t > 0, value)
+    # Where there is no noise at all nothing depends on the result.
+    noisy = noisy | ~noisy.any(axis=tuple(range(1, noisy.ndim)), keepdims=True)
+    where = jnp.broadcast_to(noisy, value.shape)
+    return reduce(value, axis=tuple(range(1, value.ndim)), keepdims=True, where=where)
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
     """What guidances share; each adds ``__call__``. Most remember nothing."""
+
+    def __post_init__(self):
+        check_fields(self)
 
     def initialize(self, noisy: Sample) -> Any:
         """The memory before the first call."""
@@ -41,7 +51,7 @@ class ClassifierFree(Guidance):
       scale: 1 is the conditional prediction, 0 the unconditional.
     """
 
-    scale: float
+    scale: Finite
 
     def scale_at(self, t: Array) -> Array | float:
         """The scale at time ``t``."""
@@ -59,7 +69,7 @@ class RisingClassifierFree(ClassifierFree):
       power: the larger, the later.
     """
 
-    power: float = 5.0
+    power: Positive = 5.0
 
     def scale_at(self, t: Array) -> Array:
         return 1 + (self.scale - 1) * 0.5 * (1 - jnp.cos(jnp.pi * (1 - t) ** self.power))
@@ -76,10 +86,10 @@ class AdaptiveProjected(Guidance):
       norm_threshold: longest difference of an example.
     """
 
-    scale: float
-    eta: float = 0.0
-    momentum: float = -0.5
-    norm_threshold: float = 2.5
+    scale: Finite
+    eta: Finite = 0.0
+    momentum: Finite = -0.5
+    norm_threshold: Annotated[float, Number(float, 0, above=True)] = 2.5
 
     def initialize(self, noisy: Sample) -> Sample:
         return jnp.zeros_like(noisy)
@@ -87,10 +97,10 @@ class AdaptiveProjected(Guidance):
     def __call__(self, given: Sample, null: Sample, t: Array, memory: Sample) -> tuple[Sample, Sample]:
         given, null = given.astype(memory.dtype), null.astype(memory.dtype)
         running = given - null + self.momentum * memory
-        length = jnp.sqrt(_over_example(jnp.sum, running**2))
+        length = jnp.sqrt(_over_example(jnp.sum, running**2, t))
         # The tiny number keeps an example without a difference, or without a prediction, from 0 / 0.
         difference = running * jnp.minimum(1.0, self.norm_threshold / (length + 1e-12))
-        share = _over_example(jnp.sum, difference * given) / (_over_example(jnp.sum, given**2) + 1e-12)
+        share = _over_example(jnp.sum, difference * given, t) / (_over_example(jnp.sum, given**2, t) + 1e-12)
         return given + (self.scale - 1) * (difference - (1 - self.eta) * share * given), running
 
 
@@ -105,8 +115,8 @@ class Interval(Guidance):
     """
 
     inner: Guidance
-    low: float = 0.0
-    high: float = 1.0
+    low: Finite = 0.0
+    high: Finite = 1.0
 
     def initialize(self, noisy: Sample) -> Any:
         return self.inner.initialize(noisy)
@@ -126,14 +136,14 @@ class Rescale(Guidance):
     """
 
     inner: Guidance
-    share: float = 0.7
+    share: Share = 0.7
 
     def initialize(self, noisy: Sample) -> Any:
         return self.inner.initialize(noisy)
 
     def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
         guided, memory = self.inner(given, null, t, memory)
-        ratio = _over_example(jnp.std, given) / (_over_example(jnp.std, guided) + 1e-12)
+        ratio = _over_example(jnp.std, given, t) / (_over_example(jnp.std, guided, t) + 1e-12)
         return guided * (1 - self.share + self.share * ratio), memory
 
 

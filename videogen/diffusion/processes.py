@@ -7,37 +7,40 @@ level, diffusion forcing), or a scalar. All solvers, laws, weights and losses us
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from videogen.building import check_fields
 from videogen.errors import UserError, near_matches
+from videogen.ranges import Number, OneOf, Positive
 
 Scales = tuple[Array, Array]
 
 EDM_DATA_DEVIATION = 0.5
-"""Standard deviation of the data that EDM's preconditioning assumes (Karras et al., 2022)."""
+"""Standard deviation of the data that EDM's preconditioning assumes unless told: of pixels (Karras et al., 2022)."""
 
 
-def _edm(alpha: Array, sigma: Array) -> Scales:
-    total = _edm_deviation(alpha, sigma)
-    return sigma / (EDM_DATA_DEVIATION * total), -EDM_DATA_DEVIATION * alpha / total
+def _edm(alpha: Array, sigma: Array, deviation: float) -> Scales:
+    total = _edm_deviation(alpha, sigma, deviation)
+    return sigma / (deviation * total), -deviation * alpha / total
 
 
-def _edm_deviation(alpha: Array, sigma: Array) -> Array:
-    return jnp.sqrt(sigma**2 + (EDM_DATA_DEVIATION * alpha) ** 2)
+def _edm_deviation(alpha: Array, sigma: Array, deviation: float) -> Array:
+    return jnp.sqrt(sigma**2 + (deviation * alpha) ** 2)
 
 
-PREDICTIONS: dict[str, Callable[[Array, Array], Scales]] = {
-    "x0": lambda alpha, sigma: (jnp.ones_like(alpha), jnp.zeros_like(sigma)),
-    "epsilon": lambda alpha, sigma: (jnp.zeros_like(alpha), jnp.ones_like(sigma)),
-    "v": lambda alpha, sigma: (-sigma, alpha),
-    "velocity": lambda alpha, sigma: (-jnp.ones_like(alpha), jnp.ones_like(sigma)),
+PREDICTIONS: dict[str, Callable[[Array, Array, float], Scales]] = {
+    "x0": lambda alpha, sigma, _: (jnp.ones_like(alpha), jnp.zeros_like(sigma)),
+    "epsilon": lambda alpha, sigma, _: (jnp.zeros_like(alpha), jnp.ones_like(sigma)),
+    "v": lambda alpha, sigma, _: (-sigma, alpha),
+    "velocity": lambda alpha, sigma, _: (-jnp.ones_like(alpha), jnp.ones_like(sigma)),
     "edm": _edm,
 }
-"""Name -> (p, q) with target = p·x + q·e, given alpha and sigma.
+"""Name -> (p, q) with target = p·x + q·e, given alpha, sigma and the standard deviation of the data.
 
 ``x0`` the data, ``epsilon`` the noise, ``v`` (Salimans and Ho, 2022), ``velocity`` that of a rectified flow, ``edm``
 the network F in ``x0 = c_skip·x_t + c_out·F(c_in·x_t)``; its c_in is ``Process.network_input``. Being linear in data
@@ -45,11 +48,11 @@ and noise, each gives all others: with x_t and one prediction known, data and no
 """
 
 
-def prediction_scales(name: str, alpha: Array, sigma: Array) -> Scales:
+def prediction_scales(name: str, alpha: Array, sigma: Array, deviation: float = EDM_DATA_DEVIATION) -> Scales:
     """(p, q) of ``PREDICTIONS[name]``; an unknown name is a ``UserError``."""
     if name not in PREDICTIONS:
         raise UserError(f"unknown prediction {name!r}{near_matches(name, PREDICTIONS)}")
-    return PREDICTIONS[name](alpha, sigma)
+    return PREDICTIONS[name](alpha, sigma, deviation)
 
 
 def spread(t: Float[Array, "*times"], sample: Float[Array, "batch ..."]) -> Float[Array, "..."]:
@@ -60,7 +63,16 @@ def spread(t: Float[Array, "*times"], sample: Float[Array, "batch ..."]) -> Floa
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """What the processes share; each adds ``scales``."""
+    """What the processes share; each adds ``scales``.
+
+    Attributes:
+      data_deviation: standard deviation of the data; only the prediction ``edm`` looks at it.
+    """
+
+    data_deviation: Positive = dataclasses.field(default=EDM_DATA_DEVIATION, kw_only=True)
+
+    def __post_init__(self):
+        check_fields(self)
 
     def scales(self, t: Float[Array, "*times"]) -> tuple[Float[Array, "*times"], Float[Array, "*times"]]:
         """alpha and sigma at ``t``; sigma(0) = 0, sigma / alpha rises."""
@@ -99,7 +111,8 @@ class Process:
         t: Float[Array, "*times"],
     ) -> Float[Array, "batch ..."]:
         """What a network with this ``prediction``, a name in ``PREDICTIONS``, should return for ``x_t``."""
-        of_clean, of_noise = prediction_scales(prediction, *(spread(scale, clean) for scale in self.scales(t)))
+        alpha, sigma = (spread(scale, clean) for scale in self.scales(t))
+        of_clean, of_noise = prediction_scales(prediction, alpha, sigma, self.data_deviation)
         return of_clean * clean + of_noise * noise
 
     def convert(
@@ -123,8 +136,8 @@ class Process:
           target: another.
         """
         alpha, sigma = (spread(scale, noisy) for scale in self.scales(t))
-        p, q = prediction_scales(source, alpha, sigma)
-        to_clean, to_noise = prediction_scales(target, alpha, sigma)
+        p, q = prediction_scales(source, alpha, sigma, self.data_deviation)
+        to_clean, to_noise = prediction_scales(target, alpha, sigma, self.data_deviation)
         if source == target:
             return value
         determinant = alpha * q - sigma * p
@@ -139,7 +152,7 @@ class Process:
         """``x_t`` as the network takes it: for ``edm`` with unit variance (c_in), else as it is."""
         if prediction != "edm":
             return noisy
-        return noisy / _edm_deviation(*(spread(scale, noisy) for scale in self.scales(t)))
+        return noisy / _edm_deviation(*(spread(scale, noisy) for scale in self.scales(t)), self.data_deviation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +174,8 @@ class EDM(Process):
       rho: how much the steps crowd near the data.
     """
 
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
 
     def scales(self, t: Float[Array, "*times"]) -> Scales:
         return jnp.ones_like(t), self.sigma_max * t**self.rho
@@ -196,18 +209,10 @@ class VariancePreserving(Process):
       zero_terminal_snr: bend alpha so that it ends at exactly 0 and starts unchanged (Lin et al., 2023).
     """
 
-    schedule: str = "cosine"
-    steps: int = 1000
-    snr_shift: float = 1.0
+    schedule: Annotated[str, OneOf(*BETAS)] = "cosine"
+    steps: Annotated[int, Number(int, 2)] = 1000
+    snr_shift: Positive = 1.0
     zero_terminal_snr: bool = False
-
-    def __post_init__(self):
-        if self.schedule not in BETAS:
-            raise UserError(f"unknown noise schedule {self.schedule!r}{near_matches(self.schedule, BETAS)}")
-        if self.steps < 2 or self.snr_shift <= 0:
-            raise UserError(
-                f"a discrete process needs 2 or more steps and a positive snr_shift, got {self.steps}, {self.snr_shift}"
-            )
 
     @functools.cached_property
     def _points(self) -> tuple[np.ndarray, np.ndarray]:

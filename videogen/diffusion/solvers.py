@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from videogen.building import check_fields
 from videogen.diffusion.processes import Process, spread
 from videogen.errors import UserError
+from videogen.ranges import Share
 
 Sample = Float[Array, "batch ..."]
 Denoise = Callable[[Sample, Array], Sample]
@@ -107,11 +109,10 @@ class DDIM(Solver):
       eta: 0 deterministic, 1 ancestral (DDPM).
     """
 
-    eta: float = 0.0
+    eta: Share = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"DDIM's eta is in [0, 1], got {self.eta}")
+        check_fields(self)
 
     def update(self, state: Sample, denoise: Denoise, step: Step, noise: Sample) -> Sample:
         clean = denoise(state, step.time)
@@ -243,14 +244,7 @@ def sample(
       UserError: the times rise, or the noise is to be predicted where there is nothing else.
     """
     times = np.asarray(times, np.float32)
-    if len(times) < 2 or (np.diff(times, axis=0) > 0).any():
-        raise UserError("sampling needs a grid of two or more times that never rises")
-    with jax.ensure_compile_time_eval():
-        if prediction == "epsilon" and float(process.scales(times.max())[0]) == 0:
-            raise UserError(
-                "a prediction of the noise leaves the data open where there is only noise: predict v, x0 or velocity, "
-                "or let the grid start below 1"
-            )
+    check_times(times, process, prediction)
     per_example = (len(keys), *times.shape[1:])
     grid = jnp.broadcast_to(jnp.asarray(times)[:, None], (len(times), *per_example))
 
@@ -261,6 +255,24 @@ def sample(
         white = noise(0)
         start = spread(process.scales(grid[0])[1], white) * white
     return integrate(denoiser, process, solver, grid, start, lambda step: noise(step + 1), prediction=prediction)
+
+
+def check_times(times: Float[np.ndarray, "points ..."], process: Process, prediction: str) -> None:
+    """Refuses times that no sample can be drawn along.
+
+    Raises:
+      UserError: the times rise, stand still or are no numbers, or the noise is to be predicted where there is nothing
+        else.
+    """
+    falls = np.diff(times, axis=0)
+    if len(times) < 2 or not (np.isfinite(times).all() and (falls <= 0).all() and (falls < 0).any()):
+        raise UserError("sampling needs a grid of two or more times that never rises")
+    with jax.ensure_compile_time_eval():
+        if prediction == "epsilon" and float(process.scales(times.max())[0]) == 0:
+            raise UserError(
+                "a prediction of the noise leaves the data open where there is only noise: predict v, x0 or velocity, "
+                "or let the grid start below 1"
+            )
 
 
 def integrate(

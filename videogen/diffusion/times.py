@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from videogen.diffusion.processes import PREDICTIONS, Process, prediction_scales
+from videogen.building import check_fields
+from videogen.diffusion.processes import EDM_DATA_DEVIATION, PREDICTIONS, Process, prediction_scales
 from videogen.errors import UserError, near_matches
+from videogen.ranges import Finite, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,11 @@ class LogitNormal:
       deviation: width.
     """
 
-    mean: float = 0.0
-    deviation: float = 1.0
+    mean: Finite = 0.0
+    deviation: Positive = 1.0
+
+    def __post_init__(self):
+        check_fields(self)
 
     def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
         return jax.nn.sigmoid(self.mean + self.deviation * jax.scipy.special.ndtri(uniform))
@@ -45,7 +50,7 @@ class Mode:
       scale: in [-1, 2 / (π - 2)], where the map is monotone; 0 is uniform.
     """
 
-    scale: float = 0.81
+    scale: Finite = 0.81
 
     def __post_init__(self):
         if not -1 <= self.scale <= 2 / (math.pi - 2):
@@ -64,8 +69,11 @@ class LogNormalSigma:
       deviation: of the logarithm.
     """
 
-    mean: float = -1.2
-    deviation: float = 1.2
+    mean: Finite = -1.2
+    deviation: Positive = 1.2
+
+    def __post_init__(self):
+        check_fields(self)
 
     def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
         return process.time_of(-self.mean - self.deviation * jax.scipy.special.ndtri(uniform))
@@ -90,8 +98,11 @@ def draw_times(
     """
     if stratified:
         strata = jnp.arange(shape[0], dtype=jnp.float32) / shape[0]
-        uniform = jax.random.uniform(key, shape[1:]) + strata.reshape(-1, *(1 for _ in shape[1:]))
-        uniform = uniform % 1.0
+        if len(shape) > 1:
+            # Each frame deals its strata out anew, or two frames would lie equally far apart in all examples.
+            strata = jnp.broadcast_to(strata.reshape(-1, *(1 for _ in shape[1:])), shape)
+            strata = jax.random.permutation(jax.random.fold_in(key, 1), strata, independent=True)
+        uniform = (jax.random.uniform(key, shape[1:]) + strata) % 1.0
     else:
         uniform = jax.random.uniform(key, shape)
     # At exactly 0 and 1 the normal laws are infinite and some losses undefined.
@@ -131,28 +142,33 @@ def _flow_time(alpha: Array, sigma: Array) -> Array:
 # ∫ exp(-2·(t - 1/2)²) - exp(-1/2) over [0, 1].
 _BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
 
-WEIGHTS: dict[str, Callable[[Array, Array], Array]] = {
-    **{name: lambda alpha, sigma, name=name: _error_ratio(name, alpha, sigma) ** 2 for name in PREDICTIONS},
-    "min_snr": lambda alpha, sigma: jnp.minimum((alpha / sigma) ** 2, 5.0),
-    "cosmap": lambda alpha, sigma: (
+WEIGHTS: dict[str, Callable[..., Array]] = {
+    **{
+        name: lambda alpha, sigma, deviation=EDM_DATA_DEVIATION, name=name: (
+            _error_ratio(name, alpha, sigma, deviation) ** 2
+        )
+        for name in PREDICTIONS
+    },
+    "min_snr": lambda alpha, sigma, _=None: jnp.minimum((alpha / sigma) ** 2, 5.0),
+    "cosmap": lambda alpha, sigma, _=None: (
         2 / (jnp.pi * (1 - 2 * _flow_time(alpha, sigma) + 2 * _flow_time(alpha, sigma) ** 2))
     ),
-    "bell": lambda alpha, sigma: (
+    "bell": lambda alpha, sigma, _=None: (
         _error_ratio("velocity", alpha, sigma) ** 2
         * (jnp.exp(-2 * (_flow_time(alpha, sigma) - 0.5) ** 2) - math.exp(-0.5))
         / _BELL_MEAN
     ),
 }
-"""Name -> weight of the squared error of x0, given alpha and sigma.
+"""Name -> weight of the squared error of x0, given alpha, sigma and (for ``edm``) the deviation of the data.
 
 The names of predictions stand for the plain squared error of that prediction; ``min_snr`` (Hang et al., 2023, with
 gamma 5), ``cosmap`` (Esser et al., 2024), ``bell``: the velocity's error, middle times more, mean 1 over uniform times.
 """
 
 
-def _error_ratio(prediction: str, alpha: Array, sigma: Array) -> Array:
+def _error_ratio(prediction: str, alpha: Array, sigma: Array, deviation: float = EDM_DATA_DEVIATION) -> Array:
     """|error of the prediction| / |error of the x0 it implies|."""
-    p, q = prediction_scales(prediction, alpha, sigma)
+    p, q = prediction_scales(prediction, alpha, sigma, deviation)
     return alpha * q / sigma - p
 
 
@@ -168,4 +184,5 @@ def loss_weight(weighting: str, prediction: str, process: Process, t: Float[Arra
     if weighting not in WEIGHTS:
         raise UserError(f"unknown loss weighting {weighting!r}{near_matches(weighting, WEIGHTS)}")
     alpha, sigma = process.scales(t)
-    return WEIGHTS[weighting](alpha, sigma) / _error_ratio(prediction, alpha, sigma) ** 2
+    deviation = process.data_deviation
+    return WEIGHTS[weighting](alpha, sigma, deviation) / _error_ratio(prediction, alpha, sigma, deviation) ** 2

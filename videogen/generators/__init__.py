@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from videogen import building
+from videogen.errors import UserError
 from videogen.generators.flow import FlowTransformer
 from videogen.generators.flow_sampling import FlowSampler
 from videogen.generators.frame_queue import FrameQueue
@@ -26,6 +27,19 @@ def build_sampler(config: Mapping[str, Any]):
     return building.build(SAMPLERS, config, "sampler")
 
 
+def check_sampler(generator: Any, sampler: Any) -> None:
+    """Refuses a sampler that cannot draw from a generator.
+
+    Raises:
+      UserError: it is that of another kind of generator, or does not go with this one's settings.
+    """
+    if not isinstance(sampler, generator.sampler):
+        names = {kind: name for name, kind in SAMPLERS.items()}
+        right, wrong = names[generator.sampler], names[type(sampler)]
+        raise UserError(f"this generator draws with sampler.name={right}, not {wrong!r}")
+    sampler.check(generator)
+
+
 __all__ = [
     "GENERATORS",
     "SAMPLERS",
@@ -38,4 +52,5 @@ __all__ = [
     "NextBlockTransformer",
     "build",
     "build_sampler",
+    "check_sampler",
 ]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.errors import UserError
 from videogen.generators.heads import LevelEmbedding
-from videogen.nn import NORMS, Block, LearnedPositions, Linear, Stack, rotary_angles, truncated_normal
+from videogen.nn import NORMS, Block, LearnedPositions, Linear, MicroBatch, Stack, rotary_angles, truncated_normal
 from videogen.shapes import TokenGrid
 
 
@@ -111,6 +111,7 @@ class TokenCritic(nnx.Module):
         conditioning: Conditioning,
         key: jax.Array,
         exists: Bool[Array, "batch tokens"] | None = None,
+        micro: MicroBatch | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Weighted binary cross-entropy in nats when codes are drawn from ``logits``, and metrics.
 
@@ -123,15 +124,17 @@ class TokenCritic(nnx.Module):
           conditioning: one entry per example.
           key: for the draws.
           exists: the places that count; ``None`` means all.
+          micro: which examples of the batch these are; ``None`` means all.
         """
+        micro = micro or MicroBatch()
         logits, conditioning = jax.lax.stop_gradient((logits, conditioning))
-        keys = jax.random.split(key, len(logits))
-        draws = [jax.random.categorical(k, part) for k, part in zip(keys, logits, strict=True)]
+        keys = [micro.keys(k, len(ids)) for k in jax.random.split(key, len(logits))]
+        draws = [jax.vmap(jax.random.categorical)(k, part) for k, part in zip(keys, logits, strict=True)]
         shown = jnp.where(drawn[..., None], jnp.stack(draws, axis=-1), ids)
         scores = self(shown, conditioning, exists)
         errors = optax.sigmoid_binary_cross_entropy(scores, (~drawn).astype(jnp.float32))
         counted = jnp.ones(drawn.shape, bool) if exists is None else exists
-        count = jnp.maximum(counted.sum(), 1)
+        count = jnp.maximum(micro.mean(counted.sum() * 1.0), 1 / micro.count)
         loss = jnp.where(counted, errors, 0.0).sum() / count
         accuracy = (counted & ((scores > 0) == ~drawn)).sum() / count
         return self.weight * loss, {"critic_loss": loss, "critic_accuracy": accuracy}

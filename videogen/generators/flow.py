@@ -6,7 +6,7 @@ may be drawn frame after frame, in a pyramid or through a queue (``frame_queue``
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen import diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, NullableContext, Tokens
 from videogen.errors import UserError, near_matches
-from videogen.generators.flow_sampling import FlowSampler
+from videogen.generators.flow_sampling import SHIFTS, FlowSampler, check_prefix
 from videogen.generators.latent_statistics import LatentStatistics
 from videogen.nn import (
     MODULATIONS,
@@ -44,12 +44,6 @@ TEXTS = ("cross", "joint")
 
 TIMES = ("clip", "frame")
 """Whose noise level training draws: the clip's, or every latent frame's own (diffusion forcing)."""
-
-SHIFTS: dict[str, Callable[[TokenGrid], float]] = {
-    "exponent": lambda grid: diffusion.shift_by_exponent(grid.tokens),
-    "frames": lambda grid: diffusion.shift_by_frames(grid.tokens_per_frame, grid.time),
-}
-"""Shifts of the time that follow the size of the clip: LTX-Video's and Open-Sora 2's, of transformer tokens."""
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +124,8 @@ class FlowTransformer(nnx.Module):
         ):
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
-        self.process = diffusion.build("process", process or {"name": "rectified_flow"})
+        # Latents are normalised: their deviation is 1, and not that of pixels.
+        self.process = diffusion.build("process", {"data_deviation": 1.0, **(process or {"name": "rectified_flow"})})
         self.law = diffusion.build("law", law or {"name": "logit_normal"})
         self.prediction, self.weighting, self.shift = prediction, weighting or prediction, shift
         self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
@@ -171,6 +166,17 @@ class FlowTransformer(nnx.Module):
         self.norm_modulation = MODULATIONS[modulation](width, 2, rngs=rngs)
         zeros = nnx.initializers.zeros_init()
         self.head = Linear(width, size, axes=("embed", None), initializer=zeros, rngs=rngs)
+
+    sampler = FlowSampler
+    given_frames = 0
+
+    def check_grid(self, grid: TokenGrid) -> None:
+        """Refuses a grid, of a bucket or of images, that patches do not tile."""
+        self.tokens(grid)
+
+    def prefixes(self, frames: int) -> range:
+        """How many latent frames may be given of ``frames``; above 0 only where training has given some."""
+        return range(0, frames if self.frame_times or self.prefix_share else 1, self.patch[0])
 
     # The network -----------------------------------------------------------------------------------------------------
 
@@ -359,17 +365,12 @@ class FlowTransformer(nnx.Module):
           prefix: latents of the first frames, kept as they are.
 
         Raises:
-          UserError: the prefix leaves no frame to draw or cuts a patch, or a clip that was trained with one time for
-            all its frames should be drawn frame after frame.
+          UserError: the prefix leaves no frame to draw, cuts a patch or is more than the model ever saw, or a clip that
+            was trained with one time for all its frames should be drawn frame after frame.
         """
         known = 0 if prefix is None else prefix.shape[1]
-        if known % self.patch[0] or known >= grid.time:
-            raise UserError(
-                f"a prefix must hold whole patches of {self.patch[0]} latent frames and fewer than {grid.time}, "
-                f"got {known}"
-            )
-        if sampler.lag and not self.frame_times:
-            raise UserError('frames follow one another (sampler.lag) only in a model with times="frame"')
+        sampler.check(self)
+        check_prefix(self, known, grid.time)
         times = sampler.times(self.process, self.shift_of(grid), grid.time - known, known, self.patch[0])
         start = self.noise(keys, 0, grid, times[0])
         if prefix is not None:

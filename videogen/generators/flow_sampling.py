@@ -1,28 +1,39 @@
 """How clips are drawn from a diffusion transformer: solver, times and guidance, and how frames follow one another."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from videogen import diffusion
-from videogen.errors import UserError, near_matches
+from videogen.errors import UserError
+from videogen.generators.sampling import Sampler
+from videogen.ranges import Count, Finite, Natural, Number, OneOf
+from videogen.shapes import TokenGrid
 
 EXTENSIONS = ("window", "queue")
 """How a video becomes longer than a clip: by windows that begin with the last frames, or by a queue of frames."""
 
 
+SHIFTS: dict[str, Callable[[TokenGrid], float]] = {
+    "exponent": lambda grid: diffusion.shift_by_exponent(grid.tokens),
+    "frames": lambda grid: diffusion.shift_by_frames(grid.tokens_per_frame, grid.time),
+}
+"""Shifts of the time that follow the size of the clip: LTX-Video's and Open-Sora 2's, of transformer tokens."""
+
+
 @dataclasses.dataclass(frozen=True)
-class FlowSampler:
+class FlowSampler(Sampler):
     """How to draw latents; the parts are configs ``{name, …}`` of ``diffusion.PARTS``.
 
     Attributes:
       steps: of the solver.
       solver: the solver.
       grid: the times it visits, before the shift.
-      shift: of the times; ``None`` takes that of the model's training.
+      shift: of the times; ``None`` takes that of the model's training. Grids in sigma have none.
       guidance_scale: 1 is the conditional prediction alone, as in the literature on diffusion.
       guidance: how to guide; its scale is ``guidance_scale``.
       lag: steps that every frame stays behind the one before it; 0 draws all frames at once, ``steps`` one after
@@ -30,21 +41,31 @@ class FlowSampler:
       extension: a name in ``EXTENSIONS``.
     """
 
-    steps: int = 50
+    steps: Count = 50
     solver: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "euler"})
     grid: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
-    shift: float | None = None
-    guidance_scale: float = 5.0
+    shift: Annotated[float, Number(float, 0, above=True, optional=True)] = None
+    guidance_scale: Finite = 5.0
     guidance: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "classifier_free"})
-    lag: int = 0
-    extension: str = "window"
+    lag: Natural = 0
+    extension: Annotated[str, OneOf(*EXTENSIONS)] = "window"
 
     def __post_init__(self):
-        if self.steps < 1 or self.lag < 0:
-            raise UserError(f"a sampler needs 1 or more steps and a lag of 0 or more, got {self.steps} and {self.lag}")
-        if self.extension not in EXTENSIONS:
-            raise UserError(f"unknown extension {self.extension!r}{near_matches(self.extension, EXTENSIONS)}")
+        super().__post_init__()
         self.build_solver(), self.build_guidance(), diffusion.build("grid", self.grid)
+
+    def check(self, model: nnx.Module) -> None:
+        """Refuses a ``FlowTransformer`` whose training clips it cannot draw.
+
+        Raises:
+          UserError: frames are to have times of their own in a model without, or the times do not fall.
+        """
+        if self.lag and not model.frame_times:
+            raise UserError('frames follow one another (sampler.lag) only in a model with times="frame"')
+        if self.extension == "queue":
+            check_queue(model)
+        points = self.points(model.process, model.shift_of(model.grid))
+        diffusion.check_times(points, model.process, model.prediction)
 
     def build_solver(self) -> diffusion.Solver:
         """The solver."""
@@ -66,8 +87,7 @@ class FlowSampler:
           process: the model's.
           shift: the model's; it holds where the sampler has none.
         """
-        grid = diffusion.build("grid", self.grid)(self.steps, process)
-        return diffusion.shift_time(grid, shift if self.shift is None else self.shift).astype(np.float32)
+        return diffusion.build("grid", self.grid)(self.steps, process, shift if self.shift is None else self.shift)
 
     def times(
         self, process: diffusion.Process, shift: float, frames: int, known: int = 0, unit: int = 1
@@ -86,3 +106,22 @@ class FlowSampler:
             return points
         drawn = np.repeat(diffusion.stagger(points, frames // unit, self.lag), unit, axis=1)
         return np.concatenate([np.zeros((len(drawn), known), np.float32), drawn], axis=1)
+
+
+def check_queue(model: nnx.Module) -> None:
+    """Refuses a ``FlowTransformer`` that knows no times of single frames, or whose tokens are of several frames."""
+    if not model.frame_times or model.patch[0] > 1:
+        raise UserError('a queue of frames needs a model with times="frame" and patches of one frame')
+
+
+def check_prefix(model: nnx.Module, known: int, frames: int) -> None:
+    """Refuses ``known`` given latent frames of ``frames``: see ``FlowTransformer.prefixes``."""
+    if known and not model.frame_times and not model.prefix_share:
+        raise UserError(
+            "first frames can be given only to a model that was trained with some (model.prefix_share above 0) or with "
+            'times="frame"; without, a video has at most the frames of a training clip'
+        )
+    if known not in model.prefixes(frames):
+        raise UserError(
+            f"a prefix must hold whole patches of {model.patch[0]} latent frames and fewer than {frames}, got {known}"
+        )

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from videogen.conditioning import Conditioning
 from videogen.diffusion.solvers import Step
-from videogen.errors import UserError
-from videogen.generators.flow_sampling import FlowSampler
+from videogen.generators.flow_sampling import FlowSampler, check_queue
 from videogen.shapes import TokenGrid
 
 Carry = tuple[Any, Any, Int[Array, ""]]
@@ -40,8 +39,7 @@ class FrameQueue:
     def __init__(
         self, model: nnx.Module, grid: TokenGrid, conditioning: Conditioning, keys: Array, sampler: FlowSampler
     ):
-        if not model.frame_times or model.patch[0] > 1:
-            raise UserError('a queue of frames needs a model with times="frame" and patches of one frame')
+        check_queue(model)
         self.model, self.grid, self.keys = model, grid, keys
         self.denoiser, self.solver = model.denoiser(conditioning, sampler), sampler.build_solver()
         self.points = sampler.points(model.process, model.shift_of(grid))

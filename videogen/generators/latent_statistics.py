@@ -1,5 +1,7 @@
 """Mean and standard deviation of latents, measured in the first steps of training."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,8 +20,8 @@ class LatentStatistic(nnx.Variable):
 class LatentStatistics(nnx.Module):
     """Brings every channel of latents to mean 0 and variance 1, as processes of ``videogen.diffusion`` expect.
 
-    The statistics are running means over the first ``updates`` batches of training and stay from then on, so that a
-    run needs no pass over the data before it, and every frozen tokenizer, whatever its scale, does.
+    The statistics are means over all latents of the first ``updates`` batches of training and stay from then on, so
+    that a run needs no pass over the data before it, and every frozen tokenizer, whatever its scale, does.
 
     Args:
       channels: of the latents.
@@ -31,12 +33,15 @@ class LatentStatistics(nnx.Module):
         self.mean = LatentStatistic(jnp.zeros(channels))
         self.square = LatentStatistic(jnp.ones(channels))
         self.count = LatentStatistic(jnp.zeros((), jnp.int32))
+        self.seen = LatentStatistic(jnp.zeros(()))
 
     def update(self, latents: Latents) -> None:
-        """Takes a batch in; the mean over it spans the mesh."""
+        """Takes a batch in, of videos or images: every latent counts the same. The mean over it spans the mesh."""
         latents = jax.lax.stop_gradient(latents.astype(jnp.float32))
-        count = self.count.get_value()
-        rate = jnp.where(count < self.updates, 1.0 / (count + 1), 0.0)
+        count, new = self.count.get_value(), float(math.prod(latents.shape[:-1]))
+        counts = count < self.updates
+        rate = jnp.where(counts, new / (self.seen.get_value() + new), 0.0)
+        self.seen.set_value(self.seen.get_value() + jnp.where(counts, new, 0.0))
         for variable, value in ((self.mean, latents), (self.square, latents**2)):
             old = variable.get_value()
             variable.set_value(old + rate * (value.mean(axis=(0, 1, 2, 3)) - old))

@@ -27,12 +27,15 @@ from videogen.nn import (
     Embedding,
     LearnedPositions,
     Linear,
+    MicroBatch,
     Stack,
+    draw,
+    example_keys,
     parameter,
     rotary_angles,
     truncated_normal,
 )
-from videogen.schedules import decay
+from videogen.schedules import DECAYS, decay
 from videogen.shapes import Codes, TokenGrid
 
 LOSS_PLACES = ("masked", "corrupted", "all")
@@ -45,8 +48,11 @@ CRITIC_STREAM = 1 << 16
 def random_mask(
     key: jax.Array, ratio: Float[Array, "batch"], exists: Bool[Array, "batch tokens"]
 ) -> Bool[Array, "batch tokens"]:
-    """Masks ``ceil(ratio · n)`` uniformly chosen places (at least one) of the ``n`` that exist in each row."""
-    noise = jnp.where(exists, jax.random.uniform(key, exists.shape), 2.0)
+    """Masks ``ceil(ratio · n)`` uniformly chosen places (at least one) of the ``n`` that exist in each row.
+
+    ``key`` is one, or one of each row.
+    """
+    noise = jnp.where(exists, draw(jax.random.uniform, example_keys(key, len(exists)), exists.shape), 2.0)
     rank = jnp.argsort(jnp.argsort(noise, axis=-1), axis=-1)
     count = jnp.maximum(jnp.ceil(ratio * exists.sum(-1)), 1)
     return exists & (rank < count[:, None])
@@ -103,8 +109,9 @@ class MaskedTransformer(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if loss_on not in LOSS_PLACES:
-            raise UserError(f"unknown loss_on {loss_on!r}{near_matches(loss_on, LOSS_PLACES)}")
+        for name, value, known in (("loss_on", loss_on, LOSS_PLACES), ("schedule", training_schedule, DECAYS)):
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r}{near_matches(value, known)}")
         self.codebooks, self.factors = tuple(vocabulary), factors
         self.vocabulary, self.loss_on = factor_vocabulary(vocabulary, factors), loss_on
         self.grid = TokenGrid(*grid)
@@ -150,6 +157,16 @@ class MaskedTransformer(nnx.Module):
         critic = {"name": "token", **critic} if critic and critic["layers"] else None
         # Made last, so that all else begins as it would without one.
         self.critic = building.build({"token": TokenCritic}, critic, "critic", **common) if critic else None
+
+    sampler = MaskGITSampler
+    given_frames = 0
+
+    def check_grid(self, grid: TokenGrid) -> None:
+        """Any grid that is no larger than the training grid can be learned."""
+
+    def prefixes(self, frames: int) -> range:
+        """How many latent frames may be given of a clip of ``frames`` of them; 0 is none."""
+        return range(frames)
 
     @property
     def mask_ids(self) -> Int[np.ndarray, "levels"]:
@@ -228,6 +245,7 @@ class MaskedTransformer(nnx.Module):
         *,
         given: Given | None = None,
         train: bool = True,
+        micro: MicroBatch | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean cross-entropy over the places of ``loss_on`` and their levels, in nats, and metrics.
 
@@ -235,18 +253,18 @@ class MaskedTransformer(nnx.Module):
         critic's loss is added, and so are its metrics.
         """
         ids = self.ids(codes.indices)
-        batch = ids.shape[0]
+        batch, micro = ids.shape[0], micro or MicroBatch()
         exists = codes.mask if codes.mask is not None else jnp.ones(ids.shape[:2], bool)
         ratio_key, mask_key, drop_key, dropout_key = jax.random.split(key, 4)
-        ratio = decay(self.training_schedule, jax.random.uniform(ratio_key, (batch,)))
-        corrupted = random_mask(mask_key, ratio, exists)
+        ratio = decay(self.training_schedule, micro.draw(jax.random.uniform, ratio_key, (batch,)))
+        corrupted = random_mask(micro.keys(mask_key, batch), ratio, exists)
         if train and self.condition_drop > 0:
-            conditioning = conditioning.drop(jax.random.bernoulli(drop_key, self.condition_drop, (batch,)))
+            conditioning = conditioning.drop(micro.draw(jax.random.uniform, drop_key, (batch,)) < self.condition_drop)
         logits = self.grid_logits(
             self.corrupt(ids, corrupted, given),
             conditioning,
             exists=codes.mask,
-            key=dropout_key if train and self.dropout else None,
+            key=micro.keys(dropout_key, batch) if train and self.dropout else None,
             given=given,
             corrupted=corrupted,
         )
@@ -264,15 +282,17 @@ class MaskedTransformer(nnx.Module):
                 nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_probability.mean(-1)
             total += jnp.where(counted, nll, 0.0).sum()
             hits += (at & (part.argmax(-1) == ids[..., level])).sum()
+        # Sums over the micro-batch over mean counts of the whole batch: their mean is the whole batch's quotient.
+        count = micro.mean({"counted": counted.sum() * 1.0, "at": at.sum() * 1.0, "exists": exists.sum() * 1.0})
         levels = len(self.vocabulary)
-        loss = total / (levels * jnp.maximum(counted.sum(), 1))
-        accuracy = hits / (levels * jnp.maximum(at.sum(), 1))
-        metrics = {"loss": loss, "accuracy": accuracy, "mask_ratio": at.sum() / exists.sum()}
+        loss = total / (levels * jnp.maximum(count["counted"], 1 / micro.count))
+        accuracy = hits / (levels * jnp.maximum(count["at"], 1 / micro.count))
+        metrics = {"loss": loss, "accuracy": accuracy, "mask_ratio": at.sum() / count["exists"]}
         if self.critic is None:
             return loss, metrics
         flat = [part.reshape(batch, -1, part.shape[-1]) for part in levels_logits]
         critic_key = jax.random.fold_in(key, CRITIC_STREAM)
-        critic_loss, judged = self.critic.loss(true, flat, corrupted, conditioning, critic_key, codes.mask)
+        critic_loss, judged = self.critic.loss(true, flat, corrupted, conditioning, critic_key, codes.mask, micro)
         return loss + critic_loss, metrics | judged
 
     def sample(

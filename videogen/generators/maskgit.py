@@ -8,38 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from videogen.errors import UserError
-from videogen.generators.sampling import sample_categorical
+from videogen.generators.sampling import Sampler, Schedule, sample_categorical
+from videogen.ranges import Count, Finite, Natural, Positive, Weight
 from videogen.schedules import decay
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGITSampler:
+class MaskGITSampler(Sampler):
     """How to decode masked codes.
 
     Attributes:
       steps: number of forward passes K (12 to 48 in Phenaki).
       schedule: share of codes still masked after step k, a name in ``schedules.DECAYS``.
-      temperature: softmax temperature of the sampled codes; annealed linearly to ``final_temperature``.
-      choice_temperature: scale of the Gumbel noise on the confidence, annealed linearly to 0; where a critic scores
-        the codes, of that on its logits.
+      temperature: softmax temperature of the sampled codes; annealed linearly, it reaches ``final_temperature`` in the
+        last step. Near-greedy is a small one such as 0.01.
+      choice_temperature: scale of the Gumbel noise on the confidence, τ·(1 - (k + 1)/K) in step k, so that the last has
+        none; where a critic scores the codes, of that on its logits.
       top_k: sample among the k most likely codes; 0 means all.
       guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
     """
 
-    steps: int = 12
-    schedule: str = "cosine"
-    temperature: float = 1.0
-    final_temperature: float = 1.0
-    choice_temperature: float = 4.0
-    top_k: int = 0
-    guidance_scale: float = 0.0
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise UserError(f"a sampler needs at least 1 step, got {self.steps}")
-        if min(self.temperature, self.final_temperature) <= 0:
-            raise UserError("sampling temperatures must be positive; use a small one such as 0.01 for near-greedy")
+    steps: Count = 12
+    schedule: Schedule = "cosine"
+    temperature: Positive = 1.0
+    final_temperature: Positive = 1.0
+    choice_temperature: Weight = 4.0
+    top_k: Natural = 0
+    guidance_scale: Finite = 0.0
 
 
 def masked_after(
@@ -87,7 +82,7 @@ def decode(
 
     def step(k: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         ids, unknown = state
-        left = 1 - k / sampler.steps
+        left = 1 - (k + 1) / sampler.steps
         temperature = sampler.final_temperature + left * (sampler.temperature - sampler.final_temperature)
         draw_keys, noise_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k)), out_axes=1)(keys)
         uniform = jax.vmap(lambda key: jax.random.uniform(key, ids.shape[1:]))(draw_keys)

@@ -109,8 +109,8 @@ class NextBlockTransformer(nnx.Module):
         self.grid, self.block, self.block_tokens = TokenGrid(*grid), tuple(block), tokens_of(block)
         self.order(self.grid)
         self.start, self.pattern = start, levels
-        self.given = given * self.grid.tokens_per_frame
-        if self.given % self.block_tokens or self.given >= self.grid.tokens:
+        self.given_frames, self.given = given, given * self.grid.tokens_per_frame
+        if given % self.block[0] or given >= self.grid.time:
             raise UserError(f"{given} given latent frames must be whole blocks and fewer than all {self.grid.time}")
         self.token_drop, self.dropout, self.condition_drop = token_drop, dropout, condition_drop
         self.head_width = width // heads
@@ -150,6 +150,28 @@ class NextBlockTransformer(nnx.Module):
             self.head = DepthHead(self.vocabulary, width, depth_layers, heads, remat=remat, **common)
         else:
             self.head = ParallelHead(self.vocabulary, width, **common)
+
+    sampler = BlockSampler
+
+    def check_grid(self, grid: TokenGrid) -> None:
+        """Refuses a grid, of a bucket or of images, that cannot be learned.
+
+        Raises:
+          UserError: it does not divide into blocks, or given frames leave nothing of it to predict.
+        """
+        self.order(grid)
+        if grid.time <= self.given_frames:
+            raise UserError(
+                f"{self.given_frames} latent frames are always given (model.given): a clip of {grid.time} has none to "
+                "predict; leave images (data.image_batch_size) and buckets of so few frames out"
+            )
+
+    def prefixes(self, frames: int) -> range:
+        """How many latent frames may be given of a clip of ``frames`` of them; 0 is none.
+
+        Only whole blocks, since a block is drawn at once.
+        """
+        return range(self.given_frames, frames, self.block[0])
 
     @property
     def delayed(self) -> int:
@@ -244,7 +266,13 @@ class NextBlockTransformer(nnx.Module):
     # Training --------------------------------------------------------------------------------------------------------
 
     def loss(
-        self, codes: Codes, conditioning: Conditioning, key: jax.Array, *, train: bool = True
+        self,
+        codes: Codes,
+        conditioning: Conditioning,
+        key: jax.Array,
+        *,
+        train: bool = True,
+        micro: MicroBatch | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean cross-entropy over codes and levels in nats, and metrics ``loss`` and ``accuracy``.
 
@@ -252,17 +280,19 @@ class NextBlockTransformer(nnx.Module):
         """
         if codes.mask is not None:
             raise UserError("next-block prediction takes clips of full length")
-        ids = self._sequence(codes)
+        self.check_grid(codes.grid)
+        ids, micro = self._sequence(codes), micro or MicroBatch()
         drop_key, token_key, random_key, dropout_key = jax.random.split(key, 4)
         if train and self.condition_drop > 0:
-            conditioning = conditioning.drop(jax.random.bernoulli(drop_key, self.condition_drop, ids.shape[:1]))
+            conditioning = conditioning.drop(micro.draw(jax.random.uniform, drop_key, ids.shape[:1]) < self.condition_drop)
         seen = ids
         if train and self.token_drop > 0:
-            random_ids = jax.random.randint(random_key, ids.shape, 0, jnp.array(self.vocabulary))
-            seen = jnp.where(
-                jax.random.bernoulli(token_key, self.token_drop, ids.shape[:2])[..., None], random_ids, ids
-            )
-        features = self.features(seen, conditioning, codes.grid, key=dropout_key if train and self.dropout else None)
+            limits = jnp.array(self.vocabulary)
+            random_ids = micro.draw(lambda key, shape: jax.random.randint(key, shape, 0, limits), random_key, ids.shape)
+            dropped = micro.draw(jax.random.uniform, token_key, ids.shape[:2]) < self.token_drop
+            seen = jnp.where(dropped[..., None], random_ids, ids)
+        dropout_keys = micro.keys(dropout_key, len(ids)) if train and self.dropout else None
+        features = self.features(seen, conditioning, codes.grid, key=dropout_keys)
         targets = self._targets(ids)
         place = jnp.arange(ids.shape[1])[-targets.shape[1] :]
         losses, hits, count = 0.0, 0.0, 0.0
@@ -298,13 +328,13 @@ class NextBlockTransformer(nnx.Module):
         Raises:
           UserError: the prefix is no whole number of blocks, or there is none where frames are always given.
         """
-        size, batch = self.block_tokens, keys.shape[0]
-        known = 0 if prefix is None else prefix.grid.tokens
-        if known % size or not self.given <= known < grid.tokens:
+        batch, frames = keys.shape[0], 0 if prefix is None else prefix.grid.time
+        if frames not in self.prefixes(grid.time):
             raise UserError(
-                f"a prefix must hold whole blocks of {size} codes, from {self.given} to fewer than {grid.tokens} of "
-                f"them, got {known}"
+                f"a prefix must hold whole blocks of {self.block_tokens} codes and {self.block[0]} latent frames, from "
+                f"{self.given_frames} to fewer than {grid.time} of these, got {frames}"
             )
+        known = frames * grid.tokens_per_frame
         ids = jnp.zeros((batch, grid.tokens, len(self.codebooks)), jnp.int32)
         if prefix is not None:
             raster = jnp.arange(grid.tokens) < known

@@ -1,38 +1,49 @@
 """Drawing codes from logits: temperature, top-k, top-p, guidance; reproducible for each example alone."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videogen.errors import UserError
-from videogen.schedules import decay
+from videogen.building import check_fields
+from videogen.ranges import Finite, Natural, Number, OneOf, Positive
+from videogen.schedules import DECAYS, decay
+
+Schedule = Annotated[str, OneOf(*DECAYS)]
+"""A name in ``schedules.DECAYS``."""
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockSampler:
+class Sampler:
+    """What the samplers share: their settings are checked when they are built."""
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def check(self, model: nnx.Module) -> None:
+        """Raises ``UserError`` for a generator of its kind that it cannot draw from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSampler(Sampler):
     """How to draw the codes of a block.
 
     Attributes:
-      temperature: softmax temperature.
+      temperature: softmax temperature; near-greedy is a small one such as 0.01.
       top_k: draw among the k most likely codes; 0 means all.
       top_p: draw among the fewest codes that hold this share of the probability; 1 means all.
       guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
       guidance_schedule: how lambda rises along the clip, a name in ``schedules.DECAYS`` read backwards.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance_scale: float = 0.0
-    guidance_schedule: str = "constant"
-
-    def __post_init__(self):
-        if self.temperature <= 0:
-            raise UserError("sampling temperatures must be positive; use a small one such as 0.01 for near-greedy")
-        if not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise UserError(f"top_p is in (0, 1] and top_k at least 0, got {self.top_p} and {self.top_k}")
+    temperature: Positive = 1.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Number(float, 0, 1, above=True)] = 1.0
+    guidance_scale: Finite = 0.0
+    guidance_schedule: Schedule = "constant"
 
     def guidance(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         """Lambda at ``progress`` in [0, 1] of the clip."""

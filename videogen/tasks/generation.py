@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, UInt8
 
 from videogen import generators
-from videogen.conditioning import task_index
+from videogen.conditioning import TASKS, task_index
 from videogen.errors import UserError
 from videogen.shapes import Codes, Extension, TokenGrid
 from videogen.tasks.base import Modules, to_pixels, to_video
@@ -32,9 +32,11 @@ class VideoGenerator:
     def __init__(self, task: Any, modules: Modules, sampler: Mapping[str, Any] | None = None):
         self.task, self.config = task, task.config
         self.sampler = generators.build_sampler({**self.config.sampler.to_dict(), **(sampler or {})})
+        task.check_sampler(self.sampler)
         self.grid: TokenGrid = task.grid
         self.compression = task.tokenizer.compression
         self.window = self.compression.frames(self.grid.time)
+        self.given_frames = task.given_frames
         self._graphs, self._states = {}, {}
         for name, module in modules.items():
             self._graphs[name], self._states[name] = nnx.split(module)
@@ -77,6 +79,7 @@ class VideoGenerator:
         frames: int,
         seed: int,
         *,
+        count: int | None = None,
         overlap: int | None = None,
         first_frames: Pixels | None = None,
     ) -> Pixels:
@@ -84,15 +87,18 @@ class VideoGenerator:
 
         Args:
           story: conditioning arrays of one batch (``text_ids``, ``text_mask``, ``label``), or a sequence of such
-            batches, one per window in time order; the last one holds for the windows that are left.
+            batches, one per window in time order; the last one holds for the windows that are left. Parts that a batch
+            leaves out are not said.
           frames: length of the videos; anything beyond the training window slides it, or goes through a queue of
             frames where the sampler's ``extension`` says so.
           seed: decides every draw; a video depends on its place in the batch, not on its neighbours.
-          overlap: frames re-encoded at every slide, 1 + k·t of them; by default about half the window.
-          first_frames: pixels the videos start with (image animation: one frame), 1 + k·t of them.
+          count: videos, where nothing else tells how many.
+          overlap: frames re-encoded at every slide, one of ``prefix_lengths``; by default about half the window.
+          first_frames: pixels the videos start with (image animation: one frame), of one of those lengths. Where every
+            clip begins with given frames they must be there.
 
         Raises:
-          UserError: an overlap or number of first frames the tokenizer or the window cannot take.
+          UserError: an overlap or number of first frames the tokenizer or the generator cannot take.
         """
         story = [story] if isinstance(story, Mapping) else list(story)
         if self.grid.time == 1 and (frames > self.window or len(story) > 1 or first_frames is not None):
@@ -101,32 +107,77 @@ class VideoGenerator:
                 "first frames and no story"
             )
         extension = self._extension(overlap)
-        batch = len(next(iter(story[0].values())))
+        batch = self._batch_size(story[0], count, first_frames)
+        story = [self.task.unprompted(batch) | dict(said) for said in story]
         keys = self._keys(batch, seed)
         if frames > self.window and getattr(self.sampler, "extension", "window") == "queue":
             return self._through_queue(story, frames, keys, first_frames)
         video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
         given = video.shape[1]
-        if given >= self.window:
-            raise UserError(f"a window has {self.window} frames; give fewer first frames than {given}")
-        shortest = self.compression.frames(self.compression.latent_of_frame(frames - 1) + 1)
-        for segment in range(extension.segments(frames) if extension else 1):
+        self.check_given(given)
+        if frames <= given:
+            raise UserError(f"{given} frames are given, so a video of {frames} has none to draw; ask for more frames")
+        segments = extension.segments(frames) if extension else 1
+        if segments > 1:
+            self.check_given(extension.overlap)
+        shortest = self._shortest(frames)
+        for segment in range(segments):
             kept = given if segment == 0 else extension.overlap
             prefix = self._tokenize(self._states["tokenizer"], video[:, -kept:]) if kept else None
-            window = min(self.window, shortest)
-            grid = self.grid.with_time(self.compression.latent_frames(window))
-            text = story[min(segment, len(story) - 1)]
+            grid = self.grid.with_time(min(self.grid.time, shortest))
+            said = story[min(segment, len(story) - 1)]
             segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)
-            _, drawn = self._draw(self._states, dict(text), segment_keys, prefix, grid)
+            _, drawn = self._draw(self._states, said, segment_keys, prefix, grid)
             # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
             video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
         return video[:, :frames]
 
+    def _shortest(self, frames: int) -> int:
+        """The fewest latent frames, whole blocks of them, that hold so many frames."""
+        unit = self.task.generator.prefixes(self.grid.time).step
+        return unit * -(-(self.compression.latent_of_frame(frames - 1) + 1) // unit)
+
+    @staticmethod
+    def _batch_size(said: Mapping[str, Array], count: int | None, first_frames: Pixels | None) -> int:
+        """How many videos: as many as captions, labels and first frames there are, else ``count``."""
+        sizes = {len(part) for part in (*said.values(), *([] if first_frames is None else [first_frames]))}
+        sizes |= set() if count is None else {count}
+        if len(sizes) != 1:
+            raise UserError(
+                f"captions, labels, first frames and count must be of equally many videos, got {sorted(sizes)}"
+                if sizes
+                else "nothing tells how many videos to draw: give count"
+            )
+        return sizes.pop()
+
+    def prefix_lengths(self) -> list[int]:
+        """The numbers of frames that a window may begin with, beside none: those of whole latents and blocks."""
+        return [self.compression.frames(n) for n in self.task.generator.prefixes(self.grid.time) if n]
+
+    def check_given(self, given: int) -> None:
+        """Refuses a number of given frames that a window cannot begin with.
+
+        Raises:
+          UserError: names the numbers that it can.
+        """
+        if not given and self.given_frames:
+            raise UserError(
+                f"this generator continues videos: every clip begins with {self.given_frames} given frames; give them "
+                "with --video=FILE (first_frames)"
+            )
+        lengths = self.prefix_lengths()
+        if given and not lengths:
+            raise UserError(
+                "this generator has never seen given frames: it takes no image, video or story, and draws at most "
+                f"{self.window} frames; train with model.prefix_share above 0 or model.times=frame"
+            )
+        if given and given not in lengths:
+            listed = " or ".join(filter(None, [", ".join(map(str, lengths[:-1])), str(lengths[-1])]))
+            raise UserError(f"{given} frames cannot be given at the start of a window of {self.window}; give {listed}")
+
     def _through_queue(self, story: list[Any], frames: int, keys: Array, first_frames: Pixels | None) -> Pixels:
         if len(story) > 1 or first_frames is not None:
             raise UserError("a queue of frames takes neither a story nor first frames; use extension=window for those")
-        if not hasattr(self.task.tokenizer, "decode_chunk"):
-            raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
         latent_frames = self.compression.latent_of_frame(frames - 1) + 1
         return self._queue.draw(self._states, story[0], keys, latent_frames)[:, :frames]
 
@@ -135,7 +186,13 @@ class VideoGenerator:
         return QueuedFrames(self.task, self._graphs, self.grid, self.sampler)
 
     def complete(
-        self, tasks: Sequence[str], videos: Pixels, seed: int, story: Mapping[str, Array] | None = None
+        self,
+        tasks: Sequence[str],
+        videos: Pixels,
+        seed: int,
+        story: Mapping[str, Array] | None = None,
+        *,
+        paste: bool = True,
     ) -> tuple[Pixels, Pixels]:
         """Completes one window from the pixels that a task gives (MAGVIT).
 
@@ -144,6 +201,7 @@ class VideoGenerator:
           videos: ``window`` frames each; pixels that are not given do not matter.
           seed: decides every draw.
           story: conditioning arrays of the batch; by default nothing is said.
+          paste: given pixels stay as they are; else they, too, are what the tokenizer makes of the drawn codes.
 
         Returns:
           The completed videos, and what was shown: the given pixels, the others filled by the task's rule.
@@ -155,10 +213,14 @@ class VideoGenerator:
             self.check_task(name)
         if videos.shape[1:] != (self.window, *self._frame_shape()):
             raise UserError(f"tasks take {(self.window, *self._frame_shape())} videos, got {videos.shape[1:]}")
-        story = self.task.unprompted(len(videos)) if story is None else dict(story)
+        story = self.task.unprompted(len(videos)) | dict(story or {})
         ids = np.array([task_index(name) for name in tasks], np.int32)
         drawn, filled = self._complete(self._states, story, self._keys(len(videos), seed), videos, ids)
-        return to_pixels(drawn), to_pixels(filled)
+        drawn = to_pixels(drawn)
+        if paste:
+            given = np.stack([TASKS[name].region(*videos.shape[1:4]) for name in tasks])
+            drawn = np.where(given[..., None], videos, drawn)
+        return drawn, to_pixels(filled)
 
     def check_task(self, name: str) -> None:
         """Refuses a task that there is not, or that the generator was not trained on."""
@@ -179,8 +241,9 @@ class VideoGenerator:
         return extension
 
     def default_overlap(self) -> int:
-        """About half the window: 1 + k·t frames."""
-        return self.compression.frames(max(1, (self.grid.time + 1) // 2))
+        """About half the window, of the lengths it may begin with."""
+        half = self.compression.frames(max(1, (self.grid.time + 1) // 2))
+        return min(self.prefix_lengths() or [half], key=lambda frames: (abs(frames - half), -frames))
 
     def _frame_shape(self) -> tuple[int, int, int]:
         clip = self.config.data.clip

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from videogen import generators, tokenizers
 from videogen.conditioning import (
@@ -31,7 +31,7 @@ from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.parallel import constrain
 from videogen.shapes import Codes, TokenGrid, Video, VideoShape
-from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_video, weighted_mean
+from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_pixels, to_video, weighted_mean
 from videogen.tasks.generation import VideoGenerator
 
 TASK_STREAM = 1 << 16
@@ -74,7 +74,13 @@ class GeneratorTask:
         self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
         self._check_latents()
         self.tasks = self._read_tasks()
-        self.bucket_tokens = [self._bucket_grid(bucket.shape).tokens for bucket in read_buckets(config.data)]
+        self.buckets = [self._bucket_grid(bucket.shape) for bucket in read_buckets(config.data)]
+        self.bucket_tokens = [grid.tokens for grid in self.buckets]
+        # What it takes is asked of it; its weights are a module of the run.
+        self.generator = nnx.eval_shape(lambda: self.init(nnx.Rngs(0)))["generator"].generator
+        for grid in self._learned():
+            self.generator.check_grid(grid)
+        self.check_sampler(generators.build_sampler(config.sampler))
 
     def _check_latents(self) -> None:
         """Refuses a tokenizer, or a source, that does not give what the generator models."""
@@ -112,6 +118,20 @@ class GeneratorTask:
                 "have the height and width of data.clip, and at most its frames"
             )
         return grid
+
+    def _learned(self) -> list[TokenGrid]:
+        """The grids of all clips and images in training."""
+        return [self.grid, *self.buckets, *([self.grid.with_time(1)] if self.config.data.image_batch_size else [])]
+
+    def check_sampler(self, sampler: Any) -> None:
+        """Refuses a sampler that cannot draw from this generator, with a ``UserError``."""
+        generators.check_sampler(self.generator, sampler)
+
+    @property
+    def given_frames(self) -> int:
+        """How many frames every clip begins with that are given; 0 for most generators."""
+        known = self.generator.given_frames
+        return self.tokenizer.compression.frames(known) if known else 0
 
     def _build_tokenizer(self) -> nnx.Module:
         return tokenizers.build(
@@ -196,6 +216,8 @@ class GeneratorTask:
                 Tokens(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
                 for f, m in zip(features, masks, strict=True)
             ]
+        if self.config.classes and not all("label" in batch for batch in batches):
+            raise UserError("the clips have no labels: name their classes in the source, or leave config.classes empty")
         labels = [batch["label"] if self.config.classes else None for batch in batches]
         return [Conditioning(text, label) for text, label in zip(texts, labels, strict=True)]
 
@@ -272,18 +294,29 @@ class GeneratorTask:
         return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
-        """One clip for each of the first captions, beside the clip the caption was written for.
+        """One clip for each of the first clips, of its caption, label and given frames, beside that clip.
 
         With tasks one clip for each of those: the clip, what is given of it, and how that was completed.
         """
         if self.tasks is not None:
             return [self._completions(modules, batch, seed)]
         small = {key: value[:4] for key, value in batch.items() if key in ("text_ids", "text_mask", "label")}
-        generator = VideoGenerator(self, modules)
-        videos = generator.generate(small, self.config.data.clip.frames, seed)
-        if "video" not in batch:
-            return [Picture("samples", [(v,) for v in videos], [""] * len(videos))]
-        return [Picture("samples", list(zip(np.asarray(batch["video"])[:4], videos, strict=True)), [""] * len(videos))]
+        columns, first = self._originals(modules, batch), None
+        if self.given_frames:
+            first = columns[0][:, : self.given_frames]
+        count = len(next(v for k, v in batch.items() if k in ("video", "indices"))[:4])
+        drawn = VideoGenerator(self, modules).generate(
+            small, self.config.data.clip.frames, seed, count=count, first_frames=first
+        )
+        return [Picture("samples", list(zip(*columns, drawn, strict=True)), [""] * count)]
+
+    def _originals(self, modules: Modules, batch: Batch) -> list[UInt8[np.ndarray, "batch time height width 3"]]:
+        """The first clips of a batch, or of a token cache what their codes stand for where frames of them are given."""
+        if "video" in batch:
+            return [np.asarray(batch["video"])[:4]]
+        if not self.given_frames:
+            return []
+        return [to_pixels(self.detokenize(modules, self.codes(modules, {"indices": batch["indices"][:4]})))]
 
     def _completions(self, modules: Modules, batch: Batch, seed: int) -> Picture:
         names = [name for name, share in zip(TASKS, self.tasks, strict=True) if share]

@@ -27,6 +27,11 @@ class LatentGeneratorTask(GeneratorTask):
         if self.config.data.source.name == "tokens":
             raise UserError("a token cache holds codes, and a flow generator needs latents; train from the videos")
 
+    def check_sampler(self, sampler: Any) -> None:
+        super().check_sampler(sampler)
+        if sampler.extension == "queue" and not hasattr(self.tokenizer, "decode_chunk"):
+            raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
+
     def _modelled(self) -> dict[str, Any]:
         return {"channels": self.tokenizer.quantizer.width}
 

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import UInt8
 
 from videogen.conditioning import SHORT_NAMES, TASKS
 from videogen.data.video_io import read_video, side_by_side, write_video
-from videogen.errors import UserError
-from videogen.training.inputs import clip_of
+from videogen.errors import UserError, near_matches
+from videogen.shapes import Extension
+from videogen.tasks import VideoGenerator
+from videogen.training.inputs import build_source, clip_of
 from videogen.training.loading import Loaded
 
 Pixels = UInt8[np.ndarray, "videos time height width 3"]
@@ -30,36 +33,79 @@ def draw_videos(
     prompts: Sequence[str],
     *,
     seed: int,
+    labels: Sequence[str] = (),
+    count: int = 1,
     story: bool = False,
     frames: int | None = None,
     overlap: int | None = None,
     image: str | None = None,
+    video: str | None = None,
+    given: int | None = None,
     sampler: dict[str, Any] | None = None,
 ) -> Pixels:
-    """Draws one video per prompt, or with ``story`` one video whose windows follow the prompts in order.
+    """Draws ``count`` videos per prompt and label, or with ``story`` videos whose windows follow the prompts in order.
 
     Args:
       loaded: a generator stage.
-      prompts: what to show.
+      prompts: what to show; may be empty, and is for a generator without text.
       seed: decides every draw.
+      labels: numbers or names of classes: as many as prompts, or one for all, or without prompts any number.
+      count: videos of each, of a generator that is told nothing in all.
       story: the prompts are one video's story.
       frames: length; by default one window, or one window per prompt of a story.
       overlap: frames kept at every slide.
       image: file whose first frame every video starts with.
+      video: file whose first ``given`` frames every video starts with.
+      given: by default as many as the generator is always given, or about half a window.
       sampler: overrides of the config's sampler.
     """
     generator = loaded.generator(sampler)
     overlap = generator.default_overlap() if overlap is None else overlap
-    count = len(prompts) if story else 1
-    frames = frames or generator.window + (count - 1) * (generator.window - overlap)
-    steps = [[prompt] for prompt in prompts] if story else [list(prompts)]
+    windows = len(prompts) if story else 1
+    frames = frames or generator.window + (windows - 1) * (generator.window - overlap)
+    _name_unused(prompts if story else [], generator, frames, overlap)
+    steps = [[prompt] for prompt in prompts] if story else [list(prompts)] if prompts else [[]]
+    told = [encode_prompts(loaded, step) if step else {} for step in steps]
+    examples = max(len(steps[0]), len(labels), 1)
+    if labels:
+        numbers = np.array([label_of(loaded, label) for label in labels], np.int32)
+        if steps[0] and len(labels) not in (1, len(steps[0])):
+            raise UserError(f"give one label for all prompts or one for each, got {len(labels)} for {len(steps[0])}")
+        told = [said | {"label": np.resize(numbers, examples)} for said in told]
+    told = [{name: np.repeat(part, count, axis=0) for name, part in said.items()} for said in told]
     first = None
-    if image is not None:
-        still = clip_of(loaded.config).fit(read_video(image)[0][:1], None)
-        first = np.repeat(still[None], len(steps[0]), axis=0)
-    return generator.generate(
-        [encode_prompts(loaded, step) for step in steps], frames, seed, overlap=overlap, first_frames=first
-    )
+    if image is not None or video is not None:
+        given = 1 if image is not None else given or generator.given_frames or overlap
+        generator.check_given(given)
+        shown = read_clip(loaded, image or video, given, given)
+        first = np.repeat(shown[None], examples * count, axis=0)
+    return generator.generate(told, frames, seed, count=examples * count, overlap=overlap, first_frames=first)
+
+
+def _name_unused(story: Sequence[str], generator: VideoGenerator, frames: int, overlap: int) -> None:
+    """Says which prompts of a story a video of so many frames has no window for."""
+    windows = 1 if frames <= generator.window else Extension(generator.window, overlap).segments(frames)
+    for prompt in story[windows:]:
+        logging.warning("%d frames have %d windows; this prompt of the story is not used: %s", frames, windows, prompt)
+
+
+def label_of(loaded: Loaded, label: str) -> int:
+    """The number of a class, from its number or, where the source is at hand, its name.
+
+    Raises:
+      UserError: the generator takes no labels, or there is no such class.
+    """
+    classes = loaded.config.classes
+    if not classes:
+        raise UserError(f"{loaded.directory} was trained without classes; it takes no labels")
+    if label.isdecimal():
+        if int(label) >= classes:
+            raise UserError(f"label {label} is none of this generator's classes, which are 0 to {classes - 1}")
+        return int(label)
+    names = build_source(loaded.config, "train").classes[:classes]
+    if label not in names:
+        raise UserError(f"unknown label {label!r}{near_matches(label, names)}")
+    return names.index(label)
 
 
 def read_clip(loaded: Loaded, path: str, frames: int, needed: int) -> UInt8[np.ndarray, "time height width 3"]:
@@ -84,6 +130,7 @@ def complete_video(
     prompts: Sequence[str],
     *,
     seed: int,
+    paste: bool = True,
     sampler: dict[str, Any] | None = None,
 ) -> tuple[Pixels, Pixels]:
     """Completes a video file by a task of given pixels: once, or once for each prompt.
@@ -94,6 +141,7 @@ def complete_video(
       video: the file; ``None`` where the task gives no pixel.
       prompts: what to show, for tasks that are told; may be empty.
       seed: decides every draw.
+      paste: the file's given pixels stay as they are; else they are what the tokenizer makes of them.
       sampler: overrides of the config's sampler.
 
     Returns:
@@ -115,7 +163,7 @@ def complete_video(
     count = max(len(prompts), 1)
     originals = np.repeat(original[None], count, axis=0)
     story = encode_prompts(loaded, prompts) if prompts else None
-    drawn, filled = generator.complete([task] * count, originals, seed, story)
+    drawn, filled = generator.complete([task] * count, originals, seed, story, paste=paste)
     rows = zip(originals, filled, drawn, strict=True)
     return drawn, np.stack([side_by_side(row) for row in rows])
 
@@ -128,9 +176,10 @@ def write_samples(
     *,
     seed: int,
     story: bool,
+    labels: Sequence[str] = (),
     compared: Pixels | None = None,
 ) -> list[epath.Path]:
-    """Writes ``sample_*.mp4`` and ``prompts.json`` (prompts, seed, checkpoint); returns the paths of the videos.
+    """Writes ``sample_*.mp4`` and ``prompts.json`` (prompts, labels, seed, checkpoint); returns the videos' paths.
 
     ``compared`` clips, one for each video, become ``side_by_side_*.mp4``.
     """
@@ -143,12 +192,15 @@ def write_samples(
         write_video(path, video, fps, scale=scale)
     for i, video in enumerate([] if compared is None else compared):
         write_video(out / f"side_by_side_{i}.mp4", video, fps, scale=scale)
-    said = [" / ".join(prompts)] if story else [*prompts] or [""] * len(paths)
+    said = [" / ".join(prompts)] if story else [*prompts] or [""]
+    said = [said[i * len(said) // len(paths)] for i in range(len(paths))]
     record = {
         "videos": {path.name: text for path, text in zip(paths, said, strict=True)},
         "seed": seed,
         "checkpoint": str(loaded.directory),
         "step": loaded.step,
     }
+    if labels:
+        record["labels"] = {path.name: labels[i * len(labels) // len(paths)] for i, path in enumerate(paths)}
     (out / "prompts.json").write_text(json.dumps(record, indent=2) + "\n")
     return paths
