@@ -1,7 +1,11 @@
 import json
+import os
+import re
 
 import numpy as np
 import pytest
+from absl import logging as absl_logging
+from PIL import Image
 
 from videogen import data
 from videogen.data import Pipeline
@@ -71,8 +75,6 @@ def test_holdout_divides_the_files(make_video, tmp_path):
     [
         (lambda folder: folder.rmdir(), "no folder"),
         (lambda folder: None, "no video in"),
-        (lambda folder: (folder / "captions.jsonl").write_text('{"file": "a"}\n{"caption": 1}'), "line 2"),
-        (lambda folder: (folder / "captions.jsonl").write_text("[1]"), "line 1"),
     ],
 )
 def test_bad_folders_are_one_clear_error(tmp_path, prepare, message):
@@ -81,6 +83,144 @@ def test_bad_folders_are_one_clear_error(tmp_path, prepare, message):
     prepare(folder)
     with pytest.raises(UserError, match=message):
         build(folder)
+
+
+@pytest.fixture
+def clips(make_video, tmp_path):
+    """A folder with a.mp4, b.mp4, sub/c.mp4, and one of a composed letter, é.mp4."""
+    for name in ("a.mp4", "b.mp4", "sub/c.mp4", "\u00e9.mp4"):
+        make_video(f"clips/{name}", frames=4, size=(16, 16))
+    return tmp_path / "clips"
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("null", "line 1 is no JSON object"),
+        ('{"file": "a.mp4"}\n{"caption": "x"}', "line 2 is no JSON object"),
+        ("[1]", "line 1 is no JSON object"),
+        ("3", "line 1 is no JSON object"),
+        ("[" * 100_000, "line 1 is no JSON object"),
+        ('{"caption": "x"}', "line 1 is no JSON object"),
+        ('{"file": null, "caption": "x"}', "line 1: 'file' must be text, got null"),
+        ('{"file": "a.mp4", "caption": null}', "line 1: 'caption' must be text, got null"),
+        ('{"file": "a.mp4", "caption": ["x"]}', "line 1: 'caption' must be text, got "),
+        ('{"file": "a.mp4", "caption": 3}', "line 1: 'caption' must be text, got 3"),
+        ('{"file": "a.mp4", "caption": "x", "class": null}', "line 1: 'class' must be text, got null"),
+        ('{"file": "a.mp4", "caption": "caf\u00e9"}'.encode("latin-1"), "line 1 is no UTF-8"),
+    ],
+)
+def test_fields_that_are_no_text_are_errors(clips, line, message):
+    """``null`` became the caption 'None', and ``"class": null`` a class of that name."""
+    (clips / "captions.jsonl").write_bytes(line if isinstance(line, bytes) else line.encode())
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        build(clips)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("./a.mp4", "a.mp4"),
+        ("sub//c.mp4", "c.mp4"),
+        ("sub/../b.mp4", "b.mp4"),
+        ("{folder}/sub/c.mp4", "c.mp4"),
+        ("A.MP4", "a.mp4"),
+        ("Sub/C.mp4", "c.mp4"),
+        ("e\u0301.mp4", "\u00e9.mp4"),
+        ("E\u0301.mp4", "\u00e9.mp4"),
+    ],
+)
+def test_names_that_are_written_differently_find_their_file(clips, name, file):
+    write_captions(clips, [{"file": name.format(folder=clips), "caption": "found"}])
+    source = build(clips)
+    assert {f.name: source.caption(i) for i, f in enumerate(source._files)}[file] == "found"
+    assert source.captioned == 1
+
+
+def test_letter_case_is_no_guess_where_it_distinguishes_files(make_video, tmp_path):
+    for name in ("x.mp4", "X.mp4"):
+        make_video(f"clips/{name}", frames=4, size=(16, 16))
+    write_captions(tmp_path / "clips", [{"file": "X.mp4", "caption": "large"}, {"file": "x.MP4", "caption": "lost"}])
+    assert [build(tmp_path / "clips").caption(i) for i in range(2)] == ["large", ""]
+
+
+def test_marks_blank_lines_and_unusual_ends_of_lines(clips):
+    """U+2028 and U+0085 cut lines in two."""
+    captions = ["a\u2028b", "c\u0085d", "e\x1cf"]
+    lines = [
+        json.dumps({"file": name, "caption": text}, ensure_ascii=False)
+        for name, text in zip(("a.mp4", "b.mp4", "sub/c.mp4"), captions, strict=True)
+    ]
+    lines[2] = lines[2].replace("\x1c", "\\u001c")
+    (clips / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n\n  \n".join(lines).encode() + b"\n")
+    source = build(clips)
+    assert [source.caption(i) for i in range(3)] == captions
+
+
+def test_halves_of_surrogate_pairs_become_text_that_can_be_written(clips):
+    write_captions(clips, [{"file": "a.mp4", "caption": "a \ud83d b \ud83d\ude00", "class": "\udc00"}])
+    assert build(clips).caption(0) == "a \ufffd b \U0001f600"
+
+
+def test_one_line_counts_captions_and_names_lines_without_a_file(clips, caplog):
+    absl_logging.get_absl_logger().propagate = True
+    lines = [{"file": "a.mp4", "caption": "x"}, {"file": "b.mp4", "caption": ""}]
+    write_captions(clips, [*lines, {"file": "../out.mp4", "caption": "x"}, {"file": "100%d.mp4", "caption": "x"}])
+    for split in ("train", "eval", "train"):
+        assert build(clips, split).captioned == 1
+    said = [r.getMessage() for r in caplog.records if "have captions" in r.getMessage()]
+    assert said == [
+        f"{clips}: 1 of 4 videos have captions; 2 lines of captions.jsonl match no video: '../out.mp4', '100%d.mp4'"
+    ]
+
+
+def test_linked_folders_are_followed_once(make_video, tmp_path):
+    make_video("elsewhere/deep/y.mp4")
+    make_video("clips/real/x.mp4")
+    clips = tmp_path / "clips"
+    (clips / "aaa").symlink_to(clips / "real")  # the same folder again
+    (clips / "linked").symlink_to(tmp_path / "elsewhere")
+    (clips / "real" / "loop").symlink_to(clips)
+    (clips / "gone").symlink_to(tmp_path / "nothing")
+    names = [file.relative_to(clips).as_posix() for file in build(clips)._files]
+    assert names == ["linked/deep/y.mp4", "real/x.mp4"]
+    (tmp_path / "link").symlink_to(clips)
+    assert len(build(tmp_path / "link")) == 2
+
+
+def test_pictures_are_clips_of_one_frame(make_video, tmp_path):
+    make_video("clips/x.mp4")
+    clips = tmp_path / "clips"
+    for name in ("p.png", "q.JPG", "r.jpeg", "s.webp"):
+        Image.new("RGB", (40, 30), (200, 100, 50)).save(clips / name)
+    source = build(clips, clip=Clip(1, 16, 16))
+    assert [file.name for file in source._files] == ["p.png", "q.JPG", "r.jpeg", "s.webp", "x.mp4"]
+    for i in range(4):
+        assert np.abs(source[i]["video"].astype(int) - (200, 100, 50)).max() < 8
+    assert len(build(clips, clip=Clip(2, 16, 16))) == len(build(clips, clip=Clip(1, 16, 16), pictures=False)) == 1
+
+
+def test_names_that_are_no_utf8_are_read_and_printed(make_video, tmp_path):
+    """``held_out`` could not hash them."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    make_video("x.mp4").rename(folder / os.fsdecode(b"a\xff.mp4"))
+    (folder / os.fsdecode(b"b\xfe.mp4")).write_bytes(b"nothing")
+    sources = [build(folder, split, holdout=0.5) for split in ("train", "eval")]
+    assert sum(map(len, sources)) == 2
+    source = build(folder)
+    assert source[0]["video"].shape == (4, 32, 32, 3)
+    with pytest.raises(data.SampleError) as error:
+        source[1]
+    assert error.value.name.endswith("b\\xfe.mp4")
+
+
+def test_rate_is_the_clips_or_the_files(make_video, tmp_path):
+    make_video("clips/b.mp4", fps=24)
+    (tmp_path / "clips/a.mp4").write_bytes(b"nothing")
+    assert build(tmp_path / "clips").fps == 24
+    assert build(tmp_path / "clips", clip=Clip(2, 16, 16, fps=6.0)).fps == 6
 
 
 def test_audio_has_the_length_of_the_clip(shared, tmp_path):

@@ -43,9 +43,13 @@ class Source:
       seed: with the index, decides everything random about ``source[index]``.
       split: 'train' or 'eval'.
       classes: the name of each label; empty when samples have no label.
+      captioned: number of samples that have a caption; ``None`` where that is not known without reading them.
+      uncaptioned: whether it was asked for to train models of text without any caption.
     """
 
     classes: tuple[str, ...] = ()
+    captioned: int | None = None
+    uncaptioned: bool = False
 
     def __init__(self, *, clip: Clip, seed: int, split: str):
         if split not in SPLITS:
@@ -53,6 +57,11 @@ class Source:
         self.clip = clip
         self.seed = seed
         self.split = split
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of the samples; ``None`` where nothing tells them."""
+        return self.clip.fps
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -77,7 +86,7 @@ class Source:
 
 def held_out(key: str, share: float) -> bool:
     """Whether ``key`` belongs to the held-out ``share`` of all keys; its SHA-256 decides."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) < share * 2**64
 
 
 def proportions(weights: Sequence[float], rule: str) -> list[int]:

@@ -1,25 +1,31 @@
 """Videos in folders, with captions and classes where a ``captions.jsonl`` gives them."""
 
-import json
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from videogen.data.captions import CAPTIONS, printable, read_captions
 from videogen.data.clip import Clip
-from videogen.data.decode import PIXEL_BUDGET, decode_audio, decode_clip
-from videogen.data.source import Source, held_out
+from videogen.data.decode import PIXEL_BUDGET, decode_audio, decode_clip, frame_rate
+from videogen.data.source import SampleError, Source, held_out
 from videogen.errors import UserError
 
 EXTENSIONS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
-CAPTIONS = "captions.jsonl"
+PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 class VideoFolderSource(Source):
     """All videos below one or several folders, in sorted order, each one sample: a window of its frames.
 
-    The window is random in the 'train' split and central in 'eval'; so is the crop. A folder may hold
-    ``captions.jsonl``, one ``{"file": …, "caption": …, "class": …}`` per line, the file named relative to it.
+    The window is random in the 'train' split and central in 'eval'; so is the crop. Where clips have one frame, png,
+    jpg and webp files are videos of one frame. Linked folders are followed, every folder is read once. A folder may
+    hold ``captions.jsonl``, one ``{"file": …, "caption": …, "class": …}`` per line, the file named relative to it.
     Samples have labels (numbers of the sorted class names) when every video has a class.
 
     Args:
@@ -28,12 +34,17 @@ class VideoFolderSource(Source):
       split: both splits hold all videos unless ``holdout`` keeps some for 'eval'.
       path: a folder, or several with commas between them.
       holdout: share of the videos, by the hash of their names, that only 'eval' has.
-      pixel_budget: videos whose window has more pixels (width × height × frames) are skipped.
+      pixel_budget: videos are skipped of which a decoder could hold more pixels (16 × width × height of a frame).
+      pictures: whether one-frame clips are read from pictures, too.
+      uncaptioned: whether models of text may train on it although no video has a caption.
       audio: also read the sound of the window, mono; needs ``clip.fps``, skips videos without sound.
       audio_rate: sound samples per second.
 
     Raises:
       UserError: a folder is missing or has no video, or a line of ``captions.jsonl`` is malformed.
+
+    Attributes:
+      captioned: number of samples that have a caption.
     """
 
     def __init__(
@@ -45,6 +56,8 @@ class VideoFolderSource(Source):
         path: str,
         holdout: float = 0.0,
         pixel_budget: int = PIXEL_BUDGET,
+        pictures: bool = True,
+        uncaptioned: bool = False,
         audio: bool = False,
         audio_rate: int = 16_000,
     ):
@@ -53,14 +66,18 @@ class VideoFolderSource(Source):
             raise UserError("audio needs clip.fps, so that all samples have equally much sound")
         if not 0 <= holdout < 1:
             raise UserError(f"holdout is a share of the videos in [0, 1), got {holdout}")
+        self.uncaptioned = uncaptioned
         self._pixel_budget = pixel_budget
         self._audio_rate = audio_rate if audio else None
         self._files: list[Path] = []
         self._entries: list[dict[str, str]] = []
+        extensions = EXTENSIONS + (PICTURES if pictures and clip.frames == 1 else ())
         for folder in map(Path, path.split(",")):
-            captions = _captions(folder)
-            for file in _videos(folder):
-                name = file.relative_to(folder).as_posix()
+            files = _videos(folder, extensions)
+            names = [file.relative_to(folder).as_posix() for file in files]
+            captions, unknown = read_captions(folder, names)
+            _report(folder, len(files), captions, unknown)
+            for file, name in zip(files, names, strict=True):
                 if not holdout or held_out(name, holdout) == (split == "eval"):
                     self._files.append(file)
                     self._entries.append(captions.get(name, {}))
@@ -68,6 +85,7 @@ class VideoFolderSource(Source):
             self._add_classes(captions)
         if not all("class" in entry for entry in self._entries):
             self.classes = ()
+        self.captioned = sum(bool(entry.get("caption")) for entry in self._entries)
 
     def _add_classes(self, captions: dict[str, dict[str, str]]) -> None:
         names = {entry["class"] for entry in captions.values() if "class" in entry}
@@ -76,43 +94,74 @@ class VideoFolderSource(Source):
     def __len__(self) -> int:
         return len(self._files)
 
+    @functools.cached_property
+    def fps(self) -> float | None:
+        """The clip's rate, or without one that of the first video that can be opened."""
+        if self.clip.fps is None:
+            for file in self._files:
+                with contextlib.suppress(SampleError):
+                    return frame_rate(file, printable(file))
+        return self.clip.fps
+
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Decodes one window of video ``index``; in 'eval' it does not depend on ``rng``."""
         file, entry = self._files[index], self._entries[index]
         choice = rng if self.split == "train" else None
-        decoded = decode_clip(file, str(file), self.clip, choice, self._pixel_budget)
+        name = printable(file)
+        decoded = decode_clip(file, name, self.clip, choice, self._pixel_budget)
         sample = {"video": decoded.video, "caption": self.caption(index), "fps": decoded.fps}
         if self.classes:
             sample["label"] = self.classes.index(entry["class"])
         if self._audio_rate:
             seconds = self.clip.frames / self.clip.fps
-            sample["audio"] = decode_audio(file, str(file), decoded.start, seconds, self._audio_rate)
+            sample["audio"] = decode_audio(file, name, decoded.start, seconds, self._audio_rate)
         return sample
 
     def caption(self, index: int) -> str:
         return self._entries[index].get("caption", "")
 
 
-def _videos(folder: Path) -> list[Path]:
+def _videos(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; set data.source.path to a folder of videos")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    files = sorted(file for file in _walk(folder) if file.suffix.lower() in extensions and file.is_file())
     if not files:
-        raise UserError(f"no video in {folder}; known file types are {', '.join(EXTENSIONS)}")
+        raise UserError(f"no video in {folder}; known file types are {', '.join(extensions)}")
     return files
 
 
-def _captions(folder: Path) -> dict[str, dict[str, str]]:
-    """File name -> its line of ``captions.jsonl``; empty without such a file."""
-    file = folder / CAPTIONS
-    if not file.exists():
-        return {}
-    entries = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            entries[entry["file"]] = {key: str(entry[key]) for key in ("caption", "class") if key in entry}
-        except (ValueError, TypeError, KeyError):
-            wish = '{"file": …, "caption": …, "class": …}'
-            raise UserError(f"{file}, line {number} is no JSON object like {wish}") from None
-    return entries
+def _walk(top: Path) -> Iterator[Path]:
+    """All files below a folder. Links to folders are followed last, and to those alone that were not seen yet."""
+
+    def warn(error: OSError) -> None:
+        logging.warning("cannot read the folder %s: %s", printable(error.filename), error.strerror)
+
+    seen: set[tuple[int, int]] = set()
+    waiting = [top]
+    while waiting:
+        links = []
+        for start in sorted(waiting):
+            for folder, below, files in os.walk(start, onerror=warn):
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    below.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                links += [Path(folder, name) for name in below if os.path.islink(os.path.join(folder, name))]
+                yield from (Path(folder, name) for name in files)
+        waiting = links
+
+
+def _report(folder: Path, count: int, captions: dict[str, dict[str, str]], unknown: list[str]) -> None:
+    """One line about the captions of a folder, however often it is opened."""
+    captioned = sum(bool(entry.get("caption")) for entry in captions.values())
+    line = f"{printable(folder)}: {captioned} of {count} videos have captions"
+    if unknown:
+        shown = ", ".join(ascii(name) for name in unknown[:3]) + (", …" if len(unknown) > 3 else "")
+        line += f"; {len(unknown)} lines of {CAPTIONS} match no video: {shown}"
+    if line not in _reported:
+        _reported.add(line)
+        (logging.warning if unknown else logging.info)("%s", line)
+
+
+_reported: set[str] = set()
