@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from videogen.errors import UserError, near_matches
+from videogen.errors import UserError, near_matches, shown
 from videogen.ranges import Number
 
 
@@ -31,7 +31,7 @@ def build(table: Mapping[str, Callable], config: Mapping[str, Any], what: str, *
     if name is None:
         raise UserError(f"the {what} config has no 'name'; known: {', '.join(sorted(table))}")
     if not isinstance(name, str) or name not in table:
-        raise UserError(f"unknown {what} {name!r}{near_matches(name, table)}")
+        raise UserError(f"unknown {what} {shown(name)}{near_matches(name, table)}")
     target = table[name]
     # A class is asked for its __init__: the metaclass of nnx modules hides the signature.
     parameters = dict(inspect.signature(target.__init__ if inspect.isclass(target) else target).parameters)
@@ -74,16 +74,16 @@ def check_value(name: str, declared: Any, value: Any) -> None:
         Number(declared).check(name, value)
     elif declared in (bool, str):
         if not isinstance(value, declared):
-            raise UserError(f"{name} must be {_KINDS[declared]}, got {value!r}")
-    elif origin in (tuple, list, Sequence):
+            raise UserError(f"{name} must be {_KINDS[declared]}, got {shown(value)}")
+    elif declared is Sequence or origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple):
-            raise UserError(f"{name} must be a sequence such as (1, 2), got {value!r}")
+            raise UserError(f"{name} must be a sequence such as (1, 2), got {shown(value)}")
         if origin is tuple and ... not in inner and inner and len(inner) != len(value):
-            raise UserError(f"{name} must have {len(inner)} entries, got {value!r}")
-        for i, entry in enumerate(value):
+            raise UserError(f"{name} must have {len(inner)} entries, got {shown(value)}")
+        for i, entry in enumerate(value if inner else ()):
             check_value(f"{name}, entry {i},", inner[i] if origin is tuple and ... not in inner else inner[0], entry)
     elif (origin or declared) in (dict, Mapping) and not isinstance(value, Mapping | ConfigDict):
-        raise UserError(f"{name} must be a section with keys of its own, got {value!r}")
+        raise UserError(f"{name} must be a section with keys of its own, got {shown(value)}")
 
 
 def check_fields(part: Any) -> None:

@@ -11,6 +11,12 @@ class UserError(Exception):
     """
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it: in one line, and not longer than 80 letters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]} …"
+
+
 def near_matches(word: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'a' or 'b'?" or, when nothing is close, the list of what is known."""
     known = sorted(map(str, known))

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Annotated, Any
 
-from videogen.errors import UserError, near_matches
+from videogen.errors import UserError, near_matches, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,6 @@ class Number:
       kind: ``int``, or ``float`` for whole and other numbers alike.
       low, high: the ends of the range.
       above, below: whether ``low`` or ``high`` itself is outside it.
-      optional: whether ``None`` is a value, too.
     """
 
     kind: type
@@ -26,17 +25,14 @@ class Number:
     high: float = math.inf
     above: bool = False
     below: bool = False
-    optional: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raises ``UserError`` for a value of another type or out of range."""
-        if self.optional and value is None:
-            return
         number = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
         inside = number and (self.low < value if self.above else self.low <= value)
         inside = inside and (value < self.high if self.below else value <= self.high)
         if not inside:
-            raise UserError(f"{name} must be {self}, got {value!r}")
+            raise UserError(f"{name} must be {self}, got {shown(value)}")
 
     def __str__(self) -> str:
         words = ["a whole number" if self.kind is int else "a number"]
@@ -44,7 +40,7 @@ class Number:
             words.append(f"above {self.low}" if self.above else f"of at least {self.low}")
         if self.high < math.inf:
             words += ["and"] * (len(words) > 1) + [f"below {self.high}" if self.below else f"at most {self.high}"]
-        return " ".join(words) + (" or None" if self.optional else "")
+        return " ".join(words)
 
 
 class OneOf:
@@ -56,7 +52,7 @@ class OneOf:
     def check(self, name: str, value: Any) -> None:
         """Raises ``UserError`` for any other value."""
         if not isinstance(value, str) or value not in self.words:
-            raise UserError(f"unknown {name} {value!r}{near_matches(value, self.words)}")
+            raise UserError(f"unknown {name} {shown(value)}{near_matches(value, self.words)}")
 
 
 Count = Annotated[int, Number(int, 1)]

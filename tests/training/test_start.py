@@ -199,7 +199,7 @@ def test_sections_are_no_values():
     config["data"]["clip"] = 3
     from ml_collections import ConfigDict
 
-    with pytest.raises(UserError, match="config.data.clip is a section with keys such as"):
+    with pytest.raises(UserError, match="config.data.clip must be a section with keys of its own, got 3"):
         check_config(ConfigDict(config))
 
 

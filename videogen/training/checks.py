@@ -4,103 +4,177 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
 
 import jax
 from absl import logging
+from ml_collections import ConfigDict
 
+from videogen.building import check_value
 from videogen.configuration import flatten
-from videogen.errors import UserError
+from videogen.errors import UserError, shown
 from videogen.nn import REMAT_POLICIES
 from videogen.parallel.distributed import from_process_zero
-from videogen.ranges import Number, OneOf
+from videogen.ranges import Count, Decay, Natural, Number, OneOf, Positive, Share, Weight
+from videogen.schedules import DECAYS
 from videogen.tasks.base import DTYPES
+from videogen.training.optimizers import OPTIMIZERS
 from videogen.training.state import FROZEN_LAYOUTS, State
 
-_COUNT, _NATURAL, _POSITIVE = Number(int, 1), Number(int, 0), Number(float, 0, above=True)
-_WEIGHT, _SHARE = Number(float, 0), Number(float, 0, 1)
+SECTIONS = (
+    "checkpoint",
+    "checkpoint.keep_best",
+    "data",
+    "data.clip",
+    "data.source",
+    "ema",
+    "losses",
+    "losses.adversarial",
+    "losses.perceptual",
+    "losses.prior",
+    "model",
+    "model.quantizer",
+    "optimizer",
+    "parallel",
+    "parallel.mesh",
+    "sampler",
+    "start_from",
+    "text",
+    "text.encoder",
+    "text.tokenizer",
+    "tokenizer",
+    "teacher",
+)
+"""Keys that hold keys of their own, in the stages that have them."""
+
+REQUIRED = (
+    "task",
+    "seed",
+    "steps",
+    "model",
+    "optimizer",
+    "data.source",
+    "data.clip",
+    "parallel.mesh",
+    "checkpoint.keep_best",
+    "ema",
+    "start_from",
+)
+"""Keys without which no stage works; ``configs/common.py`` has the base of them all."""
 
 SETTINGS = {
-    "seed": Number(int, 0, 2**32 - 2),
-    "steps": _COUNT,
-    "log_every": _COUNT,
-    "eval_every": _COUNT,
-    "checkpoint_every": _COUNT,
-    "checkpoint.keep": _COUNT,
-    "checkpoint.keep_best.mode": OneOf("max", "min"),
-    "stall_seconds": _POSITIVE,
-    "accumulate": _COUNT,
-    "ema.decay": Number(float, 0, 1, below=True),
-    "parallel.remat": OneOf(*REMAT_POLICIES),
-    "parallel.frozen": OneOf(*FROZEN_LAYOUTS),
-    "parallel.dtype": OneOf(*DTYPES),
-    "data.clip.frames": _COUNT,
-    "data.clip.height": _COUNT,
-    "data.clip.width": _COUNT,
-    "data.clip.fps": Number(float, 0, 1000, optional=True),
-    "data.batch_size": _COUNT,
-    "data.image_batch_size": _NATURAL,
-    "data.eval_batch_size": _COUNT,
-    "data.workers": Number(int, 0, 1024),
-    "classes": Number(int, 0, optional=True),
-    "text.tokenizer.length": _COUNT,
-    "text.tokenizer.vocabulary_size": _COUNT,
-    "losses.l1": _WEIGHT,
-    "losses.l2": _WEIGHT,
-    "losses.perceptual.weight": _WEIGHT,
-    "losses.adversarial.weight": _WEIGHT,
-    "losses.adversarial.start": _NATURAL,
-    "losses.adversarial.every": _COUNT,
-    "losses.adversarial.r1": _WEIGHT,
-    "losses.adversarial.r1_every": _COUNT,
-    "losses.adversarial.lecam": _WEIGHT,
-    "losses.adversarial.label_smoothing": _SHARE,
-    "losses.adversarial.channel_multiplier": _POSITIVE,
-    "losses.prior.weight": _WEIGHT,
+    "task": str,
+    "seed": Annotated[int, Number(int, 0, 2**32 - 2)],
+    "steps": Count,
+    "log_every": Count,
+    "eval_every": Count,
+    "checkpoint_every": Count,
+    "checkpoint.keep": Count,
+    "checkpoint.keep_best.metric": str,
+    "checkpoint.keep_best.mode": Annotated[str, OneOf("max", "min")],
+    "stall_seconds": Positive,
+    "accumulate": Count,
+    "ema.decay": Decay,
+    "start_from.run": str,
+    "start_from.inflate": str,
+    "parallel.remat": Annotated[str, OneOf(*REMAT_POLICIES)],
+    "parallel.frozen": Annotated[str, OneOf(*FROZEN_LAYOUTS)],
+    "parallel.dtype": Annotated[str, OneOf(*DTYPES)],
+    "data.clip.frames": Count,
+    "data.clip.height": Count,
+    "data.clip.width": Count,
+    "data.clip.fps": Annotated[float, Number(float, 0, 1000)] | None,
+    "data.buckets": Sequence[Sequence[float]],
+    "data.batch_size": Count,
+    "data.image_batch_size": Natural,
+    "data.eval_batch_size": Count,
+    "data.workers": Annotated[int, Number(int, 0, 1024)],
+    "classes": Natural | None,
+    "text.encoder.name": str,
+    "text.tokenizer.name": str,
+    "text.tokenizer.path": str,
+    "text.tokenizer.length": Count,
+    "text.tokenizer.vocabulary_size": Count,
+    "tokenizer.checkpoint": str,
+    "teacher.checkpoint": str,
+    "losses.l1": Weight,
+    "losses.l2": Weight,
+    "losses.perceptual.name": str,
+    "losses.perceptual.path": str,
+    "losses.perceptual.weight": Weight,
+    "losses.adversarial.name": str,
+    "losses.adversarial.weight": Weight,
+    "losses.adversarial.adaptive": bool,
+    "losses.adversarial.start": Natural,
+    "losses.adversarial.every": Count,
+    "losses.adversarial.r1": Weight,
+    "losses.adversarial.r1_every": Count,
+    "losses.adversarial.rest_below": Weight,
+    "losses.adversarial.lecam": Weight,
+    "losses.adversarial.label_smoothing": Share,
+    "losses.adversarial.channel_multiplier": Positive,
+    "losses.prior.weight": Weight,
+    "losses.schedule": Sequence[Sequence],
 }
 """Key of a stage config -> what its value may be. Settings of parts are checked where the parts are declared."""
 
 OPTIMIZER = {
-    "learning_rate": _WEIGHT,
-    "warmup": _NATURAL,
-    "final": _WEIGHT,
-    "horizon": Number(int, 1, optional=True),
-    "b1": Number(float, 0, 1, below=True),
-    "b2": Number(float, 0, 1, below=True),
-    "weight_decay": _WEIGHT,
-    "clip": _WEIGHT,
-    "adam_share": _WEIGHT,
+    "name": Annotated[str, OneOf(*OPTIMIZERS)],
+    "learning_rate": Weight,
+    "warmup": Natural,
+    "schedule": Annotated[str, OneOf(*DECAYS)],
+    "final": Weight,
+    "horizon": Count | None,
+    "b1": Decay,
+    "b2": Decay,
+    "weight_decay": Weight,
+    "clip": Weight,
+    "adam_share": Weight,
+    "freeze": Sequence[str],
 }
 """Key of ``config.optimizer.GROUP`` -> what its value may be."""
 
-MESH = Number(int, -1)
-
 
 def check_config(config: Any) -> None:
-    """Refuses values of another type or out of range.
+    """Refuses missing sections, and values of another type or out of range.
 
     Raises:
       UserError: names the key, the value and what it may be.
     """
-    values = flatten(config)
+    for key in REQUIRED:
+        if _find(config, key) is _ABSENT:
+            raise UserError(f"config.{key} is missing; configs/common.py has the base of every stage")
+    _check_sections(config, SECTIONS)
+    optimizers = [f"optimizer.{group}" for group in config.optimizer]
+    _check_sections(config, optimizers)
     rules = dict(SETTINGS)
-    rules |= {f"optimizer.{group}.{key}": rule for group in config.optimizer for key, rule in OPTIMIZER.items()}
-    rules |= {f"parallel.mesh.{axis}": MESH for axis in config.parallel.mesh}
-    for key, value in values.items():
+    rules |= {f"{optimizer}.{key}": rule for optimizer in optimizers for key, rule in OPTIMIZER.items()}
+    rules |= {f"parallel.mesh.{axis}": Annotated[int, Number(int, -1)] for axis in config.parallel.mesh}
+    for key, rule in rules.items():
+        if (value := _find(config, key)) is not _ABSENT:
+            check_value(f"config.{key}", rule, value)
+    for key, value in flatten(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{key} must be a finite number, got {value}")
-        if key in rules:
-            rules[key].check(f"config.{key}", value)
-        else:
-            _check_section(config, key, rules)
 
 
-def _check_section(config: Any, key: str, rules: Mapping[str, Any]) -> None:
-    """Refuses a plain value in the place of a section that has keys of its own."""
-    below = [name for name in rules if name.startswith(f"{key}.")]
-    if below:
-        raise UserError(f"config.{key} is a section with keys such as {below[0].rpartition('.')[2]!r}, not one value")
+def _check_sections(config: Any, keys: Iterable[str]) -> None:
+    for key in keys:
+        if not isinstance(value := _find(config, key), ConfigDict) and value is not _ABSENT:
+            raise UserError(f"config.{key} must be a section with keys of its own, got {shown(value)}")
+
+
+_ABSENT = object()
+
+
+def _find(config: Any, key: str) -> Any:
+    """The value of a dotted key; ``_ABSENT`` where there is none, or a value stands in the place of a section."""
+    for part in key.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return _ABSENT
+        config = config[part]
+    return config
 
 
 def check_same_everywhere(config: Any) -> None:
@@ -137,28 +211,37 @@ def building(what: str) -> Iterator[None]:
         if len(reason) > 300:
             reason = f"{reason[:300]} …"
         raise UserError(
-            f"{what} cannot be built from these settings ({type(error).__name__}: {reason}); "
-            "--verbosity=1 shows where"
+            f"{what} cannot be built from these settings ({type(error).__name__}: {reason}); --verbosity=1 shows where"
         ) from error
 
 
-def check_memory(state: State, placement: State) -> None:
-    """Refuses a state that one device cannot hold, before it is allocated.
+def check_memory(state: State, placement: State, batch: Any) -> None:
+    """Refuses a state or a batch that one device cannot hold, before it is allocated.
 
     Args:
       state: its (abstract) arrays.
       placement: their shardings.
+      batch: abstract arrays that carry their shardings.
 
     Raises:
       UserError: says how much is needed and how much there is.
     """
-    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, placement)
-    needed, available = sum(jax.tree.leaves(sizes)), _memory_of_a_device()
-    if needed > available:
+    available = _memory_of_a_device()
+    if (needed := sum(jax.tree.leaves(jax.tree.map(_bytes, state, placement)))) > available:
         raise UserError(
             f"parameters and optimizer state need {_size(needed)} on each device, which has {_size(available)}; "
             "use a smaller model, or share the state out with parallel.mesh.fsdp"
         )
+    if (needed := sum(_bytes(x, x.sharding) for x in jax.tree.leaves(batch))) > available:
+        raise UserError(
+            f"a batch needs {_size(needed)} on each device, which has {_size(available)}; use a smaller "
+            "data.batch_size or data.image_batch_size, or more data-parallel devices"
+        )
+
+
+def _bytes(array: Any, sharding: Any) -> int:
+    """Of an (abstract) array, on one device."""
+    return math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 def _memory_of_a_device() -> float:

@@ -117,14 +117,18 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
         shapes = jax.eval_shape(lambda: new_state(task, structure, config))
     say_new_rates(earlier, config, task.losses)
     placement = state_shardings(abstract, shapes, mesh)
-    check_memory(shapes, placement)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, x.shape[0])),
+        abstract_batch(config, task, bool(source.classes)),
+    )
+    check_memory(shapes, placement, batch)
     # Weights of other runs are read onto one device, hence outside the mesh.
     weights = starting_weights(config, workdir, task)
     text = new_text_tokenizer(config, source) if earlier.step is None else text_tokenizer(config, workdir)
     frozen = load_frozen(task, workdir) if earlier.same and holds_frozen(task, workdir) else new_frozen(task)
     evaluated = held_out(unseen, EVAL_BATCHES * config.data.eval_batch_size)
     with jax.set_mesh(mesh), building("the train step"):
-        step, traced = _trace(config, mesh, task, structure, shapes, placement, frozen, bool(source.classes))
+        step, traced = _trace(config, mesh, task, structure, shapes, placement, frozen, batch)
     return Start(
         config,
         workdir,
@@ -152,7 +156,7 @@ def _trace(
     shapes: State,
     placement: State,
     frozen: dict[str, nnx.Module],
-    labels: bool,
+    batch: Any,
 ) -> tuple[Any, dict[Any, Any]]:
     """The train step, and ``{batch_shapes: traced step}`` for batches of the largest bucket."""
     split = {name: nnx.split(module) for name, module in frozen.items()}
@@ -160,10 +164,6 @@ def _trace(
     arrays = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
     frozen_placement = frozen_shardings(frozen, mesh, config.parallel.frozen)
     step = jit_train_step(task, structure, graphs, config, mesh, placement, frozen_placement)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, x.shape[0])),
-        abstract_batch(config, task, labels),
-    )
     traced = step.trace(abstract_state(shapes, placement), abstract_state(arrays, frozen_placement), batch)
     return step, {batch_shapes(batch): traced}
 
