@@ -11,7 +11,7 @@ from jaxtyping import Float
 from videogen import diffusion
 from videogen.errors import UserError
 from videogen.generators.sampling import Sampler
-from videogen.ranges import Count, Finite, Natural, Number, OneOf
+from videogen.ranges import Count, Finite, Natural, OneOf, Positive
 from videogen.shapes import TokenGrid
 
 EXTENSIONS = ("window", "queue")
@@ -44,7 +44,7 @@ class FlowSampler(Sampler):
     steps: Count = 50
     solver: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "euler"})
     grid: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
-    shift: Annotated[float, Number(float, 0, above=True, optional=True)] = None
+    shift: Positive | None = None
     guidance_scale: Finite = 5.0
     guidance: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "classifier_free"})
     lag: Natural = 0
