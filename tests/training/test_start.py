@@ -54,7 +54,7 @@ REFUSED = [
     ({"data.workers": -1}, "config.data.workers must be"),
     ({"ema.decay": 1.0}, "config.ema.decay must be a number of at least 0 and below 1, got 1.0"),
     ({"optimizer.tokenizer.b2": 1.0}, "config.optimizer.tokenizer.b2 must be"),
-    ({"optimizer.tokenizer.learning_rate": float("nan")}, "config.optimizer.tokenizer.learning_rate must be a finite"),
+    ({"optimizer.tokenizer.learning_rate": float("nan")}, "config.optimizer.tokenizer.learning_rate must be a number of at least 0, got nan"),
     ({"model.width": 2**26}, "GiB on each device"),
     ({"data.source.name": "video_folder", "data.source.path": "/nowhere"}, "nowhere"),
 ]
