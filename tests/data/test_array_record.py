@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -91,6 +92,50 @@ def test_half_written_foreign_and_missing_directories_are_refused(tmp_path):
         Records(tmp_path / "other", "k")
     with pytest.raises(UserError, match="no directory"):
         Records(tmp_path / "none", "k")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: b"", lambda c: c[:-1], lambda c: c[: len(c) // 2], lambda c: b"x" * 10**5]
+)
+def test_damaged_files_are_named(tmp_path, damage):
+    with RecordWriter(tmp_path / "r", {"kind": "k"}) as writer:
+        writer.write({}, b"x" * 1000)
+    file = tmp_path / "r" / "records-00000.array_record"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match="records-00000.array_record is damaged") as error:
+        Records(tmp_path / "r", "k")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("meta", ["", "[]", "null", "[" * 100_000, '{"kind": "k"}', '{"kind": "k", "count": "1"}'])
+def test_damaged_meta_json_is_named(tmp_path, meta):
+    with RecordWriter(tmp_path / "r", {"kind": "k"}) as writer:
+        writer.write({}, b"x")
+    (tmp_path / "r" / "meta.json").write_text(meta)
+    with pytest.raises(UserError, match=r"r/meta.json (cannot be read|does not say how many records)"):
+        Records(tmp_path / "r", "k")
+
+
+def test_foreign_headers_classes_and_labels_are_named(make_video, tmp_path):
+    encoded = make_video("x.mp4").read_bytes()
+    write_array_record(tmp_path / "clips", [{"video": encoded, "caption": "a \ud83d", "label": 0}] * 3, classes=("a",))
+    assert build(tmp_path / "clips")[0]["caption"] == "a \ufffd"
+    shutil.rmtree(tmp_path / "clips" / "captions")
+    with RecordWriter(tmp_path / "clips" / "captions", {"kind": "captions"}) as writer:
+        for header in ({"caption": None, "label": 0}, {"caption": "x", "label": 1}, ["x"]):
+            writer.write(header, b"")
+    for index in range(3):
+        with pytest.raises(SampleError, match=f"record {index}: damaged record"):
+            build(tmp_path / "clips")[index]
+    meta = json.loads((tmp_path / "clips" / "meta.json").read_text())
+    (tmp_path / "clips" / "meta.json").write_text(json.dumps(meta | {"classes": 3}))
+    with pytest.raises(UserError, match="no list of names"):
+        build(tmp_path / "clips")
+
+
+def test_rate_is_that_of_the_first_readable_clip(make_video, tmp_path):
+    write_array_record(tmp_path / "clips", [{"video": b"nothing"}, {"video": make_video("x.mp4", fps=24).read_bytes()}])
+    assert build(tmp_path / "clips").fps == 24
 
 
 def test_missing_records_are_noticed(tmp_path, monkeypatch):

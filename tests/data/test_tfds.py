@@ -175,7 +175,7 @@ def test_several_captions_broken_pictures_and_labels_that_are_no_classes(prepare
 def test_damaged_records_are_skipped(prepared, monkeypatch):
     source = build(prepared, "images")
     monkeypatch.setattr(type(source._records), "__getitem__", lambda self, index: {}["video"])
-    with pytest.raises(SampleError, match=r"damaged record \(KeyError\)"):
+    with pytest.raises(SampleError, match=r"damaged record in images-train.array_record-00000-of-00001 \(KeyError\)"):
         source[0]
 
 
@@ -211,6 +211,19 @@ def test_grey_raw_frames_become_rgb(prepared):
     assert sample["caption"] == "" and "label" not in sample
 
 
+def test_transparent_frames_are_over_white_and_other_channels_are_no_pictures(prepared):
+    source = build(prepared, "grey")
+    frames = np.zeros((5, 16, 16, 4), np.uint8)
+    frames[..., 1] = 255  # green, of which the right half is hidden
+    frames[:, :, :8, 3] = 255
+    source._records = [{"image_sequence": frames}, {"image_sequence": frames[..., :2]}, {"image_sequence": frames[0]}]
+    video = source[0]["video"]
+    assert (video[:, :, :8] == (0, 255, 0)).all() and (video[:, :, 8:] == 255).all()
+    for index in (1, 2):
+        with pytest.raises(SampleError, match="are no pictures"):
+            source[index]
+
+
 def test_splits(prepared):
     assert len(build(prepared, "images", train_split="train[:50%]")) == 2
     assert len(build(prepared, "images", "eval", eval_split="train[50%:]")) == 2
@@ -229,3 +242,86 @@ def test_other_formats_and_missing_data_are_one_clear_error(prepared, tmp_path):
         (target / file.name).write_text(file.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(UserError, match='prepare it again with file_format="array_record"'):
         build(tmp_path, "grey")
+
+
+PLANTED = [
+    ("pythonClassName", "planted.Feature"),
+    ("pythonClassName", "os.path.Feature"),
+    ("pythonClassName", "tensorflow_datasets_of_mine.Feature"),
+]
+
+
+@pytest.mark.parametrize("key, name", PLANTED)
+def test_code_that_a_data_set_names_is_not_run(prepared, tmp_path, run_python, key, name):
+    """A module in the working directory was imported because ``features.json`` named it."""
+    target = shutil.copytree(prepared / "images" / "1.0.0", tmp_path / "images" / "1.0.0")
+    module = name.split(".")[0]
+    if module != "os":
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for place in ("the whole", "one feature", "a legacy entry"):
+        description = json.loads((prepared / "images/1.0.0/features.json").read_text())
+        if place == "one feature":
+            description["featuresDict"]["features"]["caption"][key] = name
+        elif place == "the whole":
+            description[key] = name
+        else:
+            description = {"type": name, "content": {}}
+        (target / "features.json").write_text(json.dumps(description))
+        with pytest.raises(UserError, match=f"names the class '{name}'"):
+            build(tmp_path, "images")
+        code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+sys.path.insert(0, "")
+from videogen import data
+from videogen.errors import UserError
+try:
+    data.build({{"name": "tfds", "path": "images/1.0.0"}}, clip=data.Clip(4, 16, 16), seed=0, split="train")
+except UserError as error:
+    print(error)
+"""
+    result = run_python(code)
+    assert "code that a data set names is not run" in result.stdout, result.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_shards_outside_the_directory_are_refused(prepared, tmp_path):
+    target = shutil.copytree(prepared / "images" / "1.0.0", tmp_path / "images" / "1.0.0")
+    for file in target.glob("*train*"):
+        shutil.move(file, tmp_path / file.name)
+    info = json.loads((target / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = "../../" + split["filepathTemplate"]
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="names files outside it"):
+        build(tmp_path, "images")
+
+
+def test_missing_and_damaged_shards_are_named(prepared, tmp_path):
+    target = shutil.copytree(prepared / "images" / "1.0.0", tmp_path / "images" / "1.0.0")
+    (shard,) = target.glob("*train*")
+    content = shard.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"nothing" * 20_000):
+        shard.write_bytes(damaged)
+        with pytest.raises(SampleError, match=rf"damaged record in {shard.name}"):
+            build(tmp_path, "images")[1]
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is missing"):
+        build(tmp_path, "images")
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"splits": 3, "version": 7, "featuresDict": []}', "\xff"])
+def test_damaged_descriptions_are_one_line(prepared, tmp_path, file, content):
+    target = shutil.copytree(prepared / "images" / "1.0.0", tmp_path / "images" / "1.0.0")
+    (target / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        build(tmp_path, "images")
+    assert "\n" not in str(error.value)
+
+
+def test_rate_is_the_clips_or_the_stored_one(prepared):
+    assert build(prepared, "images", fps=20.0).fps == 20.0
+    assert build(prepared, "images", clip=Clip(3, 16, 16, fps=5.0), fps=20.0).fps == 5.0
+    assert build(prepared, "images").fps is None
+    assert build(prepared, "grey").captioned == 0 and build(prepared, "images").captioned is None

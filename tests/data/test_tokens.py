@@ -1,3 +1,4 @@
+import json
 import mmap
 import pickle
 
@@ -7,6 +8,7 @@ import pytest
 from videogen import data
 from videogen.data import Pipeline
 from videogen.data.clip import Clip
+from videogen.data.source import SampleError
 from videogen.data.tokens import TokenWriter
 from videogen.errors import UserError
 
@@ -185,3 +187,82 @@ def test_images_cannot_be_had_from_tokens(cache):
     pipeline = Pipeline(build(cache()), batch_size=3, seed=0, workers=0, text=None, image_batch_size=1)
     with pytest.raises(UserError, match="image_batch_size=0"):
         next(pipeline)
+
+
+def damage(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name, place", [("indices", 5), ("captions", 0), ("labels", 0), ("checksums", 2)])
+def test_damaged_clips_are_named_and_skipped(cache, name, place):
+    """Other codes were trained on without a word."""
+    path = cache()
+    damage(path / f"{name}.bin", place)
+    source = build(path)
+    with pytest.raises(SampleError, match="cache, clip 0: damaged: its checksum differs"):
+        source[0]
+    assert source[1]["caption"] == "clip 1"
+    pipeline = Pipeline(source, batch_size=6, seed=0, workers=0, text=None)
+    next(pipeline)
+    pipeline.close()
+    assert list(pipeline.skipped.values()) == ["damaged: its checksum differs"]
+
+
+def test_codes_beyond_the_vocabulary_are_refused_where_a_cache_has_no_checksums(cache):
+    path = cache(vocabulary=[512])
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["checksums"]
+    (path / "meta.json").write_text(json.dumps(meta))
+    np.testing.assert_array_equal(build(path)[3]["indices"], codes(6)[3])
+    content = np.frombuffer((path / "indices.bin").read_bytes(), "<u2").copy()
+    content[-1] = 512
+    (path / "indices.bin").write_bytes(content.tobytes())
+    with pytest.raises(SampleError, match=r"clip 5: codes beyond the vocabulary \[512\]"):
+        build(path)[5]
+    (path / "labels.bin").write_bytes(np.full(6, 2, "<i4").tobytes())
+    with pytest.raises(SampleError, match="clip 0: label 2 is none of the 2 classes"):
+        build(path)[0]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("count", "6"),
+        ("count", -6),
+        ("count", True),
+        ("dtype", "|O"),
+        ("dtype", ["<u2"]),
+        ("grid", [3, 4, 4]),
+        ("grid", [3, 4, -4, 1]),
+        ("vocabulary", [512, 512]),
+        ("vocabulary", 512),
+        ("frames", None),
+        ("tokenizer_hash", 1),
+        ("classes", "xy"),
+        ("fps", "8"),
+        ("made_from", []),
+    ],
+)
+def test_wrong_values_of_meta_json_are_named(cache, name, value):
+    path = cache()
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | {name: value}))
+    with pytest.raises(UserError, match=f"meta.json has a wrong {name}"):
+        build(path)
+
+
+def test_a_cache_tells_its_rate_its_captions_and_what_it_was_made_from(cache):
+    made_from = {"source": {"name": "video_folder", "path": "clips"}, "split": "train"}
+    source = build(cache(fps=24.0, made_from=made_from), clip=Clip(9, 32, 32, fps=8.0))
+    assert source.fps == source[0]["fps"] == 24.0
+    assert source.made_from == made_from and source.captioned == 6 and not source.uncaptioned
+
+
+def test_captions_count_only_where_there_are_some(tmp_path):
+    with TokenWriter(tmp_path / "cache", META) as writer:
+        for i, indices in enumerate(codes(4)):
+            writer.write(indices, "" if i % 2 else "some", 0)
+    assert build(tmp_path / "cache").captioned == 2
+    assert build(tmp_path / "cache").made_from is None

@@ -92,7 +92,7 @@ def _rgb(frame: av.VideoFrame, height: int, width: int) -> Rgb:
     return frame.reformat(format="rgb24", **settings).to_ndarray()
 
 
-def over_background(rgba: UInt8[np.ndarray, "h w 4"]) -> Rgb:
+def over_background(rgba: UInt8[np.ndarray, "*any h w 4"]) -> UInt8[np.ndarray, "*any h w 3"]:
     """Composites transparency over ``BACKGROUND``."""
     rgb, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
     return ((rgb * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)

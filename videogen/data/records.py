@@ -7,7 +7,7 @@ was cut off is recognised, and refused.
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +103,19 @@ class Records:
         directory = Path(directory)
         if not directory.is_dir():
             raise UserError(f"no directory {directory}; set data.source.path to a directory of {kind}")
+        if not (directory / META).exists():
+            raise UserError(f"{directory} is no complete directory of {kind} (no {META}); write it again")
         try:
-            self.meta = json.loads((directory / META).read_text())
-        except (OSError, ValueError):
-            raise UserError(f"{directory} is no complete directory of {kind} (no {META}); write it again") from None
+            self.meta = json.loads((directory / META).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            raise UserError(f"{directory / META} cannot be read; write the directory again") from None
+        if not isinstance(self.meta, dict) or not isinstance(self.meta.get("count"), int):
+            raise UserError(f"{directory / META} does not say how many records there are; write the directory again")
         if self.meta.get("kind") != kind:
             raise UserError(f"{directory} holds {self.meta.get('kind')!r}, not {kind!r}")
         self._directory = directory
         files = sorted(str(file) for file in directory.glob("records-*.array_record"))
-        self._source = array_record_data_source.ArrayRecordDataSource(files) if files else ()
+        self._source = open_records(files)
         if len(self._source) != self.meta["count"]:
             raise UserError(f"{directory} has {len(self._source)} of {self.meta['count']} records; write it again")
 
@@ -127,6 +131,27 @@ class Records:
         try:
             record = self._source[index]
             (size,) = struct.unpack_from("<I", record)
-            return json.loads(record[4 : 4 + size]), record[4 + size :]
-        except (ValueError, IndexError, RuntimeError, OSError, struct.error) as error:
+            header = json.loads(record[4 : 4 + size])
+        except (ValueError, IndexError, RuntimeError, OSError, RecursionError, struct.error) as error:
             raise SampleError(f"{self._directory}, record {index}", "damaged record") from error
+        if not isinstance(header, dict):
+            raise SampleError(f"{self._directory}, record {index}", "damaged record")
+        return header, record[4 + size :]
+
+
+def open_records(files: Sequence[str]) -> Sequence[bytes]:
+    """The records of array_record files, one file after another.
+
+    Raises:
+      UserError: a file is damaged or cut off; the message names it.
+    """
+    if not files:
+        return ()
+    for file in files:
+        try:
+            # One by one: the errors of the library name no file.
+            array_record_module.ArrayRecordReader(file).close()
+        except (ValueError, IndexError, RuntimeError, OSError) as error:
+            reason = str(error).split(";")[0].splitlines() or ["cut off"]
+            raise UserError(f"{file} is damaged ({reason[0]}); write it again") from None
+    return array_record_data_source.ArrayRecordDataSource(list(files))

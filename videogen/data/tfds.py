@@ -1,14 +1,18 @@
 """Prepared TensorFlow Datasets, read without TensorFlow."""
 
 import types
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import tensorflow_datasets
-from tensorflow_datasets.core.features import ClassLabel, Image, Sequence, video_feature
+from jaxtyping import UInt8
+from tensorflow_datasets.core.features import ClassLabel, FeatureConnector, Image, Sequence, video_feature
 
+from videogen.data.captions import clean_text
 from videogen.data.clip import Clip
+from videogen.data.picture import over_background
 from videogen.data.source import SampleError, Source
 from videogen.errors import UserError
 
@@ -19,7 +23,7 @@ EVAL_SPLITS = ("validation", "test")
 class TFDSSource(Source):
     """A data set prepared with ``file_format="array_record"``; only that format has random access.
 
-    The video is the field ``video`` or ``image_sequence``, grey or RGB (alpha is dropped). A ``label`` is
+    The video is the field ``video`` or ``image_sequence``, grey, RGB or RGBA (over white). A ``label`` is
     used where it is a class, and a ``caption`` where there is one, the first of several. Windows and crops
     are random in 'train' and central in 'eval'. Of frames stored as pictures only the window's are decoded.
 
@@ -53,6 +57,7 @@ class TFDSSource(Source):
         if clip.fps is not None and fps is None:
             raise UserError("these videos have no time stamps: give data.source.fps, or no data.clip.fps")
         self._path = path
+        self._stored_fps = fps
         self._stride = fps / clip.fps if clip.fps else 1.0
         self._fps = clip.fps or fps or 1.0
         builder = _builder(path)
@@ -69,12 +74,32 @@ class TFDSSource(Source):
             raise UserError(f"{path}: the frames of {self._field!r} must be uint8 pictures")
         if "label" in info.features and isinstance(info.features["label"], ClassLabel):
             self.classes = tuple(info.features["label"].names)
+        if "caption" not in info.features:
+            self.captioned = 0
         self._part = train_split if split == "train" else eval_split
         try:
             self._open(builder)
         except ValueError as error:
             known = ", ".join(info.splits)
             raise UserError(f"{path}: {str(error).splitlines()[0]}; known: {known}") from error
+        self._shards = [(part.filename, part.take) for part in info.splits[self._part].file_instructions]
+        self._check_shards()
+
+    def _check_shards(self) -> None:
+        """Refuses shards that are not there, or not below the directory that was named."""
+        top = Path(self._path).resolve()
+        for file, _ in self._shards:
+            if not Path(file).resolve().is_relative_to(top):
+                raise UserError(
+                    f"dataset_info.json of {self._path} names files outside it ({file}); use another data set"
+                )
+            if not Path(file).exists():
+                raise UserError(f"{file} is missing; prepare the data set again")
+
+    @property
+    def fps(self) -> float | None:
+        """The clip's rate, or else that of the stored frames, where it was given."""
+        return self.clip.fps or self._stored_fps
 
     def _open(self, builder: tensorflow_datasets.core.DatasetBuilder) -> None:
         feature = builder.info.features[self._field]
@@ -108,9 +133,18 @@ class TFDSSource(Source):
             window = np.stack([self._decode(frames[start + offset]) for offset in offsets])
         except (ValueError, OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
             raise SampleError(self._name(index), "damaged picture") from error
-        window = np.broadcast_to(window[..., :3], (*window.shape[:3], 3))
-        sample = {"video": self.clip.fit(window, choice), "caption": _text(record), "fps": self._fps}
-        return sample | {"label": int(record["label"])} if self.classes else sample
+        sample = {"video": self.clip.fit(self._rgb(window, index), choice), "caption": _text(record), "fps": self._fps}
+        if self.classes:
+            sample["label"] = int(record["label"])
+            if not 0 <= sample["label"] < len(self.classes):
+                raise SampleError(self._name(index), f"label {sample['label']} is none of the classes")
+        return sample
+
+    def _rgb(self, window: np.ndarray, index: int) -> UInt8[np.ndarray, "time h w 3"]:
+        """Grey, RGB or RGBA frames as RGB."""
+        if window.ndim != 4 or window.shape[-1] not in (1, 3, 4) or not window.size:
+            raise SampleError(self._name(index), f"frames of shape {list(window.shape[1:])} are no pictures")
+        return over_background(window) if window.shape[-1] == 4 else np.broadcast_to(window, (*window.shape[:3], 3))
 
     def caption(self, index: int) -> str:
         return _text(self._record(index))
@@ -120,9 +154,17 @@ class TFDSSource(Source):
 
     def _record(self, index: int) -> dict[str, Any]:
         try:
-            return self._records[index]
+            record = self._records[index]
+            if record[self._field] is None:
+                raise ValueError("an empty record")
+            return record
         except Exception as error:  # the parsers of TFDS promise no type of their own
-            reason = f"damaged record ({type(error).__name__})"
+            rest = index
+            for file, count in self._shards:  # noqa: B007 (the shard of the record is used below)
+                if rest < count:
+                    break
+                rest -= count
+            reason = f"damaged record in {Path(file).name} ({type(error).__name__})"
             raise SampleError(self._name(index), reason) from error
 
 
@@ -136,7 +178,7 @@ class _Undecoded(tensorflow_datasets.decode.SkipDecoding):
 def _text(record: dict[str, Any]) -> str:
     texts = np.ravel(np.asarray(record.get("caption", ""), object))
     text = texts[0] if texts.size else ""
-    return text.decode() if isinstance(text, bytes) else str(text)
+    return text.decode(errors="replace") if isinstance(text, bytes) else clean_text(str(text))
 
 
 def _builder(path: str) -> tensorflow_datasets.core.DatasetBuilder:
@@ -144,10 +186,18 @@ def _builder(path: str) -> tensorflow_datasets.core.DatasetBuilder:
     # The Video feature asks TensorFlow for one thing only, to turn the name of a dtype into a dtype.
     numpy_for_tensorflow = types.SimpleNamespace(dtypes=types.SimpleNamespace(as_dtype=np.dtype))
     try:
-        with mock.patch.object(video_feature, "tf", numpy_for_tensorflow):
+        with (
+            mock.patch.object(video_feature, "tf", numpy_for_tensorflow),
+            mock.patch.object(FeatureConnector, "cls_from_name", _feature_of_tfds(path)),
+        ):
             builder = tensorflow_datasets.builder_from_directory(path)
+    except UserError:
+        raise
     except (OSError, ValueError, tensorflow_datasets.core.dataset_info.DatasetInfoFileError) as error:
         raise UserError(f"no prepared data set in {path}: it must hold dataset_info.json") from error
+    except Exception as error:  # damaged descriptions raise errors of JSON, protobuf and more
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"dataset_info.json or features.json in {path} is damaged ({said[:200]})") from error
     stored = builder.info.file_format.value
     if stored != "array_record":
         raise UserError(
@@ -155,3 +205,18 @@ def _builder(path: str) -> tensorflow_datasets.core.DatasetBuilder:
             'with file_format="array_record"'
         )
     return builder
+
+
+def _feature_of_tfds(path: str) -> classmethod:
+    """``FeatureConnector.cls_from_name``, which imports what ``features.json`` names, for names of TFDS alone."""
+    imported = FeatureConnector.cls_from_name.__func__
+
+    def cls_from_name(cls, python_class_name: str) -> type[FeatureConnector]:
+        if not python_class_name.startswith("tensorflow_datasets."):
+            raise UserError(
+                f"features.json in {path} names the class {python_class_name!r}, which is none of tensorflow_datasets; "
+                "code that a data set names is not run"
+            )
+        return imported(cls, python_class_name)
+
+    return classmethod(cls_from_name)
