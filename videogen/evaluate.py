@@ -5,8 +5,9 @@
 Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
 judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
 sharpness by the number of steps), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
-of unseen prompts), tasks (generators trained with config.tasks: PSNR of what each task leaves unknown, beside copies of
-the nearest given pixel).
+of unseen prompts, or of class labels; whether the shape is there in every frame, keeps its form and moves evenly),
+composition (the same for colours, forms and directions that never come together in training), tasks (generators trained
+with config.tasks or on given frames: PSNR of what each task leaves unknown, beside copies of the nearest given pixel).
 """
 
 import json
@@ -18,7 +19,9 @@ from videogen import app
 from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
-PROTOCOL = flags.DEFINE_string("protocol", None, "reconstruction, denoising_steps, prompt_fidelity or tasks.")
+PROTOCOL = flags.DEFINE_string(
+    "protocol", None, "reconstruction, denoising_steps, prompt_fidelity, composition or tasks."
+)
 COUNT = flags.DEFINE_integer("count", 128, "Held-out clips, or unseen prompts.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")

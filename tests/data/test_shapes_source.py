@@ -5,7 +5,19 @@ import numpy as np
 import pytest
 
 from videogen.data.clip import Clip
-from videogen.data.shapes_source import FORMS, ShapesSource, caption, form_mask, parse, path, radius_of, render
+from videogen.data.shapes_source import (
+    COLOURS,
+    DIRECTIONS,
+    FORMS,
+    ShapesSource,
+    caption,
+    form_mask,
+    held_out_together,
+    parse,
+    path,
+    radius_of,
+    render,
+)
 from videogen.errors import UserError
 
 CLIP = Clip(9, 32, 32)
@@ -69,7 +81,39 @@ def test_splits_share_no_caption_and_one_in_eight_is_held_out():
     assert all(hashlib.sha256(text.encode()).digest()[0] % 8 == 0 for text in held_out)
     sizes, colours, forms, ways, speeds = 3, 6, 4, 4, 2
     total = sizes * colours * forms * ways * speeds * 9
-    assert len(held_out) == pytest.approx(total / 8, rel=0.15)
+    assert len(held_out) == pytest.approx(total * 7 / 8 / 8, rel=0.1)
+
+
+def triples(text: str) -> set[tuple[str, str, str]]:
+    return {(s["colour"], s["form"], way) for s in parse(text)["shapes"] for way in s["directions"]}
+
+
+def test_held_out_triples_of_colour_form_and_direction_occur_in_no_other_split():
+    settings = dict(second_shape=0.3, turn=0.3)
+    train, held_out, new = (
+        [source(seed=seed, split=split, **settings).caption(i) for seed in range(2) for i in range(1500)]
+        for split in ("train", "eval", "composition")
+    )
+    seen, unseen = set().union(*map(triples, train)), set().union(*map(triples, held_out))
+    apart = {triple for triple in itertools.product(COLOURS, FORMS, DIRECTIONS) if held_out_together(*triple)}
+    assert len(apart) == 12 and seen == unseen == set(itertools.product(COLOURS, FORMS, DIRECTIONS)) - apart
+    assert all(triples(text) & apart for text in new) and apart <= set().union(*map(triples, new))
+    # Every two of the three occur together in training: what is new is their union.
+    for places in ((0, 1), (0, 2), (1, 2)):
+        assert {tuple(t[i] for i in places) for t in apart} <= {tuple(t[i] for i in places) for t in seen}
+    # Held out evenly: two triples of each colour, three of each form and direction.
+    for place, count in ((0, 2), (1, 3), (2, 3)):
+        assert {sum(t[place] == word for t in apart) for word in {t[place] for t in apart}} == {count}
+
+
+@pytest.mark.parametrize("split", ["train", "eval", "composition"])
+@pytest.mark.parametrize("turn", [0.0, 1.0])
+def test_the_number_of_captions_of_a_split_is_known(split, turn):
+    made = {source(split=split, turn=turn).caption(i) for i in range(300)}
+    listed = list(source(split=split, turn=turn).captions())
+    assert made <= set(listed) and len(listed) == len(set(listed))
+    splits = [set(source(split=s, turn=turn).captions()) for s in ("train", "eval", "composition")]
+    assert sum(map(len, splits)) == len(set().union(*splits)) == 5184 * (3 if turn else 1)
 
 
 def test_probabilities_of_second_shape_and_turn():

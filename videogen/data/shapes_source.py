@@ -8,6 +8,7 @@ functions of progress in [0, 1] through the clip, so it fits every number of fra
 """
 
 import hashlib
+import itertools
 import re
 from typing import Any
 
@@ -82,9 +83,27 @@ def parse(text: str) -> dict[str, Any]:
     return {"shapes": shapes, "tone": scene["tone"], "texture": scene["texture"]}
 
 
-def split_of(text: str) -> str:
-    """The split a caption belongs to: one in eight captions, by its SHA-256, is held out for 'eval'."""
-    return "eval" if hashlib.sha256(text.encode()).digest()[0] % 8 == 0 else "train"
+COMPOSITION = "composition"
+"""The split of scenes in which a colour, form and direction come together that never do in the others."""
+
+
+def held_out_together(colour: str, form: str, direction: str) -> bool:
+    """Whether the three occur together in the split 'composition' alone: one in eight of all triples.
+
+    Two triples of each colour, three of each form and of each direction are; any two of the three occur in training.
+    """
+    c, f, d = _NUMBER[colour], _NUMBER[form], _NUMBER[direction]
+    return c % 2 == f % 2 and d == (f + c // 2) % len(DIRECTIONS)
+
+
+_NUMBER = {word: number for words in (COLOURS, FORMS, DIRECTIONS) for number, word in enumerate(words)}
+
+
+def split_of(attributes: dict[str, Any]) -> str:
+    """'composition' or, by the SHA-256 of the caption, 'eval' for one in eight other scenes and 'train' for the rest."""
+    if any(held_out_together(s["colour"], s["form"], way) for s in attributes["shapes"] for way in s["directions"]):
+        return COMPOSITION
+    return "eval" if hashlib.sha256(caption(attributes).encode()).digest()[0] % 8 == 0 else "train"
 
 
 def path(shape: dict[str, Any], progress: Float[np.ndarray, "time"]) -> Float[np.ndarray, "time 2"]:
@@ -133,7 +152,7 @@ def radius_of(size: str, count: int) -> float:
     return RADII[size] * (1.0 if count == 1 else _CROWDED)
 
 
-def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np.ndarray, "height width"]:
+def background(attributes: dict[str, Any], height: int, width: int) -> Float[np.ndarray, "height width"]:
     """Grey values of the still background, one of 9: what its caption says is all there is to know of it."""
     unit = min(height, width)
     y = (np.arange(height, dtype=np.float32) / unit)[:, None]
@@ -151,7 +170,7 @@ def _background(attributes: dict[str, Any], height: int, width: int) -> Float[np
 def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time height width 3"]:
     """Draws a scene; shapes need their ``start`` (see ``ShapesSource.sample``)."""
     progress = np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
-    grey = _background(attributes, clip.height, clip.width)
+    grey = background(attributes, clip.height, clip.width)
     video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
     for shape in attributes["shapes"]:
         centres = np.asarray(shape["start"], np.float32) + path(shape, progress)
@@ -169,7 +188,8 @@ class ShapesSource(Source):
     Args:
       clip: its ``fps`` is only passed on (8 when not given); motion is relative to the clip's length.
       seed: with the index, decides the sample.
-      split: captions of 'eval' never occur in 'train', whatever the seed.
+      split: captions of 'eval' never occur in 'train', whatever the seed; every colour, form and direction of 'eval'
+        does occur together there, which in each scene of 'composition' some never do.
       length: number of samples.
       second_shape: probability of a second shape of another colour, whose path keeps clear of the first.
       turn: probability that the first shape changes its direction half-way.
@@ -187,7 +207,8 @@ class ShapesSource(Source):
         second_shape: float = 0.0,
         turn: float = 0.0,
     ):
-        super().__init__(clip=clip, seed=seed, split=split)
+        super().__init__(clip=clip, seed=seed, split="eval" if split == COMPOSITION else split)
+        self.split = split
         for name, value in (("second_shape", second_shape), ("turn", turn)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is a probability between 0 and 1, got {value}")
@@ -213,13 +234,27 @@ class ShapesSource(Source):
     def caption(self, index: int) -> str:
         return caption(self._scene(np.random.default_rng([self.seed, index])))
 
+    def captions(self) -> list[str] | None:
+        """Every caption of this split, or ``None`` where scenes of two shapes make them too many to list."""
+        if self._second_shape:
+            return None
+        ways = [(way,) for way in DIRECTIONS] if self._turn < 1 else []
+        ways += list(itertools.permutations(DIRECTIONS, 2)) if self._turn else []
+        names = ("colour", "form", "size", "directions", "speed")
+        shapes = (dict(zip(names, s, strict=True)) for s in itertools.product(COLOURS, FORMS, RADII, ways, TRAVEL))
+        scenes = (
+            {"shapes": [shape], "tone": tone, "texture": texture}
+            for shape, tone, texture in itertools.product(shapes, TONES, TEXTURES)
+        )
+        return [caption(scene) for scene in scenes if split_of(scene) == self.split]
+
     def _scene(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draws scenes until one belongs to this split and its shapes keep clear of each other."""
         count = 2 if rng.random() < self._second_shape else 1
         turns = rng.random() < self._turn
         while True:
             attributes = _draw(rng, count, turns)
-            if split_of(caption(attributes)) == self.split and self._place(attributes["shapes"], rng):
+            if split_of(attributes) == self.split and self._place(attributes["shapes"], rng):
                 return attributes
 
     def _place(self, shapes: list[dict[str, Any]], rng: np.random.Generator) -> bool:

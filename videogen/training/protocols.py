@@ -1,5 +1,6 @@
 """Evaluation protocols: every number with how it was obtained beside it."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -15,11 +16,12 @@ from scipy import ndimage
 from videogen import data
 from videogen.conditioning import TASKS
 from videogen.data import SampleError
+from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.detokenizers import DiffusionDecoder
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import region_psnr
 from videogen.evaluation.judge import fidelity, judge
-from videogen.tasks import reconstruct
+from videogen.tasks import VideoGenerator, reconstruct
 from videogen.tasks.detokenizer import DETERMINISTIC
 from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
 from videogen.training.inputs import build_source, clip_of
@@ -74,9 +76,7 @@ def reconstruction(loaded: Loaded, count: int, seed: int) -> Result:
     captions = [s["caption"] for s in samples[:clips]]
     if loaded.config.data.source.name == "shapes":
         for name, videos in rebuilt.items():
-            metrics[f"judge_on_{name}"] = shares = fidelity(videos, captions)
-            if videos.shape[1] == 1:
-                del shares["direction"]  # which a still does not show
+            metrics[f"judge_on_{name}"] = fidelity(videos, captions)
     shown = slice(0, SHOWN)
     originals = np.stack([s["video"] for s in samples[shown]])
     pictures = {name: videos[shown] for name, videos in rebuilt.items()}
@@ -98,44 +98,70 @@ def denoising_steps(loaded: Loaded, count: int, seed: int) -> Result:
     return {"denoising_steps": metrics, "clips": sum(len(b["video"]) for b in batches)}, {}
 
 
-def unseen_prompts(loaded: Loaded, count: int) -> list[str]:
-    """``count`` different captions of the held-out split; none of them occurs in training."""
+def unseen_prompts(loaded: Loaded, count: int, split: str = "eval") -> list[str]:
+    """``count`` different captions of a split of the shapes source; none of them occurs in training.
+
+    Raises:
+      UserError: the split has fewer.
+    """
     # A token cache holds training captions: the prompts come from the shapes themselves.
     settings = {k: v for k, v in loaded.config.data.source.items() if loaded.config.data.source.name == "shapes"}
     source = data.build(
-        settings or {"name": "shapes"}, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split="eval"
+        settings or {"name": "shapes"}, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split=split
     )
+    listed = source.captions()
+    if listed is not None and count > len(listed):
+        raise UserError(f"there are {len(listed)} different prompts in the split {split!r}, not {count}; ask for fewer")
     prompts: dict[str, None] = {}
     for index in range(len(source)):
         if len(prompts) == count:
-            break
+            return list(prompts)
         prompts.setdefault(source.caption(index))
-    return list(prompts)
+    raise UserError(f"{len(source)} clips of the split {split!r} have {len(prompts)} different prompts, not {count}")
 
 
-def prompt_fidelity(loaded: Loaded, count: int, seed: int) -> Result:
-    """Share of unseen prompts whose colour, form and direction the judge reads back from one sample each."""
+def prompt_fidelity(loaded: Loaded, count: int, seed: int, split: str = "eval") -> Result:
+    """What the judge reads back from one sample of each of ``count`` unseen prompts (``judge.ATTRIBUTES``).
+
+    A generator that takes labels and no text is asked for each class in turn, and judged by colour and form.
+    """
     if loaded.config.data.source.name not in ("shapes", "tokens"):
         raise UserError("prompt_fidelity needs a generator trained on shapes: only there pixels can be judged")
-    prompts = unseen_prompts(loaded, count)
-    generator = loaded.generator()
-    videos = []
-    for start in range(0, len(prompts), BATCH):
-        part = prompts[start : start + BATCH]
-        # A short last batch is filled up so that one program serves all.
-        text = encode_prompts(loaded, part + part[-1:] * (BATCH - len(part)))
-        videos.append(generator.generate(text, generator.window, seed + start)[: len(part)])
-    videos = np.concatenate(videos)
+    if loaded.text is None and not loaded.config.classes:
+        raise UserError("this generator is told nothing that a sample could be compared with; use --protocol=tasks")
+    if loaded.text is not None:
+        prompts = unseen_prompts(loaded, count, split)
+        wanted, story = prompts, encode_prompts(loaded, prompts)
+    else:
+        labels = np.arange(count, dtype=np.int32) % len(ShapesSource.classes)
+        prompts = [ShapesSource.classes[label] for label in labels]
+        wanted = [{"shapes": [dict(zip(("colour", "form"), name.split(), strict=True))]} for name in prompts]
+        story = {"label": labels}
+    videos = _samples(loaded, story, count, seed)
     shown = slice(0, SHOWN)
     readings = [judge(video).describe() for video in videos[shown]]
-    each = [fidelity(v[None], [p]) for v, p in zip(videos[shown], prompts[shown], strict=True)]
+    each = [fidelity(v[None], [w]) for v, w in zip(videos[shown], wanted[shown], strict=True)]
     pictures = {
         "videos": videos[shown],
         "prompts": np.array(prompts[shown]),
         "readings": np.array(readings),
-        "correct": np.array([[score[name] == 1 for name in JUDGED] for score in each]),
+        "correct": np.array([[score.get(name) == 1 for name in JUDGED if name in each[0]] for score in each]),
     }
-    return {"prompt_fidelity": fidelity(videos, prompts), "prompts": len(prompts)}, pictures
+    return {"prompt_fidelity": fidelity(videos, wanted), "prompts": len(prompts)}, pictures
+
+
+def _samples(loaded: Loaded, story: dict[str, np.ndarray], count: int, seed: int) -> np.ndarray:
+    """One window for each row of the conditioning; a short last batch is filled up, so that one program serves all."""
+    generator, first = loaded.generator(), None
+    if generator.given_frames:
+        first = np.stack([s["video"][: generator.given_frames] for s in held_out(loaded, count)])
+    videos = []
+    for start in range(0, count, BATCH):
+        rows = np.minimum(np.arange(start, start + BATCH), count - 1)
+        said = {name: part[rows] for name, part in story.items()}
+        given = None if first is None else first[np.minimum(rows, len(first) - 1)]
+        videos.append(generator.generate(said, generator.window, seed + start, count=BATCH, first_frames=given))
+    return np.concatenate(videos)[:count]
 
 
 def nearest_given(
@@ -150,27 +176,34 @@ def nearest_given(
 def completion(loaded: Loaded, count: int, seed: int) -> Result:
     """PSNR of what each task leaves unknown: of samples, of copies of the nearest given pixel, of reconstructions.
 
+    A generator without tasks has one, frame prediction: from as many frames as it is always given, or from the first.
     A task has learned something where samples are better than copies; better than the tokenizer's reconstructions of
     the true clips they cannot be expected to be. Of conditional generation, which gives no pixel, there is no copy.
     """
-    if loaded.config.task != "generator" or loaded.task.tasks is None:
-        raise UserError("the protocol tasks needs a generator that was trained with config.tasks")
-    generator, trained = loaded.generator(), [n for n, share in zip(TASKS, loaded.task.tasks, strict=True) if share]
+    generator = loaded.generator()
+    regions = _regions(loaded, generator)
     samples = held_out(loaded, count)
+    if "video" not in samples[0]:
+        raise UserError("the protocol tasks needs pixels, which a token cache does not hold; name the videos as source")
     videos = np.concatenate([b["video"] for b in batches_of(np.stack([s["video"] for s in samples]))])
     samples, size = samples[: len(videos)], min(BATCH, len(videos))
     rebuilt = np.concatenate([reconstruct(loaded.modules["tokenizer"], b["video"]) for b in batches_of(videos)])
     metrics, pictures = {}, {name: [] for name in ("originals", "given", "videos")}
-    for name in trained:
+    for name, region in regions.items():
         drawn, filled = [], []
         for start in range(0, len(videos), size):
             part = slice(start, start + size)
             story = _story(loaded, samples[part])
-            both = generator.complete([name] * size, videos[part], seed + start, story)
+            if loaded.task.tasks is None:
+                first = videos[part, : int(region[:, 0, 0].sum())]
+                rest = ((0, 0), (0, generator.window - first.shape[1]), (0, 0), (0, 0), (0, 0))
+                new = generator.generate(story, generator.window, seed + start, count=size, first_frames=first)
+                both = new, np.pad(first, rest, mode="edge")
+            else:
+                both = generator.complete([name] * size, videos[part], seed + start, story)
             for clips, new in zip((drawn, filled), both, strict=True):
                 clips.append(new)
         drawn, filled = np.concatenate(drawn), np.concatenate(filled)
-        region = TASKS[name].region(*videos.shape[1:4])
         compared = {"psnr": drawn, "reconstruction": rebuilt}
         if region.any():
             time, row, column = nearest_given(region)
@@ -181,9 +214,23 @@ def completion(loaded: Loaded, count: int, seed: int) -> Result:
         }
         for shown, clips in zip(pictures.values(), (videos, filled, drawn), strict=True):
             shown.append(clips[: SHOWN // 4])
-    captions = np.repeat(trained, len(pictures["videos"][0]))
+    captions = np.repeat(list(regions), len(pictures["videos"][0]))
     pictures = {name: np.concatenate(clips) for name, clips in pictures.items()}
     return {"tasks": metrics, "clips": len(videos)}, {**pictures, "captions": captions}
+
+
+def _regions(loaded: Loaded, generator: VideoGenerator) -> dict[str, Bool[np.ndarray, "time height width"]]:
+    """Task -> the given pixels of a clip, for each that the generator was trained on."""
+    clip = loaded.config.data.clip
+    shape = (generator.window, clip.height, clip.width)
+    if loaded.task.tasks is not None:
+        shares = zip(TASKS, loaded.task.tasks, strict=True)
+        return {name: TASKS[name].region(*shape) for name, share in shares if share}
+    known = generator.given_frames or next(iter(generator.prefix_lengths()), 1)
+    generator.check_given(known)
+    given = np.zeros(shape, bool)
+    given[:known] = True
+    return {"frame_prediction": given}
 
 
 def _story(loaded: Loaded, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -197,6 +244,7 @@ def _story(loaded: Loaded, samples: list[dict[str, Any]]) -> dict[str, np.ndarra
 PROTOCOLS: dict[str, Callable[[Loaded, int, int], Result]] = {
     "reconstruction": reconstruction,
     "prompt_fidelity": prompt_fidelity,
+    "composition": functools.partial(prompt_fidelity, split=COMPOSITION),
     "tasks": completion,
     "denoising_steps": denoising_steps,
 }
@@ -212,7 +260,7 @@ def evaluate(loaded: Loaded, name: str, count: int, seed: int) -> tuple[dict[str
         "protocol": {
             "name": name,
             "source": loaded.config.data.source.to_dict(),
-            "split": "eval",
+            "split": COMPOSITION if name == "composition" else "eval",
             "count": count,
             "clip": clip.to_dict(),
             "weights": "ema" if loaded.config.ema.decay else "last",
