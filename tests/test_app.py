@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import REPOSITORY, environment
+
 COMMAND = """
 import atexit, sys
 from videogen import app
@@ -63,3 +65,30 @@ app.run(main)
 """
     command = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "skipped one" in command.stderr.replace("\r", "\n").split("\n")
+
+
+CLOSED = """
+import os, sys, logging
+from tqdm import tqdm
+from videogen import app
+from videogen.parallel.peers import say
+
+app.survive_closed_streams()
+# A file opened now must not take the place of a closed stream.
+with open(sys.argv[1], "w") as file:
+    assert file.fileno() > 2
+    for _ in tqdm(range(3), mininterval=0):
+        print("a" * 10_000, flush=True)
+        print("b" * 10_000, file=sys.stderr, flush=True)
+        logging.getLogger().warning("c")
+        say("d", stacks=True)
+    file.write("done")
+"""
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | head -c 1 >/dev/null"])
+def test_closed_and_full_streams_end_no_run(tmp_path, streams):
+    (tmp_path / "closed.py").write_text(CLOSED)
+    command = f"{sys.executable} {tmp_path}/closed.py {tmp_path}/written {streams}"
+    subprocess.run(["bash", "-c", command], cwd=REPOSITORY, env=environment(), timeout=60)
+    assert (tmp_path / "written").read_text() == "done"

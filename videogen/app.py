@@ -1,13 +1,14 @@
 """What every command shares: bad input is one line and exit code 2; the processes of a job start and end together."""
 
 import atexit
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable
 from logging import WARNING, LogRecord
 from logging import Formatter as PlainFormatter
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 from tqdm import tqdm
@@ -34,6 +35,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
       main: the command.
       distributed: whether the command can be one of several processes of a job.
     """
+    survive_closed_streams()
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
@@ -73,6 +75,39 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
             # Clean-up by the libraries would meet the same fault and hide our line under its stacks.
             exit_at_once(code)
         raise
+
+
+class _Surviving:
+    """A text stream whose failures are ignored: a closed terminal, or a full disk under a log, ends no training."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def survive_closed_streams() -> None:
+    """Lets nothing that is written to stdout and stderr raise, closed as they may be."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file that is opened would take the place, and messages would go into it.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _Surviving):
+            setattr(sys, name, _Surviving(stream if stream is not None else open(os.devnull, "w")))  # noqa: SIM115
 
 
 def _run_in_job(main: Callable[[], None]) -> None:

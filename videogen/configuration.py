@@ -1,13 +1,15 @@
 """Config arguments (``stage=tokenizer,size=debug``) and the JSON form a run directory keeps."""
 
 import json
+import os
+import stat
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from videogen.errors import UserError, near_matches
+from videogen.errors import UserError, near_matches, shown
 
 
 def parse_argument(argument: str | None, **allowed: Sequence[str]) -> dict[str, str]:
@@ -54,12 +56,59 @@ def load_config(path: epath.PathLike) -> ConfigDict:
     if not path.exists():
         raise UserError(f"{path.parent} is no run or export directory: it has no {path.name}")
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); restore it from the run that wrote it") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a config object")
-    return ConfigDict(values)
+        values = json.loads(read_file(path).decode())
+        if not isinstance(values, dict):
+            raise UserError(f"{path} does not hold a config object")
+        return ConfigDict(values)
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = shown(str(error) or "nested too deeply")
+        raise UserError(f"{path} cannot be read as JSON ({reason}); restore it from the run that wrote it") from error
+
+
+def read_file(path: epath.PathLike) -> bytes:
+    """The content of a file.
+
+    Raises:
+      UserError: it is missing, cannot be read, or is no plain file: a pipe would be waited for without end.
+    """
+    path = epath.Path(path)
+    try:
+        if not is_remote(path) and path.exists() and not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path} is no plain file")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_writable(path: epath.PathLike, flag: str, directory: bool = False) -> None:
+    """Makes the folder that an output goes to and tries to write there, so that hours of work are not lost in the end.
+
+    Args:
+      path: the file, or the directory, that is to be written.
+      flag: that named it, for the message.
+      directory: whether ``path`` is a directory.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    path = epath.Path(path)
+    folder = path if directory else path.parent
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        if not directory and path.exists() and path.is_dir():
+            raise UserError(f"{flag}: {path} is a directory, and a file is to be written")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write to {folder}: {error.strerror or error}; name another place") from error
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path names an object store (``gs://…``), where files can be replaced but do not grow."""
+    return "://" in str(path)
 
 
 def differences(old: ConfigDict, new: ConfigDict, ignore: Sequence[str] = ()) -> list[str]:

@@ -11,11 +11,11 @@ with config.tasks or on given frames: PSNR of what each task leaves unknown, bes
 """
 
 import json
-from pathlib import Path
 
 from absl import flags, logging
 
 from videogen import app
+from videogen.configuration import check_writable, replace_text
 from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
@@ -39,6 +39,9 @@ def main() -> None:
     from videogen.training.protocols import evaluate
 
     loaded = load(CHECKPOINT.value)
+    check_writable(OUT.value, "--out")
+    if PICTURES.value:
+        check_writable(PICTURES.value, "--pictures", directory=True)
     for name, flag in {"steps": STEPS, "guidance_scale": GUIDANCE}.items():
         if flag.value is not None:
             if "sampler" not in loaded.config:
@@ -46,13 +49,11 @@ def main() -> None:
             # In the config, so that the record says it.
             loaded.config.sampler[name] = flag.value
     record, pictures = evaluate(loaded, PROTOCOL.value, COUNT.value, SEED.value)
-    out = Path(OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, loaded.config.data.clip.fps or 8)
     logging.info("%s", json.dumps(record["metrics"], indent=2))
-    logging.info("wrote %s", out)
+    logging.info("wrote %s", OUT.value)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from videogen import app
+from videogen.configuration import check_writable
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE:stage=…,size=… of the stage to plan, e.g. configs/phenaki.py:stage=generator,size=paper"
@@ -32,7 +33,6 @@ def main() -> None:
     # Nothing is computed here; looking for accelerators would take seconds.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Imported late so that --help and bad flags answer at once.
-    from videogen.errors import UserError
     from videogen.parallel.topology import parse_topology, require_compiler
     from videogen.training.plan_report import plan_of, ranking, summary, table
     from videogen.training.plan_search import search
@@ -41,8 +41,8 @@ def main() -> None:
     started = time.monotonic()
     topology = parse_topology(TOPOLOGY.value, SLICES.value)
     require_compiler(topology)
-    if OUT.value and not epath.Path(OUT.value).parent.exists():
-        raise UserError(f"--out: there is no directory {epath.Path(OUT.value).parent}")
+    if OUT.value:
+        check_writable(OUT.value, "--out")
     config = CONFIG.value
     assumed = complete_for_planning(config)
     try:

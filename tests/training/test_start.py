@@ -12,6 +12,7 @@ from etils import epath
 
 from configs import magvit2, phenaki
 from tests.processes import REPOSITORY, environment
+from tests.training_configs import tiny
 from videogen.errors import UserError
 from videogen.training import checks
 from videogen.training.checks import building, check_config
@@ -19,19 +20,6 @@ from videogen.training.loading import load
 from videogen.training.loop import train
 from videogen.training.start import prepare
 from videogen.training.workdir import LOCK, locked
-
-
-def tiny(**changes):
-    """A C-ViViT of 16 channels on 5×16×16 clips, trained for a step, with ``{dotted key: value}`` changed."""
-    config = phenaki.get_config("stage=tokenizer,size=debug")
-    config.data.clip.update({"frames": 5, "height": 16, "width": 16})
-    config.data.batch_size = config.data.eval_batch_size = 2
-    config.model.update({"width": 16, "heads": 2, "mlp_width": 16, "encoder_layers": (0, 1), "decoder_layers": (1, 0)})
-    config.model.quantizer.size = 8
-    config.steps = config.eval_every = config.checkpoint_every = config.log_every = 1
-    config.optimizer.tokenizer.warmup = 0
-    config.update_from_flattened_dict(changes)
-    return config
 
 
 def files(directory: Path) -> list[str]:
@@ -54,7 +42,10 @@ REFUSED = [
     ({"data.workers": -1}, "config.data.workers must be"),
     ({"ema.decay": 1.0}, "config.ema.decay must be a number of at least 0 and below 1, got 1.0"),
     ({"optimizer.tokenizer.b2": 1.0}, "config.optimizer.tokenizer.b2 must be"),
-    ({"optimizer.tokenizer.learning_rate": float("nan")}, "config.optimizer.tokenizer.learning_rate must be a number of at least 0, got nan"),
+    (
+        {"optimizer.tokenizer.learning_rate": float("nan")},
+        "config.optimizer.tokenizer.learning_rate must be a number of at least 0, got nan",
+    ),
     ({"model.width": 2**26}, "GiB on each device"),
     ({"data.source.name": "video_folder", "data.source.path": "/nowhere"}, "nowhere"),
 ]

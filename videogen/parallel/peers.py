@@ -4,6 +4,7 @@ Every process leaves a sign of life in the key-value store of JAX's coordination
 looks there for notes of those that left. Process 0 also writes the note of a process that has fallen silent.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -33,9 +34,10 @@ def say(message: str, stacks: bool = False) -> None:
       message: what happened.
       stacks: whether the Python stack of every thread follows the line.
     """
-    os.write(2, f"\nerror: {message}\n".encode())
-    if stacks:
-        faulthandler.dump_traceback(file=2, all_threads=True)
+    with contextlib.suppress(OSError):  # of a closed terminal
+        os.write(2, f"\nerror: {message}\n".encode())
+        if stacks:
+            faulthandler.dump_traceback(file=2, all_threads=True)
 
 
 class Peers:

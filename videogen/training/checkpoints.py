@@ -18,11 +18,11 @@ from absl import logging
 from etils import epath
 from jaxtyping import Array, UInt32
 
-from videogen.configuration import replace_text
+from videogen.configuration import is_remote, replace_text
 from videogen.errors import UserError
 from videogen.parallel.distributed import from_process_zero, wait_for_all
 from videogen.training.state import State
-from videogen.training.stops import is_remote, storage_errors
+from videogen.training.stops import storage_errors
 
 SIZES = "file_sizes.json"
 """Written into a finished checkpoint: path of every file -> bytes."""

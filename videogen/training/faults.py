@@ -1,8 +1,11 @@
 """What watches over a run: that it saves when it is told to end, and does not stand still unnoticed."""
 
+import contextlib
 import faulthandler
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -58,6 +61,33 @@ class Termination:
             signal.signal(number, handler)
 
 
+_GUARD = """
+import os, select, signal, sys
+parent, patience, silent = int(sys.argv[1]), float(sys.argv[2]), 0.0
+while silent <= patience:
+    if select.select([0], [], [], 1.0)[0]:
+        if not os.read(0, 1024):
+            sys.exit()
+        silent = 0.0
+    elif open(f"/proc/{parent}/stat").read().rpartition(")")[2].split()[0] not in "Tt":
+        silent += 1.0
+os.write(2, b"\\nerror: the process lets none of its threads run; the stack of every thread follows\\n")
+os.kill(parent, signal.SIGABRT)
+"""
+
+
+def start_guard(seconds: float) -> subprocess.Popen:
+    """A process that aborts this one, with its stacks in the log, when it writes nothing to it for so many seconds.
+
+    The seconds are those in which this process is not stopped (SIGSTOP). It ends when its input is closed. Where there
+    is no ``/proc`` it ends at once.
+    """
+    faulthandler.enable(file=2)
+    command = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(seconds)]
+    quiet = {} if os.path.exists("/proc/self/stat") else {"stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True, **quiet)
+
+
 class Watchdog:
     """Ends the process when the loop makes no progress, after logging the stack of every thread and the last step.
 
@@ -68,7 +98,9 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float):
-        self._seconds = seconds
+        self._seconds, self._period = seconds, min(seconds / 4, 10.0)
+        # Should no thread get a turn, because native code holds the interpreter, another process takes over.
+        self._guard = start_guard(seconds + 6 * self._period)
         self._peers = current_peers()
         self._step, self._since, self._doing = None, time.monotonic(), "starting"
         self._closed = threading.Event()
@@ -87,14 +119,20 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        period = min(self._seconds / 4, 10.0)
+        period, looked = self._period, time.monotonic()
         while not self._closed.wait(period):
-            # Should even this thread get no turn, because native code holds the interpreter, C code takes over.
-            faulthandler.dump_traceback_later(self._seconds + 6 * period, exit=True, file=2)
+            with contextlib.suppress(OSError):
+                self._guard.stdin.write(b".")
+            now = time.monotonic()
+            if now - looked > 2 * period:
+                # This thread stood still, too: the process was stopped (SIGSTOP, a sleeping machine) and not the loop.
+                self._since += now - looked - period
+            looked = now
             silent = time.monotonic() - self._since
             if silent > self._seconds:
                 self._end(f"no progress for {silent:.0f} s while {self._doing}, last finished step {self._step}")
-        faulthandler.cancel_dump_traceback_later()
+        self._guard.stdin.close()
+        self._guard.wait()
 
     def _end(self, reason: str) -> None:
         where = f"{self._peers.name(self._peers.index)}: " if self._peers else ""

@@ -9,12 +9,15 @@ from etils import epath
 from flax import nnx
 
 from videogen import tasks
-from videogen.configuration import load_config, save_config
+from videogen.building import check_value
+from videogen.configuration import check_writable, load_config, save_config
 from videogen.errors import UserError
+from videogen.ranges import Natural
+from videogen.tokenizers import Detokenized
 from videogen.training.checkpoints import Checkpoints
+from videogen.training.checks import building, check_config
 from videogen.training.inputs import save_text_tokenizer, text_tokenizer
 from videogen.training.state import averaged, new_state, split, structure_of
-from videogen.training.stops import storage_errors
 from videogen.weights import hash_weights, load_weights, save_weights
 
 CONFIG = "config.json"
@@ -52,8 +55,7 @@ class Loaded:
         A de-tokenizer has the hash of the tokenizer whose codes it decodes.
         """
         name = "generator" if self.config.task == "generator" else "tokenizer"
-        module = self.modules[name]
-        return hash_weights(nnx.to_pure_dict(nnx.state(module)))
+        return _hash(self.modules[name])
 
     @property
     def tokenizer(self) -> Any:
@@ -95,15 +97,20 @@ def load(directory: epath.PathLike) -> Loaded:
     """
     directory = epath.Path(directory)
     config = load_config(directory / CONFIG)
-    task = tasks.build(config)
-    structure, abstract = structure_of(task, config)
+    check_config(config)
+    with building(f"what {directory / CONFIG} describes"):
+        task = tasks.build(config)
+        structure, abstract = structure_of(task, config)
     names = structure.graphs
     if (directory / MODEL).exists():
         names = task.exported
         weights = load_weights(directory / MODEL, _exported({name: abstract[name] for name in names}))
-        params, variables, step = weights["params"], weights["variables"], int(config.exported_step)
+        step = config.get("exported_step", 0)
+        check_value("exported_step", Natural, step)
+        params, variables = weights["params"], weights["variables"]
     else:
-        state = jax.eval_shape(lambda: new_state(task, structure, config))
+        with building(f"what {directory / CONFIG} describes"):
+            state = jax.eval_shape(lambda: new_state(task, structure, config))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
         checkpoints = Checkpoints(directory, read_only=True)
@@ -111,7 +118,25 @@ def load(directory: epath.PathLike) -> Loaded:
         checkpoints.close()
         params, variables, step = averaged(state), state["variables"], int(state["step"])
     modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in names}
-    return Loaded(directory, config, task, modules | load_frozen(task, directory), step)
+    frozen = load_frozen(task, directory)
+    _check_tokenizer(config, frozen, directory)
+    return Loaded(directory, config, task, modules | frozen, step)
+
+
+def _check_tokenizer(config: Any, frozen: dict[str, nnx.Module], directory: epath.Path) -> None:
+    """Refuses a frozen tokenizer that is not the one this stage was trained on: its codes mean something else."""
+    wanted, tokenizer = config.get("tokenizer", {}).get("hash", ""), frozen.get("tokenizer")
+    if isinstance(tokenizer, Detokenized):
+        tokenizer = tokenizer.tokenizer  # whose codes both decoders read
+    if wanted and tokenizer is not None and _hash(tokenizer) != wanted:
+        raise UserError(
+            f"{directory / FROZEN} holds another tokenizer than {CONFIG} names (hash {wanted[:12]}); restore it from "
+            "the run that wrote it"
+        )
+
+
+def _hash(module: nnx.Module) -> str:
+    return hash_weights(nnx.to_pure_dict(nnx.state(module)))
 
 
 def _exported(modules: dict[str, nnx.Module]) -> dict[str, Any]:
@@ -128,7 +153,7 @@ def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
       UserError: ``out`` holds a run, or cannot be written.
     """
     out = epath.Path(out)
-    check_export_directory(out)
+    _check_export_directory(out)
     trained = {name: loaded.modules[name] for name in loaded.task.exported}
     config = loaded.config.copy_and_resolve_references()
     config.exported_step = loaded.step
@@ -140,7 +165,7 @@ def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
     save_config(out / CONFIG, config)
 
 
-def check_export_directory(out: epath.Path) -> None:
+def _check_export_directory(out: epath.Path) -> None:
     """Makes the directory of an export.
 
     Raises:
@@ -148,11 +173,7 @@ def check_export_directory(out: epath.Path) -> None:
     """
     if (out / CONFIG).exists() and not (out / MODEL).exists():
         raise UserError(f"{out} holds a run, which an export would overwrite; choose another --out")
-    with storage_errors(out, "choose another --out", UserError):
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
-        probe.write_text("")
-        probe.unlink()
+    check_writable(out, "--out", directory=True)
 
 
 def save_frozen(modules: dict[str, nnx.Module], directory: epath.PathLike) -> None:

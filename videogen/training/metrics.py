@@ -11,8 +11,8 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from videogen.configuration import replace_text
-from videogen.training.stops import is_remote, storage_errors
+from videogen.configuration import is_remote, replace_text
+from videogen.training.stops import storage_errors
 
 FILE = "metrics.jsonl"
 

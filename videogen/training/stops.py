@@ -46,11 +46,6 @@ class NotWritten(Stopped):
     """The run directory cannot be written; the last good checkpoint is still there."""
 
 
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path names an object store (``gs://…``), where files can be replaced but do not grow."""
-    return "://" in str(path)
-
-
 def why_not_written(error: BaseException | None) -> str | None:
     """Why a directory could not be written, in words; ``None`` for an error of another kind."""
     while error is not None:

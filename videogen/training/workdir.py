@@ -14,12 +14,12 @@ from absl import logging
 from etils import epath
 
 from videogen import tasks
-from videogen.configuration import differences, load_config, save_config
+from videogen.configuration import differences, is_remote, load_config, save_config
 from videogen.errors import UserError
 from videogen.training.checkpoints import latest_step
 from videogen.training.loading import CONFIG, MODEL, load
 from videogen.training.optimizers import learning_rate
-from videogen.training.stops import is_remote, storage_errors
+from videogen.training.stops import storage_errors
 
 LOCK = "run.lock"
 
