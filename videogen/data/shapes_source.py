@@ -100,7 +100,7 @@ _NUMBER = {word: number for words in (COLOURS, FORMS, DIRECTIONS) for number, wo
 
 
 def split_of(attributes: dict[str, Any]) -> str:
-    """'composition' or, by the SHA-256 of the caption, 'eval' for one in eight other scenes and 'train' for the rest."""
+    """'composition' or, by the SHA-256 of the caption, 'eval' for one in eight other scenes, else 'train'."""
     if any(held_out_together(s["colour"], s["form"], way) for s in attributes["shapes"] for way in s["directions"]):
         return COMPOSITION
     return "eval" if hashlib.sha256(caption(attributes).encode()).digest()[0] % 8 == 0 else "train"
