@@ -1,6 +1,7 @@
 """Whatever happens to a checkpoint, what is restored is a state that was saved, to the bit, or a clear refusal."""
 
 import resource
+import shutil
 import subprocess
 import time
 
@@ -224,3 +225,30 @@ def test_the_checksum_sees_one_changed_value_and_exchanged_leaves(dtype):
     b = a.at[3].set(1)
     sums = [int(checksum(tree)) for tree in ({"a": a, "b": a}, {"a": b, "b": a}, {"a": a, "b": b})]
     assert len(set(sums)) == 3
+
+
+def test_a_removed_directory_is_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, state(1), {"position": 8})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(NotWritten, match="run/checkpoints was removed while the run was going on") as stop:
+        checkpoints.save(2, state(2), {"position": 16})
+    assert "\n" not in str(stop.value)
+    checkpoints.close()
+
+
+def test_starting_again_and_again_after_a_fault_pushes_no_good_checkpoint_out(tmp_path):
+    save(tmp_path, 1, 2)
+    for step in (3, 4, 5):  # each start goes on for a step and ends by a NaN
+        checkpoints = Checkpoints(tmp_path, KeepLastAndBest(2))
+        checkpoints.save(step, state(step), {"position": 8 * step}, planned=False)
+        checkpoints.close()
+        left = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+        assert left == {1, 2, step}
+    # A run that goes on by plan forgets them.
+    checkpoints = Checkpoints(tmp_path, KeepLastAndBest(2))
+    for step in (6, 7):
+        checkpoints.save(step, state(step), {"position": 8 * step})
+    checkpoints.close()
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {6, 7}

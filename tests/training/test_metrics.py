@@ -25,6 +25,21 @@ def bucket(monkeypatch):
     return epath.Path("gs://bucket/run")
 
 
+def test_torn_doubled_and_odd_lines_are_cut_off_on_resume(tmp_path):
+    good = [{"step": 1, "train/loss": 1.0}, {"step": 1, "eval/psnr": 9.0}, {"step": 2, "train/loss": 0.5}]
+    lines = [json.dumps(record).encode() for record in good]
+    again = json.dumps({"step": 1, "eval/psnr": 9.5}).encode()
+    torn = [lines[2][:9] + lines[2], b"", b"\xff\xfe\x00", b"[1]", b'{"loss": 1}', b'{"step": "2"}', lines[2][:-4]]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, again, *torn]))
+    writer = MetricsWriter(epath.Path(tmp_path), 2)
+    kept = [good[0], {"step": 1, "eval/psnr": 9.5}, good[2]]
+    assert writer.records == kept
+    writer.write(3, {"train/loss": 0.25})
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [*kept, {"step": 3, "train/loss": 0.25}]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize("remote", [False, True])
 def test_records_of_lost_work_are_dropped_and_others_stay(tmp_path, bucket, remote):
     workdir = bucket if remote else epath.Path(tmp_path)

@@ -22,7 +22,7 @@ from videogen.configuration import is_remote, replace_text
 from videogen.errors import UserError
 from videogen.parallel.distributed import from_process_zero, wait_for_all
 from videogen.training.state import State
-from videogen.training.stops import storage_errors
+from videogen.training.stops import NotWritten, storage_errors
 
 SIZES = "file_sizes.json"
 """Written into a finished checkpoint: path of every file -> bytes."""
@@ -125,6 +125,9 @@ class Checkpoints:
         self.wait()
         if self.latest == step:
             return
+        if jax.process_index() == 0 and not self.directory.exists():
+            # Orbax would make it anew, without the files that a run needs beside it.
+            raise NotWritten(f"{self.directory} was removed while the run was going on; start again to begin anew")
         data = {**position, "checksum": int(checksum(state))}
         with self._writing():
             self._note_unplanned(step, planned)

@@ -33,7 +33,9 @@ class MetricsWriter:
         workdir = epath.Path(workdir)
         self.enabled = enabled
         self._path = workdir / FILE
-        self.records = [r for r in read_metrics(self._path) if r["step"] <= step]
+        # A record that a restart wrote again stands twice; the last one holds.
+        records = {(r["step"], *sorted(r)): r for r in read_metrics(self._path) if r["step"] <= step}
+        self.records = list(records.values())
         if not enabled:
             return
         self._lines = [json.dumps(r) + "\n" for r in self.records]
@@ -88,15 +90,18 @@ class MetricsWriter:
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, float]]:
-    """The records of a ``metrics.jsonl``; a last line cut by a crash is left out."""
+    """The records of a ``metrics.jsonl``; lines that a crash has cut are left out."""
     path = epath.Path(path)
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError
+            records.append(record)
+        except (ValueError, TypeError, KeyError):
             logging.warning("%s: dropped an unfinished line", path)
     return records
 

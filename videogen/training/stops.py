@@ -16,6 +16,8 @@ FULL_OR_READ_ONLY = {
     errno.EPERM: "operation not permitted",
     errno.EIO: "the device reports an error",
     errno.ENOTDIR: "a part of its path is a file",
+    errno.ENOENT: "it was removed",
+    errno.ESTALE: "its file system is gone",
 }
 """Error number -> words, of what keeps a directory from being written."""
 
