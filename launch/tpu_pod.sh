@@ -32,6 +32,7 @@ for option in name zone type version; do
   [[ -n ${!option} ]] || fail "--$option is missing; the options are at the top of launch/tpu_pod.sh"
 done
 [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts must be a whole number, got $restarts"
+restarts=$((10#$restarts)) # 09 is nine
 [[ " $* " == *" --config="* ]] || fail "--config is missing after --, e.g. -- --config=FILE --workdir=gs://BUCKET/RUN"
 [[ " $* " == *" --workdir=gs://"* ]] || fail "--workdir=gs://BUCKET/RUN is missing after --: all hosts must share it"
 
@@ -60,27 +61,50 @@ prepare() {
   if [[ $(state) != READY ]]; then
     # A preempted slice keeps its name until it is deleted.
     if [[ -n $(state) ]]; then tpu delete --quiet; fi
-    tpu create "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
+    tpu create "--accelerator-type=$type" "--version=$version" ${spot:+--spot} || return 1
   fi
   local archive
   archive=$(mktemp -d)/videogen.tar.gz
-  run git -C "$(dirname "$0")/.." archive --format=tar.gz "--output=$archive" HEAD
-  run gcloud compute tpus tpu-vm scp "$archive" "$name:videogen.tar.gz" "${where[@]:1}" --worker=all
+  run git -C "$(dirname "$0")/.." archive --format=tar.gz "--output=$archive" HEAD || fail "this is no git checkout"
+  local copied=1
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:videogen.tar.gz" "${where[@]:1}" --worker=all || copied=
   rm -rf "$(dirname "$archive")"
+  [[ -n $copied ]] || return 1
   on_all_hosts "mkdir -p videogen && tar -xzf videogen.tar.gz -C videogen && cd videogen && \
 { test -x .venv/bin/python || python3 -m venv .venv; } && .venv/bin/python -m pip install -qq -e '.[tpu]' gcsfs"
 }
 
-train=$(printf '%q ' .venv/bin/python -m videogen.train "$@" --interrupted_exit_code=75)
+# 75 is what videogen.train exits with after a save on a preemption notice. gcloud may not hand an exit code on, so the
+# hosts say it, too; the quotes keep the command itself, should it be shown, from saying so.
+interrupted=75
+train=$(printf '%q ' .venv/bin/python -m videogen.train "$@" "--interrupted_exit_code=$interrupted")
+train="cd videogen && { $train; code=\$?; [[ \$code != $interrupted ]] || echo videogen.train was interrupt''ed; exit \$code; }"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 for ((start = 0; start <= restarts; start++)); do
-  prepare
-  if on_all_hosts "cd videogen && $train"; then
+  if ((start)); then
+    echo "start $((start + 1)) goes on from the last checkpoint" >&2
+    [[ -n $dry_run ]] || sleep "${VIDEOGEN_RESTART_SECONDS:-30}"
+  fi
+  if ! prepare; then
+    echo "the slice could not be made ready" >&2
+    continue
+  fi
+  code=0
+  on_all_hosts "$train" 2>&1 | tee "$log" || code=$?
+  if ((code == 0)); then
     [[ -z $delete ]] || tpu delete --quiet
     exit 0
   fi
-  # A slice that is still there was not preempted: the command itself failed, and would fail again.
-  [[ $(state) != READY ]] || { echo "error: training failed; see above" >&2; exit 1; }
-  echo "the slice was preempted; start $((start + 2)) goes on from the last checkpoint" >&2
+  if ((code == interrupted)) || grep -q "videogen.train was interrupted" "$log"; then
+    echo "the run was interrupted, and saved its state" >&2
+  elif [[ $(state) != READY ]]; then
+    echo "the slice was preempted" >&2
+  else
+    # A slice that is still there, and was not told to go, did not cause this: the command would fail again.
+    echo "error: training failed; see above" >&2
+    exit 1
+  fi
 done
-echo "error: preempted more than $restarts times" >&2
+echo "error: no end after $restarts restarts" >&2
 exit 1

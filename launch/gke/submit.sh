@@ -34,6 +34,7 @@ for option in name image accelerator hosts chips; do
 done
 for option in hosts chips slices restarts; do
   [[ ${!option} =~ ^[0-9]+$ ]] || fail "--$option must be a whole number, got ${!option}"
+  printf -v "$option" '%d' "$((10#${!option}))" # 016 is sixteen, not an octal number
 done
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "--name must be lower-case letters, digits and -, got $name"
 [[ $accelerator != tpu-* || -n $topology ]] || fail "--topology is missing, e.g. --topology=4x4x4"
@@ -59,16 +60,22 @@ fi
 kind=gpu
 [[ $accelerator != tpu-* ]] || kind=tpu
 manifest=$(<"$(dirname "$0")/jobset_$kind.yaml")
+# What stands between double quotes in YAML.
+quoted() {
+  local text=${1//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  printf '%s' "${text//$'\t'/\\t}"
+}
 arguments=
 for argument in "$@"; do
-  escaped=${argument//\\/\\\\}
-  arguments+="${arguments:+, }\"${escaped//\"/\\\"}\""
+  arguments+="${arguments:+, }\"$(quoted "$argument")\""
 done
 fill() { manifest=${manifest//"@$1@"/"$2"}; }
 fill NAME "$name"
-fill IMAGE "$image"
-fill ACCELERATOR "$accelerator"
-fill TOPOLOGY "$topology"
+fill IMAGE "$(quoted "$image")"
+fill ACCELERATOR "$(quoted "$accelerator")"
+fill TOPOLOGY "$(quoted "$topology")"
 fill HOSTS "$hosts"
 fill CHIPS "$chips"
 fill SLICES "$slices"

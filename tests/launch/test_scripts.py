@@ -52,6 +52,22 @@ def test_a_dry_run_shows_the_training_command_and_runs_nothing(path, command):
     assert calls(path) == []
 
 
+def test_a_dry_run_of_slurm_may_be_asked_for_anywhere(path):
+    first, last = (run(path, *SLURM, *command) for command in (["--dry_run", *TRAIN], [*TRAIN, "--dry_run"]))
+    assert first.stdout == last.stdout != "" and "dry_run" not in first.stdout and calls(path) == []
+
+
+def test_every_value_is_quoted_in_the_jobset(path):
+    argument = "--config.x=\"a\\b\"\n\t: @HOSTS@ 'c' # {d}"
+    image = 'registry/video"gen:1'
+    command = [*TPUS, f"--image={image}", "--hosts=016", "--restarts=09", "--dry_run", "--", *TRAIN, argument]
+    spec = yaml.safe_load(run(path, *command).stdout)["spec"]
+    assert spec["failurePolicy"]["maxRestarts"] == 9
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert job["parallelism"] == 16 and container["image"] == image and container["args"][2] == argument
+
+
 def test_tpu_jobset(path):
     manifest = yaml.safe_load(run(path, *TPUS, "--slices=2", "--dry_run", "--", *TRAIN, '--config.x="a b"').stdout)
     assert manifest["kind"] == "JobSet" and manifest["metadata"]["name"] == "run1"
@@ -124,11 +140,41 @@ def test_a_preempted_slice_is_made_anew_and_training_goes_on(path):
     folder, _, fake = path
     (folder / "state").write_text("")
     fake("gcloud", GCLOUD.format(folder=folder))
+    path[1]["VIDEOGEN_RESTART_SECONDS"] = "0"
     done = run(path, *POD, "--spot", "--delete", "--", *TRAIN)
     assert done.returncode == 0 and "goes on from the last checkpoint" in done.stderr, done.stderr
     verbs = [call.split()[4] for call in calls(path) if "describe" not in call]
     once = ["create", "scp", "ssh", "ssh"]
     assert verbs == [*once, "delete", *once, "delete"]
+
+
+@pytest.mark.parametrize("how", ["exit 75", "echo videogen.train was interrupted; exit 1"])
+def test_an_interrupted_run_goes_on_although_the_slice_still_says_ready(path, how):
+    folder, environment, fake = path
+    environment["VIDEOGEN_RESTART_SECONDS"] = "0"
+    (folder / "state").write_text("READY")
+    body = f'[[ "$*" != *videogen.train* || -e {folder}/once ]] || {{ touch {folder}/once; {how}; }}'
+    fake("gcloud", f'[[ "$*" != *describe* ]] || cat {folder}/state\n{body}')
+    done = run(path, *POD, "--restarts=09", "--", *TRAIN)
+    assert done.returncode == 0 and "interrupted, and saved its state" in done.stderr, done.stderr
+    assert sum("videogen.train" in call for call in calls(path)) == 2
+    assert not any(" create " in call or " delete " in call for call in calls(path))
+
+
+def test_a_slice_that_cannot_be_made_is_asked_for_again(path):
+    folder, environment, fake = path
+    environment["VIDEOGEN_RESTART_SECONDS"] = "0"
+    (folder / "state").write_text("")
+    create = f"if [[ ! -e {folder}/once ]]; then touch {folder}/once; exit 1; fi; echo READY > {folder}/state"
+    fake("gcloud", f'case "$*" in *describe*) cat {folder}/state ;; *" create "*) {create} ;; esac')
+    done = run(path, *POD, "--", *TRAIN)
+    assert done.returncode == 0 and "could not be made ready" in done.stderr, done.stderr
+    assert sum(" create " in call for call in calls(path)) == 2
+    fake("gcloud", '[[ "$*" != *" create "* ]]')
+    (folder / "calls").unlink()
+    done = run(path, *POD, "--restarts=2", "--", *TRAIN)
+    assert done.returncode == 1 and done.stderr.endswith("error: no end after 2 restarts\n")
+    assert sum(" create " in call for call in calls(path)) == 3
 
 
 def test_a_failed_training_is_not_started_again(path):
