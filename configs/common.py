@@ -38,6 +38,9 @@ def base(dtype: str) -> ConfigDict:
             "audio": config_dict.placeholder(bool),
         },
         "clip": {"frames": 5, "height": 32, "width": 32, "fps": 8.0},
+        # Found by a run: frames per second of its samples, and what a token cache was made from.
+        "frame_rate": config_dict.placeholder(float),
+        "made_from": {},
         "batch_size": 8,
         # ((frames, height, width, batch_size, share of the steps), …); without any, all batches are of the clip above.
         "buckets": (),

@@ -26,6 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from videogen import app
+from videogen.configuration import shown_rate
 from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
 from videogen.errors import UserError, near_matches
 from videogen.training.report import Clips, Curves, Figures, Pairs, Section, Table, write_report
@@ -361,7 +362,7 @@ def report(stages: list[Stage], metrics: dict[str, Any], workdir: Path) -> Path:
     sections = [headline(stages, metrics)]
     for stage in stages:
         sections_of = generator_sections if stage.config.task == "generator" else tokenizer_sections
-        sections += sections_of(stage, stage.config.data.clip.fps or 8.0)
+        sections += sections_of(stage, shown_rate(stage.config))
         time_spent = goodput_section(stage.directory / "metrics.jsonl", f"{stage.name.capitalize()}: time")
         sections += [time_spent] if time_spent else []
     origin = f"seed {metrics['seed']}, commit {metrics['commit']}, {metrics['hardware']}"

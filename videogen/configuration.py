@@ -127,3 +127,8 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         return {k: v for key in value for k, v in walk(f"{prefix}.{key}" if prefix else key, value[key]).items()}
 
     return walk("", json.loads(json.dumps(config.to_dict())))
+
+
+def shown_rate(config: ConfigDict) -> float:
+    """Frames per second that samples and pictures are written with: what a run found its clips to have, or else 8."""
+    return config.data.get("frame_rate") or config.data.clip.fps or 8.0

@@ -15,7 +15,7 @@ import json
 from absl import flags, logging
 
 from videogen import app
-from videogen.configuration import check_writable, replace_text
+from videogen.configuration import check_writable, replace_text, shown_rate
 from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
@@ -51,7 +51,7 @@ def main() -> None:
     record, pictures = evaluate(loaded, PROTOCOL.value, COUNT.value, SEED.value)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
-        write_pictures(PICTURES.value, pictures, loaded.config.data.clip.fps or 8)
+        write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))
     logging.info("%s", json.dumps(record["metrics"], indent=2))
     logging.info("wrote %s", OUT.value)
 

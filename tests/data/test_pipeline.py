@@ -1,4 +1,9 @@
+import multiprocessing
+import os
+import signal
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +12,7 @@ from jax._src import xla_bridge
 
 from videogen import data
 from videogen.data.clip import Clip
-from videogen.data.pipeline import Pipeline
+from videogen.data.pipeline import Pipeline, _candidates
 from videogen.data.source import SampleError, Source
 from videogen.errors import UserError
 
@@ -46,6 +51,9 @@ class Length:
     def encode(self, captions):
         ids = np.array([[int(c)] for c in captions], np.int32)
         return ids, np.ones_like(ids, bool)
+
+    def is_cut(self, caption):
+        return int(caption) > 7
 
 
 def make(source=None, **settings):
@@ -171,10 +179,90 @@ def test_a_bad_sample_is_replaced_without_moving_the_others(caplog):
     pipeline = make(Numbers(10, broken=(2, 3, 9)), shuffle=False)
     dirty = ids([next(pipeline) for _ in range(5)])
     pipeline.close()
-    replaced = {2: 4, 3: 4, 9: 0}
-    assert dirty == [replaced.get(i, i) for i in clean]
+    assert all(new == old for new, old in zip(dirty, clean, strict=True) if old not in (2, 3, 9))
+    assert not {2, 3, 9} & set(dirty)
     assert pipeline.skipped == {"file2": "broken", "file3": "broken", "file9": "broken"}
     assert sum("skipped file2: broken" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_replacements_are_drawn_from_all_samples():
+    """The neighbour of a broken file took its whole share: it came four times an epoch where three were broken."""
+    source = Numbers(40, broken=(3, 4, 5))
+    epochs = 60
+    order = np.array(ids(take(make(source, batch_size=40), epochs)))
+    counts = np.bincount(order, minlength=40)
+    assert (counts[[3, 4, 5]] == 0).all()
+    replaced = np.delete(counts, [3, 4, 5]) - epochs
+    assert replaced.sum() == 3 * epochs and replaced.min() >= 0 and replaced.max() < 18
+    np.testing.assert_array_equal(order, ids(take(make(source, batch_size=20), 2 * epochs)))
+
+
+def test_every_sample_is_tried_before_giving_up():
+    for count in (1, 2, 7, 12):
+        for seed in range(5):
+            tried = [*_candidates(count // 2, count, np.random.default_rng(seed))]
+            assert tried[0] == count // 2 and sorted(tried) == [*range(count)]
+    order = ids(take(make(Numbers(12, broken=range(11))), 3))
+    assert order == [11] * 12
+
+
+def test_cut_captions_are_counted_and_said_once(caplog):
+    absl_logging.get_absl_logger().propagate = True
+    pipeline = make(image_batch_size=10, batch_size=10)
+    batches = [next(pipeline) for _ in range(3)]
+    pipeline.close()
+    assert pipeline.cut == 3 * 2 * 2 and "cut" not in batches[0] and "cut" not in batches[0]["image"]
+    assert sum("captions with more tokens" in r.getMessage() for r in caplog.records) == 1
+
+
+def workers_of(pipeline):
+    return [child for child in multiprocessing.active_children() if "grain" in child.name]
+
+
+def test_a_dead_worker_is_started_again_once(caplog):
+    absl_logging.get_absl_logger().propagate = True
+    straight = take(make(), 40)
+    pipeline = make(workers=2)
+    batches = [next(pipeline) for _ in range(3)]
+    os.kill(workers_of(pipeline)[0].pid, signal.SIGKILL)
+    batches += [next(pipeline) for _ in range(37)]
+    assert_equal(straight, batches)
+    assert sum("a data worker died, with exit code -9" in r.getMessage() for r in caplog.records) == 1
+    os.kill(workers_of(pipeline)[0].pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="died again, with exit code -9; .* use fewer"):
+        for _ in range(40):
+            next(pipeline)
+    pipeline.close()
+
+
+def test_workers_end_with_their_parent(run_python, tmp_path):
+    """After ``kill -9`` they lived on."""
+    code = f"""
+import multiprocessing, os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_pipeline import make, workers_of
+if __name__ == "__main__":
+    pipeline = make(workers=2)
+    next(pipeline)
+    print(*(child.pid for child in workers_of(pipeline)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "killed.py").write_text(code)
+    result = run_python([tmp_path / "killed.py"], devices=1)
+    assert result.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0]
+    except OSError:
+        return "Z"
 
 
 def test_skipped_names_come_back_from_worker_processes():

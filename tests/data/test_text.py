@@ -1,4 +1,5 @@
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -133,3 +134,38 @@ def test_mistakes_are_named(tmp_path):
         build_text_tokenizer({"name": "huggingface", "path": str(tmp_path), "length": 8})
     with pytest.raises(UserError, match="no text tokenizer"):
         load_text_tokenizer(tmp_path)
+
+
+def test_largest_id_counts_gaps_and_added_tokens(tmp_path):
+    """A vocabulary of four entries with the id 900 indexed beyond a table of four rows."""
+    model = tokenizers.models.WordLevel({"<pad>": 0, "a": 5, "red": 900, "<unk>": 2}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert FileTokenizer(tmp_path, 8).largest_id == 900 and FileTokenizer(tmp_path, 8).vocabulary_size == 4
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert FileTokenizer(tmp_path, 8).largest_id == max(tokenizer.get_vocab().values())
+    assert ByteTokenizer(8).largest_id == 256 and ByteTokenizer(8).encode(["\U0010ffff"])[0].max() <= 256
+    assert train_bpe(CAPTIONS, 300, 8).largest_id == train_bpe(CAPTIONS, 300, 8).vocabulary_size - 1
+
+
+def test_cut_captions_are_known(t5_like):
+    assert [ByteTokenizer(4).is_cut(text) for text in ("", "four", "fives", "ééé")] == [False, False, True, True]
+    t5 = FileTokenizer(t5_like, 4)
+    assert [t5.is_cut(text) for text in ("", "a red circle", "a red circle a")] == [False, False, True]
+    bpe = train_bpe(CAPTIONS, 300, 6)
+    for text in TEXTS:
+        whole = train_bpe(CAPTIONS, 300, 500).encode([text])[1].sum()
+        assert bpe.is_cut(text) == (whole > 6)
+
+
+@pytest.mark.parametrize("make", [lambda: ByteTokenizer(16), lambda: train_bpe([*CAPTIONS, "y" * 5_000_000], 300, 16)])
+def test_megabytes_of_one_word_and_halves_of_surrogate_pairs(make):
+    """The first took minutes, the second ended the run."""
+    began = time.monotonic()
+    tokenizer = make()
+    ids, mask = tokenizer.encode(["x" * 5_000_000, "a \ud83d b", "\udcff"])
+    assert ids.shape == (3, 16) and mask[0].all()
+    assert tokenizer.is_cut("x" * 5_000_000)
+    np.testing.assert_array_equal(tokenizer.encode(["a \ud83d b"])[0], tokenizer.encode(["a \ufffd b"])[0])
+    assert time.monotonic() - began < 10

@@ -4,7 +4,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from videogen.data import video_io
-from videogen.data.video_io import read_video, side_by_side, write_video
+from videogen.data.clip import Clip
+from videogen.data.video_io import read_beginning, read_video, side_by_side, write_video
 from videogen.errors import UserError
 
 
@@ -52,11 +53,13 @@ def test_side_by_side_keeps_every_clip():
 def test_unreadable_files_are_one_clear_error(shared, name):
     with pytest.raises(UserError, match=name):
         read_video(shared / "data/broken" / name)
+    with pytest.raises(UserError, match=name):
+        read_beginning(shared / "data/broken" / name, Clip(1, 32, 32))
 
 
 @pytest.mark.parametrize("name", ["truncated_index_at_start.mp4", "flipped_bytes.mp4"])
 def test_damaged_files_are_one_clear_error(shared, name):
-    with pytest.raises(UserError, match=f"{name} cannot be decoded"):
+    with pytest.raises(UserError, match=f"{name} cannot be used: (truncated, 17 of 49|decode error at frame 32)"):
         read_video(shared / "data/broken" / name)
 
 
@@ -69,7 +72,7 @@ def test_rotation_is_applied(shared):
     np.testing.assert_array_equal(upright[0], np.rot90(stored, -1))
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_one_frame_turned_as_their_exif_says(tmp_path, orientation):
     picture = Image.fromarray(gradient(1)[0])
     exif = Image.Exif()
@@ -107,10 +110,64 @@ def test_files_larger_than_memory_allows_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(video_io, "PIXEL_BUDGET", 5 * 64 * 64)
     assert len(read_video(tmp_path / "v.mp4")[0]) == 5
     monkeypatch.setattr(video_io, "PIXEL_BUDGET", 5 * 64 * 64 - 1)
-    with pytest.raises(UserError, match="more than 20,479 pixels"):
+    with pytest.raises(UserError, match="more than 20,479 pixels|above the pixel budget"):
         read_video(tmp_path / "v.mp4")
+
+
+@pytest.mark.parametrize("rows", [64, 720])
+def test_files_are_tagged_and_have_the_colours_that_their_tags_say(tmp_path, rows):
+    """Without tags players showed (220, 40, 30) of a 720p sample as (236, 56, 27)."""
+    frames = np.full((3, rows, 64, 3), (220, 40, 30), np.uint8)
+    write_video(tmp_path / "v.mp4", frames, fps=8, scale=1)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        frame = next(container.decode(video=0))
+        tags = frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc
+        assert tags == (1, 1, 1, 1)  # BT.709, limited range
+        shown = frame.reformat(format="rgb24", src_colorspace="ITU709", dst_colorspace="ITU709").to_ndarray()
+    assert np.abs(shown.astype(int) - (220, 40, 30)).max() <= 5
+    assert np.abs(read_video(tmp_path / "v.mp4")[0].astype(int) - (220, 40, 30)).max() <= 5
+
+
+@pytest.mark.parametrize(
+    "frames, message",
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"must be RGB, .*, got \[3, 8, 8\]; convert grey"),
+        (np.zeros((3, 8, 8, 1), np.uint8), r"must be RGB, .*, got \[3, 8, 8, 1\]; convert grey"),
+        (np.zeros((3, 8, 8, 4), np.uint8), r"must be RGB, .*, got \[3, 8, 8, 4\]; convert grey and drop alpha"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "at least one frame"),
+        (np.zeros((3, 0, 8, 3), np.uint8), "at least one frame of one pixel"),
+        (np.zeros((3, 8, 8, 3), np.float32), "must be an array of uint8, got float32"),
+        ([[1]], "must be an array of uint8, got list"),
+    ],
+)
+def test_arrays_that_are_no_clips_are_one_line(tmp_path, frames, message):
+    for use in (
+        lambda: write_video(tmp_path / "v.mp4", frames, fps=8),
+        lambda: Clip(3, 8, 8).fit(frames, None),
+        lambda: side_by_side([frames]),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+    assert not (tmp_path / "v.mp4").exists()
+
+
+def test_no_rate_and_clips_of_several_sizes_are_one_line(tmp_path):
+    for fps in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="positive number"):
+            write_video(tmp_path / "v.mp4", gradient(), fps=fps)
+    for clips in ([], [gradient(), gradient(4)]):
+        with pytest.raises(UserError, match="must have one size"):
+            side_by_side(clips)
+
+
+def test_one_pixel_high_clips_are_written(tmp_path):
+    for size in ((1, 1), (1, 40), (40, 1)):
+        write_video(tmp_path / "v.mp4", gradient(2, *size), fps=8)
+        assert read_video(tmp_path / "v.mp4")[0].shape[1] >= 128
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_video(tmp_path / "no.mp4")
+    with pytest.raises(UserError, match="does not exist"):
+        read_beginning(tmp_path / "no.mp4", Clip(1, 8, 8))

@@ -109,7 +109,7 @@ def decode_whole(
     Raises:
       SampleError: it cannot be read to its end, or all frames together have more than ``most_pixels``.
     """
-    with open_video(encoded, name, most_pixels) as video:
+    with open_video(encoded, name, PIXEL_BUDGET) as video:
         if isinstance(video, np.ndarray):
             return video[None], 1.0
         frames: list[np.ndarray] = []

@@ -7,7 +7,11 @@ bucket of batch k is a pure function of (seed, k), and so is the position where 
 sizes before it.
 """
 
+import math
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +25,11 @@ from videogen.data.source import SampleError, Source
 from videogen.errors import UserError
 
 _ARRAYS = ("video", "indices", "audio")
+_REPORTS = ("skipped", "cut")
+"""Fields of a batch that the pipeline keeps to itself."""
+_DIED = "Worker process was terminated unexpectedly"  # Grain's words
+_STEADY = 1000
+"""Batches after which a data worker may die once more."""
 
 
 class TextTokenizer(Protocol):
@@ -29,25 +38,31 @@ class TextTokenizer(Protocol):
     def encode(self, captions: list[str]) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
         """Token ids and which of them are text rather than padding."""
 
+    def is_cut(self, caption: str) -> bool:
+        """Whether a caption has more tokens than are kept."""
+
 
 class Readable:
-    """Reads samples, putting the next readable one in the place of one that is not."""
+    """Reads samples, putting another one, drawn from all, in the place of one that cannot be read.
+
+    Were it the next one, neighbours of broken files would be seen more often than others.
+    """
 
     def __init__(self, source: Source, single_frame: bool = False):
         self._source = source
         self._single_frame = single_frame
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """The first readable sample at or after ``index``, with ``skipped``: what was passed over and why.
+        """Sample ``index`` or the one drawn for it, with ``skipped``: what was passed over and why.
 
         Raises:
           UserError: no sample of the source can be read.
         """
         skipped = []
         count = len(self._source)
-        for step in range(count):
+        for candidate in _candidates(int(index), count, rng):
             try:
-                sample = self._source.sample((int(index) + step) % count, rng)
+                sample = self._source.sample(candidate, rng)
             except SampleError as error:
                 skipped.append((error.name, error.reason))
                 continue
@@ -61,6 +76,17 @@ class Readable:
         raise UserError(f"no sample of the {count} in the data set could be read; the first is {name}: {reason}")
 
 
+def _candidates(index: int, count: int, rng: np.random.Generator) -> Iterator[int]:
+    """``index``, and then every other number below ``count`` once, in an order drawn from ``rng``."""
+    yield index
+    first, stride = int(rng.integers(count)), int(rng.integers(1, count + 1))
+    while math.gcd(stride, count) > 1:
+        stride = int(rng.integers(1, count + 1))
+    for number in range(count):
+        if (other := (first + number * stride) % count) != index:
+            yield other
+
+
 class Collate:
     """Stacks samples into one dict of arrays."""
 
@@ -71,7 +97,10 @@ class Collate:
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = {key: np.stack([s[key] for s in samples]) for key in _ARRAYS if key in samples[0]}
         if self._text is not None:
-            batch["text_ids"], batch["text_mask"] = self._text.encode([s["caption"] for s in samples])
+            captions = [s["caption"] for s in samples]
+            batch["text_ids"], batch["text_mask"] = self._text.encode(captions)
+            full = batch["text_mask"].all(axis=1)
+            batch["cut"] = [c for c, whole in zip(captions, full, strict=True) if whole and self._text.is_cut(c)]
         if self._has_label:
             batch["label"] = np.array([s["label"] for s in samples], np.int32)
         batch["skipped"] = [entry for s in samples for entry in s["skipped"]]
@@ -119,7 +148,7 @@ class ReadBatch:
         batch = self._read(self._videos[bucket], self._schedule.position(step), self._batch_sizes[bucket])
         if self._image_batch_size:
             images = self._read(self._images[bucket], step * self._image_batch_size, self._image_batch_size)
-            batch |= {"image": images, "skipped": batch["skipped"] + images.pop("skipped")}
+            batch |= {"image": images} | {key: batch[key] + images.pop(key) for key in _REPORTS if key in batch}
         return batch
 
 
@@ -149,10 +178,11 @@ class Pipeline:
 
     Attributes:
       skipped: file -> reason, of all samples passed over so far because they could not be read.
+      cut: number of captions so far, of samples read by this process, that had too many tokens.
 
     Raises:
       UserError: an empty source, batch sizes that the processes cannot share evenly, or a start where no batch begins.
-        While iterating: no sample can be read.
+        While iterating: no sample can be read, or a worker process died twice.
     """
 
     def __init__(
@@ -181,6 +211,7 @@ class Pipeline:
             if size and size % share(size)[1]:
                 raise UserError(f"batch size {size} is no multiple of the {share(size)[1]} shares that processes read")
         self.skipped: dict[str, str] = {}
+        self.cut = 0
         # Streams of videos and images have the seeds 0 and 1 beside this one.
         self._schedule = BucketSchedule(batch_sizes, shares, _seed_of(seed, 2))
         self._read = ReadBatch(
@@ -193,6 +224,7 @@ class Pipeline:
             Collate(text, bool(sources[0].classes)),
         )
         self._workers = workers
+        self._died: int | None = None
         self._open(start)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -201,13 +233,33 @@ class Pipeline:
     def __next__(self) -> dict[str, Any]:
         if self._iterator is None:
             raise StopIteration
-        batch = next(self._iterator)
+        batch = self._next()
         self._step += 1
+        cut = batch.pop("cut", [])
+        if cut and not self.cut:
+            logging.warning("captions with more tokens than text.tokenizer.length are cut, first: %.200s", cut[0])
+        self.cut += len(cut)
         for name, reason in batch.pop("skipped"):
             if name not in self.skipped:
                 self.skipped[name] = reason
                 logging.warning("skipped %s: %s", name, reason)
         return batch
+
+    def _next(self) -> dict[str, Any]:
+        """The next batch, from new worker processes where one has died."""
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if _DIED not in str(error):
+                raise
+            why = str(error).removeprefix(f"{_DIED} ").split(".")[0]
+        if self._died is not None and self._step - self._died < _STEADY:
+            raise UserError(f"a data worker died again, {why}; where memory is short, use fewer (data.workers)")
+        logging.warning("a data worker died, %s; all are started again", why)
+        self._died = self._step
+        self.close()
+        self._open(self._schedule.position(self._step))
+        return self._next()
 
     @property
     def bucket(self) -> int:
@@ -241,8 +293,19 @@ class Pipeline:
                 # Grain reads absl flags when it starts workers; outside an absl program nobody parses them.
                 flags.FLAGS.mark_as_parsed()
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=self._workers)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         self._iterator = iter(dataset)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Ends this worker process when its parent is gone, also where that was killed and could say nothing."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _seed_of(seed: int, kind: int) -> int:

@@ -45,11 +45,13 @@ class Source:
       classes: the name of each label; empty when samples have no label.
       captioned: number of samples that have a caption; ``None`` where that is not known without reading them.
       uncaptioned: whether it was asked for to train models of text without any caption.
+      made_from: of a token cache, the ``source`` config, ``clip`` and ``split`` of the videos, where it says so.
     """
 
     classes: tuple[str, ...] = ()
     captioned: int | None = None
     uncaptioned: bool = False
+    made_from: dict[str, Any] | None = None
 
     def __init__(self, *, clip: Clip, seed: int, split: str):
         if split not in SPLITS:

@@ -9,11 +9,14 @@ import tokenizers
 from etils import epath
 from jaxtyping import Bool, Int32
 
+from videogen.data.captions import clean_text
 from videogen.errors import UserError, near_matches
 
 SETTINGS = "settings.json"
 VOCABULARY = "tokenizer.json"
 PAD = 0
+LONGEST_TEXT = 2**16
+"""Characters of a caption that are read; a word of megabytes would keep a tokenizer busy for minutes."""
 
 Encoded = tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]
 
@@ -23,13 +26,18 @@ class ByteTokenizer:
 
     name = "bytes"
     vocabulary_size = 257
+    largest_id = 256
 
     def __init__(self, length: int):
         self.length = _checked_length(length)
 
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Ids, cut or padded to ``length``, and which of them are text."""
-        return _pad([[b + 1 for b in caption.encode()] for caption in captions], self.length)
+        return _pad([[b + 1 for b in _readable(caption).encode()[: self.length]] for caption in captions], self.length)
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether a caption has more tokens than ``length``."""
+        return len(_readable(caption).encode()) > self.length
 
     def save(self, directory: epath.PathLike) -> None:
         _save_settings(directory, self)
@@ -61,9 +69,18 @@ class FileTokenizer:
     def vocabulary_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id a caption can have; ids of a file need not be without gaps."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=PAD)
+
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Ids, cut or padded to ``length``, and which of them are text."""
-        return _pad([e.ids for e in self._tokenizer.encode_batch(list(captions))], self.length)
+        return _pad([e.ids for e in self._tokenizer.encode_batch(list(map(_readable, captions)))], self.length)
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether a caption has more tokens than ``length``."""
+        return bool(self._tokenizer.encode(_readable(caption)).overflowing)
 
     def save(self, directory: epath.PathLike) -> None:
         _save_settings(directory, self)
@@ -100,7 +117,7 @@ def train_bpe(captions: Sequence[str], vocabulary_size: int, length: int) -> Fil
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    model.train_from_iterator(captions, trainer)
+    model.train_from_iterator(map(_readable, captions), trainer)
     return _file_tokenizer(model.to_str(), length)
 
 
@@ -137,6 +154,10 @@ def _save_settings(directory: epath.PathLike, tokenizer: ByteTokenizer | FileTok
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SETTINGS).write_text(json.dumps({"name": tokenizer.name, "length": tokenizer.length}) + "\n")
+
+
+def _readable(caption: str) -> str:
+    return clean_text(caption[:LONGEST_TEXT])
 
 
 def _checked_length(length: Any) -> int:

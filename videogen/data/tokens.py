@@ -118,7 +118,6 @@ class TokenSource(Source):
 
     Attributes:
       meta: what the cache says about itself.
-      made_from: ``source`` config, ``clip`` and ``split`` of the videos; ``None`` where the cache does not say.
 
     Raises:
       UserError: no complete cache, or one of another tokenizer or clip size.
@@ -140,7 +139,7 @@ class TokenSource(Source):
             raise UserError(f"holdout is a share of the clips in [0, 1), got {holdout}")
         self.uncaptioned = uncaptioned
         self.meta = _read_meta(Path(path))
-        self.made_from: dict[str, Any] | None = self.meta.get("made_from")
+        self.made_from = self.meta.get("made_from")
         self.classes = tuple(self.meta.get("classes", ()))
         self._path = path
         self._check(path, tokenizer_hash)

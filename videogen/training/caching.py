@@ -50,7 +50,8 @@ def write_token_cache(
         "frames": clip.frames,
         "height": clip.height,
         "width": clip.width,
-        "fps": clip.fps,
+        "fps": reader.fps,
+        "made_from": {"source": config.data.source.to_dict(), "clip": config.data.clip.to_dict(), "split": "train"},
         "classes": list(reader.classes),
     }
     written = 0

@@ -1,6 +1,7 @@
 """Data of a stage: sources, text tokenizers and batches on the mesh."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -64,18 +65,70 @@ def new_text_tokenizer(config: Any, source: data.Source) -> Any:
     Args:
       config: the stage config.
       source: captions to train a BPE vocabulary on, when the config asks for one.
+
+    Raises:
+      UserError: no sample has a caption, or the tokenizer has ids that the text encoder does not know.
     """
     if not has_text(config):
         return None
+    if source.captioned == 0 and not source.uncaptioned:
+        raise UserError(
+            "no sample has a caption, and this model reads text; give captions, leave the text out "
+            "(--config.text.encoder.name=none), or train on empty ones (--config.data.source.uncaptioned=True)"
+        )
     settings = config.text.tokenizer.to_dict()
     if "teacher" in config:
         # A student reads captions as its teacher does.
         return text_tokenizer(config, config.teacher.checkpoint)
     if settings["name"] == "bpe" and not settings.get("path"):
-        indices = np.linspace(0, len(source) - 1, min(len(source), CAPTIONS_FOR_BPE)).astype(int)
-        captions = [source.caption(int(i)) for i in indices]
-        return train_bpe(captions, settings["vocabulary_size"], settings["length"])
-    return build_text_tokenizer(settings)
+        tokenizer = train_bpe(_captions(source), settings["vocabulary_size"], settings["length"])
+    else:
+        tokenizer = build_text_tokenizer(settings)
+    # That of T5 is what its own config says.
+    known = (config.text.encoder.get("architecture") or settings).get("vocabulary_size")
+    if known is not None and tokenizer.largest_id >= known:
+        raise UserError(
+            f"the text tokenizer has ids up to {tokenizer.largest_id}, the text encoder knows {known}; give the "
+            f"tokenizer of this encoder, or set text.tokenizer.vocabulary_size to {tokenizer.largest_id + 1} or more"
+        )
+    return tokenizer
+
+
+def _captions(source: data.Source) -> list[str]:
+    """At most ``CAPTIONS_FOR_BPE`` captions, evenly spread over a source."""
+    captions = []
+    for index in np.linspace(0, len(source) - 1, min(len(source), CAPTIONS_FOR_BPE)).astype(int):
+        with contextlib.suppress(data.SampleError):
+            captions.append(source.caption(int(index)))
+    return captions
+
+
+def keep_findings(config: Any, source: data.Source) -> None:
+    """Writes into a config what the source says of its samples, for commands that run without the source."""
+    with config.unlocked():
+        config.data.frame_rate = source.fps
+        config.data.made_from = source.made_from or {}
+
+
+def sample_clip(config: Any) -> data.Clip:
+    """The size and rate of what a stage learned: ``clip_of``, of a token cache at the rate of its clips."""
+    clip = clip_of(config)
+    of_cache = config.data.source.name == "tokens" and config.data.get("frame_rate")
+    return dataclasses.replace(clip, fps=of_cache) if of_cache else clip
+
+
+def pixel_source(config: Any) -> dict[str, Any]:
+    """The source config of the videos a stage learns from; of a token cache that of the videos it was made from.
+
+    Raises:
+      UserError: a token cache that does not say what it was made from.
+    """
+    if config.data.source.name != "tokens":
+        return config.data.source.to_dict()
+    made_from = config.data.get("made_from") or {}
+    if not made_from.get("source"):
+        raise UserError("this token cache does not say what it was made from; write it again with videogen.tokenize")
+    return dict(made_from["source"])
 
 
 def save_text_tokenizer(tokenizer: Any, directory: epath.PathLike) -> None:

@@ -13,6 +13,7 @@ from etils import epath
 from flax import nnx
 
 from videogen import tasks
+from videogen.configuration import shown_rate
 from videogen.data import read_buckets
 from videogen.data.video_io import side_by_side, write_video
 from videogen.errors import UserError, near_matches
@@ -273,7 +274,7 @@ def _measure(run: Run, step: int, held_out: list[dict[str, np.ndarray]]) -> None
     run.pictures = run.task.pictures(modules, held_out[0], run.config.seed)
     if jax.process_index() != 0:
         return
-    fps = run.config.data.clip.fps or 8
+    fps = shown_rate(run.config)
     folder = run.workdir / "samples"
     with storage_errors(run.workdir, "make room there and start the same command again"):
         folder.mkdir(exist_ok=True)

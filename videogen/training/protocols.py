@@ -24,7 +24,7 @@ from videogen.evaluation.judge import fidelity, judge
 from videogen.tasks import VideoGenerator, reconstruct
 from videogen.tasks.detokenizer import DETERMINISTIC
 from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
-from videogen.training.inputs import build_source, clip_of
+from videogen.training.inputs import build_source, clip_of, pixel_source
 from videogen.training.loading import Loaded
 from videogen.training.sampling import encode_prompts
 
@@ -104,11 +104,9 @@ def unseen_prompts(loaded: Loaded, count: int, split: str = "eval") -> list[str]
     Raises:
       UserError: the split has fewer.
     """
-    # A token cache holds training captions: the prompts come from the shapes themselves.
-    settings = {k: v for k, v in loaded.config.data.source.items() if loaded.config.data.source.name == "shapes"}
-    source = data.build(
-        settings or {"name": "shapes"}, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split=split
-    )
+    # A token cache holds training captions: the prompts come from the shapes that it was made from.
+    settings = pixel_source(loaded.config)
+    source = data.build(settings, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split=split)
     listed = source.captions()
     if listed is not None and count > len(listed):
         raise UserError(f"there are {len(listed)} different prompts in the split {split!r}, not {count}; ask for fewer")
@@ -125,8 +123,8 @@ def prompt_fidelity(loaded: Loaded, count: int, seed: int, split: str = "eval") 
 
     A generator that takes labels and no text is asked for each class in turn, and judged by colour and form.
     """
-    if loaded.config.data.source.name not in ("shapes", "tokens"):
-        raise UserError("prompt_fidelity needs a generator trained on shapes: only there pixels can be judged")
+    if (name := pixel_source(loaded.config)["name"]) != "shapes":
+        raise UserError(f"prompt_fidelity needs a generator trained on shapes, not on {name}: only they can be judged")
     if loaded.text is None and not loaded.config.classes:
         raise UserError("this generator is told nothing that a sample could be compared with; use --protocol=tasks")
     if loaded.text is not None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from videogen.configuration import shown_rate
 from videogen.training.metrics import FILE, read_metrics
 from videogen.training.report import Block, Clips, Curves, Pairs, Section, Table, write_report
 
@@ -60,7 +61,7 @@ def write_run_report(workdir: epath.Path, config: Any, pictures: "Sequence[Pictu
 
 
 def _clips(picture: "Picture", config: Any) -> Block:
-    fps = config.data.clip.fps or 8.0
+    fps = shown_rate(config)
     columns = list(zip(*picture.rows, strict=True))
     if len(columns) == len(picture.columns):
         first, *between, last = columns

@@ -1,5 +1,6 @@
 """Drawing videos from prompts with a loaded generator, and writing them down."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,12 @@ from etils import epath
 from jaxtyping import UInt8
 
 from videogen.conditioning import SHORT_NAMES, TASKS
-from videogen.data.video_io import read_video, side_by_side, write_video
+from videogen.configuration import shown_rate
+from videogen.data.video_io import read_beginning, side_by_side, write_video
 from videogen.errors import UserError, near_matches
 from videogen.shapes import Extension
 from videogen.tasks import VideoGenerator
-from videogen.training.inputs import build_source, clip_of
+from videogen.training.inputs import build_source, sample_clip
 from videogen.training.loading import Loaded
 
 Pixels = UInt8[np.ndarray, "videos time height width 3"]
@@ -114,13 +116,8 @@ def read_clip(loaded: Loaded, path: str, frames: int, needed: int) -> UInt8[np.n
     Raises:
       UserError: it has fewer than the ``needed`` ones; those beyond may be missing, and repeat the last.
     """
-    clip = clip_of(loaded.config)
-    video, fps = read_video(path)
-    step = fps / clip.fps if clip.fps and len(video) > 1 else 1.0
-    wanted = np.floor(np.arange(frames) * step + 1e-6).astype(int)
-    if wanted[needed - 1] >= len(video):
-        raise UserError(f"{path} is too short: {needed} frames at {clip.fps or fps:g} fps are needed")
-    return clip.fit(video[np.minimum(wanted, len(video) - 1)], None)
+    clip = dataclasses.replace(sample_clip(loaded.config), frames=frames)
+    return read_beginning(path, clip, needed)
 
 
 def complete_video(
@@ -187,7 +184,7 @@ def write_samples(
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"sample_{i}.mp4" for i in range(len(videos))]
     scale = max(1, 256 // videos.shape[2])
-    fps = loaded.config.data.clip.fps or 8
+    fps = shown_rate(loaded.config)
     for path, video in zip(paths, videos, strict=True):
         write_video(path, video, fps, scale=scale)
     for i, video in enumerate([] if compared is None else compared):

@@ -21,6 +21,7 @@ from videogen.training.inputs import (
     build_source,
     check_batch,
     held_out,
+    keep_findings,
     new_text_tokenizer,
     save_text_tokenizer,
     text_tokenizer,
@@ -111,6 +112,7 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
     complete_config(config, workdir)
     earlier = earlier_start(config, workdir)
     source, unseen = build_source(config, "train"), build_source(config, "eval")
+    keep_findings(config, source)
     with building("the model"):
         task = tasks.build(config)
         structure, abstract = structure_of(task, config)

@@ -31,6 +31,8 @@ FREE_KEYS = (
     "checkpoint",
     "stall_seconds",
     "data.workers",
+    "data.frame_rate",
+    "data.made_from",
     "parallel.mesh",
     "tokenizer.checkpoint",
     "teacher.checkpoint",
