@@ -1,3 +1,4 @@
+import contextlib
 import wave
 from pathlib import Path
 
@@ -184,6 +185,16 @@ def test_windows_equal_the_whole_decode_in_every_container(make_moving, name, co
         np.testing.assert_array_equal(paced, frames[first : first + 8 : 2])
         starts.add(first)
     assert len(starts) >= 5
+
+
+@pytest.mark.parametrize(
+    "name, codec, first", [("reordered.avi", "libx264", 0.2), ("a.mp4", "libx264", 0.0), ("plain.avi", "mpeg4", 0.0)]
+)
+def test_frames_have_even_times_in_the_order_in_which_they_are_shown(make_moving, name, codec, first):
+    """AVI has no times of showing; those that FFmpeg guesses are out of order, and its last frames have none."""
+    with make_moving(name, codec).open("rb") as file, contextlib.closing(Video(file, name, 2**28)) as video:
+        times = [time for time, _ in video.frames(None)]
+    np.testing.assert_allclose(times, first + np.arange(40) / 10, atol=1e-6)
 
 
 def test_windows_are_central_or_spread_over_the_file(make_video, numbers):

@@ -103,6 +103,17 @@ def test_token_caches_mix_and_are_checked_against_the_tokenizer(tmp_path):
         build([*parts, shapes(1)])
 
 
+def test_a_mixture_has_the_rate_and_the_captions_of_its_parts(make_video, tmp_path):
+    for name, fps in (("a/x.mp4", 24), ("b/x.mp4", 10), ("b/y.mp4", 10)):
+        make_video(name, fps=fps)
+    (tmp_path / "b" / "captions.jsonl").write_text('{"file": "y.mp4", "caption": "grey"}')
+    parts = [{"name": "video_folder", "path": str(tmp_path / name), "weight": 1} for name in ("a", "b")]
+    mixture = build(parts)
+    assert (mixture.captioned, mixture.uncaptioned, mixture.fps) == (1, False, 24)
+    assert build([parts[0] | {"uncaptioned": True}, parts[1]]).uncaptioned
+    assert build([*parts, shapes(1)]).captioned is None
+
+
 def test_parts_follow_the_split_and_config_dicts_work():
     config = ConfigDict({"parts": [ConfigDict(shapes(1)), ConfigDict(shapes(1))]})
     train = build(config.parts)
@@ -115,8 +126,8 @@ def test_parts_follow_the_split_and_config_dicts_work():
     "parts, message",
     [
         ([], "needs parts"),
-        ("shapes", "needs parts"),
-        (["shapes"], "needs parts"),
+        ("shapes", "parts .* must be"),
+        (["shapes"], "parts .* must be"),
         ([{"name": "shapes"}], "positive weight"),
         ([shapes(-1)], "positive weight"),
         ([shapes("half")], "positive weight"),

@@ -63,6 +63,9 @@ class MixtureSource(Source):
             self._parts.append(build(settings, clip=clip, seed=own_seed, split=split))
             if not len(self._parts[-1]):
                 raise UserError(f"part {number} of the mixture ({part['name']}) is empty")
+        counts = [part.captioned for part in self._parts]
+        self.captioned = None if None in counts else sum(counts)
+        self.uncaptioned = any(part.uncaptioned for part in self._parts)
         total = sum(self._weights)
         # A part has at least floor(n · weight / total) of the first n samples.
         shares = zip(self._parts, self._weights, strict=True)
@@ -71,6 +74,11 @@ class MixtureSource(Source):
             self.classes = self._parts[0].classes
         elif any(part.classes for part in self._parts):
             logging.warning("the parts of the mixture have different classes: labels are left out")
+
+    @property
+    def fps(self) -> float | None:
+        """The rate of the parts; of the first where they differ."""
+        return self._parts[0].fps
 
     def __len__(self) -> int:
         return self._length

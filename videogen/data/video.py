@@ -161,9 +161,8 @@ class Video:
     def _time(self, frame: av.VideoFrame, otherwise: float) -> float:
         """When a frame is shown, in seconds."""
         # AVI has decoding times alone; the times of showing that FFmpeg guesses from them are out of order.
-        if self._container.format.name == "avi" and frame.dts is not None:
-            return frame.dts * self.time_base
-        return otherwise if frame.time is None else frame.time
+        stamp = frame.dts if self._container.format.name == "avi" else frame.pts
+        return otherwise if stamp is None else stamp * self.time_base
 
     def _begin(self) -> None:
         if not self._fresh:
