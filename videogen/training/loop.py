@@ -240,7 +240,8 @@ def _record(run: Run, step: int, metrics: dict[str, Any], progress: Progress, pi
     values = {f"train/{name}": float(value) for name, value in metrics.items() if name != "finite"}
     speeds = progress.speeds()
     goodput = {f"goodput/{name}": share for name, share in run.goodput.shares().items()}
-    run.writer.write(step, values | speeds | goodput | {"data/skipped": len(pipeline.skipped)})
+    read = {"data/skipped": len(pipeline.skipped), "data/cut_captions": pipeline.cut}
+    run.writer.write(step, values | speeds | goodput | read)
     progress.show(f"loss {values['train/loss']:.4f}, {speeds['speed/videos_per_second']:.1f} videos/s")
 
 

@@ -26,6 +26,8 @@ def encode_prompts(loaded: Loaded, prompts: Sequence[str]) -> dict[str, np.ndarr
     """Prompts -> the conditioning arrays of a batch."""
     if loaded.text is None:
         raise UserError(f"{loaded.directory} was trained without text; it takes no prompts")
+    for prompt in filter(loaded.text.is_cut, prompts):
+        logging.warning("only the first %d tokens of this prompt are read: %.200s", loaded.text.length, prompt)
     ids, mask = loaded.text.encode(list(prompts))
     return {"text_ids": ids, "text_mask": mask}
 
