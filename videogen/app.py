@@ -5,15 +5,17 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
 from logging import Formatter as PlainFormatter
 from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from videogen.errors import UserError
+from videogen.configuration import CHECKOUT, find_config, flatten
+from videogen.errors import UserError, near_matches
 from videogen.exits import BAD_INPUT, INTERRUPTED, STOPPED, exit_at_once
 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
@@ -165,10 +167,13 @@ def _parse(argv: list[str]) -> list[str]:
         if any(argument in ("--help", "-help", "--helpfull", "--helpshort") for argument in argv):
             return app.parse_flags_with_usage(argv)
         # Config files import their neighbours (configs.common).
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(str(CHECKOUT))
+        # ml_collections reads the overrides (--config.key=value) from sys.argv.
+        sys.argv = argv = _with_found_config(argv)
         remaining = flags.FLAGS(argv)
         if "config" in flags.FLAGS and not isinstance(flags.FLAGS.config, str | None):
             list(flags.FLAGS.config)  # a file that could not be loaded says so on first use
+        _expand_home()
         return remaining
     except flags.IllegalFlagValueError as error:
         missing = re.fullmatch(r"flag --(\w+)=None: .*", str(error))
@@ -178,9 +183,70 @@ def _parse(argv: list[str]) -> list[str]:
     except OSError as error:
         lines = str(error).splitlines()
         fail(UserError(f"{next((x for x in reversed(lines) if x.strip()), error)}; the configs are in configs/"))
-    except KeyError as error:
-        # str() of a KeyError is the repr of its message.
-        fail(UserError(error.args[0]))
-    except (UserError, AttributeError, TypeError, ValueError) as error:
-        fail(error)
+    except (UserError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        fail(override_error(error, argv))
     return argv
+
+
+def override_error(error: Exception, arguments: Sequence[str]) -> UserError:
+    """What ml_collections says of a ``--config.key=value`` that does not fit, in words that name the whole key.
+
+    Args:
+      error: what it raised.
+      arguments: of the command.
+    """
+    if isinstance(error, UserError):
+        return error
+    while isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]
+    if isinstance(error, KeyError):
+        known = set(_settings(arguments))
+        for argument in arguments:
+            key = argument.partition("=")[0].lstrip("-").removeprefix("config.")
+            if argument.lstrip("-").startswith("config.") and key not in known:
+                return UserError(f"the config has no setting {key!r}{near_matches(key, known)}")
+    return UserError(str(error))
+
+
+def _settings(arguments: Sequence[str]) -> list[str]:
+    """The dotted keys of the config that ``arguments`` name, without their overrides."""
+    values = flags.FlagValues()
+    plain = ["", *(a for a in arguments if a.lstrip("-").partition("=")[0] == "config")]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=plain)
+    values(plain)
+    return list(flatten(holder.value))
+
+
+def _with_found_config(argv: list[str]) -> list[str]:
+    """The arguments with the file of ``--config`` found."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch(r"(--?config=)(.+)", argument, re.DOTALL):
+            found[i] = match[1] + find_config(match[2])
+        elif argument in ("--config", "-config") and i + 1 < len(argv):
+            found[i + 1] = find_config(argv[i + 1])
+    return found
+
+
+def _expand_home() -> None:
+    """Replaces a leading ``~/`` in flags and config values: shells leave it alone behind ``=``."""
+
+    def expanded(value: Any) -> Any:
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+    def walk(section: ConfigDict) -> None:
+        for key in section:
+            value = section[key]
+            if isinstance(value, ConfigDict):
+                walk(value)
+            elif value != (new := expanded(value)):
+                section[key] = new
+
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if isinstance(flag.value, str):
+            flag.value = expanded(flag.value)
+        elif isinstance(flag.value, list):
+            flag.value = [expanded(value) for value in flag.value]
+        elif isinstance(flag.value, ConfigDict):
+            walk(flag.value)

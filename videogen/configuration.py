@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -31,6 +32,26 @@ def parse_argument(argument: str | None, **allowed: Sequence[str]) -> dict[str, 
             raise UserError(f"unknown {key} {value!r}{near_matches(value, allowed[key])}")
         chosen[key] = value
     return chosen
+
+
+CHECKOUT = Path(__file__).parents[1]
+"""Where ``configs/`` is."""
+
+
+def find_config(text: str) -> str:
+    """``FILE:ARGUMENTS`` with the path of the file, which may be given as such, or by name: ``phenaki:size=debug``.
+
+    Raises:
+      UserError: no such config; the message lists the near matches.
+    """
+    name, colon, arguments = text.partition(":")
+    stem = Path(name).stem
+    for path in (Path(name).expanduser(), CHECKOUT / "configs" / f"{stem}.py"):
+        # A path into another folder is no name.
+        if path.is_file() and (path.parent != CHECKOUT / "configs" or Path(name).parent.name in ("", "configs")):
+            return f"{path}{colon}{arguments}"
+    known = [path.stem for path in (CHECKOUT / "configs").glob("*.py")]
+    raise UserError(f"no config {name!r}, neither a file nor a name in configs/{near_matches(stem, known)}")
 
 
 def save_config(path: epath.PathLike, config: ConfigDict) -> None:

@@ -14,12 +14,12 @@ from configs import magvit2, phenaki
 from tests.processes import REPOSITORY, environment
 from tests.training_configs import tiny
 from videogen.errors import UserError
+from videogen.locks import LOCK, locked
 from videogen.training import checks
 from videogen.training.checks import building, check_config
 from videogen.training.loading import load
 from videogen.training.loop import train
 from videogen.training.start import prepare
-from videogen.training.workdir import LOCK, locked
 
 
 def files(directory: Path) -> list[str]:
@@ -147,7 +147,7 @@ def test_a_second_run_in_a_directory_is_one_line_and_a_left_lock_is_taken_over(t
     holder = f"""
 import time
 from etils import epath
-from videogen.training.workdir import locked
+from videogen.locks import locked
 with locked(epath.Path({str(tmp_path)!r})):
     print("locked", flush=True)
     time.sleep(60)

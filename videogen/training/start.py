@@ -11,6 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from videogen import data, tasks
+from videogen.configuration import is_remote
+from videogen.errors import UserError
+from videogen.locks import locked
 from videogen.parallel import batch_sharding, make_mesh
 from videogen.parallel.distributed import process_zero_first
 from videogen.training.checkpoints import abstract_state
@@ -38,7 +41,7 @@ from videogen.training.state import (
 from videogen.training.step import jit_train_step
 from videogen.training.stops import storage_errors
 from videogen.training.warm_start import Weights, starting_weights
-from videogen.training.workdir import Earlier, claim_workdir, complete_config, earlier_start, locked, say_new_rates
+from videogen.training.workdir import Earlier, claim_workdir, complete_config, earlier_start, say_new_rates
 
 EVAL_BATCHES = 2
 """Batches of ``data.eval_batch_size`` held-out clips that an evaluation during training uses."""
@@ -85,7 +88,9 @@ class Start:
         """Holds the run directory, with its config, text tokenizer and frozen modules written."""
         with contextlib.ExitStack() as stack:
             with process_zero_first():
-                stack.enter_context(locked(self.workdir))
+                if jax.process_index() == 0 and not is_remote(self.workdir):
+                    with storage_errors(self.workdir, "choose another --workdir or make it writable", UserError):
+                        stack.enter_context(locked(self.workdir))
                 claim_workdir(self.config, self.workdir)
                 if jax.process_index() == 0:
                     with storage_errors(self.workdir, "make room there and start the same command again"):

@@ -1,12 +1,6 @@
-"""A run's directory: the config it is run with, checked against an earlier start, and the lock of the process in it."""
+"""A run's directory: the config it is run with, checked against an earlier start."""
 
-import contextlib
-import datetime
-import fcntl
-import json
-import os
-import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +8,12 @@ from absl import logging
 from etils import epath
 
 from videogen import tasks
-from videogen.configuration import differences, is_remote, load_config, save_config
+from videogen.configuration import differences, load_config, save_config
 from videogen.errors import UserError
 from videogen.training.checkpoints import latest_step
 from videogen.training.loading import CONFIG, MODEL, load
 from videogen.training.optimizers import learning_rate
 from videogen.training.stops import storage_errors
-
-LOCK = "run.lock"
 
 FREE_KEYS = (
     "steps",
@@ -127,49 +119,3 @@ def claim_workdir(config: Any, workdir: epath.Path) -> None:
         with storage_errors(workdir, "choose another --workdir or make it writable", UserError):
             workdir.mkdir(parents=True, exist_ok=True)
             save_config(workdir / CONFIG, config)
-
-
-@contextlib.contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
-    """Holds the lock of a run directory, so that no second run writes there; the system lets go of it at a kill.
-
-    Object stores have no locks: there nothing is held.
-
-    Raises:
-      UserError: another process holds it, on this host or one that shares the file system.
-    """
-    if is_remote(workdir) or jax.process_index() != 0:
-        yield
-        return
-    with storage_errors(workdir, "choose another --workdir or make it writable", UserError):
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / LOCK, "a+")  # noqa: SIM115 (closed below)
-    with file:
-        file.seek(0)
-        holder = _holder(file.read())
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{workdir} is in use by {holder}; stop that run, or use another --workdir") from None
-        except OSError as error:
-            logging.warning("%s cannot be locked (%s): see that no second run writes there", workdir, error.strerror)
-        if holder:
-            logging.info("%s was left without a word by %s; this run takes over", workdir, holder)
-        file.truncate(0)
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now}) + "\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            # Emptied and not removed: another start may have opened the file already.
-            file.truncate(0)
-
-
-def _holder(content: str) -> str:
-    """Who wrote a lock, in words; empty for a lock without content."""
-    try:
-        entry = json.loads(content)
-        return f"process {entry['pid']} on {entry['host']} since {entry['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process" if content.strip() else ""

@@ -1,0 +1,81 @@
+"""Configs are found from anywhere, and a key that is not there is named whole with its near matches."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import REPOSITORY, environment
+from videogen.configuration import check_writable, find_config
+from videogen.errors import UserError
+
+PHENAKI = str(REPOSITORY / "configs" / "phenaki.py")
+
+
+@pytest.mark.parametrize("name", ["phenaki", "phenaki.py", "configs/phenaki.py", PHENAKI])
+def test_a_config_is_found_by_name_and_by_path_from_anywhere(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(f"{name}:stage=tokenizer,size=debug") == f"{PHENAKI}:stage=tokenizer,size=debug"
+    assert find_config(name) == PHENAKI
+
+
+def test_a_file_of_the_user_comes_first_and_another_folder_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phenaki.py").write_text("")
+    assert find_config("phenaki.py:size=debug") == "phenaki.py:size=debug"
+    for name in ("other/phenaki.py", "phenakii", "/nowhere/phenaki.py"):
+        with pytest.raises(UserError, match="no config .*did you mean 'phenaki'"):
+            find_config(name)
+
+
+def command(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    """A command that shows a flag and a setting."""
+    code = """
+from absl import flags
+from ml_collections import config_flags
+from videogen import app
+CONFIG = config_flags.DEFINE_config_file("config", None, "a config")
+OUT = flags.DEFINE_string("out", None, "a path")
+app.run(lambda: print("shown", OUT.value, CONFIG.value.data.source.path, CONFIG.value.steps))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60
+    )
+
+
+def test_commands_read_configs_and_home_directories_from_anywhere(tmp_path):
+    arguments = ["--config=phenaki:stage=tokenizer,size=debug", "--config.data.source.path=~/videos", "--out=~/out"]
+    done = command(*arguments, "--config.steps=3", cwd=tmp_path)
+    home = os.path.expanduser("~")
+    assert done.stdout == f"shown {home}/out {home}/videos 3\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.stepz=1", "error: the config has no setting 'stepz'; did you mean 'steps'?"),
+        (
+            "--config.data.sourc.path=x",
+            "error: the config has no setting 'data.sourc.path'; did you mean 'data.source.path'",
+        ),
+        ("--config.steps=abc", "error: flag --config.steps=abc: invalid literal for int() with base 10: 'abc'"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_whole_key(argument, words):
+    done = command("--config=phenaki:stage=tokenizer,size=debug", argument)
+    assert done.returncode == 2 and done.stderr.startswith(words) and done.stderr.count("\n") == 1
+
+
+def test_places_that_cannot_be_written_are_named_before_the_work(tmp_path):
+    check_writable(tmp_path / "a" / "b.json", "--out")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == []
+    check_writable(tmp_path / "c", "--pictures", directory=True)
+    assert (tmp_path / "c").is_dir()
+    with pytest.raises(UserError, match="^--out: cannot write to /proc/none: .*; name another place$"):
+        check_writable("/proc/none/b.json", "--out")
+    with pytest.raises(UserError, match="is a directory, and a file is to be written"):
+        check_writable(tmp_path / "c", "--out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out: cannot write to .*file"):
+        check_writable(tmp_path / "file" / "b.json", "--out")
