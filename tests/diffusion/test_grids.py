@@ -13,6 +13,7 @@ from videogen.diffusion import (
     UniformGrid,
     VariancePreserving,
     shift_by_exponent,
+    shift_time,
     stagger,
 )
 from videogen.errors import UserError
@@ -75,3 +76,37 @@ def test_staggered_frames():
     assert (pyramid[0] == 1).all() and (pyramid[-1] == 0).all() and pyramid.shape == (7, 3)
     one_by_one = stagger(times, 3, 4)
     assert (((one_by_one > 0) & (one_by_one < 1)).sum(1) <= 1).all() and one_by_one.shape == (13, 3)
+
+
+def test_the_models_shift_comes_before_the_stretch():
+    """LTX: the shift follows the tokens of the clip, and the last step still begins at 0.1."""
+    shift = shift_by_exponent(4096)
+    times = UniformGrid(last=0.1)(8, FLOW, shift)
+    np.testing.assert_allclose(times, UniformGrid(1.0, shift, 0.1)(8, FLOW), atol=1e-6)
+    np.testing.assert_allclose(times[-2:], [0.1, 0], atol=1e-6)
+    np.testing.assert_allclose(UniformGrid(shift=2.0)(5, FLOW, 3.0), UniformGrid(shift=6.0)(5, FLOW), atol=1e-6)
+    quadratic = LinearQuadraticGrid()
+    np.testing.assert_allclose(quadratic(5, FLOW, 3.0), shift_time(quadratic(5, FLOW), 3.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("process", [EDM(), FLOW, VariancePreserving()], ids=str)
+@pytest.mark.parametrize("grid", [KarrasGrid(20.0), LogSNRGrid()], ids=str)
+def test_grids_in_sigma_are_left_alone_by_the_models_shift(grid, process):
+    np.testing.assert_array_equal(grid(12, process, 5.0), grid(12, process))
+
+
+@pytest.mark.parametrize(
+    ("grid", "settings"),
+    [
+        (UniformGrid, {"start": 0.0}),
+        (UniformGrid, {"start": 1.5}),
+        (UniformGrid, {"last": 0.0}),
+        (UniformGrid, {"shift": -1.0}),
+        (LinearQuadraticGrid, {"share": float("nan")}),
+        (KarrasGrid, {"sigma_min": 0.0}),
+        (LogSNRGrid, {"last": 1.0}),
+    ],
+)
+def test_grids_that_cannot_fall_are_refused(grid, settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        grid(**settings)

@@ -108,3 +108,40 @@ def test_built_from_a_config():
     assert build("solver", {"name": "dpm_2m", "stochastic": True}) == DPMSolver2M(stochastic=True)
     with pytest.raises(UserError, match="did you mean 'unipc'"):
         build("solver", {"name": "unpc"})
+
+
+@pytest.mark.parametrize("guidance", [AdaptiveProjected(4.0), Rescale(ClassifierFree(4.0), 0.7)], ids=str)
+def test_given_frames_do_not_change_how_the_others_are_guided(guidance):
+    """Of frames at time 0 nothing was ever predicted in training: what the network says there is of no consequence."""
+    t = jnp.array([[0.0, 0.5, 0.5, 0.9]] * 3)
+    wild = jnp.zeros_like(GIVEN).at[:, 0].set(100.0)
+    guided, other = (guidance(GIVEN + w, NULL - w, t, guidance.initialize(GIVEN))[0][:, 1:] for w in (0 * wild, wild))
+    np.testing.assert_array_equal(guided, other)
+    alone = guidance(GIVEN[:, 1:], NULL[:, 1:], t[:, 1:], guidance.initialize(GIVEN[:, 1:]))[0]
+    np.testing.assert_allclose(guided, alone, atol=1e-5)
+    assert np.isfinite(guidance(GIVEN, NULL, 0 * t, guidance.initialize(GIVEN))[0]).all()
+
+
+def test_an_interval_holds_its_ends_and_by_default_all_times():
+    ends = apply(Interval(ClassifierFree(4.0), low=0.2, high=0.9))
+    np.testing.assert_array_equal(ends, apply(ClassifierFree(4.0)))
+    everywhere = Interval(ClassifierFree(4.0))
+    assert (everywhere.low, everywhere.high) == (0, 1)
+    outside = everywhere(GIVEN, NULL, jnp.array([0.0, 1.0, 1.01]), ())[0]
+    np.testing.assert_array_equal(outside[2], GIVEN[2])
+    np.testing.assert_array_equal(outside[:2], apply(ClassifierFree(4.0))[:2])
+
+
+@pytest.mark.parametrize(
+    ("guidance", "settings"),
+    [
+        (ClassifierFree, {"scale": float("nan")}),
+        (RisingClassifierFree, {"scale": 2.0, "power": 0.0}),
+        (AdaptiveProjected, {"scale": 2.0, "norm_threshold": 0.0}),
+        (Rescale, {"inner": ClassifierFree(2.0), "share": 1.5}),
+        (Interval, {"inner": ClassifierFree(2.0), "low": float("nan")}),
+    ],
+)
+def test_guidances_that_cannot_guide_are_refused(guidance, settings):
+    with pytest.raises(UserError, match=[*settings][-1]):
+        guidance(**settings)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videogen.diffusion import EDM, PREDICTIONS, PROCESSES, RectifiedFlow, VariancePreserving, spread
+from videogen.diffusion import EDM, PREDICTIONS, PROCESSES, RectifiedFlow, VariancePreserving, loss_weight, spread
 from videogen.errors import UserError
 
 VP = VariancePreserving()
@@ -99,6 +99,21 @@ def test_edm_preconditioning_is_the_papers():
     scaled = process.network_input(process.add_noise(data, noise, t), t, "edm")
     np.testing.assert_allclose(scaled.std(1), 1, atol=0.01)
     np.testing.assert_allclose(process.target("edm", data, noise, t).std(1), 1, atol=0.01)
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 3.0])
+def test_edm_is_of_unit_scale_for_data_of_any_deviation(deviation):
+    process, t = EDM(data_deviation=deviation), jnp.array([0.1, 0.4, 0.9])
+    data, noise = jax.random.normal(jax.random.key(1), (2, 3, 50000)) * jnp.array([deviation, 1.0])[:, None, None]
+    noisy = process.add_noise(data, noise, t)
+    np.testing.assert_allclose(process.network_input(noisy, t, "edm").std(1), 1, atol=0.01)
+    value = process.target("edm", data, noise, t)
+    np.testing.assert_allclose(value.std(1), 1, atol=0.01)
+    np.testing.assert_allclose(process.convert(value, noisy, t, "edm", "x0"), data, atol=1e-4 * deviation)
+    weight = loss_weight("x0", "edm", process, t)
+    alpha, sigma = process.scales(t)
+    # c_out: the error of the data is that of the network times it.
+    np.testing.assert_allclose(weight, (sigma * deviation) ** 2 / (sigma**2 + deviation**2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("process", ALL, ids=str)

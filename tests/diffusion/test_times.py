@@ -60,6 +60,21 @@ def test_stratified_draws_cover_all_strata_and_stay_fair():
     many = draw(jax.random.split(KEY, 4000))
     np.testing.assert_allclose(many.mean(0), 0.5, atol=0.02)
     assert abs(np.corrcoef(many.T)[0, 1]) < 0.05
+    # Nor do two frames lie equally far apart in all examples of one batch.
+    apart = np.asarray((t[:, 0] - t[:, 1]) % 1)
+    assert np.unique(np.round(apart * 32)).size > 10
+    frames = np.asarray(draw_times(Uniform(), FLOW, KEY, (512, 3), stratified=True))
+    assert np.abs(np.corrcoef(frames.T) - np.eye(3)).max() < 0.15
+
+
+def test_times_stay_inside_where_the_laws_are_finite(monkeypatch):
+    """Draws of exactly 0 and 1, which a generator of float32 numbers gives, have no infinite quantile."""
+    for edge in (0.0, 1.0):
+        monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(), edge=edge, **_: jnp.full(shape, edge))
+        for law in (LogitNormal(), LogNormalSigma()):
+            t = draw_times(law, EDM(), KEY, (4,))
+            assert np.isfinite(t).all() and ((t >= 0) & (t <= 1)).all() and np.isfinite(law(t, EDM())).all()
+            np.testing.assert_allclose(draw_times(law, FLOW, KEY, (4,)), law(jnp.full(4, abs(edge - 1e-6)), FLOW))
 
 
 def test_shift_composes_and_fixes_the_ends():

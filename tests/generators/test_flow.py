@@ -311,4 +311,49 @@ def test_samplers_that_cannot_work_are_named():
     with pytest.raises(UserError, match='only in a model with times="frame"'):
         make("cross").sample(GRID, told("cross", 1), keys(1), FlowSampler(lag=1))
     with pytest.raises(UserError, match="fewer than 3"):
-        make("cross").sample(GRID, told("cross", 1), keys(1), FlowSampler(), latents(1))
+        make("prefix").sample(GRID, told("prefix", 1), keys(1), FlowSampler(), latents(1))
+
+
+def test_a_model_that_never_saw_given_frames_takes_none():
+    """As with ``lag``: what training did not show is refused, also when the window slides."""
+    with pytest.raises(UserError, match="prefix_share above 0"):
+        make("cross").sample(GRID, told("cross", 1), keys(1), FlowSampler(), latents(1, 1))
+    assert [*make("cross").prefixes(3)] == [0] and [*make("prefix").prefixes(3)] == [0, 1, 2]
+    assert [*make("frames").prefixes(3)] == [0, 1, 2] and [*make("pairs of frames").prefixes(6)] == [0, 3]
+
+
+def test_latents_have_the_deviation_that_edm_reckons_with():
+    model = FlowTransformer(
+        CHANNELS, GRID.shape, 16, 1, 2, 16, prediction="edm", process={"name": "edm"}, rngs=nnx.Rngs(0)
+    )
+    t, noise = jnp.full(64, 0.5), jax.random.normal(jax.random.key(1), latents(64).shape)
+    noisy = model.process.add_noise(latents(64), noise, t)
+    np.testing.assert_allclose(model.process.network_input(noisy, t, "edm").std(), 1, atol=0.05)
+    np.testing.assert_allclose(model.process.target("edm", latents(64), noise, t).std(), 1, atol=0.05)
+
+
+def test_a_model_without_a_conditioning_is_drawn_in_one_pass_whatever_the_guidance(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        FlowTransformer, "predict", lambda self, noisy, t, *_, **__: sizes.append(len(noisy)) or 0 * noisy
+    )
+    model, nothing = make("alone"), Conditioning()
+    for scale in (1.0, 5.0):
+        model.sample(GRID, nothing, keys(2), FlowSampler(steps=2, guidance_scale=scale))
+    make("label").sample(GRID, told("label", 2), keys(2), FlowSampler(steps=2, guidance_scale=1.0))
+    assert set(sizes) == {2}
+    make("label").sample(GRID, told("label", 2), keys(2), FlowSampler(steps=2, guidance_scale=5.0))
+    assert sizes[-1] == 4
+
+
+def test_padding_of_the_text_is_hidden_from_joint_attention():
+    """Text that is not there changes nothing, in training and by gradients."""
+    conditioning = told("joint", 2)
+
+    def total(features):
+        told_so = Conditioning(Tokens(features, conditioning.text.mask), conditioning.label)
+        model = make("joint")
+        return jnp.sum(model.predict(latents(), jnp.full(2, 0.5), model.prepare(told_so)) ** 2)
+
+    touched = np.abs(jax.grad(total)(conditioning.text.features)).max(-1) > 0
+    np.testing.assert_array_equal(touched, conditioning.text.mask)

@@ -14,6 +14,7 @@ DEFINITIONS = {
     BlockCausal(3): lambda q, k: k < 3 * (q // 3 + 1),
     BlockCausal(1): lambda q, k: k <= q,
     BlockCausal(3, prefix=2, start=2): lambda q, k: k < 2 or (q >= 2 and k - 2 < 3 * ((q - 2) // 3 + 1)),
+    BlockCausal(3, causal_first=True): lambda q, k: k <= q if q < 3 else k < 3 * (q // 3 + 1),
     PrefixLM(4): lambda q, k: k < 4 or k <= q,
     PrefixLM(0): lambda q, k: k <= q,
     CausalWindow(3): lambda q, k: q - 3 < k <= q,

@@ -1,10 +1,11 @@
 """The Phenaki sheet's invariants 10-12: extension, stories and image animation with a tiny untrained system."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from configs import larp, phenaki
+from configs import larp, nbp, phenaki
 from videogen import tasks
 from videogen.errors import UserError
 from videogen.shapes import Extension
@@ -107,3 +108,46 @@ def test_a_window_coded_as_a_whole_does_not_slide():
     for story, frames, first in (([text(1)], 5, None), ([text(1)] * 2, 4, None), ([text(1)], 4, given)):
         with pytest.raises(UserError, match="codes 4 frames as a whole"):
             generator.generate(story, frames, seed=0, first_frames=first)
+
+
+def test_windows_and_videos_have_noise_of_their_own(generator, monkeypatch):
+    """Two prompts, three windows: six different keys, each known to seed, place and window alone."""
+    seen, original = [], generator._draw
+
+    def record(states, batch, keys, prefix, grid):
+        seen.append(np.asarray(jax.random.key_data(keys)))
+        return original(states, batch, keys, prefix, grid)
+
+    monkeypatch.setitem(generator.__dict__, "_draw", record)
+    generator.generate(text(1, 2), 9, seed=0, overlap=3)
+    generator.generate(text(3, 4), 9, seed=0, overlap=3)
+    generator.generate(text(1, 2), 5, seed=1)
+    assert len(seen) == 7
+    np.testing.assert_array_equal(seen[:3], seen[3:6])
+    assert len({tuple(key) for keys in (*seen[:3], seen[6]) for key in keys}) == 8
+
+
+@pytest.mark.parametrize(("block", "legal"), [((2, 1, 4), [3, 7]), ((1, 1, 4), [1, 3, 5, 7, 9])])
+def test_first_frames_are_whole_blocks(block, legal):
+    """Six latents of 11 frames. A block of two frames is drawn at once, so one of them cannot be given."""
+    config = nbp.generator("debug", "700M")
+    config.data.clip.update({"frames": 11, "height": 16, "width": 16})
+    config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "block": block, "start": "block"})
+    config.text.encoder.update({"width": 16, "heads": 2})
+    config.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
+    config.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
+    task = tasks.build(config)
+    modules = task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    generator = tasks.VideoGenerator(task, modules)
+    assert generator.prefix_lengths() == legal and generator.default_overlap() in legal
+    clip = np.random.default_rng(0).integers(0, 256, (1, 11, 16, 16, 3)).astype(np.uint8)
+    drawn = generator.generate(text(1), 11, seed=0, first_frames=clip[:, :3])
+    np.testing.assert_array_equal(drawn[:, :3], clip[:, :3])
+    # Whole blocks are drawn, also where fewer frames are asked for.
+    assert generator.generate(text(1), 5, seed=0).shape == (1, 5, 16, 16, 3)
+    assert generator.generate(text(1), 15, seed=0).shape == (1, 15, 16, 16, 3)
+    for given in {1, 2, 5, 11} - set(legal):
+        with pytest.raises(UserError, match=f"{given} frames cannot be given"):
+            generator.generate(text(1), 11, seed=0, first_frames=clip[:, :given])
+    with pytest.raises(UserError, match="none to draw"):
+        generator.generate(text(1), 3, seed=0, first_frames=clip[:, :3])

@@ -1,5 +1,6 @@
 """Training on given pixels: the mixture, what is shown, completion, and the protocol that judges it."""
 
+import time
 import types
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from configs import magvit, nbp
 from videogen import data, tasks
 from videogen.conditioning import NULL_LABEL, SHORT_NAMES, TASKS, Conditioning
+from videogen.data import shapes_source
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.training import protocols, sampling
@@ -97,6 +100,44 @@ def test_completion_depends_on_given_pixels_only(system):
     assert drawn.shape == videos.shape and drawn.dtype == np.uint8
 
 
+def test_given_pixels_are_those_of_the_video_unless_they_are_not_to_be_pasted(system):
+    generator, videos = tasks.VideoGenerator(*system), batch(3)["video"]
+    names = ["inpaint_central", "outpaint_dynamic", "interpolation"]
+    region = np.stack([TASKS[name].region(4, 16, 16) for name in names])[..., None]
+    pasted, plain = (generator.complete(names, videos, seed=0, paste=paste)[0] for paste in (True, False))
+    np.testing.assert_array_equal(pasted, np.where(region, videos, plain))
+    assert (np.where(region, plain, 0) != np.where(region, videos, 0)).any()
+
+
+def test_tasks_that_are_not_told_train_and_draw_without_text(system, monkeypatch):
+    """What reaches the generator in training, and what decides a completion."""
+    task, modules = system
+    seen, generator = [], modules["generator"].generator
+    original = type(generator).loss
+
+    def record(self, codes, conditioning, key, **rest):
+        seen.append((np.asarray(conditioning.text.mask).any(-1), np.asarray(rest["given"].task)))
+        return original(self, codes, conditioning, key, **rest)
+
+    monkeypatch.setattr(type(generator), "loss", record)
+    task.generator_loss(modules, batch(16), jax.random.key(0), jnp.zeros((), int))
+    ((told, drawn),) = seen
+    np.testing.assert_array_equal(told, [list(TASKS.values())[task].told for task in drawn])
+    assert told.any() and not told.all()
+    # Text that is as strong as an untrained generator needs it to be.
+    encoder = modules["generator"].text_encoder.embedding.table
+    weak = encoder.get_value()
+    try:
+        encoder.set_value(weak * 500)
+        sampler, videos = tasks.VideoGenerator(task, modules, {"guidance_scale": 0.0}), batch(1)["video"]
+        stories = [{"text_ids": np.full((1, 24), i, np.int32), "text_mask": np.ones((1, 24), bool)} for i in (1, 9)]
+        for name in ("inpaint_central", "conditional_generation"):
+            one, other = (sampler.complete([name], videos, 0, story, paste=False)[0] for story in stories)
+            assert (one != other).any() == TASKS[name].told
+    finally:
+        encoder.set_value(weak)
+
+
 @pytest.mark.parametrize(("short", "name"), SHORT_NAMES.items())
 def test_a_file_is_completed_by_the_short_name_of_a_task(system, tmp_path, short, name):
     task, modules = system
@@ -174,3 +215,18 @@ def test_the_protocol_compares_each_task_with_copies(system, monkeypatch):
     # Nothing moves and nothing has a form: a copy is the clip.
     assert all(m["copy"] == 100 > m["psnr"] for name, m in metrics["tasks"].items() if "copy" in m)
     assert len(pictures["videos"]) == len(pictures["captions"]) == 27
+
+
+@pytest.mark.parametrize("split", ["eval", "composition"])
+def test_prompts_never_occur_in_training_and_there_are_only_so_many(split):
+    clip = {"frames": 1, "height": 16, "width": 16, "fps": 8.0}
+    loaded = types.SimpleNamespace(config=ConfigDict({"data": {"source": {"name": "shapes"}, "clip": clip}, "seed": 0}))
+    prompts = protocols.unseen_prompts(loaded, 200, split)
+    assert len(set(prompts)) == 200
+    assert {shapes_source.split_of(shapes_source.parse(prompt)) for prompt in prompts} == {split}
+    known = len(data.build({"name": "shapes"}, clip=data.Clip(1, 16, 16), seed=0, split=split).captions())
+    assert len(protocols.unseen_prompts(loaded, known, split)) == known
+    begin = time.process_time()
+    with pytest.raises(UserError, match=f"there are {known} different prompts"):
+        protocols.unseen_prompts(loaded, known + 1, split)
+    assert time.process_time() - begin < 2
