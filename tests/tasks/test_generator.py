@@ -207,9 +207,10 @@ def test_the_protocol_compares_each_task_with_copies(system, monkeypatch):
         config=task.config, task=task, modules=modules, text=None, generator=lambda: tasks.VideoGenerator(task, modules)
     )
     still = np.full((3, 4, 16, 16, 3), 90, np.uint8)
-    monkeypatch.setattr(protocols, "held_out", lambda loaded, count: [{"video": v, "caption": ""} for v in still])
+    samples = [{"video": v, "caption": ""} for v in still]
+    monkeypatch.setattr(protocols, "held_out", lambda source, count: HeldOut(samples, 3, {}))
     monkeypatch.setattr(protocols, "_story", lambda loaded, samples: task.unprompted(len(samples)))
-    metrics, pictures = protocols.completion(loaded, 3, seed=0)
+    metrics, pictures = protocols.completion(protocols.Evaluation(loaded, 3, 0))
     assert metrics["clips"] == 3 and "inpaint_dynamic" not in metrics["tasks"] and len(metrics["tasks"]) == 9
     assert "copy" not in metrics["tasks"]["conditional_generation"]
     # Nothing moves and nothing has a form: a copy is the clip.

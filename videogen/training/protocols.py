@@ -1,21 +1,22 @@
 """Evaluation protocols: every number with how it was obtained beside it."""
 
+import dataclasses
 import functools
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Int
 from scipy import ndimage
 
 from videogen import data
 from videogen.conditioning import TASKS
-from videogen.data import SampleError
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.detokenizers import DiffusionDecoder
 from videogen.errors import UserError, near_matches
@@ -24,78 +25,119 @@ from videogen.evaluation.judge import fidelity, judge
 from videogen.tasks import VideoGenerator, reconstruct
 from videogen.tasks.detokenizer import DETERMINISTIC
 from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
-from videogen.training.inputs import build_source, clip_of, pixel_source
+from videogen.training.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
 from videogen.training.loading import Loaded
-from videogen.training.sampling import encode_prompts
+from videogen.training.sampling import Pixels, encode_prompts
 
-BATCH = 32
 DENOISING_STEPS = (1, 2, 4, 8)
 JUDGED = ("colour", "form", "direction")
 """What a prompt is judged by, the columns of ``correct`` in the clips of ``prompt_fidelity``."""
 SHOWN = 12
 
+MEASURED = {
+    "psnr": "PSNR of pixels clamped and rounded to uint8, per frame; mean over frames, then clips",
+    "ssim": "SSIM per frame and RGB channel, window 11; mean over frames, then clips",
+    "gradient_sharpness": "1-Wasserstein distance of the frames' gradient magnitudes, in grey levels",
+    "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
+}
+"""Metric -> how it is measured, for the record of those that were."""
+
 Result = tuple[dict[str, Any], dict[str, np.ndarray]]
 """Metrics, and arrays of clips to look at."""
 
 
-def held_out(loaded: Loaded, count: int) -> list[dict[str, Any]]:
-    """The first ``count`` readable samples of the held-out split."""
-    source = build_source(loaded.config, "eval")
-    samples = []
-    for index in range(len(source)):
-        if len(samples) == count:
-            break
-        try:
-            samples.append(source[index])
-        except SampleError:
-            continue
-    if not samples:
-        raise UserError("the held-out split has no readable clip; check data.source.path")
-    return samples
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a protocol measures.
+
+    Attributes:
+      loaded: the run or export.
+      count: clips, or prompts, that are asked for.
+      seed: decides every draw.
+      split: where prompts come from.
+    """
+
+    loaded: Loaded
+    count: int
+    seed: int
+    split: str = "eval"
+
+    @property
+    def batch_size(self) -> int:
+        """Clips that are in memory at a time."""
+        return self.loaded.config.data.eval_batch_size
+
+    @functools.cached_property
+    def clips(self) -> HeldOut:
+        """Samples of the held-out split, each once.
+
+        Raises:
+          UserError: they have no pixels.
+        """
+        clips = held_out(build_source(self.loaded.config, "eval"), self.count)
+        if "video" not in clips.samples[0]:
+            raise UserError("a token cache holds no pixels; name the videos with --source and --path")
+        return clips
+
+    @functools.cached_property
+    def videos(self) -> Pixels:
+        return np.stack([sample["video"] for sample in self.clips.samples])
+
+    def batches(self) -> list[dict[str, np.ndarray]]:
+        """The videos in batches, of which the last may be smaller."""
+        return [{"video": self.videos[i : i + self.batch_size]} for i in range(0, len(self.videos), self.batch_size)]
+
+    def rows(self, count: int) -> Iterator[tuple[Int[np.ndarray, "batch"], int]]:
+        """The numbers 0 … ``count`` - 1 in batches, and how many of each count: a short last one is filled up, so that
+        one program serves all."""
+        size = min(self.batch_size, count)
+        for start in range(0, count, size):
+            yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
+
+    def rebuilt(self, model: nnx.Module) -> Pixels:
+        """The clips after a tokenizer has coded and decoded them."""
+        return np.concatenate([reconstruct(model, batch["video"]) for batch in self.batches()])
+
+    def used(self) -> dict[str, Any]:
+        """What was asked for, found, left out and counted, as far as clips were read."""
+        if "clips" not in self.__dict__:
+            return {}
+        clips = self.clips
+        used = {"asked": self.count, "found": clips.found, "counted": len(clips.samples), "skipped": clips.skipped}
+        return {"clips": used}
 
 
-def batches_of(videos: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Equal batches of at most ``BATCH`` clips; clips beyond the last full batch are left out, never padded."""
-    size = min(BATCH, len(videos))
-    return [{"video": videos[i : i + size]} for i in range(0, len(videos) - size + 1, size)]
-
-
-def reconstruction(loaded: Loaded, count: int, seed: int) -> Result:
+def reconstruction(evaluation: Evaluation) -> Result:
     """PSNR, SSIM, sharpness, codebook usage and rate on held-out clips; for shapes also what the judge reads back.
 
     A de-tokenizer is measured beside the frozen tokenizer's own decoder, on the same codes.
     """
-    tokenizer, samples = loaded.tokenizer, held_out(loaded, count)
-    batches = batches_of(np.stack([s["video"] for s in samples]))
-    metrics: dict[str, Any] = loaded.task.evaluate(loaded.modules, batches, seed)
-    rebuilt = {"reconstructions": tokenizer}
+    loaded = evaluation.loaded
+    metrics: dict[str, Any] = loaded.task.evaluate(loaded.modules, evaluation.batches(), evaluation.seed)
+    models = {"reconstructions": loaded.tokenizer}
     if loaded.config.task == "detokenizer":
-        rebuilt = {DETERMINISTIC: loaded.modules["tokenizer"], **rebuilt}
-    rebuilt = {name: np.concatenate([reconstruct(m, b["video"]) for b in batches]) for name, m in rebuilt.items()}
-    metrics["clips"] = clips = len(rebuilt["reconstructions"])
-    captions = [s["caption"] for s in samples[:clips]]
+        models = {DETERMINISTIC: loaded.modules["tokenizer"], **models}
+    rebuilt = {name: evaluation.rebuilt(model) for name, model in models.items()}
+    metrics["clips"] = len(evaluation.clips.samples)
+    captions = [sample["caption"] for sample in evaluation.clips.samples]
     if loaded.config.data.source.name == "shapes":
         for name, videos in rebuilt.items():
             metrics[f"judge_on_{name}"] = fidelity(videos, captions)
-    shown = slice(0, SHOWN)
-    originals = np.stack([s["video"] for s in samples[shown]])
-    pictures = {name: videos[shown] for name, videos in rebuilt.items()}
-    return metrics, {"originals": originals, **pictures, "captions": np.array(captions[shown])}
+    pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
+    return metrics, {"originals": evaluation.videos[:SHOWN], **pictures, "captions": np.array(captions[:SHOWN])}
 
 
-def denoising_steps(loaded: Loaded, count: int, seed: int) -> Result:
+def denoising_steps(evaluation: Evaluation) -> Result:
     """PSNR, SSIM and sharpness on held-out clips by the number of diffusion steps of the decoder."""
-    model = loaded.tokenizer
+    model = evaluation.loaded.tokenizer
     decoder = getattr(model, "detokenizer", None) or model.decoder
     if not isinstance(decoder, DiffusionDecoder):
         raise UserError("denoising_steps needs a tokenizer with a diffusion decoder (configs/cdt.py)")
-    samples = held_out(loaded, count)
-    batches = batches_of(np.stack([s["video"] for s in samples]))
     metrics = {}
     for steps in DENOISING_STEPS:
-        scores = TokenizerTask.score(model, batches, steps=steps)
-        metrics[str(steps)] = {name: scores[name] for name in FIDELITY}
-    return {"denoising_steps": metrics, "clips": sum(len(b["video"]) for b in batches)}, {}
+        scores = TokenizerTask.score(model, evaluation.batches(), steps=steps)
+        metrics[str(steps)] = {name: scores[name] for name in FIDELITY if name in scores}
+    return {"denoising_steps": metrics, "clips": len(evaluation.clips.samples)}, {}
 
 
 def unseen_prompts(loaded: Loaded, count: int, split: str = "eval") -> list[str]:
@@ -118,24 +160,25 @@ def unseen_prompts(loaded: Loaded, count: int, split: str = "eval") -> list[str]
     raise UserError(f"{len(source)} clips of the split {split!r} have {len(prompts)} different prompts, not {count}")
 
 
-def prompt_fidelity(loaded: Loaded, count: int, seed: int, split: str = "eval") -> Result:
+def prompt_fidelity(evaluation: Evaluation) -> Result:
     """What the judge reads back from one sample of each of ``count`` unseen prompts (``judge.ATTRIBUTES``).
 
     A generator that takes labels and no text is asked for each class in turn, and judged by colour and form.
     """
+    loaded, count = evaluation.loaded, evaluation.count
     if (name := pixel_source(loaded.config)["name"]) != "shapes":
         raise UserError(f"prompt_fidelity needs a generator trained on shapes, not on {name}: only they can be judged")
     if loaded.text is None and not loaded.config.classes:
         raise UserError("this generator is told nothing that a sample could be compared with; use --protocol=tasks")
     if loaded.text is not None:
-        prompts = unseen_prompts(loaded, count, split)
+        prompts = unseen_prompts(loaded, count, evaluation.split)
         wanted, story = prompts, encode_prompts(loaded, prompts)
     else:
         labels = np.arange(count, dtype=np.int32) % len(ShapesSource.classes)
         prompts = [ShapesSource.classes[label] for label in labels]
         wanted = [{"shapes": [dict(zip(("colour", "form"), name.split(), strict=True))]} for name in prompts]
         story = {"label": labels}
-    videos = _samples(loaded, story, count, seed)
+    videos = _samples(evaluation, story)
     shown = slice(0, SHOWN)
     readings = [judge(video).describe() for video in videos[shown]]
     each = [fidelity(v[None], [w]) for v, w in zip(videos[shown], wanted[shown], strict=True)]
@@ -148,18 +191,19 @@ def prompt_fidelity(loaded: Loaded, count: int, seed: int, split: str = "eval") 
     return {"prompt_fidelity": fidelity(videos, wanted), "prompts": len(prompts)}, pictures
 
 
-def _samples(loaded: Loaded, story: dict[str, np.ndarray], count: int, seed: int) -> np.ndarray:
-    """One window for each row of the conditioning; a short last batch is filled up, so that one program serves all."""
-    generator, first = loaded.generator(), None
+def _samples(evaluation: Evaluation, story: dict[str, np.ndarray]) -> Pixels:
+    """One window for each row of the conditioning."""
+    generator, first = evaluation.loaded.generator(), None
     if generator.given_frames:
-        first = np.stack([s["video"][: generator.given_frames] for s in held_out(loaded, count)])
+        first = evaluation.videos[:, : generator.given_frames]
     videos = []
-    for start in range(0, count, BATCH):
-        rows = np.minimum(np.arange(start, start + BATCH), count - 1)
+    for rows, counted in evaluation.rows(evaluation.count):
         said = {name: part[rows] for name, part in story.items()}
         given = None if first is None else first[np.minimum(rows, len(first) - 1)]
-        videos.append(generator.generate(said, generator.window, seed + start, count=BATCH, first_frames=given))
-    return np.concatenate(videos)[:count]
+        seed = evaluation.seed + int(rows[0])
+        drawn = generator.generate(said, generator.window, seed, count=len(rows), first_frames=given)
+        videos.append(drawn[:counted])
+    return np.concatenate(videos)
 
 
 def nearest_given(
@@ -171,36 +215,32 @@ def nearest_given(
     return tuple(ndimage.distance_transform_edt(~region, sampling=(1, far, far), return_indices=True)[1])
 
 
-def completion(loaded: Loaded, count: int, seed: int) -> Result:
+def completion(evaluation: Evaluation) -> Result:
     """PSNR of what each task leaves unknown: of samples, of copies of the nearest given pixel, of reconstructions.
 
     A generator without tasks has one, frame prediction: from as many frames as it is always given, or from the first.
     A task has learned something where samples are better than copies; better than the tokenizer's reconstructions of
     the true clips they cannot be expected to be. Of conditional generation, which gives no pixel, there is no copy.
     """
+    loaded, videos = evaluation.loaded, evaluation.videos
     generator = loaded.generator()
-    regions = _regions(loaded, generator)
-    samples = held_out(loaded, count)
-    if "video" not in samples[0]:
-        raise UserError("the protocol tasks needs pixels, which a token cache does not hold; name the videos as source")
-    videos = np.concatenate([b["video"] for b in batches_of(np.stack([s["video"] for s in samples]))])
-    samples, size = samples[: len(videos)], min(BATCH, len(videos))
-    rebuilt = np.concatenate([reconstruct(loaded.modules["tokenizer"], b["video"]) for b in batches_of(videos)])
+    rebuilt = evaluation.rebuilt(loaded.modules["tokenizer"])
     metrics, pictures = {}, {name: [] for name in ("originals", "given", "videos")}
+    regions = _regions(loaded, generator)
     for name, region in regions.items():
         drawn, filled = [], []
-        for start in range(0, len(videos), size):
-            part = slice(start, start + size)
-            story = _story(loaded, samples[part])
+        for rows, counted in evaluation.rows(len(videos)):
+            story = _story(loaded, [evaluation.clips.samples[row] for row in rows])
+            seed = evaluation.seed + int(rows[0])
             if loaded.task.tasks is None:
-                first = videos[part, : int(region[:, 0, 0].sum())]
+                first = videos[rows, : int(region[:, 0, 0].sum())]
                 rest = ((0, 0), (0, generator.window - first.shape[1]), (0, 0), (0, 0), (0, 0))
-                new = generator.generate(story, generator.window, seed + start, count=size, first_frames=first)
+                new = generator.generate(story, generator.window, seed, count=len(rows), first_frames=first)
                 both = new, np.pad(first, rest, mode="edge")
             else:
-                both = generator.complete([name] * size, videos[part], seed + start, story)
+                both = generator.complete([name] * len(rows), videos[rows], seed, story)
             for clips, new in zip((drawn, filled), both, strict=True):
-                clips.append(new)
+                clips.append(new[:counted])
         drawn, filled = np.concatenate(drawn), np.concatenate(filled)
         compared = {"psnr": drawn, "reconstruction": rebuilt}
         if region.any():
@@ -239,10 +279,10 @@ def _story(loaded: Loaded, samples: list[dict[str, Any]]) -> dict[str, np.ndarra
     return story
 
 
-PROTOCOLS: dict[str, Callable[[Loaded, int, int], Result]] = {
+PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
     "reconstruction": reconstruction,
     "prompt_fidelity": prompt_fidelity,
-    "composition": functools.partial(prompt_fidelity, split=COMPOSITION),
+    "composition": prompt_fidelity,
     "tasks": completion,
     "denoising_steps": denoising_steps,
 }
@@ -252,27 +292,28 @@ def evaluate(loaded: Loaded, name: str, count: int, seed: int) -> tuple[dict[str
     """Runs a protocol; the record holds the numbers and everything needed to read them."""
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
-    metrics, pictures = PROTOCOLS[name](loaded, count, seed)
-    clip = loaded.config.data.clip
-    record = {
-        "protocol": {
-            "name": name,
-            "source": loaded.config.data.source.to_dict(),
-            "split": COMPOSITION if name == "composition" else "eval",
-            "count": count,
-            "clip": clip.to_dict(),
-            "weights": "ema" if loaded.config.ema.decay else "last",
-            "step": loaded.step,
-            "sampler": loaded.config.sampler.to_dict() if "sampler" in loaded.config else None,
-            "pixels": "clamped, rounded to uint8; PSNR per frame, mean over frames, then clips; SSIM per RGB channel; "
-            "gradient_sharpness: 1-Wasserstein distance of the frames' gradient magnitudes in grey levels",
-        },
-        "seed": seed,
-        "commit": commit(),
-        "hardware": hardware(),
-        "metrics": metrics,
+    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval")
+    metrics, pictures = PROTOCOLS[name](evaluation)
+    config = loaded.config
+    protocol = {
+        "name": name,
+        "source": {key: value for key, value in config.data.source.to_dict().items() if value not in (None, "", {})},
+        "split": evaluation.split,
+        "clip": config.data.clip.to_dict(),
+        "count": metrics.get("prompts", metrics.get("clips")),
+        **evaluation.used(),
+        "weights": "ema" if config.ema.decay else "last",
+        "step": loaded.step,
+        **({"sampler": config.sampler.to_dict()} if "sampler" in config else {}),
+        "measured": {key: words for key, words in MEASURED.items() if key in _names(metrics)},
     }
+    record = {"protocol": protocol, "seed": seed, "commit": commit(), "hardware": hardware(), "metrics": metrics}
     return record, pictures
+
+
+def _names(metrics: dict[str, Any]) -> set[str]:
+    """Every key of nested metrics."""
+    return set(metrics).union(*(_names(value) for value in metrics.values() if isinstance(value, dict)))
 
 
 def commit() -> str:
