@@ -187,6 +187,45 @@ def test_windows_equal_the_whole_decode_in_every_container(make_moving, name, co
     assert len(starts) >= 5
 
 
+@pytest.mark.parametrize("name, settings", [("a.mp4", "keyint=6"), ("b.mp4", "intra-refresh=1:keyint=10")])
+def test_windows_are_where_they_were_drawn(make_moving, name, settings):
+    """Also near the end, where a decoder that was not at a key frame gives nothing after a seek."""
+    path = make_moving(name, "libx264", x264_params=settings)
+    frames = whole(path)
+    for seed in range(16):
+        start = np.random.default_rng(seed).uniform(0, 4 - 3 / 10 - 0.05)
+        window = decode(path, Clip(4, 64, 96), np.random.default_rng(seed))
+        first = int(np.ceil(10 * start - 0.5))
+        np.testing.assert_array_equal(window.video, frames[first : first + 4])
+        assert window.start == pytest.approx(first / 10, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, codec, params", [("a.mp4", "libx264", ""), ("open.mkv", "libx264", "open-gop=1"), ("b.avi", "mpeg4", "")]
+)
+def test_a_late_window_is_found_without_decoding_what_is_before(make_moving, monkeypatch, name, codec, params):
+    path, decoded = make_moving(name, codec, **({"x264_params": params} if params else {"bf": "2"})), []
+    frames = Video.frames
+    monkeypatch.setattr(
+        Video, "frames", lambda *arguments: (decoded.append(frame) or frame for frame in frames(*arguments))
+    )
+    for seed in range(12):
+        decoded.clear()
+        window = decode(path, Clip(4, 64, 96), np.random.default_rng(seed))
+        # Two groups of six pictures before the window, at most.
+        assert 4 <= len(decoded) <= 16 + 1 and window.video.shape[0] == 4
+
+
+@pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.ts"])
+def test_windows_of_files_that_begin_late(make_video, numbers, name):
+    path = make_video(name, frames=20, times=[100 + i / 10 for i in range(20)])
+    windows = [decode(path, Clip(4, 32, 32), np.random.default_rng(seed)) for seed in range(40)]
+    counts = np.bincount([numbers(window.video)[0] for window in windows], minlength=17)
+    assert (counts > 0).sum() >= 13 and counts.max() <= 8
+    for window in windows:
+        assert numbers(window.video) == [*range(numbers(window.video)[0], numbers(window.video)[0] + 4)]
+
+
 @pytest.mark.parametrize(
     "name, codec, first", [("reordered.avi", "libx264", 0.2), ("a.mp4", "libx264", 0.0), ("plain.avi", "mpeg4", 0.0)]
 )

@@ -82,6 +82,33 @@ def test_all_eight_orientations(matrix):
     np.testing.assert_array_equal(got, MATRICES[matrix](image))
 
 
+@pytest.mark.parametrize("angle", [0, 90, 180, -90, -180, 270])
+def test_orientation_where_side_data_cannot_be_read(angle):
+    """PyAV fails on side data of a type it does not know, and still tells the angle."""
+
+    class Unreadable:
+        rotation = angle
+
+        @property
+        def side_data(self):
+            raise ValueError("31 is not a valid Type")
+
+    image = np.arange(6).reshape(2, 3)
+    swapped, flips = picture._orientation(Unreadable())
+    got = (image.T if swapped else image)[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
+    np.testing.assert_array_equal(got, np.rot90(image, angle // 90))
+
+
+def test_transparent_colours_of_palettes_are_white():
+    palette = np.zeros((256, 4), np.uint8)
+    palette[:2] = (255, 0, 200, 0), (0, 0, 200, 0)  # alpha, red, green, blue
+    indices = np.zeros((8, 8), np.uint8)
+    indices[:, 4:] = 1
+    frame = av.VideoFrame.from_ndarray((indices, palette), format="pal8")
+    rgb = picture.upright(frame, None, lambda *size: size)
+    assert (rgb[:, :4] == (0, 200, 0)).all() and (rgb[:, 4:] == 255).all()
+
+
 @pytest.mark.parametrize("name", ["exif2.jpg", "exif5.jpg"])
 def test_exif_is_applied_as_pillow_does(hard, name):
     np.testing.assert_array_equal(shown(hard / name)[0], ImageOps.exif_transpose(Image.open(hard / name)))
@@ -188,6 +215,8 @@ def test_pictures_of_every_mode_are_one_frame_of_rgb(kind, mode):
     frame = decode_clip(content.getvalue(), "x", Clip(1, 30, 40), None).video
     assert frame.shape == (1, 30, 40, 3)
     assert abs(frame.mean() - 128) < 4
+    assert decode_clip(content.getvalue(), "x", Clip(1, 30, 40), None).fps == 1
+    assert decode_clip(content.getvalue(), "x", Clip(1, 30, 40, fps=8.0), None).fps == 8
     with pytest.raises(SampleError, match="too short, 1 frames where a clip needs 2 frames"):
         decode_clip(content.getvalue(), "x", Clip(2, 30, 40), None)
 

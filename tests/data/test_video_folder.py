@@ -138,6 +138,18 @@ def test_names_that_are_written_differently_find_their_file(clips, name, file):
     assert source.captioned == 1
 
 
+def test_relative_names_begin_in_the_folder(make_video, tmp_path, monkeypatch):
+    for name in ("clips/a.mp4", "clips/clips/a.mp4"):
+        make_video(name, frames=4, size=(16, 16))
+    monkeypatch.chdir(tmp_path)
+    write_captions(tmp_path / "clips", [{"file": "clips/a.mp4", "caption": "inner"}])
+    source = build("clips")
+    assert {str(file): source.caption(i) for i, file in enumerate(source._files)} == {
+        "clips/a.mp4": "",
+        "clips/clips/a.mp4": "inner",
+    }
+
+
 def test_letter_case_is_no_guess_where_it_distinguishes_files(make_video, tmp_path):
     for name in ("x.mp4", "X.mp4"):
         make_video(f"clips/{name}", frames=4, size=(16, 16))

@@ -8,6 +8,7 @@ from flax import nnx
 
 from configs import larp, phenaki, tokenbridge, videodit
 from videogen import data, tasks, tokenizers
+from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.tasks import GeneratorTask
 from videogen.training.caching import write_token_cache
@@ -48,6 +49,8 @@ def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
     cache = data.build(settings, clip=clip, seed=0, split="train")
     pixels = data.build({"name": "shapes"}, clip=clip, seed=task.config.seed, split="train")
     assert len(cache) == count == 3
+    assert cache.made_from["source"]["name"] == "shapes" and cache.made_from["split"] == "train"
+    assert cache.made_from["clip"] == run.config.data.clip.to_dict() and cache.fps == 8.0
     text = {"text_ids": np.arange(72).reshape(3, 24) % 50, "text_mask": np.ones((3, 24), bool)}
     batches = [
         text | {key: np.stack([source[i][key] for i in range(3)])}
@@ -78,3 +81,17 @@ def test_latents_are_refused(tmp_path):
     with pytest.raises(UserError, match="makes latents and no codes to cache"):
         write_token_cache(run, tmp_path / "cache", None, clips=1, batch_size=1)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_of_every_frame_has_the_rate_of_its_files(tmp_path):
+    """Where ``clip.fps`` is 0 the cache told no rate, and samples of its generator were written at 8."""
+    config = generator_config("masked")
+    config.data.clip.fps = 0.0
+    clip = clip_of(config)
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "x.mp4", np.zeros((clip.frames, 32, 32, 3), np.uint8), fps=24)
+    run = tokenizer_run(tmp_path, tasks.build(config))
+    source = {"name": "video_folder", "path": str(tmp_path / "clips")}
+    assert write_token_cache(run, tmp_path / "cache", source, clips=None, batch_size=1) == 1
+    cache = data.build({"name": "tokens", "path": str(tmp_path / "cache")}, clip=clip, seed=0, split="train")
+    assert cache.fps == 24 and cache.made_from["source"] == source

@@ -69,7 +69,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, tuple[bool, bool]]:
     if entry is None:
         return False, (False, False)
     a, b, _, c, d = struct.unpack("<5i", bytes(entry)[:20])
-    if abs(a) + abs(d) >= abs(b) + abs(c):
+    if abs(a) >= abs(b):
         return False, (d < 0, a < 0)
     return True, (b < 0, c < 0)
 
@@ -122,7 +122,7 @@ def _pq_nits(coded: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
 def _hlg_nits(coded: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(coded <= 0.5, coded**2 / 3, (np.exp((coded - c) / a) + b) / 12)
-    return 1000 * scene * np.clip(scene @ _LUMINANCE, 1e-6, None)[..., None] ** 0.2
+    return 1000 * scene * (scene @ _LUMINANCE)[..., None] ** 0.2
 
 
 def is_still(head: bytes) -> bool:

@@ -178,7 +178,6 @@ class Video:
             earliest = self._stream.start_time or 0
             place = max(int((start - lead) / self._stream.time_base), earliest)
             self._container.seek(place, stream=self._stream)
-            self._decoder.flush_buffers()
         except (av.FFmpegError, OSError, OverflowError):
             raise Untrusted from None
 
