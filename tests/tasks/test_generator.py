@@ -17,6 +17,7 @@ from videogen.data import shapes_source
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.training import protocols, sampling
+from videogen.training.inputs import HeldOut
 
 
 def config(**weights: float):
