@@ -36,6 +36,9 @@ def base(dtype: str) -> ConfigDict:
             "second_shape": config_dict.placeholder(float),
             "turn": config_dict.placeholder(float),
             "audio": config_dict.placeholder(bool),
+            "pixel_budget": config_dict.placeholder(int),
+            "pictures": config_dict.placeholder(bool),
+            "uncaptioned": config_dict.placeholder(bool),
         },
         "clip": {"frames": 5, "height": 32, "width": 32, "fps": 8.0},
         # Found by a run: frames per second of its samples, and what a token cache was made from.

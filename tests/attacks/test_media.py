@@ -18,7 +18,7 @@ def test_mutated_files_are_clips_or_skipped(sound_files, kind):
     assert 0 < refused <= QUICK
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 def test_thousands_of_mutations_of_every_container(run_python):
     """In a process of its own: a decoder that crashes takes its process along."""
     done = run_python(["-m", "tests.attacks.media_mutations", "2000"], devices=1, timeout=1800)

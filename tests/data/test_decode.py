@@ -312,6 +312,7 @@ def test_pixel_budget_bounds_what_a_decoder_holds_not_how_long_it_reads(make_vid
     path = make_video(frames=40, size=(64, 96), fps=240)
     assert decode(path, Clip(5, 32, 32, fps=30.0), pixel_budget=pixels).video.shape[0] == 5
     assert "see data.source.pixel_budget" in reason(path, Clip(5, 32, 32), pixel_budget=pixels - 1)
+    assert "budget (96x64)" in reason(path, Clip(5, 32, 32), pixel_budget=1)
     thin = make_video("thin.mp4", size=(4, 400))
     assert "budget (6400x64)" in reason(thin, Clip(1, 64, 64), pixel_budget=pixels)
 

@@ -211,6 +211,9 @@ def test_pictures_are_clips_of_one_frame(make_video, tmp_path):
     for i in range(4):
         assert np.abs(source[i]["video"].astype(int) - (200, 100, 50)).max() < 8
     assert len(build(clips, clip=Clip(2, 16, 16))) == len(build(clips, clip=Clip(1, 16, 16), pictures=False)) == 1
+    (clips / "x.mp4").unlink()
+    with pytest.raises(UserError, match="no video in .*; pictures are read where data.clip.frames is 1"):
+        build(clips)
 
 
 def test_names_that_are_no_utf8_are_read_and_printed(make_video, tmp_path):

@@ -14,7 +14,8 @@ import numpy as np
 
 from videogen.data.captions import clean_text
 from videogen.data.clip import Clip
-from videogen.data.decode import PIXEL_BUDGET, decode_clip, frame_rate
+from videogen.data.decode import decode_clip, frame_rate
+from videogen.data.media import PIXEL_BUDGET
 from videogen.data.records import META, Records, RecordWriter
 from videogen.data.source import SampleError, Source
 from videogen.errors import UserError

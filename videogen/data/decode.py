@@ -17,13 +17,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from videogen.data.clip import Clip
-from videogen.data.media import Encoded, border, open_bytes, open_container
+from videogen.data.media import PIXEL_BUDGET, Encoded, border, open_bytes, open_container
 from videogen.data.picture import upright
 from videogen.data.source import SampleError
 from videogen.data.video import Stopped, Untrusted, Video, open_video
-
-PIXEL_BUDGET = 2**28
-"""Default of the most pixels a decoder may hold: 16 frames of 4096 × 4096."""
 
 _AUDIO_LEAD = 0.1  # seconds: the first packets after a seek lack their predecessors
 _SEEK_LEAD = 4  # frames: containers seek by decoding times, which run ahead of those of showing

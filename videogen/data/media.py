@@ -22,6 +22,9 @@ DEMUXERS = "mov,matroska,webm,avi,gif,mpegts,mpeg,asf,flv,ogg,wav"
 REFERENCE_FRAMES = 16
 """Frames a decoder may hold at once, however short the clip."""
 
+PIXEL_BUDGET = 2**28
+"""Default of the most pixels a decoder may hold: 16 frames of 4096 × 4096."""
+
 Encoded = str | os.PathLike | bytes
 """A file, or the content of one."""
 
@@ -73,12 +76,13 @@ def open_container(file: BinaryIO, name: str, pixel_budget: int) -> av.container
     Args:
       file: its content, open for reading.
       name: what to call it in errors.
-      pixel_budget: decoders refuse frames of which they could not hold ``REFERENCE_FRAMES`` in so many pixels.
+      pixel_budget: decoders refuse frames of which they could not hold ``REFERENCE_FRAMES`` in so many pixels, or in
+        ``PIXEL_BUDGET``, whichever is more: up to that the size is known, and can be named.
     """
     options = {
         "format_whitelist": DEMUXERS,
         "protocol_whitelist": "file",
-        "max_pixels": str(max(pixel_budget // REFERENCE_FRAMES, 1)),
+        "max_pixels": str(max(pixel_budget, PIXEL_BUDGET) // REFERENCE_FRAMES),
     }
     try:
         return av.open(file, options=options, metadata_errors="replace")

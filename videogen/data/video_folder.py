@@ -12,7 +12,8 @@ from absl import logging
 
 from videogen.data.captions import CAPTIONS, printable, read_captions
 from videogen.data.clip import Clip
-from videogen.data.decode import PIXEL_BUDGET, decode_audio, decode_clip, frame_rate
+from videogen.data.decode import decode_audio, decode_clip, frame_rate
+from videogen.data.media import PIXEL_BUDGET
 from videogen.data.source import SampleError, Source, held_out
 from videogen.errors import UserError
 
@@ -124,9 +125,12 @@ class VideoFolderSource(Source):
 def _videos(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; set data.source.path to a folder of videos")
-    files = sorted(file for file in _walk(folder) if file.suffix.lower() in extensions and file.is_file())
+    known = {*extensions, *PICTURES}
+    found = sorted(file for file in _walk(folder) if file.suffix.lower() in known and file.is_file())
+    files = [file for file in found if file.suffix.lower() in extensions]
     if not files:
-        raise UserError(f"no video in {folder}; known file types are {', '.join(extensions)}")
+        but = "; pictures are read where data.clip.frames is 1" if found else ""
+        raise UserError(f"no video in {folder}; known file types are {', '.join(extensions)}{but}")
     return files
 
 

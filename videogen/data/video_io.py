@@ -14,7 +14,8 @@ from etils import epath
 from jaxtyping import UInt8
 
 from videogen.data.clip import Clip, check_frames
-from videogen.data.decode import PIXEL_BUDGET, decode_beginning, decode_whole
+from videogen.data.decode import decode_beginning, decode_whole
+from videogen.data.media import PIXEL_BUDGET
 from videogen.data.source import SampleError
 from videogen.errors import UserError
 
