@@ -8,6 +8,8 @@ the number of codes is free: --config.model.queries=256. The prior is trained in
 tokenizer's learning rate, and left out of exports; --config.losses.prior.weight=0 trains without it, which reconstructs
 better and generates worse. The perceptual loss, published weight 1, is off until the user names a file:
 --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1
+The paper's random flips, and its one-sided smoothing's value, which was not found, are not those here (none, and 0.1);
+the public code applies the weight of LeCam twice, and here it counts once; gradients are clipped to a norm of 1.
 
 ``generator`` predicts the codes one after another in the order of their queries, which the prior has made easy to
 predict. Codes have no place in the picture: a video is one clip, it cannot be extended, begin with given frames, or
@@ -166,7 +168,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.data.batch_size, config.data.workers = 64, 16
         config.classes = 101
         config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
-        config.model.update({**MODELS[model], "dropout": 0.1})
+        config.model.update({**MODELS[model], "dropout": 0.1, "token_drop": 0.1})
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         config.optimizer = {

@@ -8,6 +8,7 @@ large model (158M parameters, 16 × 128 × 128). The paper starts from a 2-D VQG
 and temporal strides of 1 on clips of one frame, and begin with it by --config.start_from.run=DIRECTORY
 --config.start_from.inflate=central. The perceptual loss is off until the user names a file:
 --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
+It stands in the place of the published one, which compares the logits of a ResNet-50.
 
 The generator learns the tasks in proportion to ``--config.tasks.NAME=WEIGHT``; 0 leaves one out. ``paper`` is the model
 of SSv2-MT10 (174 classes) at the size ``model=``: 87M, 305M and 634M parameters. What differs from the paper: the class
@@ -96,18 +97,21 @@ def tokenizer(size: str) -> ConfigDict:
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     else:
-        config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+        # 400 epochs of SSv2's 168,913 training videos, one of them warm-up.
+        config.steps, config.eval_every, config.checkpoint_every = 264_000, 5000, 5000
         config.data.clip = {"frames": 16, "height": 128, "width": 128, "fps": 8.0}
         config.data.source.name = "video_folder"
         config.data.batch_size, config.data.workers = 256, 16
-        config.losses.adversarial.weight = 0.1
-        config.losses.adversarial.channel_multiplier = 1.0
+        # Published pixels lie in [0, 1] and ours in [-1, 1]: squared errors are four times as large here, and squared
+        # gradients a quarter. The released configs leave LeCam off.
+        config.losses.l2 = 0.25
+        config.losses.adversarial.update({"weight": 0.1, "channel_multiplier": 1.0, "r1": 80.0, "lecam": 0.0})
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         config.optimizer = {
-            "tokenizer": optimizer(learning_rate=1e-4, warmup=5000, b1=0.0, weight_decay=0.0),
-            "discriminator": optimizer(learning_rate=1e-4, warmup=5000, b1=0.0, weight_decay=0.0),
+            "tokenizer": optimizer(learning_rate=1e-4, warmup=660, b1=0.0, weight_decay=0.0, clip=0.0),
+            "discriminator": optimizer(learning_rate=1e-4, warmup=660, b1=0.0, weight_decay=0.0, clip=0.0),
         }
     return config
 

@@ -7,9 +7,11 @@
 hand the second takes --config.start_from.run=DIRECTORY, without which it begins from nothing.
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
-setting (the deeper tokenizer, about 370M parameters, on 17 × 128 × 128); loss weights and schedule are those of the
-closest public reproduction, since the paper's steps were not found. The perceptual loss is off until the user names a
-file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
+setting (the deeper tokenizer, about 370M parameters, on 17 × 128 × 128); loss weights, batches, steps and the schedule
+of the entropy loss are those of the closest public reproduction, since the paper's were not found; nor was the length
+of the warm-up. The perceptual loss is off until the user names a file: --config.losses.perceptual.name=lpips
+--config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1. It stands in the place of the published
+one, which compares the logits of a ResNet-50.
 
 ``generator`` is the masked transformer of ``configs/magvit.py`` (the large one, 307M parameters) on these codes, each
 embedded and predicted as two factors: 2^18 codes are 2 × 2^9. ``quantizer`` puts another family of about as many codes
@@ -72,6 +74,8 @@ def image(size: str, quantizer: str = "lfq") -> ConfigDict:
     config.data.image_batch_size = 0
     # Public code: ten epochs of nine million images in batches of 256.
     config.steps = {"debug": 300, "small": 10_000, "paper": 350_000}[size]
+    if size == "paper":
+        config.data.batch_size = 256
     if size == "debug":
         config.eval_every = config.checkpoint_every = 150
     return config
@@ -85,14 +89,14 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
         "l2": 5.0,
         "l1": 0.0,
         "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        # (("entropy", 3.0, 1.0, 2000),) is the entropy loss three times as heavy, falling to its weight in 2000 steps.
         "schedule": (),
         "adversarial": {
             "name": "nonsaturating",
             "weight": 0.0,
             "start": 0,
             **updates(),
-            "r1": 10.0,
+            # The public reproduction's penalty of 10 has no factor 1/2.
+            "r1": 20.0,
             "lecam": 0.001,
             "discriminator": "clip",
             "channel_multiplier": 1.0,
@@ -120,18 +124,21 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     else:
-        config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+        # Public reproduction: one epoch of 9.3 million clips.
+        config.steps, config.eval_every, config.checkpoint_every = 73_000, 5000, 5000
         config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 8.0}
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 256, 64, 16
-        config.losses.adversarial.weight = 0.1
-        config.losses.adversarial.start = 20_000
+        config.data.batch_size, config.data.image_batch_size, config.data.workers = 128, 0, 16
+        config.losses.adversarial.update({"weight": 0.1, "r1_every": 20})
+        if quantizer == "lfq":
+            # Three times as heavy, falling to its weight in 2000 steps.
+            config.losses.schedule = (("entropy", 3.0, 1.0, 2000),)
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         config.optimizer = {
-            "tokenizer": optimizer(learning_rate=1e-4, warmup=10_000, b1=0.0, weight_decay=0.0),
-            "discriminator": optimizer(learning_rate=8e-5, warmup=10_000, b1=0.0, weight_decay=0.0),
+            "tokenizer": optimizer(learning_rate=1e-4, warmup=5000, b1=0.0, weight_decay=0.0, clip=0.0),
+            "discriminator": optimizer(learning_rate=8e-5, warmup=5000, b1=0.0, weight_decay=0.0, clip=0.0),
         }
     return config
 

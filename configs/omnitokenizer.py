@@ -14,6 +14,10 @@ half of the encoder's spatial layers; for the windows throughout of the paper's 
 count the discriminators (13.8M) and the perceptual network (14.7M) of the training code; about 52M are the tokenizer's.
 The perceptual loss is off until the user names a file: --config.losses.perceptual.name=lpips
 --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=4.0
+
+What differs from the public code at ``paper``: one discriminator judges images and clips, where the code has one for
+each and leaves the images' out after the first stage; its feature matching (weight 4), and the noise and blur on what
+it sees, are left out; a batch holds videos and images together instead of in turn.
 """
 
 from ml_collections import ConfigDict

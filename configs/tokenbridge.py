@@ -14,7 +14,7 @@ channels of 6 bits. What differs from it there: places come in raster order inst
 own order instead of that of their frequencies; the features reach the head as its first input instead of by adaptive
 norms, which hold 27M of the published 486M parameters; guidance is on the logits of every channel instead of on the
 features; the posterior's mean is rounded instead of a sample; the class comes in by cross-attention, whose layers the
-published counts leave out.
+published counts leave out; the autoencoder is trained with the losses of ``configs/magvit2.py``.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -55,6 +55,7 @@ def tokenizer(size: str) -> ConfigDict:
     if size == "paper":
         config = magvit2.image(size)
         config.data.clip.update({"height": 256, "width": 256})
+        config.losses.schedule = ()
     else:
         config = phenaki.tokenizer(size)
     config.model = network(size)
