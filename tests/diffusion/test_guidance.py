@@ -49,6 +49,8 @@ def test_outside_its_interval_guidance_is_off():
 def test_rescaling_keeps_the_deviation():
     guided, full = apply(ClassifierFree(6.0)), apply(Rescale(ClassifierFree(6.0), 1.0))
     np.testing.assert_allclose(full.std((1, 2)), GIVEN.std((1, 2)), rtol=1e-5)
+    ratio = GIVEN.std((1, 2), keepdims=True) / guided.std((1, 2), keepdims=True)
+    np.testing.assert_allclose(full, guided * ratio, atol=1e-5)
     np.testing.assert_array_equal(apply(Rescale(ClassifierFree(6.0), 0.0)), guided)
     np.testing.assert_allclose(apply(Rescale(ClassifierFree(6.0), 0.3)), 0.7 * guided + 0.3 * full, atol=1e-5)
 

@@ -14,6 +14,7 @@ from videogen.diffusion import (
     Heun,
     KarrasGrid,
     RectifiedFlow,
+    Step,
     UniformGrid,
     UniPC,
     VariancePreserving,
@@ -180,3 +181,23 @@ def test_mistakes_teach():
         sample(zero, FLOW, DDIM(), np.array([0.1, 0.9]), KEYS, (3,), prediction="v")
     with pytest.raises(UserError, match="eta"):
         DDIM(eta=2.0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("process", [FLOW, VP], ids=str)
+def test_a_step_of_ddim_is_that_of_the_paper(process, eta):
+    """Song et al. (2021), equation 12, in their variables a = alpha² and x / alpha' for processes of another scale."""
+    time, later = jnp.array([0.7, 0.6]), jnp.array([0.5, 0.3])
+    sample, clean, fresh = jax.random.normal(jax.random.key(0), (3, 2, 4))
+    step = Step.of(process, time, later, sample)
+    moved = DDIM(eta).update(sample, lambda x, t: clean, step, fresh)
+    alpha, sigma, next_alpha, next_sigma = (
+        np.asarray(x, np.float64)[:, None] for t in (time, later) for x in process.scales(t)
+    )
+    # The noise that is new: their sigma, of variance-preserving scales.
+    decay = alpha * next_sigma / (sigma * next_alpha)
+    new = eta * next_sigma * np.sqrt(1 - decay**2)
+    noise = (np.asarray(sample) - alpha * clean) / sigma
+    expected = next_alpha * clean + np.sqrt(next_sigma**2 - new**2) * noise + new * np.asarray(fresh)
+    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-5)
+    assert eta == 0 or np.abs(new).min() > 0.05

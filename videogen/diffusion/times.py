@@ -97,7 +97,7 @@ def draw_times(
         still follows the law, and frames of an example stay independent.
     """
     if stratified:
-        strata = jnp.arange(shape[0], dtype=jnp.float32) / shape[0]
+        strata = jnp.arange(shape[0]) / shape[0]
         if len(shape) > 1:
             # Each frame deals its strata out anew, or two frames would lie equally far apart in all examples.
             strata = jnp.broadcast_to(strata.reshape(-1, *(1 for _ in shape[1:])), shape)
