@@ -265,4 +265,8 @@ def test_captions_count_only_where_there_are_some(tmp_path):
         for i, indices in enumerate(codes(4)):
             writer.write(indices, "" if i % 2 else "some", 0)
     assert build(tmp_path / "cache").captioned == 2
+    with TokenWriter(tmp_path / "unlabelled", META | {"classes": []}) as writer:
+        writer.write(codes(1)[0])
+        writer.write(codes(1)[0].tolist(), label=4)
+    assert np.frombuffer((tmp_path / "unlabelled" / "labels.bin").read_bytes(), "<i4").tolist() == [-1, 4]
     assert build(tmp_path / "cache").made_from is None
