@@ -151,3 +151,43 @@ def test_first_frames_are_whole_blocks(block, legal):
             generator.generate(text(1), 11, seed=0, first_frames=clip[:, :given])
     with pytest.raises(UserError, match="none to draw"):
         generator.generate(text(1), 3, seed=0, first_frames=clip[:, :3])
+
+
+def untold(config) -> tuple[tasks.Task, dict]:
+    """A tiny system that is told nothing."""
+    config.data.clip.update({"frames": 5, "height": 16, "width": 16})
+    config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
+    config.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
+    config.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
+    with config.unlocked():
+        config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+    task = tasks.build(config)
+    return task, task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+
+
+def test_pictures_of_clips_of_which_nothing_is_known():
+    """A folder of videos without captions and classes gives batches of pixels alone."""
+    config = phenaki.generator("debug")
+    config.sampler.steps = 2
+    clip = np.random.default_rng(0).integers(0, 256, (6, 5, 16, 16, 3)).astype(np.uint8)
+    task, modules = untold(config)
+    (picture,) = task.pictures(modules, {"video": clip}, seed=0)
+    assert len(picture.rows) == 4 and all(drawn.shape == (5, 16, 16, 3) for _, drawn in picture.rows)
+
+
+def test_pictures_begin_with_the_given_frames_of_held_out_clips_or_codes():
+    config = nbp.generator("debug", "700M")
+    config.model.update({"start": "given", "given": 2, "block": (1, 1, 4)})
+    task, modules = untold(config)
+    clip = np.random.default_rng(0).integers(0, 256, (6, 5, 16, 16, 3)).astype(np.uint8)
+    (picture,) = task.pictures(modules, {"video": clip}, seed=0)
+    for original, drawn in picture.rows:
+        np.testing.assert_array_equal(drawn[:3], original[:3])
+    codes = np.asarray(task.codes(modules, {"video": clip}).indices)
+    (cached,) = task.pictures(modules, {"indices": codes}, seed=0)
+    decoded = tasks.base.to_pixels(task.detokenize(modules, task.codes(modules, {"indices": codes})))
+    assert len(cached.rows) == 4
+    for (original, drawn), expected in zip(cached.rows, decoded, strict=False):
+        # Whole numbers of a pixel, up to the rounding of another batch.
+        np.testing.assert_allclose(original, expected, atol=1)
+        np.testing.assert_array_equal(drawn[:3], original[:3])
