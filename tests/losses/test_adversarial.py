@@ -77,10 +77,10 @@ def test_r1_is_differentiable_in_the_parameters():
 
 def test_lecam_follows_the_logits_and_holds_back_a_winner():
     lecam = LeCam(decay=0.5)
-    lecam.update(REAL, FAKE, active=jnp.array(False))
+    lecam.update(REAL.mean(), FAKE.mean(), active=jnp.array(False))
     assert float(lecam.real.get_value()) == float(lecam.fake.get_value()) == 0
     for _ in range(20):
-        lecam.update(REAL, FAKE, active=jnp.array(True))
+        lecam.update(REAL.mean(), FAKE.mean(), active=jnp.array(True))
     assert float(lecam.real.get_value()) == pytest.approx(float(REAL.mean()), abs=1e-4)
     assert float(lecam.fake.get_value()) == pytest.approx(float(FAKE.mean()), abs=1e-4)
     above, below = np.maximum(0, REAL - FAKE.mean()), np.maximum(0, REAL.mean() - FAKE)

@@ -177,6 +177,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from videogen.parallel import batch_sharding, make_mesh
+from tests.quantizers.training import train
 from videogen.quantizers import build
 
 vq = {"name": "vq", "size": 16, "width": 4, "cosine": False, "restart_threshold": 0.02}
@@ -196,7 +197,7 @@ for config in configs:
     @jax.jit
     def step(state, z):
         quantizer = nnx.merge(graph, state)
-        quantized = quantizer(z, key=jax.random.key(1), train=True)
+        quantized = train(quantizer, z, key=jax.random.key(1))
         return nnx.state(quantizer), quantized
 
     alone, plain = step(start, z)

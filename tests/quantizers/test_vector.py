@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.quantizers.training import train
 from videogen.errors import UserError
 from videogen.losses.entropy import entropy_penalty
 from videogen.quantizers import VectorQuantizer
@@ -96,7 +97,7 @@ def test_moving_averages_written_out(cosine):
     codes, counts, sums = np.array(quantizer.codebook.get_value()), np.zeros(SIZE), np.zeros((SIZE, WIDTH))
     for step in range(3):
         z = np.array(jax.random.normal(jax.random.key(step), (11, WIDTH)))
-        quantizer(jnp.asarray(z), train=True)
+        train(quantizer, jnp.asarray(z))
         z = unit(z) if cosine else z
         ids = [int(np.argmin(((row - codes) ** 2).sum(-1))) for row in z]
         counts, sums = 0.8 * counts, 0.8 * sums
@@ -117,7 +118,7 @@ def test_averages_converge_to_the_cluster_means_and_smoothing_keeps_the_total():
     noise = 0.1 * np.random.default_rng(0).normal(size=(SIZE, 20, WIDTH))
     z = jnp.asarray(centres[:, None] + noise, jnp.float32)
     for _ in range(30):
-        quantized = quantizer(z, train=True)
+        quantized = train(quantizer, z)
     np.testing.assert_array_equal(quantized.indices[..., 0], np.arange(SIZE)[:, None].repeat(20, 1))
     np.testing.assert_allclose(quantizer.codebook.get_value(), z.mean(1), rtol=1e-4)
     smoothed = np.asarray(quantizer.sums.get_value() / quantizer.codebook.get_value())
@@ -129,7 +130,7 @@ def test_a_code_that_was_never_used_keeps_its_place(cosine):
     quantizer = make(cosine=cosine)
     before = np.array(quantizer.codebook.get_value())
     z = jnp.asarray(before[:2]).repeat(4, 0)
-    quantizer(z, train=True)
+    train(quantizer, z)
     np.testing.assert_allclose(quantizer.codebook.get_value()[2:], before[2:], atol=1e-6)
 
 
@@ -138,14 +139,14 @@ def test_a_code_no_longer_used_keeps_its_place(cosine):
     """5,000 steps without a use: long after its averages have vanished in float32."""
     quantizer = make(cosine=cosine)
     start = quantizer.codebook.get_value()
-    quantizer(start, train=True)
+    train(quantizer, start)
     graph, state = nnx.split(quantizer)
 
     @jax.jit
     def many(state):
         def step(_, state):
             quantizer = nnx.merge(graph, state)
-            quantizer(start[:1], train=True)
+            train(quantizer, start[:1])
             return nnx.state(quantizer)
 
         return jax.lax.fori_loop(0, 5000, step, state)
@@ -163,8 +164,8 @@ def test_restart_replaces_exactly_the_dead_codes(cosine, update):
     untouched = make(**settings)
     z = jnp.asarray(quantizer.codebook.get_value())[jnp.array([0, 0, 0, 1, 2, 2])] + 0.01
     # After one step the averages are 1.5, 0.5, 1, 0, 0, 0: codes 1, 3, 4 and 5 fall below 0.75.
-    quantizer(z, key=jax.random.key(0), train=True)
-    untouched(z, train=True)
+    train(quantizer, z, key=jax.random.key(0))
+    train(untouched, z)
     codes, expected = quantizer.codebook.get_value(), untouched.codebook.get_value()
     np.testing.assert_array_equal(codes[jnp.array([0, 2])], expected[jnp.array([0, 2])])
     batch = unit(z) if cosine else np.asarray(z)
@@ -180,9 +181,9 @@ def test_restarted_code_has_time_to_be_found():
     """A latent far from all others comes back in every fourth batch: its restarted code is still there."""
     quantizer = make(cosine=False, decay=0.9, restart_threshold=0.3)
     far = jnp.full((1, WIDTH), 5.0)
-    train = nnx.jit(lambda quantizer, z, key: quantizer(z, key=key, train=True))
+    step_of = nnx.jit(lambda quantizer, z, key: train(quantizer, z, key=key))
     for step in range(40):
-        train(quantizer, latents(60).at[:1].set(far) if step % 4 == 0 else latents(60), jax.random.key(step))
+        step_of(quantizer, latents(60).at[:1].set(far) if step % 4 == 0 else latents(60), jax.random.key(step))
         if step > 8:
             assert np.abs(quantizer.codebook.get_value() - far).max(-1).min() < 1
 
@@ -191,12 +192,12 @@ def test_restart_follows_its_key_and_needs_one():
     codes = []
     for seed in (0, 0, 1):
         quantizer = make(restart_threshold=10.0)
-        quantizer(latents(), key=jax.random.key(seed), train=True)
+        train(quantizer, latents(), key=jax.random.key(seed))
         codes.append(np.asarray(quantizer.codebook.get_value()))
     np.testing.assert_array_equal(codes[0], codes[1])
     assert np.abs(codes[0] - codes[2]).max() > 1e-3
     with pytest.raises(UserError, match="random key"):
-        make(restart_threshold=10.0)(latents(), train=True)
+        train(make(restart_threshold=10.0), latents())
 
 
 def test_restarts_keep_a_collapsed_codebook_alive():
@@ -206,9 +207,9 @@ def test_restarts_keep_a_collapsed_codebook_alive():
     for threshold in (0.0, 0.5):
         quantizer = make(cosine=False, decay=0.5, restart_threshold=threshold)
         quantizer.codebook.set_value(jnp.full((SIZE, WIDTH), 100.0).at[0].set(0.0))
-        train = nnx.jit(lambda quantizer, key: quantizer(z, key=key, train=True))
+        step_of = nnx.jit(lambda quantizer, key: train(quantizer, z, key=key))
         for step in range(8):
-            quantized = train(quantizer, jax.random.key(step))
+            quantized = step_of(quantizer, jax.random.key(step))
         usage[threshold] = int((quantized.statistics["counts"] > 0).sum())
     assert usage == {0.0: 1, 0.5: SIZE}
 
@@ -217,6 +218,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from videogen.parallel import batch_sharding, make_mesh
+from tests.quantizers.training import train
 from videogen.quantizers import VectorQuantizer
 
 z = jax.random.normal(jax.random.key(0), (8, 5, 3))
@@ -225,7 +227,7 @@ graph, start = nnx.split(VectorQuantizer(16, 3, restart_threshold=0.02, rngs=nnx
 @jax.jit
 def step(state, z):
     quantizer = nnx.merge(graph, state)
-    quantized = quantizer(z, key=jax.random.key(1), train=True)
+    quantized = train(quantizer, z, key=jax.random.key(1))
     return nnx.state(quantizer), quantized
 
 plain_state, plain = step(start, z)

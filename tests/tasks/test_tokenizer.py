@@ -9,6 +9,7 @@ from flax import nnx
 from configs import phenaki
 from videogen import tasks
 from videogen.errors import UserError
+from videogen.nn import MicroBatch
 from videogen.training.state import new_state, split, structure_of
 from videogen.training.step import make_train_step
 
@@ -87,7 +88,9 @@ def test_codebook_statistics_move_with_training_only(config):
     before = jax.tree.map(jnp.array, before)
     module.tokenize(video)
     assert not moved(before, split({"m": module})[2])
-    module.bottleneck(module.encode(video), key=jax.random.key(0), train=True)
+    _, _, _, measured = module.bottleneck(module.encode(video), key=jax.random.key(0), train=True)
+    assert not moved(before, split({"m": module})[2])
+    module.quantizer.update(measured["update_sums"], measured["candidates"], jax.random.key(0))
     assert moved(before, split({"m": module})[2])
 
 
@@ -137,7 +140,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(config)
     graph, *state = nnx.split(modules["tokenizer"], nnx.Param, ...)
     params, rest = map(nnx.to_pure_dict, state)
     key, step = jax.random.key(1), jnp.zeros((), jnp.int32)
-    frame_key = jax.random.split(key, 3)[1]
+    frame_key = MicroBatch().keys(jax.random.split(key, 3)[1], len(video))
 
     def reconstruct(params):
         model = nnx.merge(graph, params, rest)
@@ -154,7 +157,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(config)
     def together(params):
         def loss(params):
             live = {**modules, "tokenizer": nnx.merge(graph, params, rest)}
-            return task._autoencode(live, video, key, step)[:2]
+            return task._autoencode(live, video, key, step, MicroBatch())[:2]
 
         return jax.grad(loss, has_aux=True)(params)
 
@@ -177,14 +180,15 @@ def test_the_discriminator_and_its_penalty_work_in_the_steps_that_are_due(config
     example = {"video": jnp.asarray(batch(0)["video"]), "reconstruction_0": -video}
     judged = jax.jit(lambda step: task.discriminator_loss(modules, example, jax.random.key(0), step))
     outcomes = [judged(jnp.asarray(step)) for step in range(6)]
-    assert [bool(outcome.active) for _, outcome in outcomes] == [False, True, False, True, False, True]
+    active = [task.active["discriminator"](out.metrics, jnp.asarray(step)) for step, (_, out) in enumerate(outcomes)]
+    assert [bool(moves) for moves in active] == [False, True, False, True, False, True]
     assert [float(loss) > 0 for loss, _ in outcomes] == [False, True, False, True, False, True]
     penalties = [float(outcome.metrics["r1"]) for _, outcome in outcomes]
     assert [penalty > 0 for penalty in penalties] == [False, True, False, False, False, True]
 
-    always = modules_with_discriminator(config, start=1)[0].discriminator_loss
-    loss, outcome = jax.jit(lambda: always(modules, example, jax.random.key(0), jnp.asarray(1)))()
-    assert outcome.active is None
+    always = modules_with_discriminator(config, start=1)[0]
+    loss, outcome = jax.jit(lambda: always.discriminator_loss(modules, example, jax.random.key(0), jnp.asarray(1)))()
+    assert not always.active
     # Two updates without the penalty for one of double weight.
     assert penalties[1] == pytest.approx(2 * float(outcome.metrics["r1"]), rel=1e-4)
     r1 = config.losses.adversarial.r1
@@ -195,7 +199,9 @@ def test_a_discriminator_that_wins_rests(config):
     task, modules, video = modules_with_discriminator(config, rest_below=100.0)
     example = {"video": jnp.asarray(batch(0)["video"]), "reconstruction_0": -video}
     judged = jax.jit(lambda: task.discriminator_loss(modules, example, jax.random.key(0), jnp.asarray(0)))
-    assert not judged()[1].active
+    loss, outcome = judged()
+    assert not task.active["discriminator"](outcome.metrics, jnp.asarray(0))
+    assert task.active["discriminator"]({"discriminator_loss": jnp.asarray(100.5)}, jnp.asarray(0))
 
 
 def test_clips_of_other_sizes_are_judged_at_the_size_of_the_discriminator(config):

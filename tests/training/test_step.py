@@ -23,15 +23,17 @@ class Count(nnx.Variable):
 
 
 class Counted(nnx.Module):
-    """A matrix that counts its uses."""
+    """A matrix that counts the examples it has seen."""
 
     def __init__(self, rngs):
         self.linear = Linear(4, 4, axes=("embed", None), rngs=rngs)
         self.uses = Count(jnp.zeros(()))
 
     def __call__(self, x):
-        self.uses.set_value(self.uses.get_value() + 1)
         return self.linear(x)
+
+    def update(self, uses):
+        self.uses.set_value(self.uses.get_value() + uses)
 
 
 class Coder(nnx.Module):
@@ -44,18 +46,26 @@ class Task:
 
     def __init__(self):
         self.losses = {"coder": self.loss, "judge": self.resting}
+        self.updates = {"coder": self.update}
+        self.active = {"judge": lambda metrics, step: step % 2 == 0}
 
     def init(self, rngs):
         return {"coder": Coder(rngs), "judge": Counted(rngs)}
 
-    def loss(self, modules, batch, key, step):
+    def loss(self, modules, batch, key, step, micro):
         coder = modules["coder"]
         error = coder.decoder(coder.encoder_norm(coder.encoder(batch["x"]))) - 1.0
-        return jnp.mean(error**2), Outcome({"loss": jnp.mean(error**2)})
+        uses = jnp.asarray(len(batch["x"]), jnp.float32)
+        return jnp.mean(error**2), Outcome({"loss": jnp.mean(error**2)}, sums={"uses": uses})
 
-    def resting(self, modules, batch, key, step):
+    def update(self, modules, sums, rows, key, step):
+        for part in (modules["coder"].encoder, modules["coder"].encoder_norm, modules["coder"].decoder):
+            part.update(sums["uses"])
+        return {}
+
+    def resting(self, modules, batch, key, step, micro):
         loss = jnp.mean(modules["judge"](batch["x"]) ** 2)
-        return loss, Outcome({"judge_loss": loss}, active=step % 2 == 0)
+        return loss, Outcome({"judge_loss": loss})
 
 
 def config(freeze=(), name="adamw", accumulate=1):

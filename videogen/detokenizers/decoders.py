@@ -14,7 +14,7 @@ from videogen.detokenizers.networks import ContextDecoder, Denoiser, Grid
 from videogen.detokenizers.pyramid import Pyramid
 from videogen.diffusion import Heun, Step, UniformGrid, VariancePreserving, draw_times
 from videogen.errors import UserError
-from videogen.nn import Stream
+from videogen.nn import MicroBatch, Stream, draw, example_keys
 from videogen.shapes import Compression, Latents, Video
 
 Cache = tuple[Any, ...]
@@ -58,13 +58,14 @@ class ConditionedDecoder(nnx.Module):
         self.denoiser = Denoiser(pyramid, self.context.widths, widths, deeper_strides, channels=channels, **common)
         self.channels = channels
 
-    def denoise(self, latents: Latents, video: Video, key: jax.Array) -> Video:
+    def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
         """What training compares with ``video``: the clean video that the decoder sees in a noisy one.
 
         Args:
           latents: of the video.
           video: in [-1, 1].
           key: decides noise and noise levels.
+          micro: which examples of the batch these are; ``None`` means all.
         """
         raise NotImplementedError
 
@@ -88,7 +89,7 @@ class ConditionedDecoder(nnx.Module):
 class RegressionDecoder(ConditionedDecoder):
     """The same networks without noise: the deterministic decoder that a diffusion decoder is measured against."""
 
-    def denoise(self, latents: Latents, video: Video, key: jax.Array) -> Video:
+    def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
         return self.decode(latents)
 
     def decode(self, latents: Latents) -> Video:
@@ -162,10 +163,14 @@ class DiffusionDecoder(ConditionedDecoder):
             rngs=rngs,
         )
 
-    def denoise(self, latents: Latents, video: Video, key: jax.Array) -> Video:
-        time_key, noise_key = jax.random.split(key)
-        time = draw_times(self.law, self.process, time_key, video.shape[:1], shift=self.shift, stratified=True)
-        noisy = self.process.add_noise(video, jax.random.normal(noise_key, video.shape), time)
+    def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
+        micro, (time_key, noise_key) = micro or MicroBatch(), jax.random.split(key)
+
+        def times(batch: int) -> Float[Array, "batch"]:
+            return draw_times(self.law, self.process, time_key, (batch,), shift=self.shift, stratified=True)
+
+        time = micro.rows(times, len(video))
+        noisy = self.process.add_noise(video, micro.draw(jax.random.normal, noise_key, video.shape), time)
         return self.denoiser(noisy, time, self.context(latents))
 
     def decode(self, latents: Latents, *, steps: int | None = None) -> Video:
@@ -189,9 +194,13 @@ class DiffusionDecoder(ConditionedDecoder):
         return UniformGrid()(steps, self.process)
 
     def begin(self, latents: Latents, key: jax.Array) -> tuple[Video, diffusion.Denoise]:
-        """What a decoding begins with, where ``key`` decides the noise, and the denoiser ``(x_t, t) -> video``."""
+        """What a decoding begins with, where ``key`` decides the noise, and the denoiser ``(x_t, t) -> video``.
+
+        ``key`` is one, or one of each clip.
+        """
         context = self.context(latents)
-        start = self.temperature * jax.random.normal(key, self._video_shape(context))
+        shape = self._video_shape(context)
+        start = self.temperature * draw(jax.random.normal, example_keys(key, shape[0]), shape)
         return start, lambda noisy, t: self.denoiser(noisy, t, context)
 
     def _video_shape(self, context: Sequence[Grid]) -> tuple[int, ...]:

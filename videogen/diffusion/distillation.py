@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from videogen.diffusion.processes import Process, spread
 from videogen.diffusion.solvers import DDIM, Euler, Solver, Step, integrate
 from videogen.errors import UserError
+from videogen.nn import MicroBatch
 
 Sample = Float[Array, "batch ..."]
 Grid = Float[Array, "points batch"] | Float[Array, "points batch time"]
@@ -79,6 +80,7 @@ def distillation_loss(
     *,
     substeps: int,
     prediction: str,
+    micro: MicroBatch | None = None,
 ) -> Float[Array, ""]:
     """Mean squared difference of the student's velocity and the mean one of the teacher, at a random step each example.
 
@@ -92,9 +94,11 @@ def distillation_loss(
       key: decides which step each example learns.
       substeps: equal steps of time that the teacher takes in every interval.
       prediction: what both predict, a name in ``PREDICTIONS``.
+      micro: which examples of the batch these are; ``None`` means all.
     """
-    intervals, batch = states.shape[:2]
-    which, rows = jax.random.randint(key, (batch,), 0, intervals), jnp.arange(batch)
+    micro, (intervals, batch) = micro or MicroBatch(), states.shape[:2]
+    which = micro.draw(lambda key, shape: jax.random.randint(key, shape, 0, intervals), key, (batch,))
+    rows = jnp.arange(batch)
     state, time, next_time = states[which, rows], grid[which, rows], grid[which + 1, rows]
 
     shares = (jnp.arange(substeps + 1) / substeps).reshape(-1, *(1,) * time.ndim)
@@ -108,4 +112,4 @@ def distillation_loss(
     # A frame that is given has sigma 0; its quotient is not used, and must not be infinite for the gradient's sake.
     velocity = (state - (alpha + sigma) * clean) / jnp.where(moves, sigma, 1.0)
     error = jnp.where(moves, velocity - target, 0.0) ** 2
-    return jnp.sum(error) / jnp.sum(jnp.broadcast_to(moves, error.shape))
+    return jnp.sum(error) / micro.mean(jnp.sum(jnp.broadcast_to(moves, error.shape)) * 1.0)

@@ -29,12 +29,15 @@ from videogen.nn import (
     Full,
     Linear,
     Mask,
+    MicroBatch,
     Stack,
     TimeEmbedding,
+    draw,
     lay_out,
     modulate,
     patchify,
     rotary_angles,
+    split_keys,
     unpatchify,
 )
 from videogen.shapes import Latents, TokenGrid
@@ -290,45 +293,54 @@ class FlowTransformer(nnx.Module):
     # Training --------------------------------------------------------------------------------------------------------
 
     def loss(
-        self, latents: Latents, conditioning: Conditioning, key: jax.Array, *, train: bool = True
+        self,
+        latents: Latents,
+        conditioning: Conditioning,
+        key: jax.Array,
+        *,
+        train: bool = True,
+        micro: MicroBatch | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Weighted mean squared error of the prediction over the frames that are not given, and metric ``loss``.
 
-        Times are spread evenly over the batch (stratified). In training the latent statistics move.
+        Times are spread evenly over the batch (stratified). Latents are normalised by the statistics of earlier steps.
         """
-        batch, frames = latents.shape[:2]
+        micro, (batch, frames) = micro or MicroBatch(), latents.shape[:2]
         grid = TokenGrid(*latents.shape[1:4])
         time_key, noise_key, prefix_key, drop_key, dropout_key = jax.random.split(key, 5)
-        if train:
-            self.statistics.update(latents)
-            if self.condition_drop > 0:
-                conditioning = conditioning.drop(jax.random.bernoulli(drop_key, self.condition_drop, (batch,)))
+        if train and self.condition_drop > 0:
+            conditioning = conditioning.drop(micro.draw(jax.random.uniform, drop_key, (batch,)) < self.condition_drop)
         clean = self.statistics.normalise(latents)
-        noise = jax.random.normal(noise_key, clean.shape)
-        shape = (batch, self.tokens(grid).time) if self.frame_times else (batch,)
-        t = diffusion.draw_times(self.law, self.process, time_key, shape, shift=self.shift_of(grid), stratified=True)
+        noise = micro.draw(jax.random.normal, noise_key, clean.shape)
+        t = micro.rows(lambda size: self._draw_times(time_key, size, grid), batch)
         if self.frame_times:
             t = jnp.repeat(t, self.patch[0], axis=1)
         weight = diffusion.loss_weight(self.weighting, self.prediction, self.process, t)
         given = jnp.zeros((batch, 1), bool)
         if train and self.prefix_share > 0 and frames > self.patch[0]:
-            given = self.draw_given(prefix_key, batch, frames)
+            given = self.draw_given(micro.keys(prefix_key, batch), frames)
             t = jnp.where(given, 0.0, t if t.ndim == 2 else t[:, None])
         noisy = self.process.add_noise(clean, noise, t)
-        drop = dropout_key if train and self.dropout else None
+        drop = micro.keys(dropout_key, batch) if train and self.dropout else None
         value = self.predict(noisy, t, self.prepare(conditioning), key=drop)
         error = jnp.mean((value - self.process.target(self.prediction, clean, noise, t)) ** 2, axis=(2, 3, 4))
         weighted = (weight if weight.ndim == 2 else weight[:, None]) * error
         counted = jnp.broadcast_to(~given, error.shape)
-        loss = jnp.sum(jnp.where(counted, weighted, 0.0)) / jnp.sum(counted)
+        # A sum of the micro-batch over the mean count of the whole batch: its mean is the whole batch's quotient.
+        loss = jnp.sum(jnp.where(counted, weighted, 0.0)) / micro.mean(jnp.sum(counted) * 1.0)
         return loss, {"loss": loss}
 
-    def draw_given(self, key: jax.Array, batch: int, frames: int) -> Bool[Array, "batch time"]:
-        """Which frames are given: of some examples the first ones, at least one and not all."""
-        some_key, count_key = jax.random.split(key)
-        unit = self.patch[0]
-        count = unit * jax.random.randint(count_key, (batch,), 1, frames // unit)
-        count = jnp.where(jax.random.bernoulli(some_key, self.prefix_share, (batch,)), count, 0)
+    def _draw_times(self, key: jax.Array, batch: int, grid: TokenGrid) -> Float[Array, "batch ..."]:
+        """Stratified times of the examples of a batch, or of every frame of a token's."""
+        shape = (batch, self.tokens(grid).time) if self.frame_times else (batch,)
+        return diffusion.draw_times(self.law, self.process, key, shape, shift=self.shift_of(grid), stratified=True)
+
+    def draw_given(self, keys: jax.Array, frames: int) -> Bool[Array, "batch time"]:
+        """Which frames are given: of some examples the first ones, at least one and not all; a key for each example."""
+        some_keys, count_keys = split_keys(keys, 2)
+        unit, batch = self.patch[0], keys.shape
+        count = unit * draw(lambda key, shape: jax.random.randint(key, shape, 1, frames // unit), count_keys, batch)
+        count = jnp.where(draw(jax.random.uniform, some_keys, batch) < self.prefix_share, count, 0)
         return jnp.arange(frames) < count[:, None]
 
     # Sampling --------------------------------------------------------------------------------------------------------

@@ -35,16 +35,22 @@ class LatentStatistics(nnx.Module):
         self.count = LatentStatistic(jnp.zeros((), jnp.int32))
         self.seen = LatentStatistic(jnp.zeros(()))
 
-    def update(self, latents: Latents) -> None:
-        """Takes a batch in, of videos or images: every latent counts the same. The mean over it spans the mesh."""
+    @staticmethod
+    def sums(latents: Latents) -> dict[str, Array]:
+        """What ``update`` needs of latents; that of several micro-batches, of videos and images, is added up."""
         latents = jax.lax.stop_gradient(latents.astype(jnp.float32))
-        count, new = self.count.get_value(), float(math.prod(latents.shape[:-1]))
+        count = jnp.full((), float(math.prod(latents.shape[:-1])))
+        return {"count": count, "mean": latents.sum((0, 1, 2, 3)), "square": (latents**2).sum((0, 1, 2, 3))}
+
+    def update(self, sums: dict[str, Array]) -> None:
+        """Takes the latents of a step in: every one counts the same. Sums span the mesh."""
+        count, new = self.count.get_value(), sums["count"]
         counts = count < self.updates
         rate = jnp.where(counts, new / (self.seen.get_value() + new), 0.0)
         self.seen.set_value(self.seen.get_value() + jnp.where(counts, new, 0.0))
-        for variable, value in ((self.mean, latents), (self.square, latents**2)):
+        for name, variable in (("mean", self.mean), ("square", self.square)):
             old = variable.get_value()
-            variable.set_value(old + rate * (value.mean(axis=(0, 1, 2, 3)) - old))
+            variable.set_value(old + rate * (sums[name] / new - old))
         self.count.set_value(jnp.minimum(count + 1, self.updates))
 
     @property

@@ -32,6 +32,7 @@ from videogen.nn import (
     Block,
     BlockCausal,
     LearnedPositions,
+    MicroBatch,
     Stack,
     parameter,
     rotary_angles,
@@ -284,7 +285,9 @@ class NextBlockTransformer(nnx.Module):
         ids, micro = self._sequence(codes), micro or MicroBatch()
         drop_key, token_key, random_key, dropout_key = jax.random.split(key, 4)
         if train and self.condition_drop > 0:
-            conditioning = conditioning.drop(micro.draw(jax.random.uniform, drop_key, ids.shape[:1]) < self.condition_drop)
+            conditioning = conditioning.drop(
+                micro.draw(jax.random.uniform, drop_key, ids.shape[:1]) < self.condition_drop
+            )
         seen = ids
         if train and self.token_drop > 0:
             limits = jnp.array(self.vocabulary)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from videogen.errors import UserError, near_matches
 
@@ -100,11 +100,10 @@ class LeCam(nnx.Module):
         below = jax.nn.relu(self.real.get_value() - fake)
         return jnp.mean(above**2) + jnp.mean(below**2)
 
-    def update(self, real_logits: Logits, fake_logits: Logits, active: Float[Array, ""]) -> None:
-        """Moves the averages towards the batch means, where ``active``."""
-        for average, logits in ((self.real, real_logits), (self.fake, fake_logits)):
+    def update(self, real: Scalar, fake: Scalar, active: Bool[Array, ""]) -> None:
+        """Moves the averages towards the mean logits of a step, where ``active``."""
+        for average, mean in ((self.real, real), (self.fake, fake)):
             old = average.get_value()
-            mean = jnp.mean(jax.lax.stop_gradient(logits).astype(jnp.float32))
             average.set_value(jnp.where(active, self.decay * old + (1 - self.decay) * mean, old))
 
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from videogen.nn import Mean, whole
+
 
 def entropy(probabilities: Float[Array, "... categories"]) -> Float[Array, "..."]:
     """Shannon entropy in nats over the last axis, float32.
@@ -14,11 +16,13 @@ def entropy(probabilities: Float[Array, "... categories"]) -> Float[Array, "..."
     return -jnp.sum(p * jnp.log(jnp.maximum(p, jnp.finfo(jnp.float32).tiny)), axis=-1)
 
 
-def entropy_penalty(logits: Float[Array, "samples categories"], diversity: float = 1.0) -> Float[Array, ""]:
+def entropy_penalty(
+    logits: Float[Array, "samples categories"], diversity: float = 1.0, mean: Mean = whole
+) -> Float[Array, ""]:
     """``E[H(p)] - diversity · H(E[p])`` of softmax distributions: low for confident samples that use all categories.
 
     Between -diversity·log K (confident and even) and log K; 0 when all samples are sure of one category, and, at
-    diversity 1, when every sample is undecided.
+    diversity 1, when every sample is undecided. ``mean`` takes means over these samples to means over the whole batch.
     """
     p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    return jnp.mean(entropy(p)) - diversity * entropy(jnp.mean(p, axis=0))
+    return jnp.mean(entropy(p)) - diversity * entropy(mean(jnp.mean(p, axis=0)))

@@ -9,7 +9,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.losses.entropy import entropy
-from videogen.nn import NORMS, Block, Causal, LearnedPositions, Linear, Stack, l2_normalize
+from videogen.nn import (
+    NORMS,
+    Block,
+    Causal,
+    LearnedPositions,
+    Linear,
+    Stack,
+    draw,
+    example_keys,
+    l2_normalize,
+    split_keys,
+)
 from videogen.schedules import ramp
 
 NORM = "layer"
@@ -89,12 +100,13 @@ class AutoregressivePrior(nnx.Module):
 
         A share ``ratio`` of the second round's vectors, never the first one, is drawn from the first round's logits.
         """
-        draw_key, mix_key = jax.random.split(key)
+        draw_keys, mix_keys = split_keys(example_keys(key, len(given)), 2)
         first = self.logits(given, codebook)
-        drawn = jax.lax.stop_gradient(codebook)[jax.random.categorical(draw_key, jax.lax.stop_gradient(first))]
+        ids = jax.vmap(jax.random.categorical)(draw_keys, jax.lax.stop_gradient(first))
+        drawn = jax.lax.stop_gradient(codebook)[ids]
         # What was drawn at a place stands at the next one.
         drawn = jnp.concatenate([given[:, :1], drawn[:, :-1]], axis=1)
-        replaced = jax.random.bernoulli(mix_key, ratio, given.shape[:2])
+        replaced = draw(lambda key, shape: jax.random.bernoulli(key, ratio, shape), mix_keys, given.shape[:2])
         return first, self.logits(jnp.where(replaced[..., None], drawn, given), codebook)
 
     def __call__(
@@ -113,7 +125,7 @@ class AutoregressivePrior(nnx.Module):
           ids: their codes, the targets.
           codebook: the vector of every id.
           ratio: share of the second round's inputs that are draws (``mixing_ratio``).
-          key: random key of the draws.
+          key: random key of the draws, one or one of each example.
         """
         first, second = self.rounds(vectors[:, :-1], codebook, ratio, key)
         targets = ids[:, 1:]

@@ -14,8 +14,9 @@ from videogen.nn.convolution import (
     repeat,
 )
 from videogen.nn.factorised import FactorisedStack
-from videogen.nn.linear import Embedding, Linear, next_key, parameter, truncated_normal
+from videogen.nn.linear import FULL, Embedding, Linear, next_key, parameter, truncated_normal
 from videogen.nn.masks import BlockCausal, Causal, CausalWindow, Full, Mask, PrefixLM, Window, mask_array
+from videogen.nn.micro_batches import Mean, MicroBatch, draw, example_keys, split_keys, whole
 from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
 from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
@@ -33,6 +34,7 @@ from videogen.nn.transformer import MLP, NORMS, REMAT_POLICIES, Block, Stack, dr
 from videogen.nn.windows import merge_windows, partition_windows
 
 __all__ = [
+    "FULL",
     "MLP",
     "MODULATIONS",
     "NORMS",
@@ -56,6 +58,8 @@ __all__ = [
     "LearnedPositions",
     "Linear",
     "Mask",
+    "Mean",
+    "MicroBatch",
     "PositionGenerator",
     "PrefixLM",
     "RMSNorm",
@@ -70,7 +74,9 @@ __all__ = [
     "checkpointed",
     "convolve",
     "depthwise",
+    "draw",
     "dropout",
+    "example_keys",
     "grid_of",
     "l2_normalize",
     "lay_out",
@@ -85,6 +91,8 @@ __all__ = [
     "rotary_angles",
     "rotate",
     "sincos_positions",
+    "split_keys",
     "truncated_normal",
     "unpatchify",
+    "whole",
 ]

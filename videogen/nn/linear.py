@@ -15,6 +15,9 @@ Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 truncated_normal = nnx.initializers.truncated_normal
 lecun_normal = nnx.initializers.lecun_normal()
 
+FULL = jax.lax.Precision.HIGHEST
+"""Float32 products in float32 throughout; by default accelerators round their inputs to fewer digits."""
+
 
 def next_key(rngs: nnx.Rngs) -> jax.Array:
     """``rngs.params()``, the same keys: that one searches all operations traced so far at every call."""
@@ -37,6 +40,7 @@ class Linear(nnx.Module):
     Leading axes are flattened to one matrix product: XLA's CPU backend reaches its fast routine only for
     2-D products, and GPUs do the same internally. The TPU compiler chooses better layouts where the axes stay.
     Where the sequence axis is sharded (context parallelism) flattening would mix two sharded axes.
+    ``precision`` is that of the product (``FULL`` next to quantizers), by default the platform's.
     """
 
     def __init__(
@@ -47,10 +51,11 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None] = ("embed", None),
         bias: bool = True,
         initializer: Initializer = lecun_normal,
+        precision: jax.lax.Precision | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.inputs, self.outputs, self.precision, self.dtype = inputs, outputs, precision, dtype
         self.kernel = parameter(rngs, (inputs, outputs), axes, initializer)
         self.bias = parameter(rngs, (outputs,), (axes[1],), nnx.initializers.zeros_init()) if bias else None
 
@@ -58,7 +63,7 @@ class Linear(nnx.Module):
         leading = x.shape[:-1]
         if target_platform() != "tpu" and mesh_axis_size("context") == 1:
             x = x.reshape(math.prod(leading), self.inputs)
-        y = x.astype(self.dtype) @ self.kernel.get_value().astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), self.kernel.get_value().astype(self.dtype), precision=self.precision)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(self.dtype)
         return y.reshape(*leading, self.outputs)

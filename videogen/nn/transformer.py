@@ -13,6 +13,7 @@ from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention, KeyValues
 from videogen.nn.linear import Linear, next_key, truncated_normal
 from videogen.nn.masks import Full, Mask
+from videogen.nn.micro_batches import draw, example_keys, split_keys
 from videogen.nn.modulation import MODULATIONS, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm
 from videogen.nn.positions import PositionGenerator
@@ -39,10 +40,16 @@ step. On a mesh one layer at a time is gathered."""
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """Zeroes a share ``rate`` of the entries and rescales the rest; the identity without a key."""
+    """Zeroes a share ``rate`` of the entries and rescales the rest; the identity without a key.
+
+    Args:
+      x: what is thinned out.
+      rate: the share.
+      key: one, or one of each example of the leading axis.
+    """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    keep = draw(lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape), example_keys(key, len(x)), x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -152,7 +159,7 @@ class Block(nnx.Module):
         (``modulation.lay_out``). With a ``stream`` of the caches of ``begin``, ``x [batch, positions, width]``
         continues the sequence they hold.
         """
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        keys = (None, None, None) if key is None else split_keys(key, 3)
         axes = GRID_AXES[self.time_axis] if x.ndim == 5 else ("sequence",)
         x = constrain(x, "batch", *axes, "embed")
         if self.position_generator is not None:
@@ -252,7 +259,7 @@ class Stack(nnx.Module):
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, depth)
+        keys = None if key is None else split_keys(key, depth)
         alone = target_platform() == "cpu" and not on_mesh()
         few = min(depth, UNROLLED_ON_CPU) if alone else 1
         x, contexts = jax.lax.scan(layer, x, (state, keys, past), unroll=few)

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
 from videogen.losses.commitment import codebook_loss, commitment
-from videogen.nn import parameter, truncated_normal
-from videogen.quantizers.base import Quantized, Quantizer, count_levels, nearest_euclidean
+from videogen.nn import Mean, parameter, truncated_normal, whole
+from videogen.quantizers.base import Quantized, Quantizer, count_levels, nearest_euclidean, product
 
 
 class AdditiveQuantizer(Quantizer):
@@ -68,7 +68,7 @@ class AdditiveQuantizer(Quantizer):
 
             def extend(residual: Array, codes: Array = codes, squares: Array = squares) -> tuple[Array, Array]:
                 """The beam's best codes for one partial sum: (-error, id), one table at a time."""
-                gain, index = jax.lax.top_k(2 * residual @ codes.T - squares, self.beam)
+                gain, index = jax.lax.top_k(product(2 * residual, codes.T) - squares, self.beam)
                 return gain - jnp.sum(residual * residual, -1, keepdims=True), index
 
             scores, indices = jax.lax.map(extend, residuals)
@@ -94,9 +94,14 @@ class AdditiveQuantizer(Quantizer):
         return jnp.where(error[1] < error[0], searched, greedy)
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Quantises ``latents``; ``key`` and ``train`` are part of the contract and change nothing."""
+        """Quantises ``latents``; the other arguments are part of the contract and change nothing."""
         z = latents.astype(jnp.float32)
         ids = self.encode(z.reshape(-1, self.width)).reshape(*z.shape[:-1], self.levels)
         chosen = self.lookup(ids)

@@ -1,6 +1,7 @@
 """What every quantizer is and returns, and what several of them share."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
+from videogen.nn import FULL, split_keys
 from videogen.parallel import target_platform
 
 CACHED = 2**20
@@ -28,12 +30,23 @@ class Quantized:
       losses: weighted auxiliary losses by name, scalars.
       statistics: ``counts``, how often each code was used in the batch, over the whole mesh: the codes of all
         levels one after another, as long as the vocabulary's sum.
+      update_sums: what ``Quantizer.update`` needs of these latents; that of several calls is added up. Empty where
+        nothing is to be updated.
+      candidates: arrays with a leading axis of tokens, latents that ``update`` may make codes of; those of several
+        calls are laid end to end. Empty like ``update_sums``.
     """
 
     latents: Float[Array, "... code"]
     indices: Int[Array, "... levels"]
     losses: dict[str, Float[Array, ""]]
     statistics: dict[str, Array]
+    update_sums: Any = dataclasses.field(default_factory=dict)
+    candidates: Any = dataclasses.field(default_factory=dict)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The statistics, and what an update needs."""
+        return {**self.statistics, "update_sums": self.update_sums, "candidates": self.candidates}
 
 
 class QuantizerState(nnx.Variable):
@@ -42,6 +55,9 @@ class QuantizerState(nnx.Variable):
 
 class Quantizer(nnx.Module):
     """What the families have in common; each adds ``__call__``, ``lookup`` and ``vocabulary``.
+
+    A call never changes the quantizer. What moves with the data rather than by gradients moves in ``update``, once per
+    training step, by what all calls of the step with ``train`` returned.
 
     Attributes:
       width: width of a code.
@@ -57,6 +73,20 @@ class Quantizer(nnx.Module):
     @property
     def input_width(self) -> int:
         return self.width
+
+    def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
+        """Moves codebooks and averages one step; here nothing moves.
+
+        Args:
+          sums: ``Quantized.update_sums``, added up over the step.
+          candidates: ``Quantized.candidates`` of the step.
+          key: for what is drawn at random.
+        """
+
+
+def product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``a @ b``, float32 throughout: accelerators' faster products give some tokens a code that is not the nearest."""
+    return jnp.matmul(a, b, precision=FULL)
 
 
 def count_codes(indices: Int[Array, "..."], size: int) -> Float[Array, "size"]:
@@ -82,7 +112,7 @@ def nearest(
     if latents.shape[0] * size > CACHED and size <= CACHED and _one_cpu():
         return _nearest_in_cache(latents, codes, offset)
     if size <= LARGEST_TABLE:
-        return jnp.argmax(latents @ codes.T + offset, axis=-1).astype(jnp.int32)
+        return jnp.argmax(product(latents, codes.T) + offset, axis=-1).astype(jnp.int32)
     blocks = -(-size // LARGEST_TABLE)
     padding = blocks * LARGEST_TABLE - size
     codes = jnp.pad(codes, ((0, padding), (0, 0))).reshape(blocks, LARGEST_TABLE, -1)
@@ -91,7 +121,7 @@ def nearest(
     def compare(best: tuple, block: tuple) -> tuple[tuple, None]:
         value, index = best
         start, codes, offset = block
-        scores = latents @ codes.T + offset
+        scores = product(latents, codes.T) + offset
         here = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         score = jnp.max(scores, axis=-1)
         return (jnp.maximum(score, value), jnp.where(score > value, start + here, index)), None
@@ -115,7 +145,7 @@ def _nearest_in_cache(
     places = jnp.arange(len(codes), dtype=jnp.int32)
 
     def of_one(latent: Float[Array, "width"]) -> Int[Array, ""]:
-        scores = latent @ codes.T + offset
+        scores = product(latent, codes.T) + offset
         return jnp.min(jnp.where(scores == jnp.max(scores), places, len(codes) - 1))
 
     return jax.lax.map(of_one, latents, batch_size=CACHED // len(codes))
@@ -134,5 +164,5 @@ def require_key(key: jax.Array | None, what: str) -> jax.Array:
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """``count`` keys, all ``None`` without a key."""
-    return [None] * count if key is None else list(jax.random.split(key, count))
+    """``count`` keys (of each example, where ``key`` is), all ``None`` without a key."""
+    return [None] * count if key is None else list(split_keys(key, count))

@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
-from videogen.quantizers.base import Quantizer
+from videogen.nn import Mean, whole
+from videogen.quantizers.base import Quantizer, product
 
 LARGEST_LEVEL_BITS = 24
 """Bits of one id: their counts must fit in memory."""
@@ -33,23 +34,26 @@ def joint_mean(logits: Float[Array, "samples bits"]) -> Float[Array, "codes"]:
         return p
 
     low, high = np.array_split(np.arange(logits.shape[1]), 2)
-    return (outer(low).T @ outer(high)).reshape(-1) / logits.shape[0]
+    return product(outer(low).T, outer(high)).reshape(-1) / logits.shape[0]
 
 
-def bit_entropies(logits: Float[Array, "... bits"], largest_group: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def bit_entropies(
+    logits: Float[Array, "... bits"], largest_group: int, mean: Mean = whole
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean entropy of one latent's distribution over codes, and the entropy of the batch-mean distribution, in nats.
 
     Args:
       logits: log odds of each bit.
       largest_group: the batch entropy is exact up to this many bits; more bits are split evenly into groups whose
         entropies are added, as if the groups were independent (Zhao et al., 2024), which bounds memory.
+      mean: from means over these latents to means over the whole batch.
     """
     bits = logits.shape[-1]
     logits = logits.reshape(-1, bits)
     sample = jnp.mean(jnp.sum(binary_entropy(logits), -1))
     batch = jnp.zeros(())
     for columns in np.array_split(np.arange(bits), -(-bits // largest_group)):
-        joint = joint_mean(logits[:, columns])
+        joint = mean(joint_mean(logits[:, columns]))
         batch -= jnp.sum(joint * jnp.log(jnp.maximum(joint, 1e-20)))
     return sample, batch
 

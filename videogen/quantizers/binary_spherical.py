@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videogen.nn import l2_normalize
+from videogen.nn import Mean, l2_normalize, whole
 from videogen.quantizers.base import Quantized, count_levels
 from videogen.quantizers.binary import BinaryQuantizer, bit_entropies
 from videogen.quantizers.estimators import straight_through
@@ -46,16 +46,23 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         """The unit vectors of ids."""
         return self.signs(indices) * self.width**-0.5
 
-    def entropy_loss(self, u: Float[Array, "... width"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def entropy_loss(
+        self, u: Float[Array, "... width"], mean: Mean = whole
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean entropy of one unit latent's distribution, and the entropy of the batch mean, in nats."""
-        return bit_entropies((4.0 / (self.temperature * self.width**0.5)) * u, self.largest_group)
+        return bit_entropies((4.0 / (self.temperature * self.width**0.5)) * u, self.largest_group, mean)
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Normalises and takes signs; ``key`` and ``train`` are part of the contract and change nothing."""
+        """Normalises and takes signs; ``mean`` gives the batch's entropy, ``key`` and ``train`` change nothing."""
         u = l2_normalize(latents.astype(jnp.float32))
         codes, ids = jnp.where(u > 0, 1.0, -1.0) * self.width**-0.5, self.ids(u)
-        sample, batch = self.entropy_loss(u)
+        sample, batch = self.entropy_loss(u, mean)
         losses = {"entropy": self.entropy_weight * (sample - self.diversity * batch)}
         return Quantized(straight_through(u, codes), ids, losses, {"counts": count_levels(ids, self.vocabulary)})

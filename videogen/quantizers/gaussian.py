@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
+from videogen.nn import Mean, draw, example_keys, whole
 from videogen.quantizers.base import Quantized, Quantizer, require_key
 
 
@@ -42,16 +43,21 @@ class GaussianQuantizer(Quantizer):
         )
 
     def __call__(
-        self, latents: Float[Array, "... posterior"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... posterior"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """The posterior's mean; with ``train`` a sample, drawn with ``key``."""
-        mean, log_variance = split_posterior(latents, self.width)
-        codes = mean
+        """The posterior's mean; with ``train`` a sample, drawn with ``key``, one or one of each example."""
+        center, log_variance = split_posterior(latents, self.width)
+        codes = center
         if train:
-            noise = jax.random.normal(require_key(key, "a Gaussian posterior"), mean.shape)
-            codes = mean + jnp.exp(0.5 * log_variance) * noise
-        kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1.0 - log_variance)
-        indices = jnp.zeros((*mean.shape[:-1], 0), jnp.int32)
+            keys = example_keys(require_key(key, "a Gaussian posterior"), len(latents))
+            codes = center + jnp.exp(0.5 * log_variance) * draw(jax.random.normal, keys, center.shape)
+        kl = 0.5 * jnp.mean(center**2 + jnp.exp(log_variance) - 1.0 - log_variance)
+        indices = jnp.zeros((*center.shape[:-1], 0), jnp.int32)
         return Quantized(codes, indices, {"kl": self.kl_weight * kl}, {"counts": jnp.zeros(0)})
 
 

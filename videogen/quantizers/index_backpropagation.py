@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.losses.entropy import entropy_penalty
 from videogen.losses.pixel import l2
-from videogen.nn import parameter, truncated_normal
-from videogen.quantizers.base import Quantized, Quantizer, count_codes
+from videogen.nn import Mean, parameter, truncated_normal, whole
+from videogen.quantizers.base import Quantized, Quantizer, count_codes, product
 
 
 class IndexBackpropagationQuantizer(Quantizer):
@@ -52,18 +52,23 @@ class IndexBackpropagationQuantizer(Quantizer):
         return self.codebook.get_value()[indices[..., 0]]
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Quantises ``latents``; ``key`` and ``train`` are part of the contract and change nothing."""
+        """Quantises ``latents``; ``mean`` gives the batch's entropy, ``key`` and ``train`` change nothing."""
         z, codes = latents.astype(jnp.float32), self.codebook.get_value()
-        logits = z.reshape(-1, self.width) @ codes.T
+        logits = product(z.reshape(-1, self.width), codes.T)
         indices = jnp.argmax(logits, axis=-1).reshape(z.shape[:-1])
         chosen = codes[indices]
         # The soft mixture adds its gradient to the chosen code and, to the bit, nothing to its value.
-        mixture = (jax.nn.softmax(logits, axis=-1) @ jax.lax.stop_gradient(codes)).reshape(z.shape)
+        mixture = product(jax.nn.softmax(logits, axis=-1), jax.lax.stop_gradient(codes)).reshape(z.shape)
         quantized = chosen + (mixture - jax.lax.stop_gradient(mixture))
         loss = l2(quantized, z) + commitment(z, chosen) + self.commitment_weight * codebook_loss(z, chosen)
         losses = {"codebook": self.loss_weight * loss}
         if self.entropy_weight:
-            losses["entropy"] = self.entropy_weight * entropy_penalty(logits)
+            losses["entropy"] = self.entropy_weight * entropy_penalty(logits, mean=mean)
         return Quantized(quantized, indices[..., None], losses, {"counts": count_codes(indices, self.size)})

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.losses.commitment import commitment
+from videogen.nn import Mean, whole
 from videogen.quantizers.base import Quantized, count_levels
 from videogen.quantizers.binary import BinaryQuantizer, bit_entropies
 from videogen.quantizers.estimators import straight_through
@@ -51,17 +52,24 @@ class LookupFreeQuantizer(BinaryQuantizer):
         """The ±1 vectors of ids."""
         return self.signs(indices)
 
-    def entropy_loss(self, z: Float[Array, "... width"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def entropy_loss(
+        self, z: Float[Array, "... width"], mean: Mean = whole
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean entropy of one latent's distribution, and the entropy of the batch-mean distribution, in nats."""
-        return bit_entropies((4.0 / self.temperature) * z, self.largest_group)
+        return bit_entropies((4.0 / self.temperature) * z, self.largest_group, mean)
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Takes signs; ``key`` and ``train`` are part of the contract and change nothing."""
+        """Takes signs; ``mean`` gives the batch's entropy, ``key`` and ``train`` change nothing."""
         z = latents.astype(jnp.float32)
         codes, ids = jnp.where(z > 0, 1.0, -1.0), self.ids(z)
-        sample, batch = self.entropy_loss(z)
+        sample, batch = self.entropy_loss(z, mean)
         losses = {
             "entropy": self.entropy_weight * (sample - self.diversity * batch),
             "commitment": self.commitment_weight * commitment(z, codes),

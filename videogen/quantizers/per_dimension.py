@@ -1,6 +1,7 @@
 """Post-training quantization: every dimension of trained continuous latents becomes one id (TokenBridge)."""
 
 from statistics import NormalDist
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError, near_matches
+from videogen.nn import Mean, whole
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_levels
 from videogen.quantizers.estimators import straight_through
 from videogen.quantizers.gaussian import split_posterior
@@ -40,7 +42,8 @@ def uniform_values(bins: int) -> Float[np.ndarray, "bins"]:
 class PerDimensionQuantizer(Quantizer):
     """Each dimension, normalised by its own mean and deviation, takes the nearest of ``bins`` fixed values.
 
-    Nothing is trained: mean and deviation are measured on the latents of all batches that come with ``train``. A
+    Nothing is trained: mean and deviation are measured on the latents of all steps that come with ``train``, each of
+    which is quantised with what was measured before it. A
     trained tokenizer with continuous latents gets ids by a stage that starts from it with this quantizer and all its
     weights frozen (``configs/tokenbridge.py``), or at once by
     ``model.quantizer = PerDimensionQuantizer(width); model.quantizer.fit(latents)``.
@@ -98,18 +101,26 @@ class PerDimensionQuantizer(Quantizer):
 
     def fit(self, latents: Float[Array, "... input"]) -> None:
         """Measures mean and deviation of every dimension on latents of the data, all earlier ones forgotten."""
+        z = self._latents(latents).reshape(-1, self.width)
+        # About the latents' own mean: squares of large numbers would leave few digits for the deviation.
+        self.mean.set_value(jnp.mean(z, axis=0))
         self.measured.set_value(jnp.zeros(()))
-        self._measure(self._latents(latents))
+        self.update(self._sums(z), {})
 
-    def _measure(self, z: Float[Array, "... width"]) -> None:
+    def _sums(self, z: Float[Array, "... width"]) -> dict[str, Array]:
+        """Number, sum and sum of squares of latents, about the mean so far."""
+        z = jax.lax.stop_gradient(z).reshape(-1, self.width) - self.mean.get_value()
+        return {"count": jnp.full((), float(len(z))), "first": z.sum(0), "second": jnp.sum(z**2, axis=0)}
+
+    def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Adds latents to those that mean and deviation are of (Chan, Golub and LeVeque, 1979)."""
-        z = jax.lax.stop_gradient(z).reshape(-1, self.width)
-        before, mean = self.measured.get_value(), self.mean.get_value()
-        total = before + z.shape[0]
-        share = z.shape[0] / total
-        step = jnp.mean(z, axis=0) - mean
-        variance = (1 - share) * (self.deviation.get_value() ** 2 + share * step**2) + share * jnp.var(z, axis=0)
-        self.mean.set_value(mean + share * step)
+        before, count = self.measured.get_value(), jnp.maximum(sums["count"], 1.0)
+        total = before + sums["count"]
+        share = sums["count"] / total
+        step = sums["first"] / count
+        variance = jnp.maximum(sums["second"] / count - step**2, 0.0)
+        variance = (1 - share) * (self.deviation.get_value() ** 2 + share * step**2) + share * variance
+        self.mean.set_value(self.mean.get_value() + share * step)
         self.deviation.set_value(jnp.maximum(jnp.sqrt(variance), 1e-6))
         self.measured.set_value(total)
 
@@ -119,15 +130,19 @@ class PerDimensionQuantizer(Quantizer):
         return values * self.deviation.get_value() + self.mean.get_value()
 
     def __call__(
-        self, latents: Float[Array, "... input"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... input"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Takes the nearest value; with ``train`` the latents are measured first, ``key`` changes nothing."""
+        """Takes the nearest value; with ``train`` the latents are measured, ``key`` and ``mean`` change nothing."""
         z = self._latents(latents)
-        if train:
-            self._measure(z)
         values = self._values()
         borders = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
         normalised = (z - self.mean.get_value()) / self.deviation.get_value()
         indices = jnp.searchsorted(borders, normalised).astype(jnp.int32)
         counts = count_levels(indices, self.vocabulary)
-        return Quantized(straight_through(z, self.lookup(indices)), indices, {}, {"counts": counts})
+        sums = self._sums(z) if train else {}
+        return Quantized(straight_through(z, self.lookup(indices)), indices, {}, {"counts": counts}, sums)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from videogen import quantizers
 from videogen.errors import UserError
+from videogen.nn import Mean, whole
 from videogen.quantizers.base import Quantized, Quantizer, split_key
 
 
@@ -42,17 +43,31 @@ class ProductQuantizer(Quantizer):
         return jnp.concatenate([q.lookup(i) for q, i in zip(self.quantizers, ids, strict=True)], axis=-1)
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
         """Quantises the groups, each with a key of its own."""
         groups = len(self.quantizers)
         parts = jnp.split(latents.astype(jnp.float32), groups, axis=-1)
         keys = [key] if groups == 1 else split_key(key, groups)
-        results = [q(z, key=k, train=train) for q, z, k in zip(self.quantizers, parts, keys, strict=True)]
+        results = [q(z, key=k, train=train, mean=mean) for q, z, k in zip(self.quantizers, parts, keys, strict=True)]
         losses = {name: sum(result.losses[name] for result in results) / groups for name in results[0].losses}
         return Quantized(
             jnp.concatenate([result.latents for result in results], axis=-1),
             jnp.concatenate([result.indices for result in results], axis=-1),
             losses,
             {"counts": jnp.concatenate([result.statistics["counts"] for result in results])},
+            [result.update_sums for result in results],
+            [result.candidates for result in results],
         )
+
+    def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
+        """Updates the groups, each with a key of its own."""
+        groups = len(self.quantizers)
+        keys = [key] if groups == 1 else split_key(key, groups)
+        for quantizer, *own in zip(self.quantizers, sums, candidates, keys, strict=True):
+            quantizer.update(*own)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen import quantizers
 from videogen.errors import UserError
+from videogen.nn import Mean, draw, example_keys, split_keys, whole
 from videogen.quantizers.base import Quantized, Quantizer, require_key, split_key
 from videogen.quantizers.estimators import get_estimator
 
@@ -72,24 +73,29 @@ class ResidualQuantizer(Quantizer):
 
     def _kept(self, items: int, key: jax.Array | None) -> Bool[Array, "items levels"]:
         """Which levels are in the sum of each item."""
-        key = require_key(key, "quantizer dropout")
         levels = len(self.quantizers)
-        which, number = jax.random.split(key)
-        kept = jax.random.randint(number, (items,), 1, levels + 1)
-        kept = jnp.where(jax.random.bernoulli(which, self.dropout, (items,)), kept, levels)
+        which, number = split_keys(example_keys(require_key(key, "quantizer dropout"), items), 2)
+        kept = draw(lambda key, shape: jax.random.randint(key, shape, 1, levels + 1), number, (items,))
+        dropped = draw(lambda key, shape: jax.random.bernoulli(key, self.dropout, shape), which, (items,))
+        kept = jnp.where(dropped, kept, levels)
         return jnp.arange(levels) < kept[:, None]
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Quantises ``latents``; with ``train`` the levels move and ``key`` decides what is dropped."""
+        """Quantises ``latents``; with ``train`` ``key``, one or one of each example, decides what is dropped."""
         z = latents.astype(jnp.float32)
         *keys, dropout_key = split_key(key, len(self.quantizers) + 1)
         kept = self._kept(z.shape[0], dropout_key) if train and self.dropout else None
         residual, total, losses, results = z, jnp.zeros_like(z), {}, []
         for m, quantizer in enumerate(self.quantizers):
             scale = self.scale**m
-            result = quantizer(residual / scale, key=keys[m], train=train)
+            result = quantizer(residual / scale, key=keys[m], train=train, mean=mean)
             codes = scale * jax.lax.stop_gradient(result.latents)
             residual = residual - codes
             if kept is not None:
@@ -100,4 +106,11 @@ class ResidualQuantizer(Quantizer):
             results.append(result)
         indices = jnp.concatenate([result.indices for result in results], axis=-1)
         counts = jnp.concatenate([result.statistics["counts"] for result in results])
-        return Quantized(self.estimator(z, total), indices, losses, {"counts": counts})
+        sums, candidates = ([getattr(result, name) for result in results] for name in ("update_sums", "candidates"))
+        return Quantized(self.estimator(z, total), indices, losses, {"counts": counts}, sums, candidates)
+
+    def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
+        """Updates the levels, each with a key of its own."""
+        keys = split_key(key, len(self.quantizers) + 1)
+        for quantizer, *own in zip(self.quantizers, sums, candidates, keys[:-1], strict=True):
+            quantizer.update(*own)

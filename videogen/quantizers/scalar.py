@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError, near_matches
+from videogen.nn import Mean, whole
 from videogen.quantizers.base import Quantized, Quantizer, count_codes
 from videogen.quantizers.estimators import straight_through
 
@@ -81,9 +82,14 @@ class FiniteScalarQuantizer(Quantizer):
         return self._scaled(digits + self._first()).astype(jnp.float32)
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Rounds ``latents``; ``key`` and ``train`` are part of the contract and change nothing here."""
+        """Rounds ``latents``; the other arguments are part of the contract and change nothing."""
         bounded = self._bounded(latents.astype(jnp.float32))
         digits = jnp.round(bounded) if self.bound == "tanh" else jnp.floor(bounded + 0.5)
         ids = jnp.sum((digits.astype(jnp.int32) - self._first()) * self._basis(), -1, keepdims=True)

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
-from videogen.nn import Linear, next_key, truncated_normal
+from videogen.nn import FULL, Linear, Mean, next_key, truncated_normal, whole
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_codes, nearest_euclidean
 from videogen.quantizers.estimators import get_estimator
 
@@ -37,7 +37,7 @@ class SimVectorQuantizer(Quantizer):
         self.estimator = get_estimator(estimator)
         # The projection's initial scale keeps lengths: codes start with about unit length.
         self.table = QuantizerState(truncated_normal(width**-0.5)(next_key(rngs), (size, width), jnp.float32))
-        self.projection = Linear(width, width, axes=(None, None), bias=False, rngs=rngs)
+        self.projection = Linear(width, width, axes=(None, None), bias=False, precision=FULL, rngs=rngs)
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
@@ -49,9 +49,14 @@ class SimVectorQuantizer(Quantizer):
         return self.projection(self.table.get_value())[indices[..., 0]]
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Quantises ``latents``; ``key`` and ``train`` are part of the contract and change nothing."""
+        """Quantises ``latents``; the other arguments are part of the contract and change nothing."""
         z = latents.astype(jnp.float32)
         codes = self.projection(self.table.get_value())
         indices = nearest_euclidean(z.reshape(-1, self.width), codes)

@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
-from videogen.nn import l2_normalize, parameter, truncated_normal
-from videogen.quantizers.base import Quantized, Quantizer, count_codes, require_key
+from videogen.nn import Mean, example_keys, l2_normalize, parameter, truncated_normal, whole
+from videogen.quantizers.base import Quantized, Quantizer, count_codes, product, require_key
 from videogen.quantizers.estimators import get_estimator
 
 
@@ -50,17 +50,21 @@ class StochasticVectorQuantizer(Quantizer):
         return l2_normalize(self.codebook.get_value())[indices[..., 0]]
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Quantises ``latents``; with ``train`` the codes are drawn with ``key``."""
+        """Quantises ``latents``; with ``train`` the codes are drawn with ``key``, one or one of each example."""
         z, codes = l2_normalize(latents.astype(jnp.float32)), l2_normalize(self.codebook.get_value())
-        scores = jax.lax.stop_gradient(z.reshape(-1, self.width) @ codes.T)
+        scores = jax.lax.stop_gradient(product(z, codes.T))
         if train:
-            key = require_key(key, "stochastic quantization")
-            indices = jax.random.categorical(key, scores / self.temperature)
+            keys = example_keys(require_key(key, "stochastic quantization"), len(z))
+            indices = jax.vmap(jax.random.categorical)(keys, scores / self.temperature)
         else:
             indices = jnp.argmax(scores, axis=-1)
-        indices = indices.reshape(z.shape[:-1])
         chosen = codes[indices]
         losses = {
             "commitment": self.commitment_weight * commitment(z, chosen),

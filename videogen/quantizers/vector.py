@@ -1,5 +1,7 @@
 """Vector quantization with a learned codebook: EMA or gradient updates, Euclidean or cosine, dead-code restart."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from videogen.errors import UserError
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.losses.entropy import entropy_penalty
-from videogen.nn import l2_normalize, parameter, truncated_normal
+from videogen.nn import Mean, l2_normalize, parameter, truncated_normal, whole
 from videogen.quantizers.base import (
     Quantized,
     Quantizer,
@@ -16,6 +18,7 @@ from videogen.quantizers.base import (
     count_codes,
     nearest,
     nearest_euclidean,
+    product,
     require_key,
 )
 from videogen.quantizers.estimators import get_estimator
@@ -32,8 +35,8 @@ class VectorQuantizer(Quantizer):
         (codes are parameters trained by the codebook loss).
       decay: EMA decay of counts and sums.
       commitment_weight: weight of ``mean (z - sg(e))²``.
-      restart_threshold: a code whose EMA count per batch falls below this is replaced by a latent of the
-        batch, drawn in proportion to its quantization error; 0 switches restarts off. A fresh EMA codebook
+      restart_threshold: a code whose EMA count per step falls below this is replaced by a latent of the
+        step, drawn in proportion to its quantization error; 0 switches restarts off. A fresh EMA codebook
         starts from the first batch this way.
       entropy_weight: weight of ``E[H(p)] - H(E[p])`` with p the softmax of ``-distance / temperature``, which
         spreads use over the codes (MAGVIT: 0.1); it holds a table of all distances.
@@ -60,7 +63,7 @@ class VectorQuantizer(Quantizer):
     ):
         if update not in ("ema", "gradient"):
             raise UserError(f"codebook update must be 'ema' or 'gradient', got {update!r}")
-        self.size, self.width, self.cosine, self.update = size, width, cosine, update
+        self.size, self.width, self.cosine, self.moving = size, width, cosine, update == "ema"
         self.decay, self.commitment_weight, self.restart_threshold = decay, commitment_weight, restart_threshold
         self.entropy_weight, self.temperature = entropy_weight, temperature
         self.estimator, self.euclidean = get_estimator(estimator), not cosine
@@ -87,9 +90,14 @@ class VectorQuantizer(Quantizer):
         return self._codes()[indices[..., 0]]
 
     def __call__(
-        self, latents: Float[Array, "... width"], *, key: jax.Array | None = None, train: bool = False
+        self,
+        latents: Float[Array, "... width"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        mean: Mean = whole,
     ) -> Quantized:
-        """Quantises ``latents``; with ``train`` it also updates the moving averages (``key`` picks restarts)."""
+        """Quantises ``latents``; ``mean`` gives the batch's entropy, ``key`` changes nothing."""
         z = latents.astype(jnp.float32)
         z = l2_normalize(z) if self.cosine else z
         flat = z.reshape(-1, self.width)
@@ -99,52 +107,59 @@ class VectorQuantizer(Quantizer):
         chosen = codes[indices].reshape(z.shape)
         counts = count_codes(indices, self.size)
         losses = {"commitment": self.commitment_weight * commitment(z, chosen)}
-        if self.update == "gradient":
+        if not self.moving:
             losses["codebook"] = codebook_loss(z, chosen)
         if self.entropy_weight:
             # The z² term is the same for all codes: the softmax does not see it.
-            affinity = 2 * flat @ codes.T - jnp.sum(codes * codes, -1)
-            losses["entropy"] = self.entropy_weight * entropy_penalty(affinity / self.temperature)
-        if train:
-            self._update(jax.lax.stop_gradient(flat), indices, counts, key)
-        return Quantized(self.estimator(z, chosen), indices.reshape(*z.shape[:-1], 1), losses, {"counts": counts})
+            affinity = product(2 * flat, codes.T) - jnp.sum(codes * codes, -1)
+            losses["entropy"] = self.entropy_weight * entropy_penalty(affinity / self.temperature, mean=mean)
+        ids = indices.reshape(*z.shape[:-1], 1)
+        sums, candidates = {}, {}
+        if train and hasattr(self, "counts"):
+            flat = jax.lax.stop_gradient(flat)
+            sums = {"counts": counts}
+            if self.moving:
+                sums["latents"] = jnp.zeros_like(codes).at[indices].add(flat)
+            if self.restart_threshold > 0:
+                error = jnp.sum((flat - jax.lax.stop_gradient(codes)[indices]) ** 2, -1)
+                candidates = {"latents": flat, "error": error}
+        return Quantized(self.estimator(z, chosen), ids, losses, {"counts": counts}, sums, candidates)
 
-    def _poorly_coded(
-        self, flat: Float[Array, "tokens width"], indices: Int[Array, "tokens"], key: jax.Array
-    ) -> Int[Array, "size"]:
-        """Draws latents in proportion to their squared quantization error, as k-means++ draws its centres.
-
-        Uniform draws would give nearly all codes to what is common: backgrounds.
-        """
-        error = jnp.cumsum(jnp.sum((flat - self._codes()[indices]) ** 2, -1))
-        return jnp.searchsorted(error, jax.random.uniform(key, (self.size,)) * error[-1])
-
-    def _update(self, flat: Array, indices: Array, counts: Array, key: jax.Array | None) -> None:
-        """Moves the averages one step; then restarts dead codes from the (global) batch."""
-        if not hasattr(self, "counts"):
+    def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
+        """Moves the averages one step; then restarts dead codes from the latents of the step, which ``key`` picks."""
+        if not sums:
             return
-        ema_counts = self.decay * self.counts.get_value() + (1 - self.decay) * counts
+        ema_counts = self.decay * self.counts.get_value() + (1 - self.decay) * sums["counts"]
         codes = self.codebook.get_value()
-        if self.update == "ema":
-            added = jnp.zeros_like(codes).at[indices].add(flat)
-            sums = self.decay * self.sums.get_value() + (1 - self.decay) * added
+        if self.moving:
+            latents = self.decay * self.sums.get_value() + (1 - self.decay) * sums["latents"]
             total = ema_counts.sum()
             smoothed = (ema_counts + 1e-5) / (total + self.size * 1e-5) * total
             # A code unused (for long) keeps its place: the smoothing would draw it to the origin.
             used = ema_counts[:, None] > 0.1 * (1 - self.decay)
-            codes = jnp.where(used, sums / jnp.maximum(smoothed, 1e-12)[:, None], codes)
+            codes = jnp.where(used, latents / jnp.maximum(smoothed, 1e-12)[:, None], codes)
             codes = l2_normalize(codes) if self.cosine else codes
         if self.restart_threshold > 0:
             key = require_key(key, "a quantizer with restart_threshold > 0")
             dead = ema_counts < self.restart_threshold
-            fresh = flat[self._poorly_coded(flat, indices, key)]
+            fresh = candidates["latents"][poorly_coded(candidates["error"], self.size, key)]
             codes = jnp.where(dead[:, None], fresh, codes)
-            # As if one latent of every batch chose it: time to be found before it can count as dead again.
+            # As if one latent of every step chose it: time to be found before it can count as dead again.
             count = max(1.0, self.restart_threshold)
             ema_counts = jnp.where(dead, count, ema_counts)
-            if self.update == "ema":
-                sums = jnp.where(dead[:, None], count * fresh, sums)
-        self.codebook.set_value(codes)
+            if self.moving:
+                latents = jnp.where(dead[:, None], count * fresh, latents)
+        if self.moving or self.restart_threshold > 0:
+            self.codebook.set_value(codes)
         self.counts.set_value(ema_counts)
-        if self.update == "ema":
-            self.sums.set_value(sums)
+        if self.moving:
+            self.sums.set_value(latents)
+
+
+def poorly_coded(error: Float[Array, "tokens"], count: int, key: jax.Array) -> Int[Array, "count"]:
+    """Draws tokens in proportion to their squared quantization error, as k-means++ draws its centres.
+
+    Uniform draws would give nearly all codes to what is common: backgrounds.
+    """
+    error = jnp.cumsum(error)
+    return jnp.searchsorted(error, jax.random.uniform(key, (count,)) * error[-1])

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from videogen.errors import UserError, near_matches
+from videogen.nn import MicroBatch
 from videogen.parallel import on_host
 from videogen.shapes import Video
 
@@ -24,18 +25,30 @@ class Outcome(NamedTuple):
     """What a loss function hands back beside the loss.
 
     Attributes:
-      metrics: scalars to log.
-      handover: arrays added to the batch that later parameter groups of the same step see.
-      active: whether the group's parameters and moments move in this step; ``None`` means always.
+      metrics: scalars to log, means over the examples at hand; the step logs their mean over its micro-batches.
+      handover: arrays added to the batch that later parameter groups see of the same examples.
+      sums: what the group's update needs, added up over the micro-batches of a step.
+      rows: what it needs, arrays with a leading axis that those of the next micro-batch are laid behind.
     """
 
     metrics: dict[str, Float[Array, ""]]
     handover: dict[str, Array] = {}
-    active: Bool[Array, ""] | None = None
+    sums: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
 
 
-LossFunction = Callable[[Modules, Batch, jax.Array, Array], tuple[Float[Array, ""], Outcome]]
-"""(modules, batch, random key, step) -> (scalar to minimise, outcome)."""
+LossFunction = Callable[[Modules, Batch, jax.Array, Array, MicroBatch], tuple[Float[Array, ""], Outcome]]
+"""(modules, batch, random key, step, which examples these are) -> (scalar to minimise, outcome).
+
+The loss is a mean over examples, or passes the means that it is another function of through ``MicroBatch.mean``; random
+numbers of examples come from ``MicroBatch.keys``. The modules stay as they are.
+"""
+
+UpdateFunction = Callable[[Modules, dict[str, Any], dict[str, Any], jax.Array, Array], dict[str, Float[Array, ""]]]
+"""(modules, sums, rows, random key, step) -> further metrics; moves what moves with the data of a step, once."""
+
+ActiveFunction = Callable[[Mapping[str, Array], Array], Bool[Array, ""]]
+"""(the metrics of the step, step) -> whether the group's parameters and moments move in this step."""
 
 
 class Picture(NamedTuple):
@@ -52,6 +65,12 @@ class Task(Protocol):
 
     losses: Mapping[str, LossFunction]
     """Parameter group -> its loss, in the order they are updated."""
+
+    updates: Mapping[str, UpdateFunction] = {}
+    """Parameter group -> what moves its codebooks and averages after the optimizers; most groups have none."""
+
+    active: Mapping[str, ActiveFunction] = {}
+    """Parameter group -> whether it moves in a step; a group that is not named always does."""
 
     exported: Sequence[str]
     """Parameter groups that an export holds; the others serve training only."""

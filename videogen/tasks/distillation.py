@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from videogen import diffusion, generators
 from videogen.configuration import differences
 from videogen.errors import UserError
+from videogen.nn import MicroBatch
 from videogen.shapes import Latents, TokenGrid
 from videogen.tasks.base import Batch, Modules, Outcome, parts, to_video, weighted_mean
 from videogen.tasks.detokenizer import DetokenizerTask
@@ -60,12 +61,19 @@ class _Student:
         self.substeps = diffusion.substeps_of(self.solver, settings.steps, intervals)
 
     def distillation_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, *, train: bool = True
+        self,
+        modules: Modules,
+        batch: Batch,
+        key: jax.Array,
+        step: Array,
+        micro: MicroBatch | None = None,
+        *,
+        train: bool = True,
     ) -> tuple[Float[Array, ""], Outcome]:
         """The loss of ``diffusion.distillation``, averaged over videos and images by their numbers."""
         losses, counts = [], []
         for i, part in enumerate(parts(batch)):
-            losses.append(self._distil(modules, part, jax.random.fold_in(key, i), train))
+            losses.append(self._distil(modules, part, jax.random.fold_in(key, i), train, micro or MicroBatch()))
             counts.append(len(part["video"]))
         loss = weighted_mean(losses, counts)
         return loss, Outcome({"loss": loss})
@@ -93,17 +101,26 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
         self._read_steps(self.sampler.steps)
 
     def generator_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, *, train: bool = True
+        self,
+        modules: Modules,
+        batch: Batch,
+        key: jax.Array,
+        step: Array,
+        micro: MicroBatch | None = None,
+        *,
+        train: bool = True,
     ) -> tuple[Float[Array, ""], Outcome]:
-        return self.distillation_loss(modules, batch, key, step, train=train)
+        return self.distillation_loss(modules, batch, key, step, micro, train=train)
 
-    def _distil(self, modules: Modules, part: Batch, key: jax.Array, train: bool) -> Float[Array, ""]:
+    def _distil(
+        self, modules: Modules, part: Batch, key: jax.Array, train: bool, micro: MicroBatch
+    ) -> Float[Array, ""]:
         still = {**modules, "generator": _still(modules["generator"])}
         taught = {**modules, "generator": modules["teacher"]}
         latents = jax.lax.stop_gradient(self.codes(modules, part))
         begin_key, loss_key = jax.random.split(key)
         model = modules["generator"].generator
-        grid, start = self._begin(model, latents, begin_key, train)
+        grid, start = self._begin(model, latents, begin_key, train, micro)
         common = dict(prediction=model.prediction)
 
         def denoiser(modules: Modules, sampler: generators.FlowSampler) -> Any:
@@ -119,22 +136,23 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
             states,
             loss_key,
             substeps=self.substeps,
+            micro=micro,
             **common,
         )
 
     def _begin(
-        self, model: generators.FlowTransformer, latents: Latents, key: jax.Array, train: bool
+        self, model: generators.FlowTransformer, latents: Latents, key: jax.Array, train: bool, micro: MicroBatch
     ) -> tuple[diffusion.distillation.Grid, Latents]:
         """The times of every example and what its sampling begins with: noise, after the frames that are given."""
         batch, frames = latents.shape[:2]
         shape = TokenGrid(*latents.shape[1:4])
         noise_key, given_key = jax.random.split(key)
         times = jnp.asarray(self.sampler.times(model.process, model.shift_of(shape), frames))
-        start = model.noise(jax.random.split(noise_key, batch), 0, shape, times[0])
+        start = model.noise(micro.keys(noise_key, batch), 0, shape, times[0])
         grid = jnp.broadcast_to(times[:, None], (len(times), batch))
         if not (train and model.prefix_share > 0 and frames > model.patch[0]):
             return grid, start
-        given = model.draw_given(given_key, batch, frames)
+        given = model.draw_given(micro.keys(given_key, batch), frames)
         start = jnp.where(diffusion.spread(given, start), model.statistics.normalise(latents), start)
         return jnp.where(given, 0.0, grid[..., None]), start
 
@@ -157,11 +175,13 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
         self._read_steps(config.model.steps)
 
     def tokenizer_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
     ) -> tuple[Float[Array, ""], Outcome]:
-        return self.distillation_loss(modules, batch, key, step)
+        return self.distillation_loss(modules, batch, key, step, micro)
 
-    def _distil(self, modules: Modules, part: Batch, key: jax.Array, train: bool) -> Float[Array, ""]:
+    def _distil(
+        self, modules: Modules, part: Batch, key: jax.Array, train: bool, micro: MicroBatch
+    ) -> Float[Array, ""]:
         student, teacher = modules[self.group], modules["teacher"]
         whole = self.assembled(modules)
         latents = whole.causal(whole.bottleneck(whole.encode(to_video(part["video"])))[0])
@@ -169,18 +189,20 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
         times = jnp.asarray(student.times(student.steps))
         grid = jnp.broadcast_to(times[:, None], (len(times), len(latents)))
         # Decoding starts from noise of one key; learning from any leaves nothing to the numbers of that one.
-        start, still = _still(student).begin(latents, noise_key)
+        keys = micro.keys(noise_key, len(latents))
+        start, still = _still(student).begin(latents, keys)
         common = dict(prediction="x0")
         states = diffusion.rollout(still, teacher.process, grid, start, **common)
         return diffusion.distillation_loss(
-            student.begin(latents, noise_key)[1],
-            teacher.begin(latents, noise_key)[1],
+            student.begin(latents, keys)[1],
+            teacher.begin(latents, keys)[1],
             teacher.process,
             self.solver,
             grid,
             states,
             loss_key,
             substeps=self.substeps,
+            micro=micro,
             **common,
         )
 

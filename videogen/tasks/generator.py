@@ -1,6 +1,7 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,9 +30,21 @@ from videogen.conditioning import (
 )
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
+from videogen.nn import MicroBatch
 from videogen.parallel import constrain
 from videogen.shapes import Codes, TokenGrid, Video, VideoShape
-from videogen.tasks.base import Batch, Modules, Outcome, Picture, dtype_of, parts, to_pixels, to_video, weighted_mean
+from videogen.tasks.base import (
+    Batch,
+    Modules,
+    Outcome,
+    Picture,
+    Task,
+    dtype_of,
+    parts,
+    to_pixels,
+    to_video,
+    weighted_mean,
+)
 from videogen.tasks.generation import VideoGenerator
 
 TASK_STREAM = 1 << 16
@@ -46,7 +59,7 @@ class TextToCodes(nnx.Module):
         self.text_encoder = text_encoder
 
 
-class GeneratorTask:
+class GeneratorTask(Task):
     """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, for T5, ``text_encoder``.
 
     ``config.tokenizer.model`` is the frozen tokenizer's model config, ``config.text.encoder`` the text encoder
@@ -258,26 +271,41 @@ class GeneratorTask:
         return conditioning.drop(~jnp.asarray(TOLD)[task])
 
     def generator_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, *, train: bool = True
+        self,
+        modules: Modules,
+        batch: Batch,
+        key: jax.Array,
+        step: Array,
+        micro: MicroBatch | None = None,
+        *,
+        train: bool = True,
     ) -> tuple[Float[Array, ""], Outcome]:
         """The generator's loss, averaged over videos and images by their numbers."""
-        totals, metrics, counts = [], [], []
+        totals, metrics, counts, sums, micro = [], [], [], [], micro or MicroBatch()
         both = parts(batch)
         for i, (part, conditioning) in enumerate(zip(both, self.conditionings(modules, both), strict=True)):
             codes, shown = jax.lax.stop_gradient(self.codes(modules, part)), {}
             if self.tasks is not None and part is batch:
                 drawn = jax.random.fold_in(key, TASK_STREAM)
-                task = jax.random.choice(drawn, len(TASKS), codes.indices.shape[:1], p=jnp.asarray(self.tasks))
+                task = micro.draw(self._draw_tasks, drawn, codes.indices.shape[:1])
                 conditioning = self.told(conditioning, task)
                 shown = {"given": self.given(modules, to_video(part["video"]), task)[0]}
             loss, terms = modules["generator"].generator.loss(
-                codes, conditioning, jax.random.fold_in(key, i), train=train, **shown
+                codes, conditioning, jax.random.fold_in(key, i), train=train, micro=micro, **shown
             )
+            sums.append(self._measured(modules, codes))
             totals.append(loss)
             metrics.append(terms)
             counts.append(jax.tree.leaves(codes)[0].shape[0])
         merged = {name: weighted_mean([m[name] for m in metrics], counts) for name in metrics[0]}
-        return weighted_mean(totals, counts), Outcome(merged)
+        return weighted_mean(totals, counts), Outcome(merged, sums=functools.reduce(_add, sums))
+
+    def _draw_tasks(self, key: jax.Array, shape: Sequence[int]) -> Int[Array, "*shape"]:
+        return jax.random.choice(key, len(TASKS), shape, p=jnp.asarray(self.tasks))
+
+    def _measured(self, modules: Modules, codes: Any) -> dict[str, Array]:
+        """What the generator's own statistics need of codes; most have none."""
+        return {}
 
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
         """Loss and accuracy on held-out batches, without condition dropping; the same masks every time."""
@@ -325,3 +353,7 @@ class GeneratorTask:
         videos = np.asarray(batch["video"])[some]
         drawn, filled = VideoGenerator(self, modules).complete(names, videos, seed, story)
         return Picture("tasks", list(zip(videos, filled, drawn, strict=True)), names)
+
+
+def _add(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+    return jax.tree.map(jnp.add, a, b)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jaxtyping import Array
+
 from videogen.errors import UserError
 from videogen.shapes import Latents, Video
 from videogen.tasks.base import Batch, Modules, to_video
@@ -15,6 +17,10 @@ class LatentGeneratorTask(GeneratorTask):
     """
 
     label_as_vector = True
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.updates = {"generator": self._update_statistics}
 
     def _check_latents(self) -> None:
         if self.tokenizer.vocabulary:
@@ -38,6 +44,17 @@ class LatentGeneratorTask(GeneratorTask):
     def codes(self, modules: Modules, batch: Batch) -> Latents:
         """Latents of a batch, by the frozen tokenizer."""
         return modules["tokenizer"].to_latents(to_video(batch["video"]))
+
+    def _measured(self, modules: Modules, codes: Latents) -> dict[str, Array]:
+        return modules["generator"].generator.statistics.sums(codes)
+
+    def _update_statistics(
+        self, modules: Modules, sums: dict[str, Array], rows: dict[str, Any], key: Array, step: Array
+    ) -> dict[str, Array]:
+        """Moves the latents' statistics by all videos and images of the step; a student has those of its teacher."""
+        if sums:
+            modules["generator"].generator.statistics.update(sums)
+        return {}
 
     def detokenize(self, modules: Modules, codes: Latents) -> Video:
         return modules["tokenizer"].from_latents(codes)

@@ -1,7 +1,7 @@
 """Training a video tokenizer: reconstruction, quantizer, perceptual and adversarial losses."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,12 +10,13 @@ import numpy as np
 import optax
 from absl import logging
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from videogen import losses, tokenizers
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
+from videogen.nn import MicroBatch, draw, example_keys
 from videogen.parallel import on_host
 from videogen.quantizers import codebook_health, collapse_warning, evaluated_health
 from videogen.schedules import ramp
@@ -25,6 +26,7 @@ from videogen.tasks.base import (
     Modules,
     Outcome,
     Picture,
+    Task,
     dtype_of,
     parts,
     to_pixels,
@@ -42,7 +44,7 @@ DISCRIMINATORS = ("frame", "clip", "transformer")
 """What the discriminator judges: one random frame of each clip, or the clip, by convolutions or by a transformer."""
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """Groups: ``tokenizer`` and, with an adversarial loss, ``discriminator``, and with one of prediction, ``prior``.
 
     Losses (``config.losses``): ``l2``, ``l1`` weights; ``perceptual`` ``{name, weight, …}``; ``adversarial``
@@ -69,7 +71,8 @@ class TokenizerTask:
     def __init__(self, config: Any):
         self.config = config
         self.weights = config.losses
-        self.losses = {self.group: self.tokenizer_loss}
+        self.losses, self.active = {self.group: self.tokenizer_loss}, {}
+        self.updates = {self.group: self._update_quantizer}
         judged = self.weights.adversarial.get("discriminator", "frame")
         if judged not in DISCRIMINATORS:
             raise UserError(f"unknown discriminator {judged!r}{near_matches(judged, DISCRIMINATORS)}")
@@ -77,6 +80,9 @@ class TokenizerTask:
         if self.weights.adversarial.weight:
             losses.adversarial_loss(self.weights.adversarial.name)
             self.losses["discriminator"] = self.discriminator_loss
+            self.updates["discriminator"] = self._update_averages
+            if self.weights.adversarial.get("every", 1) > 1 or self.weights.adversarial.get("rest_below", 0.0):
+                self.active["discriminator"] = self._discriminator_moves
         if self.weights.get("prior", {}).get("weight", 0.0):
             self.losses["prior"] = self.prior_loss
         for entry in self.weights.get("schedule", ()):
@@ -131,7 +137,12 @@ class TokenizerTask:
         return module
 
     def _judged(self, video: Array, key: jax.Array) -> Array:
-        """What the discriminator sees of a clip: all of it, or a random frame; resized to ``data.clip``."""
+        """What the discriminator sees of a clip: all of it, or a random frame; resized to ``data.clip``.
+
+        Args:
+          video: clips.
+          key: one, or one of each clip.
+        """
         judged, clip = video if self.judges_clips else random_frames(video, key), self.config.data.clip
         size = (*judged.shape[:-3], clip.height, clip.width, judged.shape[-1])
         return judged if judged.shape == size else jax.image.resize(judged, size, "bilinear")
@@ -143,19 +154,21 @@ class TokenizerTask:
         return {"perceptual": losses.build_perceptual(self.weights.perceptual, **settings)}
 
     def _autoencode(
-        self, modules: Modules, video: Array, key: jax.Array, step: Array
-    ) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array]]:
-        """Loss, metrics and, for the other groups, reconstruction and codes of one part of a batch."""
+        self, modules: Modules, video: Array, key: jax.Array, step: Array, micro: MicroBatch
+    ) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array], dict[str, Any]]:
+        """Loss, metrics, what other groups see (reconstruction and codes) and statistics of one part of a batch."""
         model = self.assembled(modules)
-        quantize_key, frame_key, prior_key = jax.random.split(key, 3)
+        quantize_key, frame_key, prior_key = (micro.keys(k, len(video)) for k in jax.random.split(key, 3))
         latents = model.encode(video)
-        latents, codes, quantizer_losses, statistics = model.bottleneck(latents, key=quantize_key, train=True)
+        latents, codes, quantizer_losses, statistics = model.bottleneck(
+            latents, key=quantize_key, train=True, mean=micro.mean
+        )
         quantizer_losses = self._scheduled(quantizer_losses, step)
         if "discriminator" in modules and self.weights.adversarial.get("adaptive", False):
-            total, terms, reconstruction = self._adaptive(modules, latents, video, key, step)
+            total, terms, reconstruction = self._adaptive(modules, latents, video, key, step, micro)
             total += sum(quantizer_losses.values())
         else:
-            reconstruction = _decode(model, latents, video, key)
+            reconstruction = _decode(model, latents, video, key, micro)
             total, terms = self._fidelity(modules, reconstruction, video)
             total += sum(quantizer_losses.values())
             if "discriminator" in modules:
@@ -167,8 +180,7 @@ class TokenizerTask:
             terms["prior"], terms["prior_entropy"] = self._predict(modules, latents, codes.indices, prior_key, step)
             total += self.weights.prior.weight * terms["prior"]
         terms["loss"] = total
-        terms |= codebook_health(statistics["counts"], model.vocabulary)
-        return total, terms, {"reconstruction": reconstruction, "vectors": latents, "ids": codes.indices}
+        return total, terms, {"reconstruction": reconstruction, "vectors": latents, "ids": codes.indices}, statistics
 
     def _scheduled(self, quantizer_losses: dict[str, Array], step: Array) -> dict[str, Array]:
         """The quantizer's losses times their weights at ``step``.
@@ -203,23 +215,24 @@ class TokenizerTask:
         return losses.adversarial_loss(self.weights.adversarial.name).generator(logits)
 
     def _adaptive(
-        self, modules: Modules, latents: Array, video: Video, key: jax.Array, step: Array
+        self, modules: Modules, latents: Array, video: Video, key: jax.Array, step: Array, micro: MicroBatch
     ) -> tuple[Float[Array, ""], dict[str, Array], Video]:
         """Reconstruction, with the adversarial loss as heavy as its gradient at the last layer asks for.
 
         Both losses are differentiated as far as the pixels, once; what goes on from there is one gradient, and only
-        the last layer is differentiated for the two norms.
+        the last layer is differentiated for the two norms, of the gradients of the whole batch.
         """
-        reconstruction, norm = _at_last_layer(
-            self.assembled(modules), lambda model: _decode(model, latents, video, key)
+        reconstruction, pull = _to_last_layer(
+            self.assembled(modules), lambda model: _decode(model, latents, video, key, micro)
         )
-        frame_key = jax.random.split(key, 3)[1]
+        frame_key = micro.keys(jax.random.split(key, 3)[1], len(video))
         pixels = jax.lax.stop_gradient(reconstruction)
         fidelity = jax.value_and_grad(lambda x: self._fidelity(modules, x, video), has_aux=True)
         realism = jax.value_and_grad(lambda x: self._realism(modules, x, frame_key))
         (total, terms), gradient = fidelity(pixels)
         terms["adversarial"], adversarial_gradient = realism(pixels)
-        ratio = losses.adaptive_weight(norm(gradient), norm(adversarial_gradient))
+        norms = (optax.global_norm(micro.mean(pull(g))) for g in (gradient, adversarial_gradient))
+        ratio = losses.adaptive_weight(*norms)
         weight = jnp.where(step >= self.weights.adversarial.start, self.weights.adversarial.weight * ratio, 0.0)
         terms["adversarial_weight"] = weight
         total += weight * terms["adversarial"]
@@ -237,33 +250,48 @@ class TokenizerTask:
         return modules["prior"](vectors, ids, codebook, ratio=ratio, key=key)
 
     def tokenizer_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
     ) -> tuple[Float[Array, ""], Outcome]:
         """Weighted sum of the losses, averaged over videos and images by their numbers."""
-        totals, terms, handover = [], [], {}
+        totals, terms, handover, counts, sums, rows = [], [], {}, [], [], {}
         videos = [to_video(part["video"]) for part in parts(batch)]
         for i, video in enumerate(videos):
-            total, metrics, results = self._autoencode(modules, video, jax.random.fold_in(key, i), step)
+            part_key = jax.random.fold_in(key, i)
+            total, metrics, results, measured = self._autoencode(modules, video, part_key, step, micro or MicroBatch())
             totals.append(total)
             terms.append(metrics)
+            rows[f"part_{i}"] = measured.pop("candidates")
+            sums.append(measured)
             handover |= {f"{name}_{i}": jax.lax.stop_gradient(value) for name, value in results.items()}
-        counts = [video.shape[0] for video in videos]
+            counts.append(len(video))
         metrics = {name: weighted_mean([t[name] for t in terms], counts) for name in terms[0]}
-        return weighted_mean(totals, counts), Outcome(metrics, handover if len(self.losses) > 1 else {})
+        sums = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
+        outcome = Outcome(metrics, handover if len(self.losses) > 1 else {}, sums, rows)
+        return weighted_mean(totals, counts), outcome
+
+    def _update_quantizer(
+        self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
+    ) -> dict[str, Float[Array, ""]]:
+        """Moves what the quantizer measures, by all videos and images of the step; its health."""
+        quantizer = self.assembled(modules).quantizer
+        candidates = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows.values())
+        quantizer.update(sums["update_sums"], candidates, jax.random.split(jax.random.fold_in(key, 0), 3)[0])
+        return codebook_health(sums["counts"], quantizer.vocabulary)
 
     def prior_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
     ) -> tuple[Float[Array, ""], Outcome]:
         """What the prior learns from: its loss on the codes of the tokenizer, which stay as they are."""
-        totals, counts = [], []
+        totals, counts, micro = [], [], micro or MicroBatch()
         for i in range(len(parts(batch))):
             vectors, ids = batch[f"vectors_{i}"], batch[f"ids_{i}"]
-            totals.append(self._predict(modules, vectors, ids, jax.random.fold_in(key, i), step).loss)
+            keys = micro.keys(jax.random.fold_in(key, i), len(ids))
+            totals.append(self._predict(modules, vectors, ids, keys, step).loss)
             counts.append(len(ids))
         return weighted_mean(totals, counts), Outcome({})
 
     def discriminator_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array
+        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
     ) -> tuple[Float[Array, ""], Outcome]:
         """Discriminator loss on every clip or a random frame of it, with the R1 penalty on real ones.
 
@@ -272,38 +300,49 @@ class TokenizerTask:
         settings = self.weights.adversarial
         discriminator = modules["discriminator"]
         # Videos and images apart: other devices may share them.
-        reals, fakes, counts = [], [], []
+        reals, fakes, counts, micro = [], [], [], micro or MicroBatch()
         for i, part in enumerate(parts(batch)):
-            frame_key = jax.random.fold_in(key, i)
+            frame_key = micro.keys(jax.random.fold_in(key, i), len(part["video"]))
             reals.append(self._judged(to_video(part["video"]), frame_key))
             fakes.append(self._judged(batch[f"reconstruction_{i}"], frame_key))
             counts.append(len(reals[-1]))
-        every, rest_below = settings.get("every", 1), settings.get("rest_below", 0.0)
-        started = active = step >= settings.start
-        if every == 1:
-            loss, metrics, logits = self._judgement(discriminator, reals, fakes, counts, step)
+        if settings.get("every", 1) == 1:
+            loss, metrics, sums = self._judgement(discriminator, reals, fakes, counts, step)
         else:
-            active = started & ((step - settings.start) % every == 0)
             judge = functools.partial(self._judgement, discriminator, reals, fakes, counts, step)
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(judge))
-            loss, metrics, logits = jax.lax.cond(active, judge, lambda: nothing)
-        if hasattr(discriminator, "lecam"):
-            discriminator.lecam.update(*logits, active=active)
+            loss, metrics, sums = jax.lax.cond(self._judges(step), judge, lambda: nothing)
         # Before the adversarial loss starts the discriminator rests too: it would only learn to win.
-        loss = jnp.where(started, loss, 0.0)
-        outcome = Outcome({"discriminator_loss": loss, **metrics})
-        if every == 1 and not rest_below:
-            return loss, outcome
-        return loss, outcome._replace(active=active & (loss >= rest_below))
+        loss = jnp.where(step >= settings.start, loss, 0.0)
+        return loss, Outcome({"discriminator_loss": loss, **metrics}, sums=sums)
+
+    def _judges(self, step: Array) -> Bool[Array, ""]:
+        """Whether the discriminator is to be updated in this step."""
+        settings = self.weights.adversarial
+        return (step >= settings.start) & ((step - settings.start) % settings.get("every", 1) == 0)
+
+    def _discriminator_moves(self, metrics: Mapping[str, Array], step: Array) -> Bool[Array, ""]:
+        """Whether it is, and does not win by too much."""
+        rest_below = self.weights.adversarial.get("rest_below", 0.0)
+        return self._judges(step) & (metrics["discriminator_loss"] >= rest_below)
+
+    def _update_averages(
+        self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
+    ) -> dict[str, Float[Array, ""]]:
+        """Moves LeCam's averages, where it is on."""
+        if sums:
+            count = jnp.maximum(sums["count"], 1)
+            modules["discriminator"].lecam.update(sums["real"] / count, sums["fake"] / count, self._judges(step))
+        return {}
 
     def _judgement(
         self, discriminator: nnx.Module, reals: list[Array], fakes: list[Array], counts: list[int], step: Array
-    ) -> tuple[Float[Array, ""], dict[str, Array], tuple[Array, Array]]:
-        """Discriminator loss, its metrics, and the logits of real and of reconstructed clips or frames."""
+    ) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array]]:
+        """Discriminator loss, its metrics, and for LeCam's averages the sums of the logits of real and fake ones."""
         settings = self.weights.adversarial
         real_logits, fake_logits = (jnp.concatenate([discriminator(x) for x in xs]) for xs in (reals, fakes))
         objective = losses.adversarial_loss(settings.name, settings.get("label_smoothing", 0.0))
-        loss = objective.discriminator(real_logits, fake_logits)
+        loss, sums = objective.discriminator(real_logits, fake_logits), {}
         metrics = {"discriminator_real": real_logits.mean(), "discriminator_fake": fake_logits.mean()}
         if settings.r1:
             metrics["r1"] = self._penalty(discriminator, reals, counts, step)
@@ -311,7 +350,9 @@ class TokenizerTask:
         if hasattr(discriminator, "lecam"):
             metrics["lecam"] = discriminator.lecam(real_logits, fake_logits)
             loss += settings.lecam * metrics["lecam"]
-        return loss, metrics, (real_logits, fake_logits)
+            sums = {name: jnp.sum(x.astype(jnp.float32)) for name, x in (("real", real_logits), ("fake", fake_logits))}
+            sums["count"] = jnp.asarray(len(real_logits), jnp.float32)
+        return loss, metrics, sums
 
     def _penalty(
         self, discriminator: nnx.Module, reals: list[Array], counts: list[int], step: Array
@@ -361,26 +402,25 @@ class TokenizerTask:
         return [Picture("reconstructions", list(zip(video, rebuilt, strict=True)), [""] * len(video))]
 
 
-def _decode(model: nnx.Module, latents: Array, video: Video, key: jax.Array) -> Video:
+def _decode(model: nnx.Module, latents: Array, video: Video, key: jax.Array, micro: MicroBatch) -> Video:
     """What training compares with ``video``."""
     if hasattr(model, "denoise"):
-        return model.denoise(latents, video, jax.random.fold_in(key, NOISE_STREAM))
+        return model.denoise(latents, video, jax.random.fold_in(key, NOISE_STREAM), micro)
     return model.decode(latents)
 
 
-def _at_last_layer(
-    model: nnx.Module, decode: Callable[[nnx.Module], Video]
-) -> tuple[Video, Callable[[Video], Float[Array, ""]]]:
-    """What the model decodes, and pixel gradient -> norm of the gradient of the decoder's last layer; a constant."""
+def _to_last_layer(model: nnx.Module, decode: Callable[[nnx.Module], Video]) -> tuple[Video, Callable[[Video], Any]]:
+    """What the model decodes, and pixel gradient -> gradient of the decoder's last layer; a constant."""
     path = model.last_layer
     graph, last, rest = nnx.split(model, lambda at, _: tuple(at[: len(path)]) == path, ...)
     reconstruction, pull = jax.vjp(lambda last: decode(nnx.merge(graph, last, rest)), last)
-    return reconstruction, lambda gradient: jax.lax.stop_gradient(optax.global_norm(pull(gradient)))
+    return reconstruction, lambda gradient: jax.lax.stop_gradient(pull(gradient))
 
 
 def random_frames(video: Float[Array, "batch time h w c"], key: jax.Array) -> Float[Array, "batch h w c"]:
-    """One uniformly chosen frame of every clip."""
-    index = jax.random.randint(key, (video.shape[0],), 0, video.shape[1])
+    """One uniformly chosen frame of every clip; ``key`` is one, or one of each clip."""
+    keys = example_keys(key, len(video))
+    index = draw(lambda key, shape: jax.random.randint(key, shape, 0, video.shape[1]), keys, video.shape[:1])
     return jnp.take_along_axis(video, index[:, None, None, None, None], axis=1)[:, 0]
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from videogen import detokenizers, quantizers
 from videogen.detokenizers import Down, Pyramid, Residual
-from videogen.nn import Linear, Stream, checkpointed
+from videogen.nn import FULL, Linear, MicroBatch, Stream, checkpointed
 from videogen.shapes import Latents, Video, VideoShape
 from videogen.tokenizers.convolutional import Autoencoder, Cache
 
@@ -35,8 +35,8 @@ class Encoder(nnx.Module):
         self.downs = nnx.List([Down(width, stride, pyramid, **common) for width, stride in pairs])
         pairs = itertools.pairwise(pyramid.widths[::-1])
         self.middle = nnx.List([Residual(a, b, pyramid, dtype=jnp.float32, rngs=rngs) for a, b in pairs])
-        self.direct = Linear(pyramid.widths[-1], outputs, axes=("embed", None), rngs=rngs)
-        self.output = Linear(pyramid.widths[0], outputs, axes=("embed", None), rngs=rngs)
+        self.direct = Linear(pyramid.widths[-1], outputs, axes=("embed", None), precision=FULL, rngs=rngs)
+        self.output = Linear(pyramid.widths[0], outputs, axes=("embed", None), precision=FULL, rngs=rngs)
 
     def __call__(self, video: Video, stream: Stream | None = None) -> Latents:
         remat = self.remat if stream is None else "none"
@@ -84,9 +84,9 @@ class Cdt(Autoencoder):
         self.encoder = Encoder(levels, outputs=self.quantizer.input_width, **common)
         self.decoder = detokenizers.build(decoder, inputs=self.quantizer.width, pyramid=levels, **common)
 
-    def denoise(self, latents: Latents, video: Video, key: jax.Array) -> Video:
+    def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
         """What training compares with ``video``: the clean video that the decoder sees in a noisy one."""
-        return self.decoder.denoise(latents, video, key)
+        return self.decoder.denoise(latents, video, key, micro)
 
     def decode(self, latents: Latents, **settings: Any) -> Video:
         """Quantised latents to pixels; ``settings`` go to the decoder's ``decode`` (``steps`` of a diffusion)."""

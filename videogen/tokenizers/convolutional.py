@@ -14,11 +14,13 @@ from jaxtyping import Array, Float
 from videogen import quantizers
 from videogen.errors import UserError, near_matches
 from videogen.nn import (
+    FULL,
     AdaptiveGroupNorm,
     Convolution,
     DepthToSpace,
     GroupNorm,
     Linear,
+    Mean,
     ResidualBlock,
     Stack,
     Stream,
@@ -27,6 +29,7 @@ from videogen.nn import (
     checkpointed,
     grid_of,
     repeat,
+    whole,
 )
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
 
@@ -167,7 +170,7 @@ class Encoder(nnx.Module):
         self.middle = Level(deep, deep, layout.middle_blocks, layout, remat=remat, **common)
         self.norm = GroupNorm(deep, groups=layout.groups, rngs=rngs)
         # Quantizers work in float32, so the projection before them does too.
-        self.output = Linear(deep, outputs, axes=("embed", None), rngs=rngs)
+        self.output = Linear(deep, outputs, axes=("embed", None), precision=FULL, rngs=rngs)
 
     def __call__(self, video: Video, stream: Stream | None = None) -> Latents:
         x = self.input(video, stream)
@@ -255,12 +258,12 @@ class Autoencoder(nnx.Module):
         return self.encoder(video)
 
     def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Array]]:
-        """Quantises latents: ``(quantised latents, codes, losses, statistics)``."""
-        quantized = self.quantizer(latents, key=key, train=train)
+        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
+    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
+        """Quantises latents: ``(latents, codes, losses, Quantized.measured)``, called as a quantizer is."""
+        quantized = self.quantizer(latents, key=key, train=train, mean=mean)
         codes = Codes(quantized.indices, grid_of(latents, len(self.vocabulary)))
-        return quantized.latents, codes, quantized.losses, quantized.statistics
+        return quantized.latents, codes, quantized.losses, quantized.measured
 
     def decode(self, latents: Latents) -> Video:
         """Quantised latents to pixels."""

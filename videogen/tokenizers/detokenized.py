@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError
+from videogen.nn import Mean, MicroBatch, whole
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
 
 
@@ -63,18 +64,18 @@ class Detokenized(nnx.Module):
         return self.tokenizer.encode(video)
 
     def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Array]]:
-        """``(code vectors, codes, no losses, statistics)``; always as in evaluation, whatever ``train`` says."""
+        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
+    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
+        """``(code vectors, codes, no losses, statistics)``; always as in evaluation, whatever the arguments."""
         quantized, codes, _, statistics = self.tokenizer.bottleneck(latents)
         return self._vectors(quantized, codes), codes, {}, statistics
 
-    def denoise(self, latents: Latents, video: Video, key: jax.Array) -> Video:
+    def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
         """What training compares with ``video``: the clean video that the de-tokenizer sees in a noisy one."""
         if self.compression.first_alone:
-            return self.detokenizer.denoise(latents, video, key)
+            return self.detokenizer.denoise(latents, video, key, micro)
         video = jnp.concatenate([video[:, :1], video], axis=1)
-        return self.detokenizer.denoise(self.causal(latents), video, key)[:, 1:]
+        return self.detokenizer.denoise(self.causal(latents), video, key, micro)[:, 1:]
 
     def decode(self, latents: Latents, **settings: Any) -> Video:
         """Code vectors to pixels; ``settings`` go to the de-tokenizer (``steps`` of a diffusion)."""

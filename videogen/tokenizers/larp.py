@@ -12,9 +12,11 @@ from jaxtyping import Array, Float
 from videogen import quantizers
 from videogen.errors import UserError
 from videogen.nn import (
+    FULL,
     NORMS,
     Block,
     Linear,
+    Mean,
     Stack,
     grid_of,
     parameter,
@@ -22,6 +24,7 @@ from videogen.nn import (
     sincos_positions,
     truncated_normal,
     unpatchify,
+    whole,
 )
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
 
@@ -88,8 +91,10 @@ class Larp(nnx.Module):
         self.encoder, self.encoder_norm = stack(encoder_layers), NORMS[NORM](width, rngs=rngs)
         self.quantizer = quantizers.build(quantizer, rngs=rngs)
         # Quantizers work in float32, so the projection before them does too.
-        self.to_code = Linear(width, self.quantizer.input_width, axes=("embed", None), rngs=rngs)
-        self.from_code = Linear(self.quantizer.width, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
+        self.to_code = Linear(width, self.quantizer.input_width, axes=("embed", None), precision=FULL, rngs=rngs)
+        self.from_code = Linear(
+            self.quantizer.width, width, axes=(None, "embed"), precision=FULL, dtype=dtype, rngs=rngs
+        )
         self.patch_type = parameter(rngs, (width,), (None,), truncated_normal(0.02))
         self.decoder, self.decoder_norm = stack(decoder_layers), NORMS[NORM](width, rngs=rngs)
         zeros = nnx.initializers.zeros_init()
@@ -117,12 +122,12 @@ class Larp(nnx.Module):
         return self.to_code(self.encoder_norm(x).astype(jnp.float32))[:, None, None]
 
     def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Array]]:
-        """Quantises latents: ``(quantised latents, codes, losses, statistics)``."""
-        quantized = self.quantizer(latents.astype(jnp.float32), key=key, train=train)
+        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
+    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
+        """Quantises latents: ``(latents, codes, losses, Quantized.measured)``, called as a quantizer is."""
+        quantized = self.quantizer(latents.astype(jnp.float32), key=key, train=train, mean=mean)
         codes = Codes(quantized.indices, grid_of(latents, len(self.vocabulary)))
-        return quantized.latents, codes, quantized.losses, quantized.statistics
+        return quantized.latents, codes, quantized.losses, quantized.measured
 
     def decode(self, latents: Latents) -> Video:
         """Quantised latents to pixels; every pixel may depend on every code."""

@@ -9,7 +9,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen import quantizers
-from videogen.nn import NORMS, FactorisedStack, FirstFramePatches, FirstFramePixels, Linear, grid_of
+from videogen.nn import (
+    FULL,
+    NORMS,
+    FactorisedStack,
+    FirstFramePatches,
+    FirstFramePixels,
+    Linear,
+    Mean,
+    grid_of,
+    whole,
+)
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
 
 
@@ -48,8 +58,8 @@ class TubeletTokenizer(nnx.Module):
         self.encoder_norm = NORMS["rms"](width, rngs=rngs)
         self.quantizer = quantizers.build(quantizer, rngs=rngs)
         # Quantizers work in float32, so the projections around them do too.
-        self.to_code = Linear(width, self.quantizer.input_width, axes=("embed", None), rngs=rngs)
-        self.from_code = Linear(self.quantizer.width, width, axes=(None, "embed"), **common)
+        self.to_code = Linear(width, self.quantizer.input_width, axes=("embed", None), precision=FULL, rngs=rngs)
+        self.from_code = Linear(self.quantizer.width, width, axes=(None, "embed"), precision=FULL, **common)
         self.decoder = FactorisedStack(width, spatial=decoder[0], temporal_layers=decoder[1], **stack, **common)
         self.decoder_norm = NORMS["rms"](width, rngs=rngs)
         self.pixels = FirstFramePixels(self.compression, width, channels=channels, **common)
@@ -73,12 +83,12 @@ class TubeletTokenizer(nnx.Module):
         return self.encoder_norm(x)
 
     def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Array]]:
-        """Quantises latents: ``(quantised latents, codes, losses, statistics)``."""
-        quantized = self.quantizer(self.to_code(latents.astype(jnp.float32)), key=key, train=train)
+        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
+    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
+        """Quantises latents: ``(latents, codes, losses, Quantized.measured)``, called as a quantizer is."""
+        quantized = self.quantizer(self.to_code(latents.astype(jnp.float32)), key=key, train=train, mean=mean)
         codes = Codes(quantized.indices, grid_of(latents, len(self.vocabulary)))
-        return self.from_code(quantized.latents), codes, quantized.losses, quantized.statistics
+        return self.from_code(quantized.latents), codes, quantized.losses, quantized.measured
 
     def decode(self, latents: Latents) -> Video:
         """Quantised latents to pixels; frame f depends on latents up to ceil(f/t) only."""

@@ -1,5 +1,6 @@
-"""One training step of any task: gradients per parameter group, accumulation, EMA, and the NaN guard."""
+"""One training step of any task: gradients per parameter group, accumulation, updates, EMA, and the NaN guard."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from videogen.nn import MicroBatch
 from videogen.tasks import Task
 from videogen.tasks.base import Outcome
 from videogen.training.optimizers import is_frozen
-from videogen.training.state import State, Structure, overlay, select, without_frozen
+from videogen.training.state import State, Structure, overlay, select, split, without_frozen
 
 FrozenModules = tuple[dict[str, nnx.GraphDef], dict[str, Any]]
 
@@ -48,86 +50,133 @@ def make_train_step(
     """Builds ``(state, frozen, batch) -> (state, metrics)``; pure, to be compiled with a donated state.
 
     Every parameter group is updated in the order of ``task.losses`` from gradients at the parameters the step
-    began with, except that a later group sees the earlier groups' handover. A step whose loss or gradient is not
-    finite changes nothing but the step count, and reports ``finite = 0``.
+    began with, except that a later group sees the earlier groups' handover; then ``task.updates`` move what moves with
+    the data. With ``accumulate`` micro-batches all of this is that of the whole batch, up to rounding. A step whose
+    loss, gradient or new state is not finite changes nothing but the step count, and reports ``finite = 0``.
     """
-    accumulate = config.accumulate
-
-    def gradients(group: str, state: State, params: dict, frozen: dict, batch: dict, key: jax.Array):
-        """Loss, outcome, gradients and moved variables of one group on one (micro-)batch."""
-
-        def loss(own: Any, variables: dict) -> tuple[Array, tuple[Outcome, dict]]:
-            # No gradient goes to what is frozen, nor any work into one.
-            own = jax.tree_util.tree_map_with_path(
-                lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path, structure.freeze[group]) else x, own
-            )
-            modules = structure.modules({**params, group: own}, variables)
-            frozen_modules = {name: nnx.merge(graph, frozen[name]) for name, graph in frozen_graphs.items()}
-            value, outcome = task.losses[group](modules | frozen_modules, batch, key, state["step"])
-            moved = {name: nnx.to_pure_dict(nnx.state(m, nnx.Not(nnx.Param))) for name, m in modules.items()}
-            return value, (outcome, moved)
-
-        return jax.value_and_grad(loss, has_aux=True)(params[group], state["variables"])
-
-    def all_groups(state: State, frozen: dict, batch: dict, key: jax.Array):
-        """Gradients and metrics of every group on one (micro-)batch, the moved variables, and who is active."""
-        grads, metrics, active, batch = {}, {}, {}, dict(batch)
-        for i, group in enumerate(task.losses):
-            (_, (outcome, variables)), grads[group] = gradients(
-                group, state, state["params"], frozen, batch, jax.random.fold_in(key, i)
-            )
-            state = {**state, "variables": variables}
-            batch.update(outcome.handover)
-            metrics.update(outcome.metrics)
-            if outcome.active is not None:
-                active[group] = outcome.active
-        return grads, metrics, state["variables"], active
-
-    def accumulated(state: State, frozen: dict, batch: dict, key: jax.Array):
-        """The same over ``accumulate`` micro-batches: mean gradients and metrics."""
-        micro = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
-
-        def body(carry: tuple, scanned: tuple) -> tuple[tuple, dict]:
-            total, variables = carry
-            grads, metrics, variables, active = all_groups({**state, "variables": variables}, frozen, *scanned)
-            return (jax.tree.map(jnp.add, total, grads), variables), (metrics, active)
-
-        zeros = jax.tree.map(jnp.zeros_like, {group: state["params"][group] for group in task.losses})
-        keys = jax.random.split(key, accumulate)
-        (total, variables), (metrics, active) = jax.lax.scan(body, (zeros, state["variables"]), (micro, keys))
-        grads = jax.tree.map(lambda g: g / accumulate, total)
-        return grads, jax.tree.map(lambda m: m.mean(0), metrics), variables, jax.tree.map(lambda a: a.any(0), active)
+    groups = _Groups(task, structure, frozen_graphs, config.accumulate)
 
     def train_step(state: State, frozen: dict, batch: dict) -> tuple[State, dict[str, Float[Array, ""]]]:
-        key = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"])
-        compute = all_groups if accumulate == 1 else accumulated
-        grads, metrics, variables, active = compute(state, frozen, batch, key)
-        # Statistics below frozen paths, such as a codebook's, stay as well.
-        variables = overlay(state["variables"], without_frozen(structure, variables))
+        key, step = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"]), state["step"]
+        grads, found = groups.whole(state, frozen, batch, key)
+        metrics = found.metrics
         norm = {group: optax.global_norm(grads[group]) for group in grads}
         finite = jnp.isfinite(sum(norm.values()) + sum(jnp.sum(m) for m in metrics.values()))
-        new = apply_gradients(structure, state, grads, variables, config.ema.decay, active)
+        active = {group: moves(metrics, step) for group, moves in task.active.items()}
+
+        def next_state(state: State) -> tuple[State, dict[str, Array]]:
+            new = apply_gradients(structure, state, grads, active)
+            new, measured = apply_updates(task, structure, new, found, key)
+            return {**new, "ema": averages(state, new, config.ema.decay)}, measured
+
+        finite &= is_finite(next_state(jax.lax.optimization_barrier(state))[0])
+        new, measured = next_state(state)
         new = jax.tree.map(lambda n, old: jnp.where(finite, n, old), new, state)
-        new["step"] = state["step"] + 1
-        metrics = dict(metrics, finite=finite.astype(jnp.float32))
+        new["step"] = step + 1
+        metrics = dict(metrics, **measured, finite=finite.astype(jnp.float32))
         for group in grads:
             suffix = "" if len(grads) == 1 else f"_{group}"
             metrics[f"gradient_norm{suffix}"] = norm[group]
-            metrics[f"learning_rate{suffix}"] = structure.rates[group](state["step"])
+            metrics[f"learning_rate{suffix}"] = structure.rates[group](step)
         return new, metrics
 
     return train_step
 
 
-def apply_gradients(
-    structure: Structure,
-    state: State,
-    grads: dict,
-    variables: dict,
-    ema_decay: float,
-    active: dict[str, Bool[Array, ""]],
-) -> State:
-    """One optimizer step of every group but those that are not ``active``, then the EMA of the parameters.
+class _Groups:
+    """Losses and gradients of the parameter groups of a task, over ``count`` micro-batches."""
+
+    def __init__(self, task: Task, structure: Structure, frozen_graphs: dict[str, nnx.GraphDef], count: int):
+        self.task, self.structure, self.frozen_graphs, self.count = task, structure, frozen_graphs, count
+
+    def loss(
+        self, group: str, own: Any, state: State, frozen: dict, batch: dict, key: jax.Array, micro: MicroBatch
+    ) -> tuple[Float[Array, ""], Outcome]:
+        """The loss of a group whose parameters are ``own``."""
+        # No gradient goes to what is frozen, nor any work into one.
+        freeze = self.structure.freeze[group]
+        own = jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path, freeze) else x, own
+        )
+        modules = self.structure.modules({**state["params"], group: own}, state["variables"])
+        modules |= {name: nnx.merge(graph, frozen[name]) for name, graph in self.frozen_graphs.items()}
+        return self.task.losses[group](modules, batch, key, state["step"], micro)
+
+    def gradients(
+        self,
+        state: State,
+        frozen: dict,
+        batch: dict,
+        key: jax.Array,
+        number: Any = 0,
+        known: dict[str, list] | None = None,
+    ) -> tuple[dict, Outcome]:
+        """Gradients of every group on one micro-batch, and what the groups found there.
+
+        Args:
+          number: of the micro-batch.
+          known: what ``MicroBatch.mean`` gives in the loss of each group.
+        """
+        grads, metrics, sums, rows, batch = {}, {}, {}, {}, dict(batch)
+        for i, group in enumerate(self.task.losses):
+            micro = MicroBatch(number, self.count, known and known[group])
+            loss = functools.partial(self.loss, group)
+            arguments = (state["params"][group], state, frozen, batch, jax.random.fold_in(key, i), micro)
+            (_, outcome), grads[group] = jax.value_and_grad(loss, has_aux=True)(*arguments)
+            batch.update(outcome.handover)
+            metrics.update(outcome.metrics)
+            sums[group], rows[group] = outcome.sums, outcome.rows
+        return grads, Outcome(metrics, {}, sums, rows)
+
+    def means(self, state: State, frozen: dict, batch: dict, key: jax.Array, number: Any = 0) -> dict[str, list]:
+        """What the losses of the groups pass through ``MicroBatch.mean`` on one micro-batch, and nothing else."""
+        means, batch = {}, dict(batch)
+        for i, group in enumerate(self.task.losses):
+            micro, own = MicroBatch(number, self.count), state["params"][group]
+            _, outcome = self.loss(group, own, state, frozen, batch, jax.random.fold_in(key, i), micro)
+            batch.update(outcome.handover)
+            means[group] = micro.means
+        return means
+
+    def whole(self, state: State, frozen: dict, batch: dict, key: jax.Array) -> tuple[dict, Outcome]:
+        """Gradients and findings of the whole batch: means of gradients and metrics, sums, and rows end to end."""
+        if self.count == 1:
+            return self.gradients(state, frozen, batch, key)
+        batches = jax.tree.map(lambda x: x.reshape(self.count, x.shape[0] // self.count, *x.shape[1:]), batch)
+        scanned = (batches, jnp.arange(self.count))
+
+        def mean(total: Any) -> Any:
+            return jax.tree.map(lambda x: x / self.count, total)
+
+        def find(batch: dict, number: Array) -> dict[str, list]:
+            return self.means(state, frozen, batch, key, number)
+
+        known = None
+        if jax.tree.leaves(jax.eval_shape(find, *jax.tree.map(lambda x: x[0], scanned))):
+            known = mean(_sum_over(lambda *one: (find(*one), ()), scanned)[0])
+
+        def body(batch: dict, number: Array) -> tuple[Any, Any]:
+            grads, found = self.gradients(state, frozen, batch, key, number, known)
+            return (grads, found.metrics, found.sums), found.rows
+
+        (grads, metrics, sums), rows = _sum_over(body, scanned)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        return mean(grads), Outcome(mean(metrics), {}, sums, rows)
+
+
+def _sum_over(body: Callable[..., tuple[Any, Any]], scanned: tuple) -> tuple[Any, Any]:
+    """Of ``body(*one) -> (to add up, to keep)`` for each one that is scanned the sum of the first, and the others."""
+    first = jax.eval_shape(body, *jax.tree.map(lambda x: x[0], scanned))[0]
+
+    def turn(total: Any, one: tuple) -> tuple[Any, Any]:
+        added, kept = body(*one)
+        return jax.tree.map(jnp.add, total, added), kept
+
+    return jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first), scanned)
+
+
+def apply_gradients(structure: Structure, state: State, grads: dict, active: dict[str, Bool[Array, ""]]) -> State:
+    """One optimizer step of every group but those that are not ``active``.
 
     The step count of a group that rests goes on, so that its learning rate follows the steps of the run.
     """
@@ -144,10 +193,33 @@ def apply_gradients(
                 (params[group], optimizer[group]),
                 old,
             )
-    ema = {}
-    if ema_decay:
-        # Young averages follow quickly, so that a short run is not stuck at its initial values.
-        count = state["step"].astype(jnp.float32)
-        rate = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-        ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, state["ema"], select(params, state["ema"]))
-    return {**state, "params": params, "variables": variables, "optimizer": optimizer, "ema": ema}
+    return {**state, "params": params, "optimizer": optimizer}
+
+
+def apply_updates(
+    task: Task, structure: Structure, state: State, found: Outcome, key: jax.Array
+) -> tuple[State, dict[str, Float[Array, ""]]]:
+    """What ``task.updates`` make of a step's state, but for frozen parts, and their metrics."""
+    modules, metrics = structure.modules(state["params"], state["variables"]), {}
+    for i, group in enumerate(task.losses):
+        if group in task.updates:
+            own = found.sums[group], found.rows[group]
+            metrics |= task.updates[group](modules, *own, jax.random.fold_in(key, i), state["step"])
+    _, params, variables = split(modules)
+    changed = {"params": params, "variables": variables}
+    changed = {name: overlay(state[name], without_frozen(structure, tree)) for name, tree in changed.items()}
+    return {**state, **changed}, metrics
+
+
+def averages(old: State, new: State, ema_decay: float) -> dict[str, Any]:
+    """The EMA of the parameters after a step."""
+    # Young averages follow quickly, so that a short run is not stuck at its initial values.
+    count = old["step"].astype(jnp.float32)
+    rate = jnp.minimum(ema_decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, old["ema"], select(new["params"], old["ema"]))
+
+
+def is_finite(state: State) -> Bool[Array, ""]:
+    """Whether every number of a state is."""
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves])

@@ -1,0 +1,83 @@
+"""A step in micro-batches that equals the step of the whole batch: draws by example, and means over all of them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+Mean = Callable[[Any], Any]
+"""What maps means over the examples at hand to means over the whole batch."""
+
+
+def whole(mean: Any) -> Any:
+    """The ``Mean`` where the examples at hand are the whole batch: the identity."""
+    return mean
+
+
+class MicroBatch:
+    """Which examples of a step's batch are at hand, and what is known of the others.
+
+    A loss that is a mean over examples needs nothing of this but ``keys``. One that is another function of means over
+    the batch (an entropy of mean probabilities, a quotient of two sums) passes each of these means through ``mean``:
+    then the mean of the losses and of the gradients of all micro-batches is that of the whole batch. The train step
+    finds the whole means in a pass of its own before the gradients, which computes nothing else.
+
+    Args:
+      number: of this micro-batch, from 0.
+      count: micro-batches of a step, all equally large.
+      known: the whole-batch means, in the order in which the loss asks for them; ``None`` where they are not known yet,
+        or this is the whole batch.
+    """
+
+    def __init__(self, number: int | Int[Array, ""] = 0, count: int = 1, known: Sequence[Any] | None = None):
+        self.number, self.count, self.known = number, count, known
+        self.means: list[Any] = []
+
+    def places(self, size: int) -> Int[Array, "size"]:
+        """The places in the whole batch of the ``size`` examples at hand."""
+        return self.number * size + jnp.arange(size)
+
+    def keys(self, key: jax.Array, size: int) -> jax.Array:
+        """A random key for each of ``size`` examples, of its place in the whole batch."""
+        return jax.vmap(functools.partial(jax.random.fold_in, key))(self.places(size))
+
+    def draw(self, sampler: Callable[..., Array], key: jax.Array, shape: Sequence[int]) -> Array:
+        """Random numbers of ``shape``, whose leading axis counts the examples, by ``sampler(key, shape)``."""
+        return draw(sampler, self.keys(key, shape[0]), shape)
+
+    def rows(self, sampler: Callable[[int], Array], size: int) -> Array:
+        """Of ``sampler(examples)`` for the whole batch the rows of the ``size`` examples at hand, where draws depend on
+        one another, such as strata."""
+        drawn = sampler(self.count * size)
+        return drawn if self.count == 1 else jax.lax.dynamic_slice_in_dim(drawn, self.number * size, size)
+
+    def mean(self, value: Any) -> Any:
+        """A pytree of means over these examples -> means over the whole batch, with the gradient of these examples.
+
+        ``value`` must not depend on what an earlier call returned: that is not the same before the whole is known.
+        """
+        self.means.append(jax.lax.stop_gradient(value))
+        if self.known is None:
+            return value
+        whole = self.known[len(self.means) - 1]
+        return jax.tree.map(lambda w, v: jax.lax.stop_gradient(w) + (v - jax.lax.stop_gradient(v)), whole, value)
+
+
+def example_keys(key: jax.Array, size: int) -> jax.Array:
+    """A key for each of ``size`` examples; keys of examples stay as they are."""
+    return key if key.ndim else MicroBatch().keys(key, size)
+
+
+def draw(sampler: Callable[..., Array], keys: jax.Array, shape: Sequence[int]) -> Array:
+    """Random numbers of ``shape`` by ``sampler(key, shape)``, each row of the leading axis from the key of its own."""
+    return jax.vmap(lambda key: sampler(key, tuple(shape[1:])))(keys)
+
+
+def split_keys(key: jax.Array, count: int) -> jax.Array:
+    """``count`` keys, or as many for each example, ``[count, …]``."""
+    if not key.ndim:
+        return jax.random.split(key, count)
+    return jnp.moveaxis(jax.vmap(functools.partial(jax.random.split, num=count))(key), 1, 0)
