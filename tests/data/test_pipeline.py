@@ -219,6 +219,7 @@ def workers_of(pipeline):
     return [child for child in multiprocessing.active_children() if "grain" in child.name]
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_started_again_once(caplog):
     absl_logging.get_absl_logger().propagate = True
     straight = take(make(), 40)
