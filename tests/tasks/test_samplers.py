@@ -136,7 +136,9 @@ def test_prompts_of_a_story_that_have_no_window_are_named(monkeypatch, caplog):
     drawn = {}
     generator = tasks.VideoGenerator(task, {})
     monkeypatch.setattr(generator, "generate", lambda story, frames, seed, **rest: drawn.update(story=story))
-    loaded = types.SimpleNamespace(generator=lambda sampler: generator, text=types.SimpleNamespace(encode=encode))
+    loaded = types.SimpleNamespace(
+        generator=lambda sampler: generator, text=types.SimpleNamespace(encode=encode, is_cut=lambda prompt: False)
+    )
     with caplog.at_level("WARNING"):
         sampling.draw_videos(loaded, ["a", "b", "c", "d", "e"], seed=0, story=True, frames=9)
     said = [record.getMessage() for record in caplog.records]

@@ -1,6 +1,7 @@
 """Generators that no text tells anything: they train, show pictures, are evaluated and draw, like all others."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -162,3 +163,49 @@ def test_labels_are_numbers_or_names_of_its_classes(trained):
     for wrong, message in (("24", "0 to 23"), ("cyan circel", "did you mean 'cyan circle'")):
         with pytest.raises(UserError, match=message):
             draw(labels=[wrong])
+
+
+@pytest.mark.slow
+def test_the_command_draws_without_prompts(trained, run_command, tmp_path):
+    loaded, _ = trained
+    clip = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3)).astype(np.uint8)
+    write_video(tmp_path / "clip.mp4", clip, 8.0, scale=1)
+    told = ["--label=3", "--label=blue square"] if loaded.config.classes else []
+    told += [f"--video={tmp_path / 'clip.mp4'}"] if loaded.generator().given_frames else []
+    arguments = [f"--checkpoint={loaded.directory}", f"--out={tmp_path / 'out'}", "--count=2", *told]
+    done = run_command("sample", *arguments)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "prompts.json").read_text())
+    assert len(record["videos"]) == (4 if loaded.config.classes else 2)
+    assert [*record.get("labels", {}).values()] == (
+        ["3", "3", "blue square", "blue square"] if loaded.config.classes else []
+    )
+    for name in record["videos"]:
+        assert len(read_video(tmp_path / "out" / name)[0]) == 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--given=3"], "--given"),
+        (["--image=a.png", "--video=b.mp4"], "leave one of them out"),
+        (["--story"], "--story needs its prompts"),
+        (["--task=inpaint", "--video=a.mp4", "--given=3"], "leave --given out"),
+        (["--task=inpaint", "--video=a.mp4", "--count=2"], "leave --count out"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(flags, message, monkeypatch):
+    from absl import flags as absl_flags
+
+    from videogen import sample
+
+    values = absl_flags.FLAGS
+    values.unparse_flags()
+    values(["sample", "--checkpoint=x", "--out=y", *flags])
+    try:
+        with pytest.raises(UserError, match=message):
+            sample.check_flags()
+    finally:
+        for flag in ("given", "image", "video", "story", "task", "count"):
+            values[flag].unparse()
+        values.unparse_flags()
