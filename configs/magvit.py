@@ -129,7 +129,7 @@ def magvit(size: str) -> ConfigDict:
         levels = {"width": 64, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (2, 2)}
         depth = {"blocks": 2, "middle_blocks": 2, "norm_groups": 32}
     else:
-        quantizer |= {"size": 1024, "width": 256, "update": "gradient", "entropy_weight": 0.1}
+        quantizer |= {"size": 1024, "width": 256, "codebook_update": "gradient", "entropy_weight": 0.1}
         levels = {"width": 128, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2)}
         levels |= {"temporal_strides": (2, 2, 1)}
         depth = {"blocks": 2, "middle_blocks": 2, "norm_groups": 32}

@@ -36,7 +36,7 @@ SWEEPS = {
 
 
 LFQ = {"name": "lfq", "entropy_weight": 0.1, "diversity": 1.0, "commitment_weight": 0.25}
-EMA_VQ = {"name": "vq", "cosine": True, "update": "ema"}
+EMA_VQ = {"name": "vq", "cosine": True, "codebook_update": "ema"}
 QUANTIZERS = {
     "lfq": {
         # A short run cannot afford all codes alike: with an entropy weight of 0.1 colours are lost.

@@ -147,7 +147,7 @@ def omnitokenizer(stage: str, size: str) -> ConfigDict:
         codes = {"size": 8192, "width": 8}
         # 1e-6 of the sum over the 5 × 32 × 32 × 8 latents of a clip; the loss takes their mean.
         kl_weight = 1e-6 * 5 * 32 * 32 * 8
-    quantizer = {"name": "vq", "cosine": True, "update": "ema", "decay": 0.99} | codes
+    quantizer = {"name": "vq", "cosine": True, "codebook_update": "ema", "decay": 0.99} | codes
     if stage == "kl":
         quantizer = {"name": "gaussian", "width": codes["width"], "kl_weight": kl_weight}
     positions = "bias" if size == "paper" and stage == "image" else "rotary"

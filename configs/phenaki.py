@@ -73,7 +73,7 @@ def tokenizer(size: str) -> ConfigDict:
 
 def cvivit(size: str) -> ConfigDict:
     """C-ViViT at each size (paper: section 2.1, about 50M parameters)."""
-    quantizer = {"name": "vq", "cosine": True, "update": "ema", "decay": 0.99, "restart_threshold": 0.01}
+    quantizer = {"name": "vq", "cosine": True, "codebook_update": "ema", "decay": 0.99, "restart_threshold": 0.01}
     if size == "debug":
         quantizer |= {"size": 96, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
         shape = {"patch": (2, 4, 4), "width": 128, "heads": 4, "mlp_width": 512}
@@ -85,7 +85,7 @@ def cvivit(size: str) -> ConfigDict:
         depth = {"encoder_layers": (4, 4), "decoder_layers": (4, 4)}
     else:
         # Codebook loss 1, commitment 0.25 (section 2.1).
-        quantizer = {"name": "vq", "cosine": True, "update": "gradient", "size": 8192, "width": 32}
+        quantizer = {"name": "vq", "cosine": True, "codebook_update": "gradient", "size": 8192, "width": 32}
         shape = {"patch": (2, 8, 8), "width": 512, "heads": 8, "mlp_width": 2048}
         depth = {"encoder_layers": (4, 4), "decoder_layers": (4, 4)}
     return ConfigDict({"name": "cvivit", **shape, **depth, "quantizer": quantizer})

@@ -79,3 +79,23 @@ def test_places_that_cannot_be_written_are_named_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out: cannot write to .*file"):
         check_writable(tmp_path / "file" / "b.json", "--out")
+
+
+def test_no_key_of_a_config_is_called_like_a_method():
+    """``config.update`` would be the method, and ``--config.….update=`` no setting."""
+    import importlib
+
+    from ml_collections import ConfigDict
+
+    def keys(section):
+        for key, value in section.items():
+            yield key
+            if isinstance(value, ConfigDict):
+                yield from keys(value)
+
+    for path in (REPOSITORY / "configs").glob("*.py"):
+        module = importlib.import_module(f"configs.{path.stem}")
+        for stage in getattr(module, "STAGES", ()):
+            for size in ("debug", "small", "paper"):
+                found = keys(module.get_config(f"stage={stage},size={size}"))
+                assert not {key for key in found if key in dir(ConfigDict)}, path.stem

@@ -26,7 +26,7 @@ def error(quantizer) -> np.ndarray:
 
 
 def test_greedy_equals_residual_quantization():
-    vq = {"name": "vq", "size": SIZE, "width": WIDTH, "cosine": False, "update": "gradient"}
+    vq = {"name": "vq", "size": SIZE, "width": WIDTH, "cosine": False, "codebook_update": "gradient"}
     residual = build({"name": "residual", "base": vq, "levels": LEVELS}, rngs=nnx.Rngs(0))
     greedy = make(1)
     for level, codes in zip(residual.quantizers, greedy.codebooks.get_value(), strict=True):

@@ -19,7 +19,7 @@ VQ = {"name": "vq", "size": 16, "width": 4, "cosine": False}
 CONFIGS = {
     "vq-cosine": {"name": "vq", "size": 16, "width": 4},
     "vq-euclidean": VQ,
-    "vq-gradient": VQ | {"update": "gradient", "estimator": "rotation", "entropy_weight": 0.1},
+    "vq-gradient": VQ | {"codebook_update": "gradient", "estimator": "rotation", "entropy_weight": 0.1},
     "simvq": {"name": "simvq", "size": 16, "width": 4},
     "ibq": {"name": "ibq", "size": 16, "width": 4, "entropy_weight": 0.1},
     "stochastic": {"name": "stochastic", "size": 16, "width": 4},
@@ -145,7 +145,7 @@ def test_usage_of_even_ids_follows_the_formula():
         ({"name": "additive", "size": 4, "width": 2, "levels": 2, "beam": 5}, "a beam of 1 … 4"),
         ({"name": "per_dimension", "width": 2, "spacing": "normal"}, "unknown spacing"),
         ({"name": "per_dimension", "width": 2, "bins": 1}, "bins >= 2"),
-        ({"name": "vq", "size": 4, "width": 2, "update": "momentum"}, "'ema' or 'gradient'"),
+        ({"name": "vq", "size": 4, "width": 2, "codebook_update": "momentum"}, "'ema' or 'gradient'"),
         ({"name": "vq", "size": 4, "widht": 2}, "'width'"),
     ],
 )

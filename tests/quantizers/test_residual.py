@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 oracle = pytest.importorskip("vector_quantize_pytorch")
 
 SIZE, WIDTH, LEVELS = 8, 4, 3
-VQ = {"name": "vq", "size": SIZE, "width": WIDTH, "cosine": False, "update": "gradient"}
+VQ = {"name": "vq", "size": SIZE, "width": WIDTH, "cosine": False, "codebook_update": "gradient"}
 
 
 def make(base=VQ, levels=LEVELS, **settings) -> ResidualQuantizer:
@@ -124,7 +124,7 @@ def test_one_level_is_its_base():
 
 
 def test_moving_averages_of_every_level_follow_their_residuals():
-    quantizer = make(VQ | {"update": "ema", "decay": 0.5})
+    quantizer = make(VQ | {"codebook_update": "ema", "decay": 0.5})
     z = latents(40)
     first = float(jnp.mean((quantizer(z).latents - z) ** 2))
     step = nnx.jit(lambda quantizer, z: train(quantizer, z).latents)

@@ -28,7 +28,7 @@ def unit(x) -> np.ndarray:
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_euclidean_codes_are_the_nearest(update):
-    quantizer = make(cosine=False, update=update)
+    quantizer = make(cosine=False, codebook_update=update)
     codes = np.asarray(quantizer.codebook.get_value())
     distance = ((np.asarray(latents())[..., None, :] - codes) ** 2).sum(-1)
     quantized = quantizer(latents())
@@ -38,7 +38,7 @@ def test_euclidean_codes_are_the_nearest(update):
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_cosine_codes_have_the_smallest_angle_and_unit_length(update):
-    quantizer = make(update=update)
+    quantizer = make(codebook_update=update)
     codes = 3 * jax.random.normal(jax.random.key(5), (SIZE, WIDTH))
     quantizer.codebook.set_value(codes)
     quantized = quantizer(latents())
@@ -65,7 +65,7 @@ def losses(quantizer):
 
 
 def test_commitment_pulls_the_latents_only():
-    quantizer, z = make(cosine=False, update="gradient", commitment_weight=0.25), latents()
+    quantizer, z = make(cosine=False, codebook_update="gradient", commitment_weight=0.25), latents()
     evaluate, state = losses(quantizer)
     to_state, to_z = jax.grad(lambda s, z: evaluate(s, z)["commitment"], argnums=(0, 1))(state, z)
     np.testing.assert_allclose(to_z, 2 * 0.25 * (z - quantizer(z).latents) / z.size, rtol=1e-4, atol=1e-8)
@@ -73,7 +73,7 @@ def test_commitment_pulls_the_latents_only():
 
 
 def test_codebook_loss_pulls_the_used_codes_only():
-    quantizer, z = make(cosine=False, update="gradient"), latents()
+    quantizer, z = make(cosine=False, codebook_update="gradient"), latents()
     evaluate, state = losses(quantizer)
     to_state, to_z = jax.grad(lambda s, z: evaluate(s, z)["codebook"], argnums=(0, 1))(state, z)
     np.testing.assert_array_equal(to_z, 0)
@@ -159,7 +159,7 @@ def test_a_code_no_longer_used_keeps_its_place(cosine):
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 @pytest.mark.parametrize("cosine", [True, False])
 def test_restart_replaces_exactly_the_dead_codes(cosine, update):
-    settings = {"cosine": cosine, "update": update, "decay": 0.5}
+    settings = {"cosine": cosine, "codebook_update": update, "decay": 0.5}
     quantizer = make(restart_threshold=0.75, **settings)
     untouched = make(**settings)
     z = jnp.asarray(quantizer.codebook.get_value())[jnp.array([0, 0, 0, 1, 2, 2])] + 0.01
@@ -257,7 +257,7 @@ def test_rotation_estimator_turns_the_gradient():
 
 
 def test_entropy_term_is_that_of_the_softmax_of_distances():
-    quantizer, z = make(cosine=False, update="gradient", entropy_weight=0.1, temperature=0.5), latents()
+    quantizer, z = make(cosine=False, codebook_update="gradient", entropy_weight=0.1, temperature=0.5), latents()
     distance = jnp.sum((z.reshape(-1, 1, WIDTH) - quantizer.codebook.get_value()) ** 2, -1)
     expected = 0.1 * entropy_penalty(-distance / 0.5)
     np.testing.assert_allclose(quantizer(z).losses["entropy"], expected, rtol=1e-4)

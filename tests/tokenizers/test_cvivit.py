@@ -114,7 +114,7 @@ def test_first_frame_and_tubelets_have_weights_of_their_own(model, video):
 @pytest.mark.parametrize(
     "quantizer",
     [
-        {"name": "vq", "size": 64, "width": 8, "update": "gradient"},
+        {"name": "vq", "size": 64, "width": 8, "codebook_update": "gradient"},
         {"name": "fsq", "levels": [8, 5, 5]},
         {"name": "lfq", "bits": 6},
     ],

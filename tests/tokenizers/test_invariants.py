@@ -12,7 +12,7 @@ from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.tokenizers import build
 
-VECTORS = {"name": "vq", "size": 64, "width": 6, "update": "gradient"}
+VECTORS = {"name": "vq", "size": 64, "width": 6, "codebook_update": "gradient"}
 CONVOLUTIONAL = {"name": "convolutional", "width": 4, "norm_groups": 2, "quantizer": {"name": "lfq", "bits": 6}}
 CONFIGS = {
     "cvivit": {

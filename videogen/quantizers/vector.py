@@ -31,7 +31,7 @@ class VectorQuantizer(Quantizer):
       size: number of codes K.
       width: code width; 8 to 32 with ``cosine`` are the factorised codes of ViT-VQGAN and C-ViViT.
       cosine: compare and emit unit vectors.
-      update: ``"ema"`` (codes are moving averages of the latents assigned to them) or ``"gradient"``
+      codebook_update: ``"ema"`` (codes are moving averages of the latents assigned to them) or ``"gradient"``
         (codes are parameters trained by the codebook loss).
       decay: EMA decay of counts and sums.
       commitment_weight: weight of ``mean (z - sg(e))²``.
@@ -52,7 +52,7 @@ class VectorQuantizer(Quantizer):
         width: int,
         *,
         cosine: bool = True,
-        update: str = "ema",
+        codebook_update: str = "ema",
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         restart_threshold: float = 0.0,
@@ -61,20 +61,20 @@ class VectorQuantizer(Quantizer):
         estimator: str = "straight_through",
         rngs: nnx.Rngs,
     ):
-        if update not in ("ema", "gradient"):
-            raise UserError(f"codebook update must be 'ema' or 'gradient', got {update!r}")
-        self.size, self.width, self.cosine, self.moving = size, width, cosine, update == "ema"
+        if codebook_update not in ("ema", "gradient"):
+            raise UserError(f"codebook_update must be 'ema' or 'gradient', got {codebook_update!r}")
+        self.size, self.width, self.cosine, self.moving = size, width, cosine, codebook_update == "ema"
         self.decay, self.commitment_weight, self.restart_threshold = decay, commitment_weight, restart_threshold
         self.entropy_weight, self.temperature = entropy_weight, temperature
         self.estimator, self.euclidean = get_estimator(estimator), not cosine
         codes = parameter(rngs, (size, width), ("codebook", None), truncated_normal(width**-0.5)).get_value()
         codes = l2_normalize(codes) if cosine else codes
-        if update == "gradient":
+        if codebook_update == "gradient":
             self.codebook = nnx.Param(codes, axes=("codebook", None))
         else:
             self.codebook = QuantizerState(codes)
             self.sums = QuantizerState(jnp.zeros((size, width)))
-        if update == "ema" or restart_threshold > 0:
+        if codebook_update == "ema" or restart_threshold > 0:
             self.counts = QuantizerState(jnp.zeros(size))
 
     @property
