@@ -9,7 +9,12 @@ from videogen.data.shapes_source import (
     COLOURS,
     DIRECTIONS,
     FORMS,
+    RADII,
+    TEXTURES,
+    TONES,
+    TRAVEL,
     ShapesSource,
+    background,
     caption,
     form_mask,
     held_out_together,
@@ -182,3 +187,22 @@ def test_backgrounds_are_grey_and_below_the_shapes_saturation():
         mask = form_mask(shape["form"], centres, radius_of(shape["size"], 1), 32, 32)
         assert saturation[mask == 0].max() == 0
         assert saturation[mask == 1].min() > 100
+
+
+def test_the_numbers_that_the_data_set_is_made_of():
+    """Whoever changes one makes another data set, on which measured numbers no longer hold."""
+    assert COLOURS == {
+        "red": (225, 40, 40),
+        "yellow": (235, 215, 40),
+        "green": (35, 170, 60),
+        "cyan": (40, 205, 220),
+        "blue": (45, 75, 230),
+        "purple": (165, 50, 205),
+    }
+    assert RADII == {"small": 0.2, "medium": 0.25, "large": 0.3} and TRAVEL == {"slowly": 0.2, "quickly": 0.35}
+    assert TONES == {"dark": 45, "grey": 120, "pale": 205} and TEXTURES == ("plain", "gradient", "striped")
+    assert [radius_of("large", count) for count in (1, 2)] == [0.3, 0.75 * 0.3]
+    # Contrast of the textures, in grey levels, and the pixels of a shape's inside.
+    for texture, least, most in (("plain", 120, 120), ("gradient", 98, 142), ("striped", 98, 142)):
+        shades = background({"tone": "grey", "texture": texture}, 240, 240)
+        np.testing.assert_allclose([shades.min(), shades.max()], [least, most], atol=0.4)

@@ -1,11 +1,15 @@
 """Block order, delayed levels and factors: bijections with known values."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videogen import diffusion
 from videogen.errors import UserError
+from videogen.generators import FlowSampler, MaskGITSampler
 from videogen.generators.sampling import BlockSampler, sample_categorical
 from videogen.generators.sequences import (
     block_order,
@@ -83,3 +87,30 @@ def test_guidance_rises_along_the_clip_as_its_schedule_says():
 def test_a_sampler_that_cannot_draw_is_refused(bad):
     with pytest.raises(UserError):
         BlockSampler(**bad)
+
+
+def test_what_a_sampler_does_when_it_is_told_nothing():
+    """Plain sampling: the distribution as it is, without guidance; MaskGIT's and the flow's published beginnings."""
+    assert BlockSampler() == BlockSampler(1.0, 0, 1.0, 0.0, "constant")
+    assert MaskGITSampler() == MaskGITSampler(12, "cosine", 1.0, 1.0, 4.0, 0, 0.0)
+    flow = FlowSampler()
+    assert (flow.steps, flow.solver, flow.grid) == (50, {"name": "euler"}, {"name": "uniform"})
+    assert (flow.shift, flow.guidance_scale, flow.lag, flow.extension) == (None, 5.0, 0, "window")
+    assert flow.build_guidance() == diffusion.ClassifierFree(5.0)
+    defaults = {
+        diffusion.UniformGrid(): (1.0, 1.0, None),
+        diffusion.LinearQuadraticGrid(): (0.025,),
+        diffusion.KarrasGrid(): (80.0, 0.002, 7.0),
+        diffusion.LogSNRGrid(): (0.999, 0.001),
+        diffusion.RisingClassifierFree(2.0): (2.0, 5.0),
+        diffusion.AdaptiveProjected(2.0): (2.0, 0.0, -0.5, 2.5),
+        diffusion.DDIM(): (0.0,),
+        diffusion.EDM(): (0.5, 80.0, 7.0),
+        diffusion.VariancePreserving(): (0.5, "cosine", 1000, 1.0, False),
+        diffusion.LogitNormal(): (0.0, 1.0),
+        diffusion.LogNormalSigma(): (-1.2, 1.2),
+        diffusion.Mode(): (0.81,),
+    }
+    for part, values in defaults.items():
+        assert dataclasses.astuple(part) == values
+    assert diffusion.Rescale(diffusion.ClassifierFree(2.0)).share == 0.7
