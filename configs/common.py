@@ -41,8 +41,12 @@ def base(dtype: str) -> ConfigDict:
             "uncaptioned": config_dict.placeholder(bool),
         },
         "clip": {"frames": 5, "height": 32, "width": 32, "fps": 8.0},
-        # Found by a run: frames per second of its samples, and what a token cache was made from.
+        # A generator takes source and clip of its tokenizer where the command gives no others, but for these sections.
+        "own": (),
+        # Found by a run: frames per second of its samples, whether the clips that it evaluates are kept from training,
+        # and what a token cache was made from.
         "frame_rate": config_dict.placeholder(float),
+        "held_out": config_dict.placeholder(bool),
         "made_from": {},
         "batch_size": 8,
         # ((frames, height, width, batch_size, share of the steps), …); without any, all batches are of the clip above.

@@ -100,6 +100,7 @@ def generator(size: str, model: str) -> ConfigDict:
         # 77 epochs of Kinetics-600's about 390,000 clips.
         config.steps, config.eval_every, config.checkpoint_every = 470_000, 5000, 5000
         config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 25.0}
+        config.data.own = ("clip",)
         config.data.source.name = "video_folder"
         config.data.batch_size, config.data.workers = 64, 16
         config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}

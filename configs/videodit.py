@@ -156,6 +156,7 @@ def small(config: ConfigDict) -> None:
 def paper(config: ConfigDict, model: str) -> None:
     config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
     config.data.clip = {"frames": 81, "height": 720, "width": 1280, "fps": 16.0}
+    config.data.own = ("clip",)
     config.data.source.name = "video_folder"
     config.data.batch_size, config.data.workers = 128, 16
     # Wan's umT5-XXL and the T5-XXL of LTX have the same width.

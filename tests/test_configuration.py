@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict, config_dict
 
+from configs import magvit, nbp, phenaki, videodit
 from tests.processes import REPOSITORY, environment
-from videogen.configuration import check_writable, find_config
+from videogen.configuration import check_writable, find_config, flatten, take_data
 from videogen.errors import UserError
 
 PHENAKI = str(REPOSITORY / "configs" / "phenaki.py")
@@ -99,3 +101,46 @@ def test_no_key_of_a_config_is_called_like_a_method():
             for size in ("debug", "small", "paper"):
                 found = keys(module.get_config(f"stage={stage},size={size}"))
                 assert not {key for key in found if key in dir(ConfigDict)}, path.stem
+
+
+def stage(**changes) -> ConfigDict:
+    """The data of a stage, shapes of 5×24×24 unless changed."""
+    config = ConfigDict({"data": {"source": {"name": "shapes", "path": "", "holdout": config_dict.placeholder(float)}}})
+    config.data.clip = {"frames": 5, "height": 24, "width": 24, "fps": 8.0}
+    config.data.own = ()
+    config.update_from_flattened_dict({f"data.{key}": value for key, value in changes.items()})
+    return config.lock()
+
+
+MINE = {"source.name": "video_folder", "source.path": "mine", "clip.frames": 9, "clip.height": 64, "clip.width": 64}
+
+
+@pytest.mark.parametrize(
+    "changes, given, expected",
+    [
+        ({}, [], MINE),
+        ({"clip.frames": 17}, ["data.clip.frames"], MINE | {"clip.frames": 17}),
+        # Another source has settings of its own.
+        (
+            {"source.name": "tokens", "source.path": "cache"},
+            ["data.source.name", "data.source.path"],
+            MINE | {"source.name": "tokens", "source.path": "cache"},
+        ),
+        ({"source.path": "others"}, ["data.source.path"], MINE | {"source.path": "others"}),
+        ({"own": ("clip",)}, [], {"source.name": "video_folder", "clip.frames": 5, "clip.height": 24}),
+    ],
+)
+def test_data_of_the_tokenizer_where_the_command_gives_no_others(changes, given, expected):
+    """The second stage trained on shapes after a tokenizer of own videos, and did not say so."""
+    config = stage(**changes)
+    taken = take_data(config, stage(**MINE), given)
+    values = flatten(config)
+    assert {key: values[f"data.{key}"] for key in expected} == expected
+    assert not {entry.partition("=")[0] for entry in taken} & {key.removeprefix("data.") for key in given}
+    assert take_data(config, stage(**MINE), given) == []
+
+
+def test_published_generators_keep_their_data_beside_their_published_tokenizers():
+    for system in (magvit, nbp, phenaki, videodit):
+        tokenizer, generator = (system.get_config(f"stage={name},size=paper") for name in ("tokenizer", "generator"))
+        assert take_data(generator, tokenizer, []) == []

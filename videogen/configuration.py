@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,35 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         return {k: v for key in value for k, v in walk(f"{prefix}.{key}" if prefix else key, value[key]).items()}
 
     return walk("", json.loads(json.dumps(config.to_dict())))
+
+
+def take_data(config: ConfigDict, origin: ConfigDict, given: Iterable[str]) -> list[str]:
+    """Gives a stage the source and the clip of the stage whose codes it learns, but for what is given for itself.
+
+    Args:
+      config: of a generator or de-tokenizer; changed in place.
+      origin: of its tokenizer.
+      given: dotted keys that the command says; ``data.own`` names sections of ``data`` that the config decides itself.
+
+    Returns:
+      ``KEY=VALUE`` of the settings that are others now.
+    """
+    given, own = set(given), config.data.get("own", ())
+    sections = [name for name in ("source", "clip") if name not in own]
+    if config.data.source.name != origin.data.source.name and "data.source.name" in given:
+        sections = [name for name in sections if name != "source"]
+    taken = []
+    with config.unlocked(), config.ignore_type():
+        for section in sections:
+            ours, theirs = config.data[section], origin.data[section]
+            for key in sorted({*ours, *theirs}):
+                parents = {f"data.{section}.{key}", f"data.{section}", "data"}
+                value = theirs.get(key)
+                # In the JSON form, where tuples are lists.
+                if not parents & given and json.dumps(ours.get(key)) != json.dumps(value):
+                    ours[key] = value
+                    taken.append(f"{section}.{key}={value}")
+    return taken
 
 
 def shown_rate(config: ConfigDict) -> float:

@@ -33,7 +33,9 @@ def main() -> None:
     from videogen.training.loop import train
     from videogen.training.profiling import parse_window
     from videogen.training.stops import Interrupted, Stopped
+    from videogen.training.workdir import data_of_tokenizer
 
+    data_of_tokenizer(CONFIG.value, WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     try:
         run = train(CONFIG.value, WORKDIR.value, parse_window(PROFILE.value))
     except Interrupted as stop:

@@ -26,6 +26,7 @@ def test_bad_files_are_skipped_with_a_reason_and_the_run_finishes(run_command, s
         f"--workdir={run}",
         "--config.data.source.name=video_folder",
         f"--config.data.source.path={shared}/data/clips,{shared}/data/broken",
+        "--config.data.source.holdout=0",
         "--config.data.clip.frames=5",
         "--config.data.workers=2",
         "--config.data.batch_size=16",

@@ -25,7 +25,8 @@ def test_clips_come_back_like_from_their_files(make_video, tmp_path, numbers):
     write_array_record(tmp_path / "clips", samples, classes=("a", "b"))
     source = build(tmp_path / "clips", "eval")
     assert len(source) == 3 and source.classes == ("a", "b")
-    folder = data.build({"name": "video_folder", "path": str(file.parent)}, clip=CLIP, seed=0, split="eval")
+    settings = {"name": "video_folder", "path": str(file.parent), "holdout": 0.0}
+    folder = data.build(settings, clip=CLIP, seed=0, split="eval")
     for i in range(3):
         sample = source[i]
         np.testing.assert_array_equal(sample["video"], folder[0]["video"])

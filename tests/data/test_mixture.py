@@ -74,7 +74,7 @@ def test_labels_only_where_all_parts_have_the_same(tmp_path, make_video, monkeyp
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
     make_video("videos/x.mp4")
-    folder = {"name": "video_folder", "path": str(tmp_path / "videos"), "weight": 1}
+    folder = {"name": "video_folder", "path": str(tmp_path / "videos"), "holdout": 0.0, "weight": 1}
     labelled = build([shapes(1), shapes(2)])
     assert labelled.classes == data.SOURCES["shapes"].classes and "label" in labelled[0] and not warnings
     mixture = build([shapes(1), folder])
@@ -107,7 +107,7 @@ def test_a_mixture_has_the_rate_and_the_captions_of_its_parts(make_video, tmp_pa
     for name, fps in (("a/x.mp4", 24), ("b/x.mp4", 10), ("b/y.mp4", 10)):
         make_video(name, fps=fps)
     (tmp_path / "b" / "captions.jsonl").write_text('{"file": "y.mp4", "caption": "grey"}')
-    parts = [{"name": "video_folder", "path": str(tmp_path / name), "weight": 1} for name in ("a", "b")]
+    parts = [{"name": "video_folder", "path": str(tmp_path / name), "holdout": 0.0, "weight": 1} for name in ("a", "b")]
     mixture = build(parts)
     assert (mixture.captioned, mixture.uncaptioned, mixture.fps) == (1, False, 24)
     assert build([parts[0] | {"uncaptioned": True}, parts[1]]).uncaptioned

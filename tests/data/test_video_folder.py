@@ -16,6 +16,7 @@ CLIP = Clip(4, 32, 32)
 
 
 def build(path, split="train", clip=CLIP, **settings):
+    settings = {"holdout": 0.0, **settings}
     return data.build({"name": "video_folder", "path": str(path), **settings}, clip=clip, seed=0, split=split)
 
 
@@ -68,6 +69,27 @@ def test_holdout_divides_the_files(make_video, tmp_path):
     assert not names[0] & names[1] and len(names[0] | names[1]) == 24
     assert 2 <= len(names[1]) <= 14
     assert len(build(tmp_path, clip=one)) == len(build(tmp_path, "eval", one)) == 24
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
+def test_a_tenth_of_the_files_is_held_out_by_default_and_never_none_or_all(make_video, tmp_path, count):
+    """Of two or three files the hash of the names often put all into one split, and the run could not start."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i}.mp4").write_bytes(b"")
+    for path in (str(folder), f"{folder},{folder}"):
+        train, held_out = (
+            data.build({"name": "video_folder", "path": path}, clip=Clip(1, 16, 16), seed=0, split=split)
+            for split in ("train", "eval")
+        )
+        total = count * (1 + path.count(","))
+        if total == 1:
+            assert len(train) == len(held_out) == 1 and not train.keeps_apart
+            continue
+        assert train.keeps_apart and held_out.keeps_apart and len(train) + len(held_out) == total
+        assert 1 <= len(held_out) <= max(2, total // 5)
+    assert not build(folder).keeps_apart
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ class ArrayRecordSource(Source):
     def __init__(self, *, clip: Clip, seed: int, split: str, path: str, pixel_budget: int = PIXEL_BUDGET):
         super().__init__(clip=clip, seed=seed, split=split)
         self._path = path
+        self.keeps_apart = False
         self._clips = Records(path, KIND)
         self._captions = Records(Path(path) / CAPTIONS, CAPTIONS)
         self._pixel_budget = pixel_budget

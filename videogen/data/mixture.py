@@ -65,6 +65,7 @@ class MixtureSource(Source):
                 raise UserError(f"part {number} of the mixture ({part['name']}) is empty")
         counts = [part.captioned for part in self._parts]
         self.captioned = None if None in counts else sum(counts)
+        self.keeps_apart = all(part.keeps_apart for part in self._parts)
         self.uncaptioned = any(part.uncaptioned for part in self._parts)
         total = sum(self._weights)
         # A part has at least floor(n · weight / total) of the first n samples.

@@ -45,12 +45,14 @@ class Source:
       classes: the name of each label; empty when samples have no label.
       captioned: number of samples that have a caption; ``None`` where that is not known without reading them.
       uncaptioned: whether it was asked for to train models of text without any caption.
+      keeps_apart: whether samples of 'eval' do not occur in 'train'.
       made_from: of a token cache, the ``source`` config, ``clip`` and ``split`` of the videos, where it says so.
     """
 
     classes: tuple[str, ...] = ()
     captioned: int | None = None
     uncaptioned: bool = False
+    keeps_apart: bool = True
     made_from: dict[str, Any] | None = None
 
     def __init__(self, *, clip: Clip, seed: int, split: str):
@@ -88,7 +90,12 @@ class Source:
 
 def held_out(key: str, share: float) -> bool:
     """Whether ``key`` belongs to the held-out ``share`` of all keys; its SHA-256 decides."""
-    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) < share * 2**64
+    return place(key) < share * 2**64
+
+
+def place(key: str) -> int:
+    """Where ``key`` stands among all keys, from 0 to 2⁶⁴, by its SHA-256."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8])
 
 
 def proportions(weights: Sequence[float], rule: str) -> list[int]:

@@ -77,6 +77,7 @@ class TFDSSource(Source):
         if "caption" not in info.features:
             self.captioned = 0
         self._part = train_split if split == "train" else eval_split
+        self.keeps_apart = eval_split != train_split
         try:
             self._open(builder)
         except ValueError as error:

@@ -138,6 +138,7 @@ class TokenSource(Source):
         if not 0 <= holdout < 1:
             raise UserError(f"holdout is a share of the clips in [0, 1), got {holdout}")
         self.uncaptioned = uncaptioned
+        self.keeps_apart = bool(holdout)
         self.meta = _read_meta(Path(path))
         self.made_from = self.meta.get("made_from")
         self.classes = tuple(self.meta.get("classes", ()))

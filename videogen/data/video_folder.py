@@ -14,7 +14,7 @@ from videogen.data.captions import CAPTIONS, printable, read_captions
 from videogen.data.clip import Clip
 from videogen.data.decode import decode_audio, decode_clip, frame_rate
 from videogen.data.media import PIXEL_BUDGET
-from videogen.data.source import SampleError, Source, held_out
+from videogen.data.source import SampleError, Source, held_out, place
 from videogen.errors import UserError
 
 EXTENSIONS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
@@ -32,9 +32,10 @@ class VideoFolderSource(Source):
     Args:
       clip: the size of the samples; without ``fps`` they are consecutive frames.
       seed: with the index, decides window and crop of ``source[index]``.
-      split: both splits hold all videos unless ``holdout`` keeps some for 'eval'.
+      split: 'eval' has the videos that ``holdout`` keeps from 'train'.
       path: a folder, or several with commas between them.
-      holdout: share of the videos, by the hash of their names, that only 'eval' has.
+      holdout: share of the videos, by the hash of their names, that only 'eval' has; of several videos at least one
+        is held out and one is not. With 0, and of a single video, both splits have all.
       pixel_budget: videos are skipped of which a decoder could hold more pixels (16 × width × height of a frame).
       pictures: whether one-frame clips are read from pictures, too.
       uncaptioned: whether models of text may train on it although no video has a caption.
@@ -55,7 +56,7 @@ class VideoFolderSource(Source):
         seed: int,
         split: str,
         path: str,
-        holdout: float = 0.0,
+        holdout: float = 0.1,
         pixel_budget: int = PIXEL_BUDGET,
         pictures: bool = True,
         uncaptioned: bool = False,
@@ -72,18 +73,22 @@ class VideoFolderSource(Source):
         self._audio_rate = audio_rate if audio else None
         self._files: list[Path] = []
         self._entries: list[dict[str, str]] = []
+        found: list[tuple[Path, str, dict[str, str]]] = []
         extensions = EXTENSIONS + (PICTURES if pictures and clip.frames == 1 else ())
         for folder in map(Path, path.split(",")):
             files = _videos(folder, extensions)
             names = [file.relative_to(folder).as_posix() for file in files]
             captions, unknown = read_captions(folder, names)
             _report(folder, len(files), captions, unknown)
-            for file, name in zip(files, names, strict=True):
-                if not holdout or held_out(name, holdout) == (split == "eval"):
-                    self._files.append(file)
-                    self._entries.append(captions.get(name, {}))
+            found += [(file, name, captions.get(name, {})) for file, name in zip(files, names, strict=True)]
             # Classes are those of the whole folder: a label means the same in both splits.
             self._add_classes(captions)
+        kept = _held_out([name for _, name, _ in found], holdout)
+        self.keeps_apart = any(kept)
+        for (file, _, entry), apart in zip(found, kept, strict=True):
+            if apart == (split == "eval") or not self.keeps_apart:
+                self._files.append(file)
+                self._entries.append(entry)
         if not all("class" in entry for entry in self._entries):
             self.classes = ()
         self.captioned = sum(bool(entry.get("caption")) for entry in self._entries)
@@ -120,6 +125,16 @@ class VideoFolderSource(Source):
 
     def caption(self, index: int) -> str:
         return self._entries[index].get("caption", "")
+
+
+def _held_out(names: list[str], share: float) -> list[bool]:
+    """Which of the names are held out: those in the share, but of two or more at least one, and never all."""
+    if not share or len(names) < 2:
+        return [False] * len(names)
+    order = sorted(range(len(names)), key=lambda i: (place(names[i]), i))
+    count = min(max(sum(held_out(name, share) for name in names), 1), len(names) - 1)
+    chosen = set(order[:count])
+    return [i in chosen for i in range(len(names))]
 
 
 def _videos(folder: Path, extensions: tuple[str, ...]) -> list[Path]:

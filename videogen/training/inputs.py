@@ -108,6 +108,7 @@ def keep_findings(config: Any, source: data.Source) -> None:
     with config.unlocked():
         config.data.frame_rate = source.fps
         config.data.made_from = source.made_from or {}
+        config.data.held_out = source.keeps_apart
 
 
 def sample_clip(config: Any) -> data.Clip:

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from videogen import tasks
-from videogen.configuration import differences, load_config, save_config
+from videogen.configuration import differences, load_config, save_config, take_data
 from videogen.errors import UserError
 from videogen.training.checkpoints import latest_step
+from videogen.training.checks import check_config
 from videogen.training.loading import CONFIG, MODEL, load
 from videogen.training.optimizers import learning_rate
 from videogen.training.stops import storage_errors
@@ -25,6 +27,8 @@ FREE_KEYS = (
     "data.workers",
     "data.frame_rate",
     "data.made_from",
+    "data.held_out",
+    "data.own",
     "parallel.mesh",
     "tokenizer.checkpoint",
     "teacher.checkpoint",
@@ -56,6 +60,27 @@ def complete_config(config: Any, workdir: epath.Path) -> None:
         tasks.check_teacher(config, load_config(epath.Path(config.teacher.checkpoint) / CONFIG))
     elif not (workdir / CONFIG).exists():
         raise UserError("a student needs its teacher: pass --config.teacher.checkpoint=RUN_OR_EXPORT")
+
+
+def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]) -> None:
+    """Takes what the command does not say of source and clip from the tokenizer's run, and says so in one line.
+
+    Args:
+      config: of the stage; those without a tokenizer stay as they are.
+      workdir: its run directory: an earlier start there knows the data, too.
+      given: dotted keys that the command says.
+    """
+    if not isinstance(config.get("tokenizer"), ConfigDict):
+        return
+    checkpoint = config.tokenizer.get("checkpoint")
+    origin = epath.Path(checkpoint or workdir) / CONFIG
+    if not origin.exists():
+        return  # complete_config says what is missing
+    loaded = load_config(origin)
+    check_config(loaded)
+    if taken := take_data(config, loaded, given):
+        whose = f"the tokenizer {checkpoint}" if checkpoint else "the earlier start"
+        logging.info("data of %s: %s (--config.data.KEY=VALUE gives others)", whose, ", ".join(taken))
 
 
 class Earlier(NamedTuple):
