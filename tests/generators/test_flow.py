@@ -181,19 +181,28 @@ def test_the_loss_is_the_error_of_the_prediction(name, monkeypatch):
 
 
 def test_latents_are_brought_to_unit_scale_in_training_and_back():
-    model = copy(fresh("cross"))
+    statistics = copy(fresh("cross")).statistics
     scale, offset = jnp.array([3.0, 0.1, 1.0]), jnp.array([5.0, 0.0, -1.0])
     for seed in range(3):
-        model.loss(scale * latents(8, seed=seed) + offset, told("cross", 8), jax.random.key(seed))
-    np.testing.assert_allclose(model.statistics.mean.get_value(), offset, atol=0.5)
-    np.testing.assert_allclose(model.statistics.deviation, scale, rtol=0.1)
-    held = np.asarray(model.statistics.mean.get_value())
-    model.loss(latents(8), told("cross", 8), jax.random.key(0), train=False)
-    np.testing.assert_array_equal(model.statistics.mean.get_value(), held)
-    np.testing.assert_allclose(model.statistics.restore(model.statistics.normalise(latents())), latents(), atol=1e-5)
-    model.statistics.count.set_value(jnp.asarray(model.statistics.updates))
-    model.loss(latents(8) + 100, told("cross", 8), jax.random.key(0))
-    np.testing.assert_array_equal(model.statistics.mean.get_value(), held)
+        statistics.update(statistics.sums(scale * latents(8, seed=seed) + offset))
+    np.testing.assert_allclose(statistics.mean.get_value(), offset, atol=0.5)
+    np.testing.assert_allclose(statistics.deviation, scale, rtol=0.1)
+    held = np.asarray(statistics.mean.get_value())
+    np.testing.assert_allclose(statistics.restore(statistics.normalise(latents())), latents(), atol=1e-5)
+    statistics.count.set_value(jnp.asarray(statistics.updates))
+    statistics.update(statistics.sums(latents(8) + 100))
+    np.testing.assert_array_equal(statistics.mean.get_value(), held)
+
+
+def test_every_latent_counts_the_same_of_videos_and_images():
+    """Two videos of three latent frames and four images, then one video: the mean is that over all their latents."""
+    statistics = copy(fresh("cross")).statistics
+    videos, images, later = latents(2), latents(4, 1, seed=1) + 10, latents(1, seed=2) - 5
+    statistics.update(jax.tree.map(jnp.add, statistics.sums(videos), statistics.sums(images)))
+    statistics.update(statistics.sums(later))
+    every = np.concatenate([np.asarray(x).reshape(-1, CHANNELS) for x in (videos, images, later)])
+    np.testing.assert_allclose(statistics.mean.get_value(), every.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(statistics.deviation, every.std(0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["cross", "joint", "causal", "pairs of frames"])
@@ -222,7 +231,7 @@ def test_a_draw_does_not_depend_on_its_neighbours(solver):
     assert np.abs(three[0] - three[1]).max() > 0.1
 
 
-@pytest.mark.parametrize(("name", "solver"), [("cross", "euler"), ("frames", "unipc"), ("causal, joint", "euler")])
+@pytest.mark.parametrize(("name", "solver"), [("prefix", "euler"), ("frames", "unipc"), ("causal, joint", "euler")])
 def test_given_frames_stay_exactly(name, solver):
     sampler, prefix = FlowSampler(steps=3, solver={"name": solver}), latents(2, 2, seed=9)
     drawn, other = (draw(name, sampler, prefix=p) for p in (prefix, prefix + 0.5))

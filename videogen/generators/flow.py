@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen import diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, NullableContext, Tokens
 from videogen.errors import UserError, near_matches
-from videogen.generators.flow_sampling import SHIFTS, FlowSampler, check_prefix
+from videogen.generators.flow_sampling import SHIFTS, FlowSampler, check_prefix, frame_noise
 from videogen.generators.latent_statistics import LatentStatistics
 from videogen.nn import (
     MODULATIONS,
@@ -173,10 +173,6 @@ class FlowTransformer(nnx.Module):
     sampler = FlowSampler
     given_frames = 0
 
-    def check_grid(self, grid: TokenGrid) -> None:
-        """Refuses a grid, of a bucket or of images, that patches do not tile."""
-        self.tokens(grid)
-
     def prefixes(self, frames: int) -> range:
         """How many latent frames may be given of ``frames``; above 0 only where training has given some."""
         return range(0, frames if self.frame_times or self.prefix_share else 1, self.patch[0])
@@ -190,6 +186,8 @@ class FlowTransformer(nnx.Module):
             if length % part:
                 raise UserError(f"{length} latents along {side} do not divide into patches of {part}")
         return TokenGrid(*(length // part for length, part in zip(grid.shape, self.patch, strict=True)))
+
+    check_grid = tokens
 
     def shift_of(self, grid: TokenGrid) -> float:
         """The shift of the time for clips of a grid of latents."""
@@ -402,11 +400,6 @@ class FlowTransformer(nnx.Module):
 
     def noise(self, keys: Array, first: Int[Array, ""] | int, grid: TokenGrid, times: Float[Array, "..."]) -> Latents:
         """What frames from ``first`` on begin with at ``times``; every frame of every example has its own stream."""
-        shape = (grid.height, grid.width, self.channels)
-
-        def frame(key: jax.Array, index: Array) -> Array:
-            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 0), index), shape)
-
-        white = jax.vmap(lambda key: jax.vmap(lambda i: frame(key, i))(first + jnp.arange(grid.time)))(keys)
+        white = frame_noise(keys, first + jnp.arange(grid.time), (grid.height, grid.width, self.channels))
         sigma = self.process.scales(jnp.broadcast_to(jnp.asarray(times), (len(keys), *np.shape(times))))[1]
         return diffusion.spread(sigma, white) * white

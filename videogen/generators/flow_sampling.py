@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
 
 from videogen import diffusion
 from videogen.errors import UserError
@@ -125,3 +126,12 @@ def check_prefix(model: nnx.Module, known: int, frames: int) -> None:
         raise UserError(
             f"a prefix must hold whole patches of {model.patch[0]} latent frames and fewer than {frames}, got {known}"
         )
+
+
+def frame_noise(keys: Array, frames: Int[Array, "time"], shape: tuple[int, ...]) -> Float[Array, "batch time ..."]:
+    """White noise of ``shape`` for each of these frames of every example, which each have a stream of their own."""
+
+    def one(key: Array, frame: Array) -> Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 0), frame), shape)
+
+    return jax.vmap(lambda key: jax.vmap(lambda frame: one(key, frame))(frames))(keys)
