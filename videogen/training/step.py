@@ -65,9 +65,9 @@ def make_train_step(
         active = {group: moves(metrics, step) for group, moves in task.active.items()}
 
         def next_state(state: State) -> tuple[State, dict[str, Array]]:
-            new = apply_gradients(structure, state, grads, active)
-            new, measured = apply_updates(task, structure, new, found, key)
-            return {**new, "ema": averages(state, new, config.ema.decay)}, measured
+            learned = apply_gradients(structure, state, grads, active)
+            new, measured = apply_updates(task, structure, learned, found, key)
+            return {**new, "ema": averages(state, learned, new, config.ema.decay)}, measured
 
         finite &= is_finite(next_state(jax.lax.optimization_barrier(state))[0])
         new, measured = next_state(state)
@@ -211,12 +211,20 @@ def apply_updates(
     return {**state, **changed}, metrics
 
 
-def averages(old: State, new: State, ema_decay: float) -> dict[str, Any]:
-    """The EMA of the parameters after a step."""
+def averages(old: State, learned: State, new: State, ema_decay: float) -> dict[str, Any]:
+    """The EMA of the parameters after a step.
+
+    What an update has set anew since the parameters were ``learned``, such as a restarted code, begins anew.
+    """
     # Young averages follow quickly, so that a short run is not stuck at its initial values.
     count = old["step"].astype(jnp.float32)
     rate = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-    return jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, old["ema"], select(new["params"], old["ema"]))
+
+    def average(e: Array, before: Array, p: Array) -> Array:
+        follows = rate * e + (1 - rate) * p
+        return follows if before is p else jnp.where(before == p, follows, p)
+
+    return jax.tree.map(average, old["ema"], *(select(state["params"], old["ema"]) for state in (learned, new)))
 
 
 def is_finite(state: State) -> Bool[Array, ""]:
