@@ -75,3 +75,6 @@ Weight = Annotated[float, Number(float, 0)]
 
 Finite = Annotated[float, Number(float, -math.inf, math.inf, above=True, below=True)]
 """Any number that is one: not infinite, not NaN."""
+
+Triple = tuple[Count, Count, Count]
+"""Whole numbers of at least 1 along time, height and width."""

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Int
 
 from videogen.conditioning.types import Tokens
 from videogen.nn import Block, Embedding, LearnedPositions, RMSNorm, Stack
+from videogen.ranges import Count, Natural
 
 
 class TextEncoder(nnx.Module):
@@ -23,10 +24,10 @@ class TextEncoder(nnx.Module):
     def __init__(
         self,
         vocabulary_size: int,
-        length: int,
-        width: int,
-        layers: int,
-        heads: int,
+        length: Count,
+        width: Count,
+        layers: Natural,
+        heads: Count,
         *,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

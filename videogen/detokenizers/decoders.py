@@ -15,6 +15,7 @@ from videogen.detokenizers.pyramid import Pyramid
 from videogen.diffusion import Heun, Step, UniformGrid, VariancePreserving, draw_times
 from videogen.errors import UserError
 from videogen.nn import MicroBatch, Stream, draw, example_keys
+from videogen.ranges import Count, Positive, Weight
 from videogen.shapes import Compression, Latents, Video
 
 Cache = tuple[Any, ...]
@@ -42,11 +43,11 @@ class ConditionedDecoder(nnx.Module):
         self,
         inputs: int,
         pyramid: Pyramid | Mapping[str, Any],
-        widths: Sequence[int],
+        widths: Sequence[Count],
         *,
         context_width: int = 16,
-        deeper_strides: Sequence[int] = (),
-        channels: int = 3,
+        deeper_strides: Sequence[Count] = (),
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -128,17 +129,17 @@ class DiffusionDecoder(ConditionedDecoder):
         self,
         inputs: int,
         pyramid: Pyramid | Mapping[str, Any],
-        widths: Sequence[int],
+        widths: Sequence[Count],
         *,
-        noise_steps: int = 8192,
+        noise_steps: Count = 8192,
         law: Mapping[str, Any] | None = None,
-        shift: float = 1.0,
-        steps: int = 1,
-        temperature: float = 0.8,
+        shift: Positive = 1.0,
+        steps: Count = 1,
+        temperature: Weight = 0.8,
         solver: Mapping[str, Any] | None = None,
         context_width: int = 16,
-        deeper_strides: Sequence[int] = (),
-        channels: int = 3,
+        deeper_strides: Sequence[Count] = (),
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from videogen.detokenizers.pyramid import Down, FrameAttention, Grid, Pyramid, Residual, Up
 from videogen.errors import UserError
 from videogen.nn import Convolution, LayerNorm, Linear, Stream, checkpointed
+from videogen.ranges import Count
 from videogen.shapes import Latents, Video
 
 EMBEDDING = 64
@@ -88,10 +89,10 @@ class Denoiser(nnx.Module):
         self,
         pyramid: Pyramid,
         context: Sequence[int],
-        widths: Sequence[int],
-        deeper_strides: Sequence[int],
+        widths: Sequence[Count],
+        deeper_strides: Sequence[Count],
         *,
-        channels: int,
+        channels: Count,
         remat: str,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from videogen.building import build
 from videogen.errors import UserError, near_matches
 from videogen.nn import Convolution, DepthToSpace, LayerNorm, Linear, Stream, repeat
+from videogen.ranges import Count, Triple
 from videogen.shapes import Compression
 
 Grid = Float[Array, "batch time height width channel"]
-Triple = tuple[int, int, int]
 Stride = tuple[int, int]
 """Of time, and of height and width alike."""
 
@@ -55,11 +55,11 @@ class Pyramid:
     @classmethod
     def of(
         cls,
-        widths: Sequence[int],
-        spatial_strides: Sequence[int],
-        temporal_strides: Sequence[int],
+        widths: Sequence[Count],
+        spatial_strides: Sequence[Count],
+        temporal_strides: Sequence[Count],
         kernels: Sequence[Sequence[int]] = ((3, 3, 3), (3, 3, 3)),
-        edge_kernel: Sequence[int] = (3, 7, 7),
+        edge_kernel: Triple = (3, 7, 7),
         padding: str = "zero",
         upsampling: str = "nearest",
     ) -> "Pyramid":

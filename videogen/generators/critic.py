@@ -17,6 +17,7 @@ from videogen.conditioning import Conditioning, NullableContext
 from videogen.errors import UserError
 from videogen.generators.heads import LevelEmbedding
 from videogen.nn import NORMS, Block, LearnedPositions, Linear, MicroBatch, Stack, rotary_angles, truncated_normal
+from videogen.ranges import Count, Natural, Weight
 from videogen.shapes import TokenGrid
 
 
@@ -38,14 +39,14 @@ class TokenCritic(nnx.Module):
 
     def __init__(
         self,
-        layers: int,
+        layers: Natural,
         *,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         vocabulary: Sequence[int],
         grid: Sequence[int],
-        width: int,
-        heads: int,
-        mlp_width: int,
+        width: Count,
+        heads: Count,
+        mlp_width: Count,
         context_width: int | None,
         classes: int | None,
         rotary: bool,

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.nn import NORMS, Block, Causal, Embedding, Linear, Stack, parameter, truncated_normal
+from videogen.ranges import Count, Natural
 
 Choose = Callable[[Float[Array, "batch tokens vocabulary"], int], Int[Array, "batch tokens"]]
 """Draws the ids of a level from its logits."""
@@ -81,9 +82,9 @@ class DepthHead(nnx.Module):
     def __init__(
         self,
         vocabulary: Sequence[int],
-        width: int,
-        layers: int,
-        heads: int,
+        width: Count,
+        layers: Natural,
+        heads: Count,
         *,
         remat: str = "none",
         dtype: jnp.dtype,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from videogen.errors import UserError
 from videogen.nn import Convolution, Linear, blur_pool, parameter
+from videogen.ranges import Count
 from videogen.shapes import Video
 
 Image = Float[Array, "batch height width channel"]
@@ -69,7 +70,7 @@ class Conv2D(nnx.Module):
         self,
         inputs: int,
         outputs: int,
-        size: int,
+        size: Count,
         *,
         stride: int = 1,
         padding: int = 0,
@@ -119,7 +120,7 @@ class StyleDiscriminator(nnx.Module):
     def __init__(
         self,
         height: int,
-        width: int,
+        width: Count,
         *,
         channel_multiplier: float = 1.0,
         maximum_channels: int = 512,
@@ -193,9 +194,9 @@ class VideoDiscriminator(nnx.Module):
     def __init__(
         self,
         height: int,
-        width: int,
+        width: Count,
         *,
-        channels: int = 128,
+        channels: Count = 128,
         multipliers: Sequence[int] = (2, 4, 4, 4, 4),
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

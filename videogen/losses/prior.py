@@ -21,6 +21,7 @@ from videogen.nn import (
     l2_normalize,
     split_keys,
 )
+from videogen.ranges import Count, Natural, Positive
 from videogen.schedules import ramp
 
 NORM = "layer"
@@ -59,11 +60,11 @@ class AutoregressivePrior(nnx.Module):
         self,
         length: int,
         code_width: int,
-        width: int,
-        layers: int,
-        heads: int,
+        width: Count,
+        layers: Natural,
+        heads: Count,
         *,
-        temperature: float = 1.0,
+        temperature: Positive = 1.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

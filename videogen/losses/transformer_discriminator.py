@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.nn import NORMS, Block, Linear, Stack, parameter, patchify, sincos_positions, truncated_normal
+from videogen.ranges import Count, Natural
 from videogen.shapes import Compression, Video, VideoShape
 
 NORM = "layer"
@@ -30,9 +31,9 @@ class TransformerDiscriminator(nnx.Module):
     def __init__(
         self,
         patch: Sequence[int],
-        width: int,
-        layers: int,
-        heads: int,
+        width: Count,
+        layers: Natural,
+        heads: Count,
         *,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,

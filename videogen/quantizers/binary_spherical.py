@@ -9,6 +9,7 @@ from videogen.nn import Mean, l2_normalize, whole
 from videogen.quantizers.base import Quantized, count_levels
 from videogen.quantizers.binary import BinaryQuantizer, bit_entropies
 from videogen.quantizers.estimators import straight_through
+from videogen.ranges import Count, Positive, Weight
 
 
 class BinarySphericalQuantizer(BinaryQuantizer):
@@ -30,13 +31,13 @@ class BinarySphericalQuantizer(BinaryQuantizer):
 
     def __init__(
         self,
-        bits: int,
+        bits: Count,
         *,
-        levels: int = 1,
-        entropy_weight: float = 0.1,
-        diversity: float = 1.0,
-        temperature: float = 1.0,
-        group_bits: int = 9,
+        levels: Count = 1,
+        entropy_weight: Weight = 0.1,
+        diversity: Weight = 1.0,
+        temperature: Positive = 1.0,
+        group_bits: Count = 9,
         rngs: nnx.Rngs | None = None,
     ):
         super().__init__(bits, levels, group_bits, rngs)

@@ -10,6 +10,7 @@ from videogen.losses.entropy import entropy_penalty
 from videogen.losses.pixel import l2
 from videogen.nn import Mean, parameter, truncated_normal, whole
 from videogen.quantizers.base import Quantized, Quantizer, count_codes, product
+from videogen.ranges import Count, Weight
 
 
 class IndexBackpropagationQuantizer(Quantizer):
@@ -31,12 +32,12 @@ class IndexBackpropagationQuantizer(Quantizer):
 
     def __init__(
         self,
-        size: int,
-        width: int,
+        size: Count,
+        width: Count,
         *,
-        loss_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-        entropy_weight: float = 0.0,
+        loss_weight: Weight = 1.0,
+        commitment_weight: Weight = 0.25,
+        entropy_weight: Weight = 0.0,
         rngs: nnx.Rngs,
     ):
         self.size, self.width = size, width

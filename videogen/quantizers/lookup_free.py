@@ -10,6 +10,7 @@ from videogen.nn import Mean, whole
 from videogen.quantizers.base import Quantized, count_levels
 from videogen.quantizers.binary import BinaryQuantizer, bit_entropies
 from videogen.quantizers.estimators import straight_through
+from videogen.ranges import Count, Positive, Weight
 
 LARGEST_JOINT_BITS = 12
 """The batch entropy is exact up to this many bits."""
@@ -35,13 +36,13 @@ class LookupFreeQuantizer(BinaryQuantizer):
 
     def __init__(
         self,
-        bits: int,
+        bits: Count,
         *,
-        levels: int = 1,
-        entropy_weight: float = 0.1,
-        diversity: float = 1.0,
-        commitment_weight: float = 0.25,
-        temperature: float = 0.01,
+        levels: Count = 1,
+        entropy_weight: Weight = 0.1,
+        diversity: Weight = 1.0,
+        commitment_weight: Weight = 0.25,
+        temperature: Positive = 0.01,
         rngs: nnx.Rngs | None = None,
     ):
         super().__init__(bits, levels, LARGEST_JOINT_BITS, rngs)

@@ -14,6 +14,7 @@ from videogen.nn import Mean, whole
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_levels
 from videogen.quantizers.estimators import straight_through
 from videogen.quantizers.gaussian import split_posterior
+from videogen.ranges import Count, Positive
 
 GAUSSIAN_LIMIT = 3.0
 """The Gaussian bins are those of N(0, 1) truncated to ± this."""
@@ -63,11 +64,11 @@ class PerDimensionQuantizer(Quantizer):
 
     def __init__(
         self,
-        width: int,
+        width: Count,
         *,
-        bins: int = 64,
+        bins: Count = 64,
         spacing: str = "gaussian",
-        reach: float = 5.0,
+        reach: Positive = 5.0,
         posterior: bool = True,
         rngs: nnx.Rngs | None = None,
     ):

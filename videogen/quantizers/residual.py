@@ -13,6 +13,7 @@ from videogen.errors import UserError
 from videogen.nn import Mean, draw, example_keys, split_keys, whole
 from videogen.quantizers.base import Quantized, Quantizer, require_key, split_key
 from videogen.quantizers.estimators import get_estimator
+from videogen.ranges import Count, Share, Weight
 
 
 class ResidualQuantizer(Quantizer):
@@ -37,10 +38,10 @@ class ResidualQuantizer(Quantizer):
     def __init__(
         self,
         base: Mapping[str, Any],
-        levels: int,
+        levels: Count,
         *,
-        scale: float = 1.0,
-        dropout: float = 0.0,
+        scale: Weight = 1.0,
+        dropout: Share = 0.0,
         estimator: str = "straight_through",
         rngs: nnx.Rngs,
     ):

@@ -9,6 +9,7 @@ from videogen.losses.commitment import codebook_loss, commitment
 from videogen.nn import FULL, Linear, Mean, next_key, truncated_normal, whole
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_codes, nearest_euclidean
 from videogen.quantizers.estimators import get_estimator
+from videogen.ranges import Count, Weight
 
 
 class SimVectorQuantizer(Quantizer):
@@ -26,10 +27,10 @@ class SimVectorQuantizer(Quantizer):
 
     def __init__(
         self,
-        size: int,
-        width: int,
+        size: Count,
+        width: Count,
         *,
-        commitment_weight: float = 0.25,
+        commitment_weight: Weight = 0.25,
         estimator: str = "rotation",
         rngs: nnx.Rngs,
     ):

@@ -9,6 +9,7 @@ from videogen.losses.commitment import codebook_loss, commitment
 from videogen.nn import Mean, example_keys, l2_normalize, parameter, truncated_normal, whole
 from videogen.quantizers.base import Quantized, Quantizer, count_codes, product, require_key
 from videogen.quantizers.estimators import get_estimator
+from videogen.ranges import Count, Positive, Weight
 
 
 class StochasticVectorQuantizer(Quantizer):
@@ -27,12 +28,12 @@ class StochasticVectorQuantizer(Quantizer):
 
     def __init__(
         self,
-        size: int,
-        width: int,
+        size: Count,
+        width: Count,
         *,
-        temperature: float = 0.03,
-        commitment_weight: float = 0.025,
-        codebook_weight: float = 0.1,
+        temperature: Positive = 0.03,
+        commitment_weight: Weight = 0.025,
+        codebook_weight: Weight = 0.1,
         estimator: str = "straight_through",
         rngs: nnx.Rngs,
     ):

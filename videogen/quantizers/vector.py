@@ -22,6 +22,7 @@ from videogen.quantizers.base import (
     require_key,
 )
 from videogen.quantizers.estimators import get_estimator
+from videogen.ranges import Count, Decay, Positive, Weight
 
 
 class VectorQuantizer(Quantizer):
@@ -48,16 +49,16 @@ class VectorQuantizer(Quantizer):
 
     def __init__(
         self,
-        size: int,
-        width: int,
+        size: Count,
+        width: Count,
         *,
         cosine: bool = True,
         codebook_update: str = "ema",
-        decay: float = 0.99,
-        commitment_weight: float = 0.25,
-        restart_threshold: float = 0.0,
-        entropy_weight: float = 0.0,
-        temperature: float = 0.01,
+        decay: Decay = 0.99,
+        commitment_weight: Weight = 0.25,
+        restart_threshold: Weight = 0.0,
+        entropy_weight: Weight = 0.0,
+        temperature: Positive = 0.01,
         estimator: str = "straight_through",
         rngs: nnx.Rngs,
     ):

@@ -11,6 +11,7 @@ from flax import nnx
 from videogen import detokenizers, quantizers
 from videogen.detokenizers import Down, Pyramid, Residual
 from videogen.nn import FULL, Linear, MicroBatch, Stream, checkpointed
+from videogen.ranges import Count
 from videogen.shapes import Latents, Video, VideoShape
 from videogen.tokenizers.convolutional import Autoencoder, Cache
 
@@ -72,7 +73,7 @@ class Cdt(Autoencoder):
         decoder: Mapping[str, Any],
         quantizer: Mapping[str, Any],
         *,
-        channels: int = 3,
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

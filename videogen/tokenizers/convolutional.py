@@ -31,6 +31,7 @@ from videogen.nn import (
     repeat,
     whole,
 )
+from videogen.ranges import Count, Natural
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
 
 DOWNSAMPLING = ("strided", "blurred", "average")
@@ -70,10 +71,10 @@ class Layout:
     @classmethod
     def of(
         cls,
-        width: int,
-        multipliers: Sequence[int],
-        spatial_strides: Sequence[int],
-        temporal_strides: Sequence[int],
+        width: Count,
+        multipliers: Sequence[Count],
+        spatial_strides: Sequence[Count],
+        temporal_strides: Sequence[Count],
         **other: Any,
     ) -> "Layout":
         """Checks and combines the per-level settings of a config."""
@@ -232,7 +233,7 @@ class Autoencoder(nnx.Module):
         layout: Layout,
         quantizer: Mapping[str, Any],
         *,
-        channels: int,
+        channels: Count,
         remat: str,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -312,19 +313,19 @@ class ConvolutionalTokenizer(Autoencoder):
 
     def __init__(
         self,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        spatial_strides: Sequence[int],
-        temporal_strides: Sequence[int],
+        width: Count,
+        multipliers: Sequence[Count],
+        blocks: Count,
+        spatial_strides: Sequence[Count],
+        temporal_strides: Sequence[Count],
         quantizer: Mapping[str, Any],
         *,
-        middle_blocks: int | None = None,
-        time_kernel: int = 3,
-        norm_groups: int = 32,
+        middle_blocks: Natural | None = None,
+        time_kernel: Count = 3,
+        norm_groups: Count = 32,
         padding: str = "zero",
         downsampling: str = "strided",
-        channels: int = 3,
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

@@ -1,11 +1,12 @@
 """C-ViViT: the causal tubelet tokenizer of Phenaki (section 2.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
+from videogen.ranges import Count, Natural, Triple
 from videogen.tokenizers.tubelets import TubeletTokenizer
 
 
@@ -27,16 +28,16 @@ class CViViT(TubeletTokenizer):
 
     def __init__(
         self,
-        patch: Sequence[int],
-        width: int,
-        heads: int,
-        mlp_width: int,
-        encoder_layers: Sequence[int],
-        decoder_layers: Sequence[int],
+        patch: Triple,
+        width: Count,
+        heads: Count,
+        mlp_width: Count,
+        encoder_layers: tuple[Natural, Natural],
+        decoder_layers: tuple[Natural, Natural],
         quantizer: Mapping[str, Any],
         *,
-        temporal_window: int = 0,
-        channels: int = 3,
+        temporal_window: Natural = 0,
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

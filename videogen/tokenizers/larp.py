@@ -1,7 +1,7 @@
 """LARP's tokenizer (Wang et al., ICLR 2025): learned queries gather a whole clip into codes without a place."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from videogen.nn import (
     unpatchify,
     whole,
 )
+from videogen.ranges import Count, Natural, Positive, Triple
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
 
 NORM = "layer"
@@ -59,18 +60,18 @@ class Larp(nnx.Module):
 
     def __init__(
         self,
-        clip: Sequence[int],
-        patch: Sequence[int],
-        queries: int,
-        width: int,
-        heads: int,
-        mlp_width: int,
-        encoder_layers: int,
-        decoder_layers: int,
+        clip: Triple,
+        patch: Triple,
+        queries: Count,
+        width: Count,
+        heads: Count,
+        mlp_width: Count,
+        encoder_layers: Natural,
+        decoder_layers: Natural,
         quantizer: Mapping[str, Any],
         *,
-        query_scale: float = 0.02,
-        channels: int = 3,
+        query_scale: Positive = 0.02,
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from videogen.ranges import Count, Natural
 from videogen.tokenizers.convolutional import Autoencoder, Layout
 
 
@@ -28,17 +29,17 @@ class Magvit(Autoencoder):
 
     def __init__(
         self,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        spatial_strides: Sequence[int],
-        temporal_strides: Sequence[int],
+        width: Count,
+        multipliers: Sequence[Count],
+        blocks: Count,
+        spatial_strides: Sequence[Count],
+        temporal_strides: Sequence[Count],
         quantizer: Mapping[str, Any],
         *,
-        middle_blocks: int = 2,
-        time_kernel: int = 3,
-        norm_groups: int = 32,
-        channels: int = 3,
+        middle_blocks: Natural = 2,
+        time_kernel: Count = 3,
+        norm_groups: Count = 32,
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

@@ -1,11 +1,12 @@
 """OmniTokenizer: one transformer tokenizer for images and videos of several resolutions, with codes or continuous."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
+from videogen.ranges import Count, Natural, Triple
 from videogen.tokenizers.tubelets import TubeletTokenizer
 
 
@@ -37,21 +38,21 @@ class OmniTokenizer(TubeletTokenizer):
 
     def __init__(
         self,
-        patch: Sequence[int],
-        width: int,
-        heads: int,
-        mlp_width: int,
+        patch: Triple,
+        width: Count,
+        heads: Count,
+        mlp_width: Count,
         encoder_spatial: str,
-        encoder_temporal: int,
+        encoder_temporal: Natural,
         decoder_spatial: str,
-        decoder_temporal: int,
+        decoder_temporal: Natural,
         quantizer: Mapping[str, Any],
         *,
-        window: int = 8,
-        temporal_window: int = 0,
+        window: Count = 8,
+        temporal_window: Natural = 0,
         spatial_positions: str = "rotary",
         position_generator: bool = True,
-        channels: int = 3,
+        channels: Count = 3,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

@@ -1,6 +1,6 @@
 """What transformer tokenizers over tubelets share: first-frame patches, factorised stacks, the tokenizer contract."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from videogen.nn import (
     grid_of,
     whole,
 )
+from videogen.ranges import Count, Triple
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
 
 
@@ -40,14 +41,14 @@ class TubeletTokenizer(nnx.Module):
 
     def __init__(
         self,
-        patch: Sequence[int],
-        width: int,
+        patch: Triple,
+        width: Count,
         encoder: tuple[str, int],
         decoder: tuple[str, int],
         quantizer: Mapping[str, Any],
         stack: Mapping[str, Any],
         *,
-        channels: int,
+        channels: Count,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
