@@ -138,7 +138,7 @@ def gradient_sharpness(video: UnitVideo, reference: UnitVideo) -> Float[Array, "
 
 def _edge_strengths(video: UnitVideo) -> Float[Array, "batch time pixels"]:
     """Lengths of the brightness gradient of each frame, in rising order."""
-    brightness = video @ jnp.asarray(LUMA)
+    brightness = jnp.matmul(video, jnp.asarray(LUMA), precision=jax.lax.Precision.HIGHEST)
     right = jnp.diff(brightness, axis=3)[:, :, :-1]
     below = jnp.diff(brightness, axis=2)[:, :, :, :-1]
     return jnp.sort(jnp.hypot(right, below).reshape(*video.shape[:2], -1), axis=-1)
