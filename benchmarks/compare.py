@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import videogen  # noqa: E402
-from launch import local  # noqa: E402
+from launch import common, local  # noqa: E402
 from videogen import app  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
 from videogen.tasks.base import to_video  # noqa: E402
@@ -91,7 +91,7 @@ def entries(workdir: Path) -> list[Entry]:
     known = GENERATORS if OF.value == "generators" else TOKENIZERS
     if unknown := [name for name in ONLY.value if name not in known]:
         raise UserError(f"unknown entry {unknown[0]!r}{near_matches(unknown[0], known)}")
-    shared = [f"--config.{setting}" for setting in local.SET.value]
+    shared = [f"--config.{setting}" for setting in common.SET.value]
     if OF.value == "generators":
         if not (Path(TOKENIZER.value) / "config.json").exists():
             raise UserError("--tokenizer is the run directory of a trained tokenizer, e.g. runs/quickstart/tokenizer")
@@ -262,7 +262,7 @@ def curve(directory: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    workdir = Path(local.WORKDIR.value)
+    workdir = Path(common.WORKDIR.value)
     rows = entries(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     children = local.Children()

@@ -21,17 +21,18 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from launch import local  # noqa: E402
+from launch import common, local  # noqa: E402
 from videogen import app  # noqa: E402
+from videogen.configuration import replace_text  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
 from videogen.exits import STOPPED  # noqa: E402
+from videogen.locks import locked  # noqa: E402
 from videogen.training.metrics import FILE, read_metrics  # noqa: E402
 from videogen.training.report import METRICS  # noqa: E402
 
 SWEEP = flags.DEFINE_string("sweep", None, "Name of the sweep in the config file.")
 METRIC = flags.DEFINE_string("metric", None, "What variants are ranked by; by default eval/psnr or else eval/loss.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, run none.")
-flags.FLAGS["set"].help = "KEY=VALUE: a setting of all variants; may be repeated."
 
 DEFAULT_METRICS = ("eval/psnr", "eval/loss")
 
@@ -72,21 +73,26 @@ def plan(config: str, sweep: str, workdir: Path, settings: Sequence[str]) -> lis
       config: ``FILE:ARGUMENTS`` of one stage.
       sweep: name of the sweep.
       workdir: holds one run directory per variant.
-      settings: ``KEY=VALUE`` for all of them.
+      settings: ``KEY=VALUE`` for all of them; ``STAGE.KEY=VALUE`` is the same where STAGE is the stage of ``config``.
 
     Raises:
       UserError: no such config, sweep, key or value; nothing has been started or written.
     """
-    sweeps = getattr(local.module_of(config.partition(":")[0]), "SWEEPS", {})
+    module = common.module_of(config.partition(":")[0])
+    sweeps = getattr(module, "SWEEPS", {})
     if sweep not in sweeps:
         raise UserError(f"unknown sweep {sweep!r}{near_matches(sweep, sweeps)}")
+    stage = next((part[6:] for part in config.split(":")[-1].split(",") if part.startswith("stage=")), None)
+    stages = getattr(module, "STAGES", None) or ("stage",)
+    stage = stage or stages[0]
+    shared = common.settings_of(settings, stage, stages, {stage: common.read_config([f"--config={config}"])})
     variants = []
     for changes in sweeps[sweep]:
-        arguments = [f"--config={config}", *(f"--config.{setting}" for setting in settings)]
+        arguments = [f"--config={config}", *shared]
         arguments += [f"--config.{key}={value}" for key, value in changes.items()]
         directory = workdir / ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
         command = [*local.COMMAND, "videogen.train", *arguments, f"--workdir={directory}"]
-        variants.append(Variant(changes, local.read_config(arguments).steps, directory, command))
+        variants.append(Variant(changes, common.read_config(arguments).steps, directory, command))
     if len({variant.directory for variant in variants}) < len(variants):
         raise UserError(f"two variants of the sweep {sweep!r} are the same")
     return variants
@@ -123,8 +129,8 @@ def summarise(variants: Sequence[Variant], metric: str | None, workdir: Path) ->
         records.append({**record, "metrics": last})
     lines = [header, ["---"] * len(header), *rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    (workdir / "summary.md").write_text(table)
-    (workdir / "summary.json").write_text(json.dumps({"metric": metric, "variants": records}, indent=2) + "\n")
+    replace_text(workdir / "summary.md", table)
+    replace_text(workdir / "summary.json", json.dumps({"metric": metric, "variants": records}, indent=2) + "\n")
     plot([variant for variant, _ in ranked], metric, workdir / "summary.png")
     return table
 
@@ -150,26 +156,27 @@ def plot(variants: Sequence[Variant], metric: str, path: Path) -> None:
 def main() -> None:
     if SWEEP.value is None:
         raise UserError("--sweep is missing: a name in SWEEPS of the config file")
-    workdir = Path(local.WORKDIR.value)
-    variants = plan(local.CONFIG.value, SWEEP.value, workdir, local.SET.value)
+    workdir = Path(common.WORKDIR.value)
+    variants = plan(common.CONFIG.value, SWEEP.value, workdir, common.SET.value)
     if DRY_RUN.value:
         for variant in variants:
             print(f"{'# finished: ' if variant.finished() else ''}{shlex.join(variant.command)}")
         return
-    workdir.mkdir(parents=True, exist_ok=True)
     children, failed = local.Children(), []
-    for variant in variants:
-        if not variant.finished() and children.run(variant.command) and not children.stopped:
-            failed.append(title(variant))
-        if children.stopped:
-            print("stopped; the same command goes on from here", flush=True)
-            return
-    print(f"\n{summarise(variants, METRIC.value, workdir)}\nin {workdir}: summary.md, summary.json, summary.png")
+    with locked(workdir):
+        for variant in variants:
+            if not variant.finished() and children.run(variant.command) and not children.stopped:
+                failed.append(title(variant))
+            if children.stopped:
+                print("stopped; the same command goes on from here", flush=True)
+                return
+        print(f"\n{summarise(variants, METRIC.value, workdir)}\nin {workdir}: summary.md, summary.json, summary.png")
     if failed:
         print(f"error: {len(failed)} of {len(variants)} variants failed: {'; '.join(failed)}", file=sys.stderr)
         sys.exit(STOPPED)
 
 
 if __name__ == "__main__":
+    flags.adopt_module_key_flags(common)
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -2,6 +2,9 @@
 
     python -m videogen.evaluate --checkpoint=runs/tokenizer --protocol=reconstruction --out=evaluation.json
 
+--source and --path name another test set than the run's own, all of which is read; --clip=17x128x128 is another size
+for a tokenizer's clips.
+
 Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
 judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
 sharpness by the number of steps), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
@@ -29,6 +32,9 @@ STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of a generator, if n
 GUIDANCE = flags.DEFINE_float(
     "guidance_scale", None, "Guidance of a generator, if not its own; none: 0 for codes, 1 for latents.", lower_bound=0
 )
+SOURCE = flags.DEFINE_string("source", None, "Name of the data source of another test set; video_folder for most.")
+PATH = flags.DEFINE_string("path", None, "Path of another test set.")
+CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips, for tokenizers.")
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
 flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 
@@ -36,7 +42,7 @@ flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 def main() -> None:
     from videogen.training.loading import load
     from videogen.training.pictures import write_pictures
-    from videogen.training.protocols import evaluate
+    from videogen.training.protocols import evaluate, use_test_set
 
     loaded = load(CHECKPOINT.value)
     check_writable(OUT.value, "--out")
@@ -48,7 +54,8 @@ def main() -> None:
                 raise UserError(f"--{name} is for generators, and this is a {loaded.config.task}")
             # In the config, so that the record says it.
             loaded.config.sampler[name] = flag.value
-    record, pictures = evaluate(loaded, PROTOCOL.value, COUNT.value, SEED.value)
+    other = use_test_set(loaded, SOURCE.value, PATH.value, CLIP.value)
+    record, pictures = evaluate(loaded, PROTOCOL.value, COUNT.value, SEED.value, other)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))

@@ -2,15 +2,21 @@
 
 import json
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
 
-from launch import local
+from launch import children as processes
+from launch import local, local_report
+from tests.processes import environment
+from videogen.data.video_io import write_video
 from videogen.errors import UserError
+from videogen.locks import locked
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = "configs/phenaki.py:size=debug"
@@ -43,6 +49,7 @@ class FakeChildren:
     codes: dict[str, int] = {}
     ran: list[list[str]] = []
     stopped = False
+    held_out = True
 
     def run(self, command: list[str]) -> int:
         self.ran.append(command)
@@ -61,6 +68,7 @@ class FakeChildren:
 
     def evaluate(self, stage: str, given: dict[str, str]) -> None:
         protocol = {"name": given["protocol"], "count": 2, "source": {"name": "shapes"}, "step": 1}
+        protocol["held_out"] = self.held_out
         record = {"protocol": protocol, "seed": 3, "commit": "abc", "hardware": "2 cores"}
         Path(given["out"]).write_text(json.dumps({**record, "metrics": METRICS[stage]}))
         clips = np.zeros((2, 5, 32, 32, 3), np.uint8)
@@ -84,7 +92,8 @@ def start(monkeypatch, tmp_path):
         monkeypatch.setattr(FakeChildren, "codes", codes or {})
         monkeypatch.setattr(FakeChildren, "ran", [])
         monkeypatch.setattr(local, "Children", FakeChildren)
-        flags.FLAGS["set"].unparse()
+        for name in ("set", "data", "clip"):
+            flags.FLAGS[name].unparse()
         flags.FLAGS(argv)
         local.main()
         return tmp_path / "run", FakeChildren.ran
@@ -180,7 +189,7 @@ def test_a_de_tokenizer_is_shown_beside_the_decoder_it_replaces(tmp_path):
     clips = {name: np.zeros((2, 5, 8, 8, 3), np.uint8) for name in ("originals", "deterministic", "reconstructions")}
     np.savez(stage.clips, **clips, captions=np.array(["a", "b"]))
     (stage.directory / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
-    learning, shown = local.tokenizer_sections(stage, 8.0)
+    learning, shown = local_report.tokenizer_sections(stage, 8.0)
     page = shown.render()
     assert page.index("original<") < page.index("frozen decoder<") < page.index("de-tokenizer<")
     assert page.count("<video") == 2 and "new decoder" in learning.text
@@ -219,17 +228,130 @@ def test_bad_input_is_one_line_and_exit_code_2(run_python, tmp_path):
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_sigterm_is_handed_on_and_nothing_follows(capfd):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        children = local.Children()
-        code = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
-        assert children.run(["python", "-c", code]) == -signal.SIGTERM
-        assert children.stopped
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in processes.HANDED_ON}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_are_handed_on_once_and_nothing_follows(capfd, handlers, number):
+    """Ctrl-C came twice, from the terminal and with the end of the launcher, and SIGHUP not at all."""
+    children = local.Children()
+    code = f"""
+import os, signal, time
+caught = []
+signal.signal({int(number)}, lambda *_: caught.append(1))
+assert os.getsid(0) == os.getpid()
+os.kill(os.getppid(), {int(number)})
+time.sleep(0.5)
+print("caught", len(caught))
+"""
+    assert children.run(["python", "-c", code]) == 0
+    assert children.stopped and "caught 1" in capfd.readouterr().out
     train = ["python", "-c", "print('tra' + 'ined')"]
     stage = local.Stage("tokenizer", None, Path(), train, None)
     with pytest.raises(SystemExit) as stop:
         local.run_stage(stage, children)
     assert stop.value.code == 0 and "trained" not in capfd.readouterr().out
+
+
+def test_a_child_is_told_when_its_launcher_is_killed(tmp_path):
+    """It went on training, and kept the directory from the next start."""
+    child = f"""
+import pathlib, signal, sys, time
+def told(*_):
+    pathlib.Path({str(tmp_path / "told")!r}).write_text("")
+    sys.exit()
+signal.signal(signal.SIGTERM, told)
+pathlib.Path({str(tmp_path / "began")!r}).write_text("")
+time.sleep(60)
+"""
+    launcher = f"from launch.children import Children; Children().run(['python', '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", launcher], cwd=REPOSITORY, env=environment())
+
+    def wait(name: str) -> None:
+        for _ in range(200):
+            if (tmp_path / name).exists():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"no {name}")
+
+    wait("began")
+    process.kill()
+    process.wait()
+    wait("told")
+
+
+def test_a_cut_seconds_file_costs_nothing(start, capsys):
+    workdir, _ = start()
+    (workdir / "seconds.json").write_text('{"tokenizer": 1')
+    start()
+    assert "seconds.json is damaged: the time of earlier starts is not counted" in capsys.readouterr().out
+    assert set(json.loads((workdir / "seconds.json").read_text())) == {"tokenizer", "generator"}
+
+
+def test_the_same_run_started_twice_is_one_line(start, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="is in use by process"):
+        start()
+    assert FakeChildren.ran == []
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder of three videos without captions."""
+    (tmp_path / "videos").mkdir()
+    for i in range(3):
+        write_video(tmp_path / "videos" / f"{i}.mp4", np.zeros((4, 32, 32, 3), np.uint8), 8.0)
+    return tmp_path / "videos"
+
+
+def test_own_videos_and_clips_are_those_of_every_stage(tmp_path, videos, capsys):
+    tokenizer, generator = local.plan(CONFIG, tmp_path, [], str(videos), "9x64x64")
+    assert "no video has a caption, so this system is trained without text" in capsys.readouterr().out
+    for stage in (tokenizer, generator):
+        assert stage.config.data.source.name == "video_folder" and stage.config.data.source.path == str(videos)
+        clip = stage.config.data.clip
+        assert (clip.frames, clip.height, clip.width) == (9, 64, 64)
+    assert generator.config.text.encoder.name == "none" and generator.evaluate is None
+    (videos / "captions.jsonl").write_text('{"file": "%s.mp4", "caption": "x"}\n' * 3 % (0, 1, 2))
+    assert local.plan(CONFIG, tmp_path, [], str(videos))[1].config.text.encoder.name == "transformer"
+    # Stages of images stay stages of images; a tokenizer for clips of one size is built for these.
+    image, *others = local.plan("configs/omnitokenizer.py:size=debug", tmp_path, [], None, "9x32x32")
+    assert image.config.data.clip.frames == 1 and {stage.config.data.clip.frames for stage in others} == {9}
+    larp = local.plan("configs/larp.py:size=debug", tmp_path, [], None, "8x32x32")[0].config
+    assert tuple(larp.model.clip) == (8, 32, 32)
+    with pytest.raises(UserError, match="--clip=9x64 must be FRAMESxHEIGHTxWIDTH"):
+        local.plan(CONFIG, tmp_path, [], None, "9x64")
+    with pytest.raises(UserError, match="no folder"):
+        local.plan(CONFIG, tmp_path, [], str(tmp_path / "nowhere"))
+
+
+def test_a_generator_is_planned_for_the_data_of_its_tokenizer(tmp_path):
+    stages = local.plan(CONFIG, tmp_path, ["tokenizer.data.source.name=video_folder"])
+    assert stages[1].config.data.source.name == "video_folder" and stages[1].evaluate is None
+
+
+def test_settings_without_a_stage_are_for_every_stage_that_has_them(tmp_path):
+    settings = ["steps=7", "text.encoder.layers=2", "generator.steps=9"]
+    tokenizer, generator = local.plan(CONFIG, tmp_path, settings)
+    assert (tokenizer.config.steps, generator.config.steps) == (7, 9)
+    assert generator.config.text.encoder.layers == 2 and not any("text.encoder" in part for part in tokenizer.train)
+
+
+def test_a_report_claims_nothing_held_out_where_nothing_is(start, monkeypatch):
+    page = (start()[0] / "report.html").read_text()
+    assert "it has never seen" in page and "2 held-out clips of shapes" in page and "2 unseen prompts of shapes" in page
+    monkeypatch.setattr(FakeChildren, "held_out", False)
+    page = (start()[0] / "report.html").read_text()
+    assert "never seen" not in page and "2 clips of the training set of shapes" in page
+    assert "unseen" not in page and "eld-out" not in page
+
+
+def test_the_last_line_says_the_results_and_where_the_report_is(start, capsys):
+    workdir, _ = start()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("PSNR of reconstructions 21.7 dB, right colour 75%")
+    assert last.endswith(f"in all; open {workdir}/report.html")

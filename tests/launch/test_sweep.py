@@ -8,6 +8,7 @@ from absl import flags
 
 from launch import local, sweep
 from videogen.errors import UserError
+from videogen.locks import locked
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = "configs/phenaki.py:stage=tokenizer,size=debug"
@@ -121,3 +122,20 @@ def test_the_command(run_python, tmp_path):
     assert done.returncode == 0 and done.stdout.count("videogen.train") == 3, done.stderr
     done = run_python(["launch/sweep.py", *arguments], devices=1)
     assert done.returncode == 2 and done.stderr.startswith("error: --sweep is missing")
+
+
+def test_settings_may_name_the_stage_as_for_local_runs(tmp_path):
+    for setting in ("steps=30", "tokenizer.steps=30"):
+        assert {variant.steps for variant in sweep.plan(CONFIG, NAME, tmp_path, [setting])} == {30}
+
+
+def test_help_lists_the_flags(run_python):
+    done = run_python(["launch/sweep.py", "--help"], devices=1)
+    for name in ("config", "workdir", "set", "sweep", "metric"):
+        assert f"--{name}:" in done.stdout, done.stdout
+
+
+def test_the_same_sweep_started_twice_is_one_line(start, tmp_path):
+    with locked(tmp_path / "sweep"), pytest.raises(UserError, match="is in use by process"):
+        start()
+    assert FakeChildren.ran == []

@@ -1,15 +1,20 @@
 """Every held-out clip counts once, whatever the batch, and the record says which clips those were."""
 
+import dataclasses
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.training_configs import tiny
 from videogen.data import SampleError
 from videogen.data.shapes_source import ShapesSource
+from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.training import inputs, protocols
 from videogen.training.inputs import build_source, held_out
-from videogen.training.loading import load
+from videogen.training.loading import Loaded, load
 from videogen.training.loop import train
 
 
@@ -81,3 +86,48 @@ def test_a_split_without_a_readable_clip_is_one_line(loaded):
 
     with pytest.raises(UserError, match="no readable clip; the first is clip 0: damaged"):
         held_out(Nothing(clip=inputs.clip_of(loaded.config), seed=1, split="eval"), 3)
+
+
+def test_another_test_set_and_size_are_evaluated_whole_and_the_record_says_so(loaded, tmp_path):
+    for i in range(3):
+        video = np.random.default_rng(i).integers(0, 255, (9, 32, 48, 3), np.uint8)
+        write_video(tmp_path / f"{i}.mp4", video, 8.0, scale=1)
+    loaded = dataclasses.replace(loaded, config=loaded.config.copy_and_resolve_references())
+    own = protocols.evaluate(loaded, "reconstruction", 2, 0)[0]["protocol"]
+    assert own["held_out"] is True
+    assert protocols.use_test_set(loaded, None, str(tmp_path), "7x32x48")
+    record, pictures = protocols.evaluate(loaded, "reconstruction", 10, 0, other=True)
+    protocol = record["protocol"]
+    assert protocol["source"] == {"name": "video_folder", "path": str(tmp_path), "holdout": 0.0}
+    assert protocol["clips"] == {"asked": 10, "found": 3, "counted": 3, "skipped": {}} and protocol["count"] == 3
+    assert (protocol["clip"]["frames"], protocol["clip"]["height"], protocol["clip"]["width"]) == (7, 32, 48)
+    assert pictures["originals"].shape == (3, 7, 32, 48, 3) and "held_out" not in protocol
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [("7x32", "--clip=7x32 must be FRAMESxHEIGHTxWIDTH"), ("6x32x32", r"1 \+ 2·k frames"), ("7x30x32", "height 30")],
+)
+def test_sizes_that_cannot_be_are_one_line(loaded, clip, message):
+    with pytest.raises(UserError, match=message):
+        protocols.use_test_set(loaded, None, None, clip)
+
+
+def test_a_generator_has_clips_of_one_size(tmp_path):
+    config = tiny(task="generator")
+    with pytest.raises(UserError, match="--clip is for tokenizers"):
+        protocols.use_test_set(Loaded(tmp_path, config, None, {}, 0), None, None, "7x32x32")
+
+
+def test_untracked_files_do_not_mark_the_commit():
+    """A folder of videos inside the checkout made every record say that the code was changed."""
+    root = Path(protocols.__file__).parents[2]
+    folder = root / "untracked_by_a_test"
+    before = protocols.commit()
+    folder.write_text("")
+    try:
+        assert protocols.commit() == before
+    finally:
+        folder.unlink()
+    changed = subprocess.run(["git", "-C", root, "diff", "--quiet", "HEAD"]).returncode
+    assert before.endswith("+") == bool(changed)

@@ -3,14 +3,19 @@
 import base64
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
 from videogen.data.video_io import read_video
 from videogen.errors import UserError
+from videogen.tasks import Picture
 from videogen.training.report import Clips, Curves, Figures, Pairs, Section, Table, write_report
+from videogen.training.run_report import write_run_report
 
 VOID = {"meta", "img", "br"}
 
@@ -168,3 +173,36 @@ def test_a_failed_report_leaves_the_old_one(tmp_path):
 def test_one_caption_per_clip(tmp_path):
     with pytest.raises(ValueError):
         page(tmp_path, Clips(clips(2), ["only one"]))
+
+
+def run_report(tmp_path, metrics, picture: Picture, held_out, captions=()) -> str:
+    (tmp_path / "metrics.jsonl").write_bytes(metrics.read_bytes())
+    settings = {"clip": {"fps": 8.0}, "held_out": held_out}
+    config = ConfigDict({"task": "generator", "steps": 9, "data": settings})
+    write_run_report(epath.Path(tmp_path), config, [picture], captions)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_samples_are_called_so_and_show_their_prompts(tmp_path, metrics, monkeypatch):
+    """They were labelled 'reconstruction', without a word of what was asked for, and no command was named."""
+    picture = Picture("samples", list(zip(clips(2), clips(2), strict=True)), ["", ""], ("original", "sample"))
+    monkeypatch.setattr(sys, "argv", ["launch/x.py", "--steps=3", "--prompt=a b"])
+    page = run_report(tmp_path, metrics, picture, True, ["a red circle", "a blue square", "unused"])
+    for shown in ("a red circle", "a blue square", "original<", "sample<", "Drawn for the captions of held-out clips"):
+        assert shown in page
+    assert "reconstruction" not in page and "unused" not in page
+    assert "python launch/x.py --steps=3 &#x27;--prompt=a b&#x27;" in page
+
+
+@pytest.mark.parametrize(("held_out", "words"), [(False, "clips of the training set"), (None, "of clips")])
+def test_nothing_is_called_held_out_that_is_not(tmp_path, metrics, held_out, words):
+    page = run_report(tmp_path, metrics, Picture("reconstructions", [tuple(clips(2))], ["x"]), held_out)
+    assert words in page and "eld-out" not in page
+
+
+def test_a_single_column_and_three_are_shown(tmp_path, metrics):
+    assert "original<" not in run_report(tmp_path, metrics, Picture("samples", [(clips(1)[0],)], [""], ("s",)), True)
+    columns = ("original", "given", "completed")
+    page = run_report(tmp_path, metrics, Picture("tasks", [tuple(clips(3))], ["inpainting"], columns), True)
+    places = [page.index(f"{word}<") for word in columns]
+    assert places == sorted(places)

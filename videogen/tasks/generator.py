@@ -336,7 +336,8 @@ class GeneratorTask(Task):
         drawn = VideoGenerator(self, modules).generate(
             small, self.config.data.clip.frames, seed, count=count, first_frames=first
         )
-        return [Picture("samples", list(zip(*columns, drawn, strict=True)), [""] * count)]
+        labels = ("original", "sample")[1 - len(columns) :]
+        return [Picture("samples", list(zip(*columns, drawn, strict=True)), [""] * count, labels)]
 
     def _originals(self, modules: Modules, batch: Batch) -> list[UInt8[np.ndarray, "batch time height width 3"]]:
         """The first clips of a batch, or of a token cache what their codes stand for where frames of them are given."""
@@ -352,7 +353,8 @@ class GeneratorTask(Task):
         story = {key: np.asarray(batch[key])[some] for key in ("text_ids", "text_mask", "label") if key in batch}
         videos = np.asarray(batch["video"])[some]
         drawn, filled = VideoGenerator(self, modules).complete(names, videos, seed, story)
-        return Picture("tasks", list(zip(videos, filled, drawn, strict=True)), names)
+        rows, labels = list(zip(videos, filled, drawn, strict=True)), ("original", "given", "completed")
+        return Picture("tasks", rows, names, labels)
 
 
 def _add(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:

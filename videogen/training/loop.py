@@ -301,4 +301,5 @@ def _finish(run: Run, step: int) -> None:
     run.writer.flush()
     if jax.process_index() == 0:
         with storage_errors(run.workdir, "make room there; the checkpoints are complete"):
-            write_run_report(run.workdir, run.config, run.pictures)
+            captions = [sample.get("caption", "") for sample in run.start.evaluated.samples]
+            write_run_report(run.workdir, run.config, run.pictures, captions)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import inspect
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from videogen.detokenizers import DiffusionDecoder
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import region_psnr
 from videogen.evaluation.judge import fidelity, judge
+from videogen.shapes import VideoShape
 from videogen.tasks import VideoGenerator, reconstruct
 from videogen.tasks.detokenizer import DETERMINISTIC
 from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
@@ -55,17 +58,23 @@ class Evaluation:
       count: clips, or prompts, that are asked for.
       seed: decides every draw.
       split: where prompts come from.
+      other: whether the clips are of another test set than the run's own.
     """
 
     loaded: Loaded
     count: int
     seed: int
     split: str = "eval"
+    other: bool = False
 
     @property
     def batch_size(self) -> int:
         """Clips that are in memory at a time."""
         return self.loaded.config.data.eval_batch_size
+
+    @functools.cached_property
+    def source(self) -> data.Source:
+        return build_source(self.loaded.config, "eval")
 
     @functools.cached_property
     def clips(self) -> HeldOut:
@@ -74,7 +83,7 @@ class Evaluation:
         Raises:
           UserError: they have no pixels.
         """
-        clips = held_out(build_source(self.loaded.config, "eval"), self.count)
+        clips = held_out(self.source, self.count)
         if "video" not in clips.samples[0]:
             raise UserError("a token cache holds no pixels; name the videos with --source and --path")
         return clips
@@ -99,12 +108,13 @@ class Evaluation:
         return np.concatenate([reconstruct(model, batch["video"]) for batch in self.batches()])
 
     def used(self) -> dict[str, Any]:
-        """What was asked for, found, left out and counted, as far as clips were read."""
+        """What was asked for, found, left out and counted, as far as clips were read, and whether training saw it."""
         if "clips" not in self.__dict__:
-            return {}
-        clips = self.clips
+            # Prompts of these splits are never seen; classes are.
+            return {"held_out": self.loaded.text is not None}
+        clips, apart = self.clips, {} if self.other else {"held_out": self.source.keeps_apart}
         used = {"asked": self.count, "found": clips.found, "counted": len(clips.samples), "skipped": clips.skipped}
-        return {"clips": used}
+        return {"clips": used, **apart}
 
 
 def reconstruction(evaluation: Evaluation) -> Result:
@@ -288,11 +298,55 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
 }
 
 
-def evaluate(loaded: Loaded, name: str, count: int, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Runs a protocol; the record holds the numbers and everything needed to read them."""
+def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str | None) -> bool:
+    """Lets a stage be evaluated on other clips than those of its run: all that a source has, or of another size.
+
+    Args:
+      loaded: the run or export, whose config is changed.
+      source: name of a source; by default the run's own where that reads files, else ``video_folder``.
+      path: of the source.
+      clip: ``FRAMESxHEIGHTxWIDTH``.
+
+    Returns:
+      Whether the clips come from another test set.
+
+    Raises:
+      UserError: a malformed size, one that the tokenizer cannot take, or a size for a generator.
+    """
+    section = loaded.config.data
+    if clip is not None:
+        if loaded.config.task == "generator":
+            raise UserError("--clip is for tokenizers: a generator draws clips of the one size it was trained on")
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", clip):
+            raise UserError(f"--clip={clip} must be FRAMESxHEIGHTxWIDTH, e.g. --clip=9x64x64")
+        shape = VideoShape(*map(int, clip.split("x")))
+        loaded.tokenizer.grid(shape)
+        section.clip.update({"frames": shape.frames, "height": shape.height, "width": shape.width})
+    if source is None and path is None:
+        return False
+    reads_files = section.source.name in ("video_folder", "array_record", "tfds")
+    name = source or (section.source.name if reads_files else "video_folder")
+    # Of a test set nothing is kept back.
+    takes = inspect.signature(data.SOURCES[name]).parameters if name in data.SOURCES else {}
+    section.source = {"name": name, "path": path or "", **({"holdout": 0.0} if "holdout" in takes else {})}
+    return True
+
+
+def evaluate(
+    loaded: Loaded, name: str, count: int, seed: int, other: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Runs a protocol; the record holds the numbers and everything needed to read them.
+
+    Args:
+      loaded: the run or export.
+      name: of the protocol.
+      count: clips, or prompts, that are asked for.
+      seed: decides every draw.
+      other: whether its config names another test set (``use_test_set``).
+    """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
-    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval")
+    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other)
     metrics, pictures = PROTOCOLS[name](evaluation)
     config = loaded.config
     protocol = {
@@ -317,14 +371,16 @@ def _names(metrics: dict[str, Any]) -> set[str]:
 
 
 def commit() -> str:
-    """The git commit of this code, ``+`` appended when the tree has changes, ``unknown`` outside a checkout."""
+    """The git commit of this code, ``+`` appended when tracked files have changes, ``unknown`` outside a checkout."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
-        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
+        # Files that git does not know, such as data folders, change nothing.
+        changed = git("status", "--porcelain", "--untracked-files=no").strip()
+        return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

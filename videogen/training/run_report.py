@@ -1,5 +1,7 @@
 """The report of one run directory: its curves, its last pictures, and where the time went."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,18 @@ LAST = ("learning_rate", "gradient_norm", "videos_per_second", "tokens_per_secon
 """Metrics whose charts come after those of the task."""
 
 
+def of_clips(held_out: bool | None) -> str:
+    """What evaluated clips are called: by whether they were kept from training, which is not always known."""
+    return {True: "held-out clips", False: "clips of the training set", None: "clips"}[held_out]
+
+
+def command_line() -> str:
+    """The command that started this process, as it can be typed again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    as_module = spec is not None and spec.origin == sys.argv[0]
+    return shlex.join(["python", *(["-m", spec.name, *sys.argv[1:]] if as_module else sys.argv)])
+
+
 def goodput_section(metrics: epath.PathLike, title: str = "Where the time went") -> Section | None:
     """The last goodput of a ``metrics.jsonl`` as a table; ``None`` when it has none."""
     records = [r for r in read_metrics(metrics) if "goodput/step" in r]
@@ -35,35 +49,43 @@ def goodput_section(metrics: epath.PathLike, title: str = "Where the time went")
     return Section(title, text, [Table(("time in", "percent", "when"), rows)])
 
 
-def write_run_report(workdir: epath.Path, config: Any, pictures: "Sequence[Picture]") -> None:
+def write_run_report(
+    workdir: epath.Path, config: Any, pictures: "Sequence[Picture]", captions: Sequence[str] = ()
+) -> None:
     """Writes ``report.html`` of a run directory.
 
     Args:
       workdir: the run directory.
       config: the stage config.
       pictures: of the last evaluation.
+      captions: of the evaluated clips, from the first on; pictures without captions of their own are of these.
     """
+    evaluated = of_clips(config.data.get("held_out"))
     metrics = workdir / FILE
     names = {name for record in read_metrics(metrics) for name in record if name.startswith(("train/", "eval/"))}
     keys = sorted({name.rpartition("/")[2] for name in names} - set(LAST))
     sections = [
         Section(
             "Learning",
-            "Every metric against the training step: of training batches, and of held-out clips.",
+            f"Every metric against the training step: of training batches (train/), and of {evaluated} (eval/).",
             [Curves(metrics, ("loss", *(key for key in keys if key != "loss"), *LAST))],
         ),
-        *(Section(p.name.capitalize(), "Held-out clips, after the last step.", [_clips(p, config)]) for p in pictures),
+        *(_pictures(picture, config, captions, evaluated) for picture in pictures),
         goodput_section(metrics),
+        Section("Files", "The settings are in config.json beside this page, every number is in metrics.jsonl.", []),
     ]
-    commands = ["The settings of this run are in config.json beside this page; every number is in metrics.jsonl."]
+    commands = [command_line()]
     title = f"{config.task.capitalize()} after {config.steps:,} steps"
     write_report(workdir / "report.html", title, [section for section in sections if section], commands)
 
 
-def _clips(picture: "Picture", config: Any) -> Block:
-    fps = shown_rate(config)
-    columns = list(zip(*picture.rows, strict=True))
-    if len(columns) == len(picture.columns):
-        first, *between, last = columns
-        return Pairs(first, last, picture.captions, fps, between, picture.columns)
-    return Clips(columns[0], picture.captions, (), fps)
+def _pictures(picture: "Picture", config: Any, captions: Sequence[str], evaluated: str) -> Section:
+    fps, count = shown_rate(config), len(picture.rows)
+    said = picture.captions if any(picture.captions) else [*captions, *[""] * count][:count]
+    drawn = picture.name == "samples"
+    text = f"Drawn for the captions of {evaluated}" if drawn else f"Of {evaluated}"
+    first, *rest = zip(*picture.rows, strict=True)
+    block: Block = Clips(first, said, (), fps)
+    if rest:
+        block = Pairs(first, rest[-1], said, fps, rest[:-1], picture.columns)
+    return Section(picture.name.capitalize(), f"{text}, after the last step.", [block])

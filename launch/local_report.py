@@ -1,0 +1,189 @@
+"""The report of a local run: numbers, curves, clips and commands of every stage."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from videogen.configuration import shown_rate
+from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
+from videogen.training.report import Clips, Curves, Figures, Pairs, Section, Table, write_report
+from videogen.training.run_report import command_line, goodput_section, of_clips
+
+if TYPE_CHECKING:
+    from launch.local import Stage
+
+JUDGED = {"colour": len(COLOURS), "form": len(FORMS), "direction": len(DIRECTIONS)}
+"""What the judge reads from a clip -> how many choices there are."""
+
+
+def minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """``{"a / b": number}`` of nested metrics."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name} / ")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def meaning(name: str) -> str:
+    """What a metric says and what good looks like."""
+    word = name.rpartition(" / ")[2]
+    if word in JUDGED:
+        return f"share the judge reads right; guessing gives {1 / JUDGED[word]:.2f}"
+    return {
+        "psnr": "dB, closeness of the pixels; at 20 shapes are clear, at 30 it is hard to tell copies apart",
+        "ssim": "structure kept; 1 is identical",
+        "gradient_sharpness": "grey levels between the edge strengths; 0 is as sharp as the original",
+        "codebook_usage": "share of the codes that occur; near 0 the codebook has collapsed",
+        "codebook_perplexity": "how many codes are in effective use",
+        "bits_per_pixel": "size of the codes; plain video takes 24",
+        "count": "share with the right number of shapes",
+    }.get(word, "")
+
+
+def title(config: str) -> str:
+    """``configs/phenaki.py:size=debug`` -> ``Phenaki (size=debug)``."""
+    file, _, arguments = config.partition(":")
+    return Path(file).stem.capitalize() + (f" ({arguments})" if arguments else "")
+
+
+def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
+    """The few numbers that say how well it went."""
+    items = []
+    for stage in stages:
+        alike = [other for other in stages if (other.config.task == "generator") == (stage.config.task == "generator")]
+        results, of = metrics.get(stage.name, {}), f" ({stage.name})" if len(alike) > 1 else ""
+        if "psnr" in results:
+            quality = f"{results['psnr']:.1f} dB"
+            items.append((f"PSNR of reconstructions{of}", quality, "likeness of the pixels; higher is better"))
+        if stage.config.task == "detokenizer":
+            distances = [f"{results[key]:.2f}" for key in ("deterministic_gradient_sharpness", "gradient_sharpness")]
+            meaning = "grey levels, of the frozen decoder and of the new one; lower is better"
+            items.append((f"distance in sharpness{of}", " → ".join(distances), meaning))
+        for word, share in results.get("prompt_fidelity", {}).items():
+            if word in JUDGED:
+                chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"
+                items.append((f"right {word}{of}", f"{share:.0%}", chance))
+    items.append(("from nothing to here", minutes(metrics["seconds"]["total"]), f"on {metrics['hardware']}"))
+    seen = [p.get("held_out") for p in metrics["protocol"].values()]
+    text = "A small system trained from scratch, judged on clips and prompts it has never seen."
+    if not all(seen):
+        text = "Trained from scratch. No clips were kept from training (data.source.holdout), so these numbers say how "
+        text += "well it knows the clips it learned from, not how well it does on new ones."
+    return Section("What came out", text, [Figures(items)])
+
+
+def tokenizer_sections(stage: "Stage", fps: float, held_out: bool | None = True) -> list[Section]:
+    """Of a de-tokenizer too, which is shown beside the decoder it replaces."""
+    replaces = stage.config.task == "detokenizer"
+    with np.load(stage.clips, allow_pickle=False) as clips:
+        between = [clips["deterministic"]] if replaces else []
+        columns, captions = (clips["originals"], clips["reconstructions"]), [str(c) for c in clips["captions"]]
+    if replaces:
+        what = "A new decoder for the codes of a tokenizer that stays as it is (its own decoder: deterministic). Good: "
+        what += "the loss falls, and edges come closer in sharpness to the originals than by the tokenizer's decoder."
+        keys = ("loss", "psnr", "deterministic_psnr", "gradient_sharpness", "deterministic_gradient_sharpness")
+        sides, labels = "the original, what the frozen decoder", ("original", "frozen decoder", "de-tokenizer")
+        sides += " and what the de-tokenizer made of the same codes"
+    else:
+        what = (
+            "The tokenizer turns a clip into a small grid of codes (whole numbers, or a few real ones) and paints the "
+        )
+        what += "clip again from those alone. Good: the loss falls, PSNR and SSIM rise without jumps, codebook usage "
+        what += "stays far from 0."
+        keys, labels = ("loss", "psnr", "ssim", "gradient_sharpness", "codebook_usage"), ("original", "reconstruction")
+        sides = "left the original, right what came back from its codes"
+    shown = f"{of_clips(held_out).capitalize()}: {sides}; the strip runs from the first frame to the last, original "
+    shown += "above. Good: the same thing, in the same place, moving alike."
+    name = stage.name.capitalize()
+    return [
+        Section(f"{name}: learning", what, [Curves(stage.directory / "metrics.jsonl", keys)]),
+        Section(f"{name}: originals beside reconstructions", shown, [Pairs(*columns, captions, fps, between, labels)]),
+    ]
+
+
+def generator_sections(stage: "Stage", fps: float, held_out: bool | None = True) -> list[Section]:
+    sections = [
+        Section(
+            f"{stage.name.capitalize()}: learning",
+            "The generator learns to draw clips. Good: the loss falls, the share of codes guessed right rises, "
+            "training and evaluation agree.",
+            [Curves(stage.directory / "metrics.jsonl", ("loss", "accuracy"))],
+        )
+    ]
+    if stage.evaluate and stage.config.get("tasks"):
+        with np.load(stage.clips, allow_pickle=False) as clips:
+            labels, tasks = ("given", "completed"), [str(c) for c in clips["captions"]]
+            pairs = Pairs(clips["given"], clips["videos"], tasks, fps, labels=labels)
+        sections.append(
+            Section(
+                f"{stage.name.capitalize()}: completed videos",
+                f"{of_clips(held_out).capitalize()}: left what was given, the rest filled by a rule; right how it was "
+                "completed.",
+                [pairs],
+            )
+        )
+    elif stage.evaluate:
+        with np.load(stage.clips, allow_pickle=False) as clips:
+            verdicts = [
+                (str(reading), dict(zip(JUDGED, map(bool, correct), strict=True)))
+                for reading, correct in zip(clips["readings"], clips["correct"], strict=True)
+            ]
+            drawn = Clips(clips["videos"], [str(p) for p in clips["prompts"]], verdicts, fps)
+        sections.append(
+            Section(
+                f"{stage.name.capitalize()}: videos from prompts",
+                "Each clip was drawn from the prompt under it; none was picked by hand"
+                f"{', and no such prompt occurred in training' if held_out else ''}. "
+                "The judge is a program that measures colour, form and direction.",
+                [drawn],
+            )
+        )
+    else:
+        where = f"Videos of your own have no judge. The samples of this stage are in {stage.directory}/report.html, "
+        where += f"and new ones are drawn with: python -m videogen.sample --checkpoint={stage.directory} --out=samples"
+        sections.append(Section(f"{stage.name.capitalize()}: samples", where, []))
+    return sections
+
+
+def numbers(stages: list["Stage"], metrics: dict[str, Any]) -> Table:
+    """Every metric with its protocol beside it."""
+    rows = []
+    for stage in stages:
+        protocol = metrics["protocol"].get(stage.name)
+        if protocol:
+            what = "prompts" if protocol["name"] in ("prompt_fidelity", "composition") else "clips"
+            held_out = protocol.get("held_out")
+            kind = {"clips": of_clips(held_out), "prompts": "unseen prompts" if held_out else "prompts"}[what]
+            data = f"{protocol['count']} {kind} of {protocol['source']['name']}"
+            how = f"{protocol['name']}, {data}, step {protocol['step']}"
+            rows += [(stage.name, n, v, meaning(n), how) for n, v in flatten(metrics[stage.name]).items()]
+    return Table(("stage", "metric", "value", "what it says", "protocol"), rows)
+
+
+def report(stages: list["Stage"], metrics: dict[str, Any], workdir: Path, config: str) -> Path:
+    """Writes ``report.html``; returns its path."""
+    sections = [headline(stages, metrics)]
+    for stage in stages:
+        sections_of = generator_sections if stage.config.task == "generator" else tokenizer_sections
+        held_out = metrics["protocol"].get(stage.name, {}).get("held_out")
+        sections += sections_of(stage, shown_rate(stage.config), held_out)
+        time_spent = goodput_section(stage.directory / "metrics.jsonl", f"{stage.name.capitalize()}: time")
+        sections += [time_spent] if time_spent else []
+    origin = f"seed {metrics['seed']}, commit {metrics['commit']}, {metrics['hardware']}"
+    text = f"Made with {origin}. The same numbers in full precision are in metrics.json."
+    sections.append(Section("All numbers", text, [numbers(stages, metrics)]))
+    commands = [shlex.join(command) for stage in stages for command in stage.commands]
+    path = workdir / "report.html"
+    write_report(path, title(config), sections, [command_line(), *commands])
+    return path
+
+
