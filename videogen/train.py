@@ -31,6 +31,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     # Imported late so that --help and bad flags answer at once.
     from videogen.training.loop import train
+    from videogen.training.metrics import FILE, last_result, read_metrics
     from videogen.training.profiling import parse_window
     from videogen.training.stops import Interrupted, Stopped
     from videogen.training.workdir import data_of_tokenizer
@@ -43,7 +44,8 @@ def main() -> None:
         raise SystemExit(INTERRUPTED.value) from stop
     except Stopped as stop:
         app.stop(stop)
-    logging.info("finished %d steps in %s", int(run.state["step"]), run.workdir)
+    result = last_result(read_metrics(run.workdir / FILE))
+    logging.info("finished %d steps%s; open %s/report.html", int(run.state["step"]), result, run.workdir)
 
 
 if __name__ == "__main__":

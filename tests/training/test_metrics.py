@@ -1,6 +1,8 @@
 """What a run writes down besides its checkpoints, also where files cannot grow."""
 
 import json
+import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from ml_collections import ConfigDict
 from videogen.configuration import load_config, save_config
 from videogen.data.video_io import write_video
 from videogen.tasks import Picture
-from videogen.training.metrics import MetricsWriter, Progress, read_metrics
+from videogen.training import metrics
+from videogen.training.metrics import MetricsWriter, Progress, last_result, read_metrics
 from videogen.training.run_report import write_run_report
 
 
@@ -96,3 +99,32 @@ def test_speeds_follow_from_steps_and_hold_when_two_records_come_at_once(monkeyp
     assert progress.speeds() == pytest.approx(expected)
     assert progress.speeds() == pytest.approx(expected)
     progress.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "expected"),
+    [(0.1, 1000, "0.1 s a step: 989 more steps take about 1 min 38 s"), (40.0, 90, "88 more steps take about 58 min")],
+)
+def test_how_long_a_run_will_take_is_said_once_from_its_first_steps(monkeypatch, caplog, seconds, steps, expected):
+    clock = iter(1000.0 + seconds * i for i in range(10_000))
+    progress = Progress(steps, 0)
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level(logging.INFO):
+        for _ in range(50):
+            progress.update(1, 1, 0.0)
+    progress.close()
+    lines = [record.getMessage() for record in caplog.records if "more steps" in record.getMessage()]
+    assert len(lines) == 1 and expected in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(7.4, "7 s"), (98.9, "1 min 38 s"), (7300, "2 h 1 min"), (200_000, "2 d 7 h")]
+)
+def test_durations_are_two_units(seconds, words):
+    assert metrics.duration(seconds) == words
+
+
+def test_the_last_line_of_a_training_says_the_metric():
+    records = [{"step": 5, "eval/psnr": 20.0, "eval/loss": 1.0}, {"step": 9, "train/loss": 1.0}]
+    assert last_result(records) == ", eval/psnr 20 at step 5" and last_result([]) == ""
+    assert last_result([{"step": 5, "eval/loss": 0.12345}]) == ", eval/loss 0.1235 at step 5"

@@ -106,6 +106,21 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, float]]:
     return records
 
 
+def last_result(records: list[dict[str, float]]) -> str:
+    """The metric that says most of the last evaluation, in words; empty where there was none."""
+    values = [record for record in records if any(name.startswith("eval/") for name in record)]
+    name = next((n for n in ("eval/psnr", "eval/loss") if values and n in values[-1]), None)
+    return f", {name} {values[-1][name]:.4g} at step {values[-1]['step']}" if name else ""
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` in words: the two largest units."""
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // smaller_size)} {smaller}"
+    return f"{seconds:.0f} s"
+
+
 class Progress:
     """How fast a run is, and a progress bar with the loss, videos per second and the time left.
 
@@ -129,6 +144,9 @@ class Progress:
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
         self.peak = 0.0
+        self._left, self._enabled = steps - step, enabled
+        self._begun: float | None = None
+        self._counted = 0
         self._since = time.monotonic()
         self._videos = self._tokens = self._flops = 0.0
         self._speeds = dict.fromkeys(("speed/videos_per_second", "speed/tokens_per_second"), 0.0)
@@ -139,6 +157,25 @@ class Progress:
         self._tokens += tokens
         self._flops += flops
         self._bar.update()
+        self._estimate()
+
+    def _estimate(self) -> None:
+        """Says once how long the run will take: after ten steps, or fewer long ones, the first of which compile."""
+        now = time.monotonic()
+        self._left -= 1
+        if self._begun is None:
+            self._begun = now
+            return
+        self._counted += 1
+        if not self._enabled or not (self._counted == 10 or now - self._begun > 30):
+            return
+        seconds = (now - self._begun) / self._counted
+        if self._left > 0:
+            logging.info(
+                "%.3g s a step: %d more steps take about %s, evaluations and checkpoints apart",
+                *(seconds, self._left, duration(seconds * self._left)),
+            )
+        self._enabled = False
 
     def show(self, text: str) -> None:
         """Sets the text behind the bar."""
