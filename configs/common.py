@@ -33,12 +33,20 @@ def base(dtype: str) -> ConfigDict:
             "name": "shapes",
             "path": "",
             "holdout": config_dict.placeholder(float),
+            "length": config_dict.placeholder(int),
             "second_shape": config_dict.placeholder(float),
             "turn": config_dict.placeholder(float),
             "audio": config_dict.placeholder(bool),
+            "audio_rate": config_dict.placeholder(int),
             "pixel_budget": config_dict.placeholder(int),
             "pictures": config_dict.placeholder(bool),
             "uncaptioned": config_dict.placeholder(bool),
+            # Of a mixture: ({"name": …, "weight": …, …}, …).
+            "parts": config_dict.placeholder(tuple),
+            # Of a TFDS directory.
+            "fps": config_dict.placeholder(float),
+            "train_split": config_dict.placeholder(str),
+            "eval_split": config_dict.placeholder(str),
         },
         "clip": {"frames": 5, "height": 32, "width": 32, "fps": 8.0},
         # A generator takes source and clip of its tokenizer where the command gives no others, but for these sections.

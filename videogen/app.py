@@ -28,6 +28,9 @@ PROCESS_COUNT = flags.DEFINE_integer(
     lower_bound=1,
 )
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "This process among them, from 0.", lower_bound=0)
+HELP_CONFIG = flags.DEFINE_bool(
+    "help_config", False, "Print every key of --config with its value and meaning, and do nothing else."
+)
 
 
 def run(main: Callable[[], None], distributed: bool = False) -> None:
@@ -170,6 +173,8 @@ def _parse(argv: list[str]) -> list[str]:
         sys.path.append(str(CHECKOUT))
         # ml_collections reads the overrides (--config.key=value) from sys.argv.
         sys.argv = argv = _with_found_config(argv)
+        if any(re.fullmatch(r"--?help_config(=true)?", argument) for argument in argv):
+            _print_config(argv)
         remaining = flags.FLAGS(argv)
         if "config" in flags.FLAGS and not isinstance(flags.FLAGS.config, str | None):
             list(flags.FLAGS.config)  # a file that could not be loaded says so on first use
@@ -177,7 +182,7 @@ def _parse(argv: list[str]) -> list[str]:
         return remaining
     except flags.IllegalFlagValueError as error:
         missing = re.fullmatch(r"flag --(\w+)=None: .*", str(error))
-        fail(UserError(f"--{missing[1]} is missing; see --help") if missing else error)
+        fail(UserError(f"--{missing[1]} is missing; see --help") if missing else override_error(error, argv))
     except flags.Error as error:
         fail(error)
     except OSError as error:
@@ -186,6 +191,17 @@ def _parse(argv: list[str]) -> list[str]:
     except (UserError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         fail(override_error(error, argv))
     return argv
+
+
+def _print_config(arguments: Sequence[str]) -> NoReturn:
+    """Prints the keys of the config that ``arguments`` name, overrides applied, and exits."""
+    holder, values = _config_of([a for a in arguments if a.lstrip("-").startswith("config")])
+    if "config" not in values or holder.value is None:
+        raise UserError("--help_config needs a config: --config=FILE:stage=…,size=…")
+    from videogen.training.config_help import config_help
+
+    print(config_help(holder.value), end="")
+    sys.exit()
 
 
 def override_error(error: Exception, arguments: Sequence[str]) -> UserError:
@@ -199,8 +215,10 @@ def override_error(error: Exception, arguments: Sequence[str]) -> UserError:
         return error
     while isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
         error = error.args[0]
+    if any(re.fullmatch(r"--?config\.data\.clip\.fps=[Nn]one", argument) for argument in arguments):
+        return UserError("data.clip.fps is a number; 0 takes every frame of a file: --config.data.clip.fps=0")
     if isinstance(error, KeyError):
-        known = set(_settings(arguments))
+        known = set(flatten(_config_of([a for a in arguments if a.lstrip("-").partition("=")[0] == "config"])[0].value))
         for argument in arguments:
             key = argument.partition("=")[0].lstrip("-").removeprefix("config.")
             if argument.lstrip("-").startswith("config.") and key not in known:
@@ -208,13 +226,12 @@ def override_error(error: Exception, arguments: Sequence[str]) -> UserError:
     return UserError(str(error))
 
 
-def _settings(arguments: Sequence[str]) -> list[str]:
-    """The dotted keys of the config that ``arguments`` name, without their overrides."""
-    values = flags.FlagValues()
-    plain = ["", *(a for a in arguments if a.lstrip("-").partition("=")[0] == "config")]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=plain)
-    values(plain)
-    return list(flatten(holder.value))
+def _config_of(arguments: Sequence[str]) -> tuple[Any, flags.FlagValues]:
+    """The holder of the config that ``arguments``, and no others, give, and the parsed flags."""
+    values, argv = flags.FlagValues(), ["", *arguments]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return holder, values
 
 
 def _with_found_config(argv: list[str]) -> list[str]:

@@ -1,0 +1,199 @@
+"""``--help_config``: every key of a config with its value and its meaning."""
+
+import fnmatch
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from videogen import conditioning, data, detokenizers, diffusion, generators, losses, nn, quantizers, tokenizers
+
+MEANINGS = {
+    "seed": "decides weights, noise and the order of the data",
+    "steps": "training steps of the whole run",
+    "log_every": "steps between two records in metrics.jsonl",
+    "eval_every": "steps between two evaluations",
+    "checkpoint_every": "steps between two checkpoints",
+    "checkpoint.keep": "how many of the last checkpoints are kept",
+    "checkpoint.keep_best.metric": "the checkpoint that is best by this metric of the evaluation is kept, too",
+    "checkpoint.keep_best.mode": "max or min: what is best",
+    "stall_seconds": "a loop without progress for so long is stopped",
+    "accumulate": "micro-batches that a batch is computed in",
+    "start_from.run": "run or export whose weights a new run begins with",
+    "start_from.inflate": "last or central: the slice of time that 2-D kernels become part of",
+    "ema.decay": "rate of the moving average of the weights; 0 keeps none",
+    "task": "what is trained; decided by stage=",
+    "classes": "number of labels a generator is told; none without",
+    "parallel.mesh.*": "devices along this axis; -1 takes what is left",
+    "parallel.remat": "what is computed again in the backward pass: none, dots, attention, full",
+    "parallel.frozen": "weights of frozen modules: sharded over fsdp, or whole on every device",
+    "parallel.dtype": "of activations and matrix products: float32 or bfloat16",
+    "data.clip.frames": "frames of a clip",
+    "data.clip.height": "rows of pixels",
+    "data.clip.width": "columns of pixels",
+    "data.clip.fps": "frames per second that clips are sampled at; 0 takes every frame of a file",
+    "data.source.name": "where clips come from; the other settings are those of this source",
+    "data.own": "sections of data that are not taken from the tokenizer's run",
+    "data.frame_rate": "found by a run: frames per second of its samples",
+    "data.held_out": "found by a run: whether the evaluated clips are kept from training",
+    "data.batch_size": "videos in a batch of the whole job",
+    "data.buckets": "((frames, height, width, batch size, share of the steps), …) instead of one size of clips",
+    "data.image_batch_size": "images beside the videos of a batch",
+    "data.eval_batch_size": "clips that an evaluation has in memory at a time",
+    "data.workers": "processes that decode; 0 decodes in the training process",
+    "tokenizer.checkpoint": "run or export of the frozen tokenizer",
+    "tokenizer.hash": "found by a run: of the tokenizer's weights",
+    "teacher.checkpoint": "run or export that a student learns from",
+    "teacher.guidance_scale": "guidance that the teacher is asked with",
+    "teacher.steps": "steps of the teacher that the student learns to take at once",
+    "tasks.*": "weight of this task among those that clips are completed by; 0 leaves it out",
+    "text.encoder.name": "transformer (trained along), t5 (frozen) or none",
+    "text.encoder.path": "directory of the published encoder",
+    "text.encoder.architecture": "found by a run: of the published encoder",
+    "text.tokenizer.name": "bpe (learned from the captions), bytes or huggingface",
+    "text.tokenizer.path": "a tokenizer.json, or its directory",
+    "text.tokenizer.length": "tokens of a caption; longer ones are cut",
+    "text.tokenizer.vocabulary_size": "number of tokens",
+    "losses.l1": "weight of the absolute error of pixels",
+    "losses.l2": "weight of the squared error of pixels",
+    "losses.schedule": "((loss of the quantizer, first factor, last factor, steps), …)",
+    "losses.perceptual.name": "network whose features are compared: untrained or lpips",
+    "losses.perceptual.path": "file of its weights",
+    "losses.perceptual.weight": "weight of the perceptual loss; 0 leaves it out",
+    "losses.adversarial.name": "form of the adversarial loss: nonsaturating, hinge, …",
+    "losses.adversarial.weight": "weight of the adversarial loss; 0 leaves discriminator and loss out",
+    "losses.adversarial.adaptive": "scale it to the gradient of the other losses at the decoder's last layer",
+    "losses.adversarial.start": "step at which it begins",
+    "losses.adversarial.every": "the discriminator is updated in one of so many steps",
+    "losses.adversarial.r1": "weight of the gradient penalty R1",
+    "losses.adversarial.r1_every": "R1 is computed in one of so many updates, and as many times as heavy",
+    "losses.adversarial.rest_below": "the discriminator rests while its loss is below",
+    "losses.adversarial.lecam": "weight of LeCam regularisation",
+    "losses.adversarial.label_smoothing": "how far the targets of real clips are from 1",
+    "losses.adversarial.channel_multiplier": "width of the discriminator",
+    "losses.adversarial.discriminator": "what judges: one frame, the clip, or the clip by a transformer",
+    "losses.adversarial.multipliers": "widths of the discriminator's blocks, in multiples",
+    "losses.prior.weight": "weight of the loss of predicting the codes; 0 leaves it out",
+    "optimizer.*.name": "adamw, muon, …",
+    "optimizer.*.learning_rate": "highest learning rate",
+    "optimizer.*.warmup": "steps of the linear rise to it",
+    "optimizer.*.schedule": "how it falls after that",
+    "optimizer.*.final": "share of it at the end",
+    "optimizer.*.horizon": "step at which it has fallen; by default the last",
+    "optimizer.*.b1": "decay of the mean of the gradient",
+    "optimizer.*.b2": "decay of the mean of its square",
+    "optimizer.*.weight_decay": "decoupled weight decay",
+    "optimizer.*.clip": "largest norm of the gradient; 0 clips nothing",
+    "optimizer.*.adam_share": "learning rate of what muon leaves to Adam, as a share of its own",
+    "optimizer.*.freeze": "parameters that stay as they are, by their path from the group's module",
+    "model.critic.layers": "layers of a critic that decides which codes decoding keeps; 0 leaves it out",
+    "model.critic.weight": "weight of the critic's loss",
+    "sampler.final_temperature": "temperature of the last step",
+    "sampler.guidance_scale": "how strongly samples follow the conditioning",
+    "*.spatial_strides": "factor that every level shrinks height and width by",
+    "*.temporal_strides": "factor that every level shrinks time by",
+    "*.heads": "attention heads",
+    "*.layers": "layers",
+    "*.width": "channels",
+    "*.mlp_width": "channels inside an MLP",
+    "*.name": "which part; its settings follow",
+}
+"""Pattern of a dotted key -> what it means, where no part says it; the first pattern that fits holds."""
+
+TABLES = {
+    "source": data.SOURCES,
+    "model": {**tokenizers.TOKENIZERS, **generators.GENERATORS, **detokenizers.DETOKENIZERS},
+    "quantizer": quantizers.QUANTIZERS,
+    "decoder": detokenizers.DETOKENIZERS,
+    "sampler": generators.SAMPLERS,
+    "encoder": {"transformer": conditioning.TextEncoder},
+    **diffusion.PARTS,
+}
+"""Section -> its parts by name."""
+
+SHARED = (losses.AutoregressivePrior, losses.TransformerDiscriminator, nn.FactorisedStack, detokenizers.Pyramid)
+"""Parts whose settings stand in sections of other parts, or without a name."""
+
+
+def config_help(config: ConfigDict) -> str:
+    """The keys of a config, one a line: flag, value, meaning."""
+    lines = []
+    for key, value in walk(config):
+        line = f"--config.{key}={value if value is not None else ''}"
+        said = meaning(key, config)
+        lines.append(f"{line}\n    {said}" if said else line)
+    return "\n".join(lines) + "\n"
+
+
+def walk(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values in the order of the config; the model that a tokenizer's run decides is left out."""
+    for key in section:
+        name, value = f"{prefix}{key}", section[key]
+        if name in ("tokenizer.model", "data.made_from"):
+            continue
+        if isinstance(value, ConfigDict):
+            yield from walk(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def meaning(key: str, config: ConfigDict) -> str:
+    """What a key means: in the words of its own table, of its part, or of a part around it; empty where none says."""
+    if key == "data.source.name":
+        return f"{MEANINGS[key]}: {', '.join(sorted(data.SOURCES))}"
+    if key.startswith("data.source."):
+        return _of_sources(key.rpartition(".")[2])
+    exact = [words for pattern, words in MEANINGS.items() if not pattern.startswith("*") and _fits(key, pattern)]
+    if exact:
+        return exact[0]
+    *path, last = key.split(".")
+    if last == "name" and path[-1] in TABLES:
+        return f"one of {', '.join(sorted(TABLES[path[-1]]))}; its settings follow"
+    for depth in range(len(path), 0, -1):
+        section = config
+        for name in path[:depth]:
+            section = section[name]
+        part = TABLES.get(path[depth - 1], {}).get(section.get("name"))
+        if said := arguments(part).get(last) if part else "":
+            return said
+    for part in SHARED:
+        if said := arguments(part).get(last):
+            return said
+    return next((words for pattern, words in MEANINGS.items() if _fits(key, pattern)), "")
+
+
+def _of_sources(key: str) -> str:
+    """What a setting of sources means, after the names of those that take it."""
+    said = {
+        name: words
+        for name, source in sorted(data.SOURCES.items())
+        if key in inspect.signature(source).parameters and (words := arguments(source).get(key))
+    }
+    return "; ".join(f"{name}: {words}" for name, words in said.items())
+
+
+def _fits(key: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(key, pattern)
+
+
+def arguments(part: Callable) -> Mapping[str, str]:
+    """``{argument: meaning}`` from the ``Args:`` and ``Attributes:`` of a part's docstrings, its bases' included."""
+    found: dict[str, str] = {}
+    for owner in itertools.chain(getattr(part, "__mro__", (part,)), (getattr(part, "__init__", None),)):
+        for names, words in _entries(inspect.getdoc(owner) if owner is not None else None):
+            for name in names:
+                found.setdefault(name, words)
+    return found
+
+
+def _entries(docstring: str | None) -> Iterator[tuple[list[str], str]]:
+    block = re.search(r"^(?:Args|Attributes):\n((?: +.*\n?|\n)+)", docstring or "", re.MULTILINE)
+    if block is None:
+        return
+    for entry in re.split(r"\n(?=  \S)", block[1].rstrip()):
+        head, _, words = entry.strip().partition(": ")
+        if re.fullmatch(r"[\w*]+(?:, [\w*]+)*", head):
+            yield head.split(", "), " ".join(words.split()).replace("``", "").rstrip(".")
