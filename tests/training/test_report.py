@@ -9,11 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from ml_collections import ConfigDict
 
 from videogen.data.video_io import read_video
 from videogen.errors import UserError
 from videogen.tasks import Picture
+from videogen.training import report
 from videogen.training.report import Clips, Curves, Figures, Pairs, Section, Table, write_report
 from videogen.training.run_report import write_run_report
 
@@ -206,3 +209,34 @@ def test_a_single_column_and_three_are_shown(tmp_path, metrics):
     page = run_report(tmp_path, metrics, Picture("tasks", [tuple(clips(3))], ["inpainting"], columns), True)
     places = [page.index(f"{word}<") for word in columns]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.2], [1.123456, 1.123457], [123456.0, 9876543.0], [1e-5, 2e-7], [8200.0]])
+def test_no_text_of_a_chart_is_cut_or_covers_another(values):
+    """Titles ran into what good looks like, and long axis labels out of the picture."""
+    steps = 1600.0 * np.arange(1, len(values) + 1)
+    series = steps, np.array(values)
+    figure = report._chart({"eval/deterministic_gradient_sharpness": series, "train/learning_rate": series})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+    boxes = [t.get_window_extent(canvas.get_renderer()) for t in texts]
+    ticks = [t for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for t in _outside(axis)]
+    boxes = [box for text, box in zip(texts, boxes, strict=True) if text not in ticks]
+    assert len(boxes) > 5
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def _outside(axis) -> list[Text]:
+    """Labels of ticks beyond the view, which are not drawn."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    return [label for place, label in ticks if not low <= place <= high]
+
+
+def test_titles_and_units_are_text_of_the_page():
+    for key, (title, unit, good) in report.METRICS.items():
+        shown = report._chart_title(key)
+        assert title in shown and unit in shown and good in shown

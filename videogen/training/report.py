@@ -21,7 +21,7 @@ from etils import epath
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from videogen.data.video_io import Frames, side_by_side, write_video
 from videogen.errors import UserError
@@ -108,7 +108,7 @@ class Curves:
         for key in self.keys:
             lines = {name: points for name, points in series.items() if name.rpartition("/")[2] == key}
             if lines:
-                charts.append(f"<figure>{_chart(key, lines)}</figure>")
+                charts.append(f"<figure>{_chart_title(key)}{_svg(_chart(lines))}</figure>")
         return f'<div class="charts">{"".join(charts)}</div>'
 
 
@@ -210,10 +210,16 @@ def _series(path: epath.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {name: tuple(np.array(points, float).T) for name, points in series.items()}
 
 
-def _chart(key: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """One metric against the step as inline SVG; long noisy series get a thick running mean."""
+def _chart_title(key: str) -> str:
+    """What a chart shows, in which unit, and what good looks like: text of the page, which breaks where it must."""
     title, unit, good = METRICS.get(key, (key.replace("_", " "), "", ""))
-    figure = Figure(figsize=(3.5, 2.3), layout="constrained")
+    unit = f" ({unit})" if unit else ""
+    return f"<figcaption><b>{html.escape(title + unit)}</b><small>{html.escape(good)}</small></figcaption>"
+
+
+def _chart(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """One metric against the step; long noisy series get a thick running mean."""
+    figure = Figure(figsize=(3.5, 2.1), layout="constrained")
     axes = figure.subplots()
     colours = itertools.cycle(_COLOURS)
     for name, (steps, values) in sorted(lines.items(), reverse=True):
@@ -223,18 +229,19 @@ def _chart(key: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
             axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.6)
         marker = "o" if len(values) == 1 else None
         axes.plot(steps, values if smooth is None else smooth, color=colour, label=name, marker=marker)
-    axes.set_title(title, fontsize=10, loc="left", weight="bold", color=_INK)
-    axes.set_title(good, fontsize=8, loc="right", color=_INK, alpha=0.6)
     axes.set_xlabel("step", fontsize=8, color=_INK)
-    axes.set_ylabel(f"{title} ({unit})" if unit else title, fontsize=8, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
+    # Plain numbers as far as they are short: an offset is easily overlooked.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.9g}"))
     axes.tick_params(labelsize=8, colors=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_INK)
     axes.grid(axis="y", color=_INK, alpha=0.12)
-    axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
-    return _svg(figure)
+    # Above the axes, where no curve is; long names below each other.
+    columns = 2 if sum(map(len, lines)) < 40 else 1
+    figure.legend(loc="outside upper left", fontsize=7, frameon=False, labelcolor=_INK, ncols=columns)
+    return figure
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray | None:
@@ -332,6 +339,7 @@ figure, .figure, pre { margin: 0; background: var(--card); border: 1px solid var
 figure svg, video, img { width: 100%; height: auto; display: block; }
 video, img { image-rendering: pixelated; border-radius: .3rem; }
 img { margin-top: .4rem; }
+figcaption b { font-size: .9rem; line-height: 1.3; }
 figcaption p { margin: .4rem 0 0; font-size: .85rem; line-height: 1.4; }
 .sides { display: flex; justify-content: space-around; font-size: .75rem; color: var(--soft);
   margin-top: .3rem; }
