@@ -5,6 +5,9 @@
     python -m videogen.sample --checkpoint=runs/generator --video=clip.mp4 --out=samples
     python -m videogen.sample --checkpoint=runs/generator --task=inpaint --video=clip.mp4 --out=samples
 
+--out is a directory, or a file of one video (.mp4, .gif, .png) or of several (.npz). What the videos were made from
+stands beside them as JSON. --prompts=FILE has a prompt on each line.
+
 Several --prompt or --label flags give several videos, --count so many of each (of a generator that is told nothing: in
 all). With --story the prompts are one video: each holds for one window, in order. --frames beyond the training window
 slides it; --image animates a picture, --video is continued from its first --given frames. The same seed gives the same
@@ -21,10 +24,12 @@ video; with --nopaste they, too, are what the tokenizer makes of them.
 from absl import flags, logging
 
 from videogen import app
+from videogen.configuration import check_writable
 from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of a generator.")
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to show; repeat for several videos.")
+PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt on each line.")
 LABEL = flags.DEFINE_multi_string("label", None, "Number or name of a class; repeat for several videos.")
 COUNT = flags.DEFINE_integer("count", 1, "Videos of each prompt or label, or in all without any.", lower_bound=1)
 STORY = flags.DEFINE_bool("story", False, "Take the prompts as one video's story, a window each.")
@@ -44,7 +49,8 @@ GUIDANCE = flags.DEFINE_float(
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
-OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json.")
+SCALE = flags.DEFINE_integer("scale", 1, "Whole factor by which files are larger than the clips.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json; or a .mp4, .gif, .png, .npz file.")
 flags.mark_flags_as_required(["checkpoint", "out"])
 
 
@@ -60,20 +66,25 @@ def check_flags() -> None:
         raise UserError("--given says how many frames of --video to begin with; name the video")
     if IMAGE.value and VIDEO.value:
         raise UserError("videos begin with --image or with frames of --video; leave one of them out")
-    if STORY.value and not PROMPT.value:
+    if PROMPT.value and PROMPTS.value:
+        raise UserError("give the prompts by --prompt or by --prompts, not by both")
+    if STORY.value and not (PROMPT.value or PROMPTS.value):
         raise UserError("--story needs its prompts: --prompt, once for each window")
 
 
 def main() -> None:
     from videogen.training.loading import load
-    from videogen.training.sampling import complete_video, draw_videos, write_samples
+    from videogen.training.pictures import WRITERS
+    from videogen.training.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
 
     check_flags()
-
+    prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
+    check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
+    check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load(CHECKPOINT.value)
-    prompts, labels, compared = PROMPT.value or [], LABEL.value or [], None
+    compared = None
     if loaded.text is not None and not (prompts or labels or TASK.value):
         raise UserError("nothing to draw: give --prompt, or --task with --video")
     if TASK.value:
@@ -95,9 +106,10 @@ def main() -> None:
             given=GIVEN.value,
             sampler=sampler,
         )
-    paths = write_samples(
-        OUT.value, videos, prompts, loaded, seed=SEED.value, story=STORY.value, labels=labels, compared=compared
-    )
+    recorded = {"count": COUNT, "overlap": OVERLAP, "image": IMAGE, "video": VIDEO, "given": GIVEN, "task": TASK}
+    asked = {name: flag.value for name, flag in recorded.items()} | ({"paste": PASTE.value} if TASK.value else {})
+    said = {"seed": SEED.value, "story": STORY.value, "labels": labels, "asked": asked, "sampler": sampler}
+    paths = write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said)
     for path in paths:
         logging.info("wrote %s", path)
 

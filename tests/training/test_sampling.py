@@ -1,5 +1,6 @@
 """What sampling reads of given files and prompts, and how samples are written."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -15,13 +16,14 @@ from videogen.data.text import ByteTokenizer
 from videogen.data.video_io import read_video
 from videogen.errors import UserError
 from videogen.training.inputs import clip_of
-from videogen.training.sampling import encode_prompts, read_clip, write_samples
+from videogen.training.sampling import draw_videos, encode_prompts, read_clip, read_prompts, write_samples
 
 
 def loaded(source="video_folder", fps=10.0, frame_rate=None, side=32):
     clip = {"frames": 9, "height": side, "width": side, "fps": fps}
     data = {"source": {"name": source}, "clip": clip, "frame_rate": frame_rate}
-    return SimpleNamespace(config=ConfigDict({"data": data}), text=ByteTokenizer(8), directory="run", step=3)
+    config = ConfigDict({"data": data, "sampler": {"name": "maskgit", "steps": 24, "guidance_scale": 2.0}})
+    return SimpleNamespace(config=config, text=ByteTokenizer(8), directory="run", step=3, hash="abc")
 
 
 @pytest.fixture
@@ -93,3 +95,93 @@ def test_samples_are_written_at_the_rate_of_the_clips(tmp_path, run, rate):
     paths = write_samples(tmp_path / "out", videos, ["a"], run, seed=0, story=False, compared=videos)
     for path in (*paths, tmp_path / "out" / "side_by_side_0.mp4"):
         assert read_video(path)[1] == rate
+
+
+CLIPS = np.random.default_rng(0).integers(0, 255, (2, 4, 24, 32, 3), np.uint8)
+
+
+def test_the_record_of_samples_says_all_that_they_were_made_from(tmp_path):
+    asked = {"count": 1, "image": "x.png", "video": None, "task": None}
+    settings = {"seed": 5, "story": False, "asked": asked, "sampler": {"steps": 8}}
+    write_samples(tmp_path, CLIPS, ["a", "b"], loaded(), **settings)
+    assert json.loads((tmp_path / "prompts.json").read_text()) == {
+        "videos": {"sample_0.mp4": "a", "sample_1.mp4": "b"},
+        "seed": 5,
+        "checkpoint": "run",
+        "step": 3,
+        "hash": "abc",
+        "sampler": {"name": "maskgit", "steps": 8, "guidance_scale": 2.0},
+        "frames": 4,
+        "fps": 10.0,
+        "story": False,
+        "count": 1,
+        "image": "x.png",
+    }
+
+
+def test_files_have_the_size_of_the_clips_unless_asked(tmp_path):
+    """All were enlarged, by a factor that nobody had asked for."""
+    paths = write_samples(tmp_path, CLIPS, [], loaded(), seed=0, story=False)
+    assert [read_video(path)[0].shape for path in paths] == [(4, 24, 32, 3)] * 2
+    paths = write_samples(tmp_path, CLIPS, [], loaded(), seed=0, story=False, scale=3)
+    assert [read_video(path)[0].shape for path in paths] == [(4, 72, 96, 3)] * 2
+
+
+@pytest.mark.parametrize("ending", ["mp4", "gif", "png", "npz"])
+def test_a_single_file_of_each_kind(tmp_path, ending):
+    flat = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None, None, None] * 60, (4, 24, 32, 3))
+    (path,) = write_samples(tmp_path / f"x.{ending}", flat[None], ["a"], loaded(), seed=0, story=False)
+    assert json.loads((tmp_path / "x.json").read_text())["videos"] == {"video_0": "a"}
+    if ending == "npz":
+        arrays = np.load(path)
+        np.testing.assert_array_equal(arrays["videos"], flat[None])
+        assert arrays["fps"] == 10
+        return
+    frames, fps = read_video(path)
+    if ending == "png":
+        np.testing.assert_array_equal(frames[0], np.concatenate(list(flat), axis=1))
+        return
+    assert fps == 10 and np.abs(frames.astype(int) - flat).max() <= 4
+
+
+def test_several_videos_need_a_directory_or_arrays(tmp_path):
+    write_samples(tmp_path / "x.npz", CLIPS, ["a"], loaded(), seed=0, story=False)
+    assert np.load(tmp_path / "x.npz")["videos"].shape == CLIPS.shape
+    with pytest.raises(UserError, match="holds one video, and 2 are drawn"):
+        write_samples(tmp_path / "x.gif", CLIPS, ["a"], loaded(), seed=0, story=False)
+
+
+def test_prompts_are_read_from_a_file_a_line_each(tmp_path):
+    (tmp_path / "p.txt").write_text("\ufeffa red circle\n\n  a blue square \n")
+    assert read_prompts(str(tmp_path / "p.txt")) == ["a red circle", "a blue square"]
+    (tmp_path / "p.txt").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match="is no UTF-8 text"):
+        read_prompts(str(tmp_path / "p.txt"))
+    (tmp_path / "p.txt").write_text("\n")
+    with pytest.raises(UserError, match="holds no prompt"):
+        read_prompts(str(tmp_path / "p.txt"))
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_work(run_command, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run_command("sample", f"--checkpoint={tmp_path}/none", "--prompt=a", f"--out={tmp_path}/file/x.gif")
+    assert done.returncode == 2 and "--out: cannot write" in done.stderr, done.stderr
+    done = run_command("sample", f"--checkpoint={tmp_path}/none", "--prompt=a", "--count=2", f"--out={tmp_path}/x.gif")
+    assert done.returncode == 2 and "holds one video, and 2 are drawn" in done.stderr
+
+
+def test_drawing_shows_a_bar_over_the_windows(capsys):
+    class Stub:
+        window, given_frames = 5, 0
+
+        def default_overlap(self):
+            return 3
+
+        def generate(self, told, frames, seed, *, progress, **_):
+            assert list(progress(range(3))) == [0, 1, 2]
+            return np.zeros((1, frames, 8, 8, 3), np.uint8)
+
+    run = loaded()
+    run.generator = lambda sampler: Stub()
+    assert draw_videos(run, [], seed=0, frames=9).shape[1] == 9
+    assert "drawing: 100%" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """From prompts to pixels: sampling a window, and videos of any length by sliding it (Phenaki section 2.3)."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,7 @@ class VideoGenerator:
         count: int | None = None,
         overlap: int | None = None,
         first_frames: Pixels | None = None,
+        progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     ) -> Pixels:
         """Draws videos of ``frames`` frames.
 
@@ -96,6 +97,7 @@ class VideoGenerator:
           overlap: frames re-encoded at every slide, one of ``prefix_lengths``; by default about half the window.
           first_frames: pixels the videos start with (image animation: one frame), of one of those lengths. Where every
             clip begins with given frames they must be there.
+          progress: passes the windows through, and may show how many are drawn (``tqdm``).
 
         Raises:
           UserError: an overlap or number of first frames the tokenizer or the generator cannot take.
@@ -121,7 +123,7 @@ class VideoGenerator:
         if segments > 1:
             self.check_given(extension.overlap)
         shortest = self._shortest(frames)
-        for segment in range(segments):
+        for segment in progress(range(segments)):
             kept = given if segment == 0 else extension.overlap
             prefix = self._tokenize(self._states["tokenizer"], video[:, -kept:]) if kept else None
             grid = self.grid.with_time(min(self.grid.time, shortest))

@@ -1,23 +1,26 @@
 """Drawing videos from prompts with a loaded generator, and writing them down."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from videogen.conditioning import SHORT_NAMES, TASKS
-from videogen.configuration import shown_rate
-from videogen.data.video_io import read_beginning, side_by_side, write_video
+from videogen.configuration import read_file, replace_text, shown_rate
+from videogen.data.video_io import read_beginning, side_by_side
 from videogen.errors import UserError, near_matches
 from videogen.shapes import Extension
 from videogen.tasks import VideoGenerator
 from videogen.training.inputs import build_source, sample_clip
 from videogen.training.loading import Loaded
+from videogen.training.pictures import WRITERS, write_arrays
 
 Pixels = UInt8[np.ndarray, "videos time height width 3"]
 
@@ -83,7 +86,10 @@ def draw_videos(
         generator.check_given(given)
         shown = read_clip(loaded, image or video, given, given)
         first = np.repeat(shown[None], examples * count, axis=0)
-    return generator.generate(told, frames, seed, count=examples * count, overlap=overlap, first_frames=first)
+    bar = functools.partial(tqdm, unit="window", desc="drawing")
+    return generator.generate(
+        told, frames, seed, count=examples * count, overlap=overlap, first_frames=first, progress=bar
+    )
 
 
 def _name_unused(story: Sequence[str], generator: VideoGenerator, frames: int, overlap: int) -> None:
@@ -177,29 +183,79 @@ def write_samples(
     story: bool,
     labels: Sequence[str] = (),
     compared: Pixels | None = None,
+    scale: int = 1,
+    asked: Mapping[str, Any] | None = None,
+    sampler: Mapping[str, Any] | None = None,
 ) -> list[epath.Path]:
-    """Writes ``sample_*.mp4`` and ``prompts.json`` (prompts, labels, seed, checkpoint); returns the videos' paths.
+    """Writes the samples and what they were made from; returns the paths of the videos.
 
-    ``compared`` clips, one for each video, become ``side_by_side_*.mp4``.
+    Args:
+      out: a directory for ``sample_*.mp4``, ``side_by_side_*.mp4`` and ``prompts.json``; or a file of a kind in
+        ``pictures.WRITERS`` for one video (for any number, .npz), beside which its record stands as .json.
+      videos: the samples.
+      prompts, labels, seed, story: what they were drawn from.
+      loaded: the generator.
+      compared: clips that show each sample beside what was given.
+      scale: whole factor that files are larger by.
+      asked: further settings of the command, for the record.
+      sampler: settings other than the config's.
     """
-    out = epath.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"sample_{i}.mp4" for i in range(len(videos))]
-    scale = max(1, 256 // videos.shape[2])
-    fps = shown_rate(loaded.config)
-    for path, video in zip(paths, videos, strict=True):
-        write_video(path, video, fps, scale=scale)
-    for i, video in enumerate([] if compared is None else compared):
-        write_video(out / f"side_by_side_{i}.mp4", video, fps, scale=scale)
+    out, count, fps = epath.Path(out), len(videos), shown_rate(loaded.config)
+    single = out.suffix in WRITERS
+    folder = out.parent if single else out
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [out] * count if single else [out / f"sample_{i}.mp4" for i in range(count)]
+    if out.suffix == ".npz":
+        write_arrays(out, videos, fps)
+    else:
+        check_single(out, count)
+        for path, video in zip(paths, videos, strict=True):
+            WRITERS[path.suffix](path, video, fps, scale)
+    for i, video in enumerate([] if compared is None or single else compared):
+        WRITERS[".mp4"](out / f"side_by_side_{i}.mp4", video, fps, scale)
     said = [" / ".join(prompts)] if story else [*prompts] or [""]
-    said = [said[i * len(said) // len(paths)] for i in range(len(paths))]
+    names = [f"video_{i}" for i in range(count)] if single else [path.name for path in paths]
     record = {
-        "videos": {path.name: text for path, text in zip(paths, said, strict=True)},
+        "videos": {name: said[i * len(said) // count] for i, name in enumerate(names)},
         "seed": seed,
         "checkpoint": str(loaded.directory),
         "step": loaded.step,
+        "hash": loaded.hash,
+        "sampler": {**loaded.config.sampler.to_dict(), **(sampler or {})},
+        "frames": videos.shape[1],
+        "fps": fps,
+        "story": story,
+        **{name: value for name, value in (asked or {}).items() if value is not None},
     }
     if labels:
-        record["labels"] = {path.name: labels[i * len(labels) // len(paths)] for i, path in enumerate(paths)}
-    (out / "prompts.json").write_text(json.dumps(record, indent=2) + "\n")
-    return paths
+        record["labels"] = {name: labels[i * len(labels) // count] for i, name in enumerate(names)}
+    where = out.with_suffix(".json") if single else out / "prompts.json"
+    replace_text(where, json.dumps(record, indent=2) + "\n")
+    return paths[:1] if single else paths
+
+
+def check_single(out: epath.PathLike, count: int) -> None:
+    """Refuses a file for several videos.
+
+    Raises:
+      UserError: only .npz holds several.
+    """
+    suffix = epath.Path(out).suffix
+    if suffix in WRITERS and suffix != ".npz" and count > 1:
+        raise UserError(f"--out={out} holds one video, and {count} are drawn; name a directory, or a .npz file")
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are left out.
+
+    Raises:
+      UserError: no such file, no UTF-8, or no prompt in it.
+    """
+    try:
+        lines = read_file(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{path} holds no prompt; write one on each line")
+    return prompts
