@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videogen.errors import UserError
-from videogen.shapes import Codes, Compression, Extension, Tiles, TokenGrid, VideoShape
+from videogen.shapes import Codes, Compression, Extension, Tiles, TokenGrid, VideoShape, check_video
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -132,3 +132,32 @@ def test_the_edge_of_a_tile_does_not_count_where_another_knows_better():
 def test_an_overlap_as_long_as_a_tile_is_refused(overlap):
     with pytest.raises(UserError, match="between 0 and 31"):
         Tiles(48, 32, overlap)
+
+
+VIDEO = np.zeros((1, 3, 8, 8, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (VIDEO[0], r"add the batch axis, video\[None\]"),
+        (VIDEO[0, 0], "a video is"),
+        (VIDEO[:0], "no axis is empty"),
+        (VIDEO.astype(np.uint8), "got uint8: video / 127.5 - 1"),
+        (VIDEO.astype(np.int32), "got int32"),
+        (VIDEO + 255, r"must be in \[-1, 1\], got values from 255 to 255"),
+        (VIDEO + np.nan, "got values from nan to nan"),
+    ],
+)
+def test_what_is_no_video_is_refused_by_name(video, message):
+    with pytest.raises(UserError, match=message):
+        check_video(video)
+
+
+def test_videos_pass_also_while_they_are_traced():
+    for dtype in (np.float32, np.float16, jnp.bfloat16):
+        check_video(jnp.asarray(VIDEO + 1, dtype))
+    check_video(VIDEO)
+    jax.eval_shape(lambda x: check_video(x) or x, VIDEO)
+    with pytest.raises(UserError, match="got uint8"):
+        jax.eval_shape(lambda x: check_video(x) or x, VIDEO.astype(np.uint8))

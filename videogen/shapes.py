@@ -19,6 +19,24 @@ Video = Float[Array, "batch time height width channel"]
 Latents = Float[Array, "batch latent_time latent_height latent_width embed"]
 
 
+def check_video(video: Array) -> None:
+    """Refuses what is no video. Values are looked at where there are any: not while a program is traced.
+
+    Raises:
+      UserError: names the axis, the dtype or the value, and the remedy.
+    """
+    shape, dtype = list(video.shape), video.dtype
+    if len(shape) != 5 or 0 in shape:
+        remedy = ": add the batch axis, video[None]" if len(shape) == 4 else ", and no axis is empty"
+        raise UserError(f"a video is [batch, time, height, width, channel], got {shape}{remedy}")
+    if not np.issubdtype(dtype, np.floating) and dtype != jax.numpy.bfloat16:
+        raise UserError(f"pixels are floats in [-1, 1], got {dtype}: video / 127.5 - 1 makes them of bytes")
+    if not isinstance(video, jax.core.Tracer):
+        low, high = float(video.min()), float(video.max())
+        if not -1.001 <= low <= high <= 1.001:
+            raise UserError(f"pixels must be in [-1, 1], got values from {low:.4g} to {high:.4g}")
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenGrid:
     """The static shape of a clip's codes: latent frames × rows × columns, with ``levels`` codes at each place."""

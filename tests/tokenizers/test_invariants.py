@@ -179,6 +179,14 @@ def test_every_legal_length_has_its_grid_and_comes_back(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_bytes_and_missing_axes_are_refused_by_name(name):
+    with pytest.raises(UserError, match="got uint8"):
+        model_of(name).tokenize(np.zeros((1, frames_of(name), SIDE, SIDE, 3), np.uint8))
+    with pytest.raises(UserError, match="add the batch axis"):
+        model_of(name).tokenize(video_of(name)[0])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_ids_and_codes_are_a_bijection(name):
     model = model_of(name)
     ids = jnp.arange(model.vocabulary[0])[:, None]

@@ -32,7 +32,7 @@ from videogen.nn import (
     whole,
 )
 from videogen.ranges import Count, Natural
-from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
+from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape, check_video
 
 DOWNSAMPLING = ("strided", "blurred", "average")
 """A strided convolution; blur pooling and a convolution; the mean of boxes (not causal)."""
@@ -272,6 +272,7 @@ class Autoencoder(nnx.Module):
 
     def tokenize(self, video: Video) -> Codes:
         """Pixels to codes."""
+        check_video(video)
         return self.bottleneck(self.encode(video))[1]
 
     def to_latents(self, video: Video) -> Latents:

@@ -27,7 +27,7 @@ from videogen.nn import (
     whole,
 )
 from videogen.ranges import Count, Natural, Positive, Triple
-from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
+from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape, check_video
 
 NORM = "layer"
 
@@ -142,6 +142,7 @@ class Larp(nnx.Module):
 
     def tokenize(self, video: Video) -> Codes:
         """Pixels to codes."""
+        check_video(video)
         return self.bottleneck(self.encode(video))[1]
 
     def detokenize(self, codes: Codes) -> Video:

@@ -21,7 +21,7 @@ from videogen.nn import (
     whole,
 )
 from videogen.ranges import Count, Triple
-from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
+from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape, check_video
 
 
 class TubeletTokenizer(nnx.Module):
@@ -120,6 +120,7 @@ class TubeletTokenizer(nnx.Module):
 
     def tokenize(self, video: Video) -> Codes:
         """Pixels to codes."""
+        check_video(video)
         return self.bottleneck(self.encode(video))[1]
 
     def to_latents(self, video: Video) -> Latents:
