@@ -2,10 +2,32 @@
 
 from typing import Any
 
+# What is used is imported on use: data workers and --help need none of it.
+
 
 def load(directory: str) -> Any:
     """The ready tokenizer or generator of a run directory or export; see ``videogen.training.loading.load``."""
-    # Imported on use: data workers and --help need none of it.
     from videogen.training import loading
 
     return loading.load(directory)
+
+
+def encode(checkpoint: Any, video: str, out: str) -> Any:
+    """Writes a video file as codes; see ``videogen.training.files.encode``."""
+    from videogen.training import files
+
+    return files.encode(checkpoint, video, out)
+
+
+def decode(checkpoint: Any, codes: str, out: str) -> Any:
+    """Writes the video of a file of codes; see ``videogen.training.files.decode``."""
+    from videogen.training import files
+
+    return files.decode(checkpoint, codes, out)
+
+
+def sample(checkpoint: Any, out: str, prompts: Any = (), **settings: Any) -> Any:
+    """Draws videos into files; see ``videogen.training.files.sample``."""
+    from videogen.training import files
+
+    return files.sample(checkpoint, out, prompts, **settings)

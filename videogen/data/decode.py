@@ -98,6 +98,31 @@ def decode_beginning(
         return Decoded(np.stack(chosen + chosen[-1:] * (clip.frames - len(chosen))), rate, 0.0)
 
 
+def decode_fitted(encoded: Encoded, name: str, clip: Clip, most_pixels: int = PIXEL_BUDGET) -> Decoded:
+    """All frames of a video, chosen by time and fitted like those of ``decode_clip``; central crop.
+
+    Args:
+      encoded: the video or picture.
+      name: what to call it in errors.
+      clip: how large, and at what rate; its number of frames does not matter.
+      most_pixels: most pixels of all fitted frames together.
+
+    Raises:
+      SampleError: it cannot be read to its end, or is too long.
+    """
+    longest = max(most_pixels // (clip.height * clip.width), 1)
+    with open_video(encoded, name, PIXEL_BUDGET) as video:
+        if isinstance(video, np.ndarray):
+            return Decoded(clip.fit(video[None], None), clip.fps or 1.0, 0.0)
+        try:
+            _window(video, dataclasses.replace(clip, frames=longest + 1), None, None)
+        except Stopped as stopped:
+            if not stopped.chosen or not stopped.reason.startswith("too short"):
+                raise SampleError(name, stopped.reason) from None
+            return Decoded(np.stack(stopped.chosen), clip.fps or video.rate, 0.0)
+        raise SampleError(name, f"more than {longest} frames of {clip.height}×{clip.width}; cut it into shorter videos")
+
+
 def decode_whole(
     encoded: Encoded, name: str, most_pixels: int
 ) -> tuple[UInt8[np.ndarray, "time height width 3"], float]:

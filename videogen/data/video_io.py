@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from videogen.data.clip import Clip, check_frames
-from videogen.data.decode import decode_beginning, decode_whole
+from videogen.data.decode import decode_beginning, decode_fitted, decode_whole
 from videogen.data.media import PIXEL_BUDGET
 from videogen.data.source import SampleError
 from videogen.errors import UserError
@@ -87,6 +87,17 @@ def read_beginning(path: epath.PathLike, clip: Clip, needed: int | None = None) 
     """
     with _one_line(path):
         return decode_beginning(os.fspath(path), str(path), clip, needed).video
+
+
+def read_fitted(path: epath.PathLike, clip: Clip) -> tuple[Frames, float]:
+    """All frames of a video or picture file at the size and rate of a clip, and that rate.
+
+    Raises:
+      UserError: the file is missing, cannot be decoded, or is too long to be held in memory.
+    """
+    with _one_line(path):
+        decoded = decode_fitted(os.fspath(path), str(path), clip)
+        return decoded.video, decoded.fps
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from jaxtyping import Array, UInt8
 from videogen import generators
 from videogen.shapes import TokenGrid
 from videogen.tasks.base import to_pixels
+from videogen.tokenizers.long import keep, lengths, overlap_of
 
 
 class QueuedFrames:
@@ -44,11 +45,15 @@ class QueuedFrames:
         """Videos of so many latent frames; ``story`` holds for all of them."""
         arguments, cache, pixels = (states, dict(story), keys), None, []
         carry = self._begin(*arguments)
-        for begun in range(0, latent_frames, self.grid.time):
+        overlap, done = overlap_of(getattr(self.task.tokenizer, "decoder", None), self.grid.time), 0
+        for size in lengths(latent_frames, self.grid.time, overlap):
             window = []
-            for _ in range(min(self.grid.time, latent_frames - begun)):
+            for _ in range(min(size, latent_frames - done)):
                 carry, frame = self._advance(carry, *arguments)
                 window.append(frame)
-            cache, video = self._decode(states, cache, jnp.stack(window, axis=1))
+            done += len(window)
+            # Filled up, so that all windows but the first are decoded by one program.
+            cache, video = self._decode(states, cache, jnp.stack(window + window[-1:] * (size - len(window)), axis=1))
+            cache = keep(cache, overlap)
             pixels.append(to_pixels(video))
-        return np.concatenate(pixels, axis=1)
+        return np.concatenate(pixels, axis=1)[:, : self.task.tokenizer.compression.frames(latent_frames)]

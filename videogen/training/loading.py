@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ FROZEN = "frozen"
 MODEL = "model.safetensors"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Loaded:
     """A run or export, ready to use.
 
@@ -42,6 +43,19 @@ class Loaded:
     task: tasks.Task
     modules: dict[str, nnx.Module]
     step: int
+
+    def __repr__(self) -> str:
+        config, clip = self.config, self.config.data.clip
+        trained = nnx.state(self.modules[self.task.exported[0]], nnx.Param)
+        counts = (math.prod(x.shape) for x in jax.tree.leaves(trained))
+        rate = f" at {clip.fps:g} frames per second" if clip.fps else ""
+        learned = [str(v) for k, v in config.data.source.items() if k in ("name", "path") and v]
+        return (
+            f"{config.task} {config.model.name!r} of {self.directory}, step {self.step}\n"
+            f"clips: {clip.frames} frames of {clip.height}×{clip.width}{rate}\n"
+            f"parameters: {sum(counts):,}; modules: {', '.join(self.modules)}\n"
+            f"trained on: {' '.join(learned)}"
+        )
 
     @functools.cached_property
     def text(self) -> Any:
