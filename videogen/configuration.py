@@ -1,9 +1,10 @@
 """Config arguments (``stage=tokenizer,size=debug``) and the JSON form a run directory keeps."""
 
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,25 @@ def replace_text(path: epath.PathLike, text: str) -> None:
     unfinished.replace(path)
 
 
+@contextlib.contextmanager
+def remote_errors(path: epath.PathLike) -> Iterator[None]:
+    """Turns what the libraries of object stores raise for a remote path (``gs://…``) into one line.
+
+    Raises:
+      UserError: such paths cannot be read here, or this one cannot be reached.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        unknown = isinstance(error, KeyError)
+        reason = "no such kind of path" if unknown else shown(" ".join(str(error).split()) or type(error).__name__)
+        raise UserError(f"{path} cannot be reached ({reason}); name a local path, or install what reads it") from error
+
+
 def load_config(path: epath.PathLike) -> ConfigDict:
     """Reads what ``save_config`` wrote; data only, nothing in it is executed.
 
@@ -74,10 +94,12 @@ def load_config(path: epath.PathLike) -> ConfigDict:
       UserError: no such file, or no JSON object.
     """
     path = epath.Path(path)
-    if not path.exists():
-        raise UserError(f"{path.parent} is no run or export directory: it has no {path.name}")
+    with remote_errors(path):
+        if not path.exists():
+            raise UserError(f"{path.parent} is no run or export directory: it has no {path.name}")
+        content = read_file(path)
     try:
-        values = json.loads(read_file(path).decode())
+        values = json.loads(content.decode())
         if not isinstance(values, dict):
             raise UserError(f"{path} does not hold a config object")
         return ConfigDict(values)

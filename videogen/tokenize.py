@@ -1,7 +1,7 @@
 """Writes a token cache: every clip of a source as codes, so that generators train without decoding video.
 
     python -m videogen.tokenize --checkpoint=runs/tokenizer --out=cache \
-        --source=video_folder --path=my_videos [--clips=1000]
+        --source=video_folder --path=my_videos [--clips=1000] [--windows=4]
 
 Train on it with --config.data.source.name=tokens --config.data.source.path=cache. The cache is keyed by the hash of
 the tokenizer's weights; a generator of another tokenizer refuses it.
@@ -17,7 +17,8 @@ SOURCE = flags.DEFINE_string(
     "source", None, "Name of the data source; by default the one the tokenizer was trained on."
 )
 PATH = flags.DEFINE_string("path", None, "Path of the data source.")
-CLIPS = flags.DEFINE_integer("clips", None, "Clips to write; by default one per sample of the source.", lower_bound=1)
+CLIPS = flags.DEFINE_integer("clips", None, "Clips to write; by default all windows of all samples.", lower_bound=1)
+WINDOWS = flags.DEFINE_integer("windows", 1, "Clips drawn from each video, at random places.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at a time.", lower_bound=1)
 flags.mark_flags_as_required(["checkpoint", "out"])
 
@@ -30,7 +31,7 @@ def main() -> None:
     if PATH.value:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
     loaded = load(CHECKPOINT.value)
-    count = write_token_cache(loaded, OUT.value, source, CLIPS.value, BATCH_SIZE.value)
+    count = write_token_cache(loaded, OUT.value, source, CLIPS.value, BATCH_SIZE.value, WINDOWS.value)
     logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, loaded.hash[:12])
 
 

@@ -10,9 +10,11 @@ Start the same command again to resume; SIGTERM saves and exits 0. Several proce
 """
 
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from videogen import app
+from videogen.configuration import remote_errors
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE:stage=…,size=… of the stage to train, e.g. configs/phenaki.py:stage=tokenizer,size=debug"
@@ -36,6 +38,8 @@ def main() -> None:
     from videogen.training.stops import Interrupted, Stopped
     from videogen.training.workdir import data_of_tokenizer
 
+    with remote_errors(WORKDIR.value):
+        epath.Path(WORKDIR.value).exists()
     data_of_tokenizer(CONFIG.value, WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     try:
         run = train(CONFIG.value, WORKDIR.value, parse_window(PROFILE.value))

@@ -1,5 +1,7 @@
 """A token cache gives a generator the numbers that the tokenizer gives on the fly."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +97,23 @@ def test_a_cache_of_every_frame_has_the_rate_of_its_files(tmp_path):
     assert write_token_cache(run, tmp_path / "cache", source, clips=None, batch_size=1) == 1
     cache = data.build({"name": "tokens", "path": str(tmp_path / "cache")}, clip=clip, seed=0, split="train")
     assert cache.fps == 24 and cache.made_from["source"] == source
+
+
+def test_several_windows_are_drawn_from_each_video_and_more_clips_than_there_are_is_said(tmp_path, caplog):
+    config = generator_config("masked")
+    clip = clip_of(config)
+    (tmp_path / "clips").mkdir()
+    for i in range(2):
+        video = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None] * 6, (40, 32, 32, 3))
+        write_video(tmp_path / "clips" / f"{i}.mp4", video, fps=clip.fps)
+    run = tokenizer_run(tmp_path, tasks.build(config))
+    source = {"name": "video_folder", "path": str(tmp_path / "clips"), "holdout": 0.0}
+    with caplog.at_level(logging.WARNING):
+        assert write_token_cache(run, tmp_path / "cache", source, clips=99, batch_size=4, windows=3) == 6
+    assert "99 clips were asked for: the source has 2 samples, of each of which 3 windows are drawn" in caplog.text
+    cache = data.build({"name": "tokens", "path": str(tmp_path / "cache")}, clip=clip, seed=0, split="train")
+    assert len({cache[i]["indices"].tobytes() for i in range(6)}) > 2
+    assert write_token_cache(run, tmp_path / "first", source, clips=None, batch_size=4) == 2
+    first = data.build({"name": "tokens", "path": str(tmp_path / "first")}, clip=clip, seed=0, split="train")
+    for i in range(2):
+        np.testing.assert_array_equal(first[i]["indices"], cache[i]["indices"])

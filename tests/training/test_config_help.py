@@ -66,3 +66,8 @@ def test_a_rate_of_none_is_one_line_with_the_remedy(run_command, tmp_path):
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "0 takes every frame of a file: --config.data.clip.fps=0" in done.stderr
+
+
+def test_a_remote_work_directory_that_cannot_be_is_one_line(run_command):
+    done = run_command("train", "--config=phenaki:stage=tokenizer", "--workdir=nosuch://bucket/run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such kind of path" in done.stderr, done.stderr

@@ -104,3 +104,10 @@ def test_an_export_may_be_replaced_and_never_overwrites_a_run(run, exported):
 def test_a_run_is_not_trained_into_an_export(exported):
     with pytest.raises(UserError, match="holds an export"):
         train(tiny(), exported)
+
+
+def test_what_a_start_reads_twice_is_said_once(run, caplog):
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            load(run)
+    assert caplog.text.count("restored step 1 from") <= 1

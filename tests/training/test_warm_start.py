@@ -222,3 +222,11 @@ def test_a_bad_origin_leaves_nothing_on_disk(tmp_path):
     message = finish(process)
     assert process.returncode == 2 and "is no run or export directory" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", ["nosuch://bucket/run", "http://localhost/run", "s3://bucket/run"])
+def test_remote_paths_that_cannot_be_read_are_one_line(path):
+    """Ended with a traceback of the library, or of a table of kinds of paths."""
+    with pytest.raises(UserError, match="cannot be reached") as error:
+        load(path)
+    assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import nnx
 from tqdm import tqdm
@@ -17,7 +18,12 @@ from videogen.training.loading import Loaded
 
 
 def write_token_cache(
-    loaded: Loaded, out: epath.PathLike, source: dict[str, Any] | None, clips: int | None, batch_size: int
+    loaded: Loaded,
+    out: epath.PathLike,
+    source: dict[str, Any] | None,
+    clips: int | None,
+    batch_size: int,
+    windows: int = 1,
 ) -> int:
     """Encodes the training split of a source, in order, into a token cache.
 
@@ -25,8 +31,9 @@ def write_token_cache(
       loaded: a tokenizer stage.
       out: directory of the cache; must not exist.
       source: source config; ``None`` takes the one the tokenizer was trained on.
-      clips: number of clips; ``None`` takes every sample of the source.
+      clips: number of clips; ``None`` takes every window of every sample of the source.
       batch_size: clips encoded at a time.
+      windows: clips drawn from each sample, at random places; all samples come before any comes again.
 
     Returns:
       The number of clips written.
@@ -39,7 +46,14 @@ def write_token_cache(
     if source is not None:
         config.data.source = source
     reader = build_source(config, "train")
-    total = min(clips or len(reader), len(reader))
+    available = len(reader) * windows
+    total = min(clips or available, available)
+    if clips and clips > available:
+        logging.warning(
+            "%d clips were asked for: the source has %d samples, of each of which %d windows are drawn, so %d are "
+            "written; --windows draws more",
+            *(clips, len(reader), windows, available),
+        )
     model = loaded.modules["tokenizer"]
     graph, state = nnx.split(model)
     encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)).indices)
@@ -59,7 +73,7 @@ def write_token_cache(
         pending: list[dict[str, Any]] = []
         for index in range(total):
             try:
-                pending.append(reader[index])
+                pending.append(_window(reader, index % len(reader), index // len(reader)))
             except data.SampleError as error:
                 tqdm.write(f"skipped {error}")
             if pending and (len(pending) == batch_size or index == total - 1):
@@ -71,3 +85,10 @@ def write_token_cache(
                 bar.update(len(pending))
                 pending = []
     return written
+
+
+def _window(reader: data.Source, index: int, window: int) -> dict[str, Any]:
+    """The first window of a sample is the one that training reads first; the others are drawn by themselves."""
+    if not window:
+        return reader[index]
+    return reader.sample(index, np.random.default_rng([reader.seed, index, window]))

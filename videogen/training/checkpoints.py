@@ -192,7 +192,10 @@ class Checkpoints:
                 continue
             if damaged and not self._read_only:
                 self._set_aside(list(damaged))
-            logging.info("restored step %d from %s", step, self.directory)
+            # A start reads its tokenizer twice, for its config and for its weights.
+            if not self._read_only or (str(self.directory), step) not in _said:
+                _said.add((str(self.directory), step))
+                logging.info("restored step %d from %s", step, self.directory)
             return state, position
         step, reason = next(iter(damaged.items()))
         raise UserError(f"no checkpoint in {self.directory} can be read; that of step {step}: {reason}")
@@ -308,3 +311,7 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+_said: set[tuple[str, int]] = set()
+"""What was read by this process."""

@@ -11,7 +11,7 @@ from flax import nnx
 
 from videogen import tasks
 from videogen.building import check_value
-from videogen.configuration import check_writable, load_config, save_config
+from videogen.configuration import check_writable, load_config, remote_errors, save_config
 from videogen.errors import UserError
 from videogen.ranges import Natural
 from videogen.tokenizers import Detokenized
@@ -109,7 +109,8 @@ def load(directory: epath.PathLike) -> Loaded:
     Raises:
       UserError: no run there, no finished checkpoint, or files that do not fit each other.
     """
-    directory = epath.Path(directory)
+    with remote_errors(directory):
+        directory = epath.Path(directory)
     config = load_config(directory / CONFIG)
     check_config(config)
     with building(f"what {directory / CONFIG} describes"):

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from videogen import tasks
-from videogen.configuration import differences, load_config, save_config, take_data
+from videogen.configuration import differences, load_config, remote_errors, save_config, take_data
 from videogen.errors import UserError
 from videogen.training.checkpoints import latest_step
 from videogen.training.checks import check_config
@@ -74,8 +74,9 @@ def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]
         return
     checkpoint = config.tokenizer.get("checkpoint")
     origin = epath.Path(checkpoint or workdir) / CONFIG
-    if not origin.exists():
-        return  # complete_config says what is missing
+    with remote_errors(origin):
+        if not origin.exists():
+            return  # complete_config says what is missing
     loaded = load_config(origin)
     check_config(loaded)
     if taken := take_data(config, loaded, given):
@@ -103,7 +104,9 @@ def earlier_start(config: Any, workdir: epath.Path) -> Earlier:
     Raises:
       UserError: it holds an export, or a run with other settings that has a checkpoint.
     """
-    if (workdir / MODEL).exists():
+    with remote_errors(workdir):
+        export = (workdir / MODEL).exists()
+    if export:
         raise UserError(f"{workdir} holds an export; use another --workdir")
     if not (workdir / CONFIG).exists():
         return Earlier(False)
