@@ -32,9 +32,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import videogen  # noqa: E402
 from launch import common, local  # noqa: E402
 from videogen import app  # noqa: E402
+from videogen.allocation import use_large_pages  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
 from videogen.tasks.base import to_video  # noqa: E402
-from videogen.training.inputs import held_out_batches  # noqa: E402
+from videogen.training.inputs import build_source, held_out  # noqa: E402
 from videogen.training.metrics import FILE, read_metrics  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
 
@@ -120,8 +121,7 @@ def speeds(directory: Path) -> dict[str, float]:
     """Frames per second of encoding and decoding, or of generating, and what it takes."""
     loaded = videogen.load(directory)
     frames = CLIPS * loaded.config.data.clip.frames
-    batch = held_out_batches(loaded.config, loaded.text, 1)[0]
-    batch = {key: value[:CLIPS] for key, value in batch.items()}
+    batch = held_out(build_source(loaded.config, "eval"), CLIPS).batches(CLIPS, loaded.text)[0]
     if loaded.config.task == "generator":
         generator = loaded.generator()
         text = {key: value for key, value in batch.items() if key.startswith("text")}
@@ -283,4 +283,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_large_pages()
     app.run(main)

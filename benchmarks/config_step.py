@@ -27,6 +27,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen import app, tasks  # noqa: E402
+from videogen.allocation import use_large_pages  # noqa: E402
 from videogen.parallel import flops, make_mesh  # noqa: E402
 from videogen.parallel.topology import peak_flops  # noqa: E402
 from videogen.training.inputs import abstract_batch, check_batch, largest_bucket, place  # noqa: E402
@@ -111,5 +112,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_large_pages()
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -1,6 +1,6 @@
 """Times the causal convolution tokenizer beside public PyTorch models of the same size and compression, in one run.
 
-    pip install torch magvit2-pytorch==0.5.1 diffusers==0.42.1
+    pip install torch torchvision magvit2-pytorch==0.5.1 diffusers==0.42.1
     python benchmarks/convolution.py [--calls=5]
 
 A training step (reconstruction and quantizer losses, AdamW) at batch 2 of 9 × 64 × 64 beside magvit2-pytorch, and
@@ -25,8 +25,10 @@ from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.common import peer_packages  # noqa: E402
 from benchmarks.train_step import stepper  # noqa: E402
 from videogen import tokenizers  # noqa: E402
+from videogen.allocation import use_large_pages  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
 
 CALLS = flags.DEFINE_integer("calls", 5, "Timed calls of each.", lower_bound=3)
@@ -145,7 +147,9 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def main(_: list[str]) -> None:
     device = jax.devices()[0].device_kind
     for name, (peer, ours, theirs, shape) in pairs().items():
-        both = [ours(), theirs()]
+        with peer_packages("torch torchvision magvit2-pytorch==0.5.1 diffusers==0.42.1"):
+            both = [theirs()]
+        both = [ours(), *both]
         for call, _ in both:
             call()
         times = [[seconds_of(call) for call, _ in both] for _ in range(CALLS.value)]
@@ -159,4 +163,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_large_pages()
     app.run(main)

@@ -23,6 +23,7 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen import app  # noqa: E402
+from videogen.allocation import use_large_pages  # noqa: E402
 from videogen.conditioning import Conditioning  # noqa: E402
 from videogen.generators import BlockSampler, NextBlockTransformer  # noqa: E402
 from videogen.shapes import TokenGrid  # noqa: E402
@@ -100,7 +101,10 @@ def main() -> None:
         report(f"videogen/next_block_{text}", grid, seconds, passes, parameters)
         ratio(f"next_block_{text}_over_next_token", seconds, token)
     if PEER.value:
-        import cached_peer
+        from common import peer_packages
+
+        with peer_packages("torch"):
+            import cached_peer
 
         settings = (VOCABULARY.value, WIDTH.value, LAYERS.value, HEADS.value, grid.tokens, BATCH.value)
         draw, parameters = cached_peer.next_token_sampler(*settings)
@@ -110,4 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_large_pages()
     app.run(main)

@@ -24,6 +24,7 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen import generators, tokenizers  # noqa: E402
+from videogen.allocation import use_large_pages  # noqa: E402
 from videogen.conditioning import Conditioning, Tokens  # noqa: E402
 from videogen.shapes import Codes, TokenGrid  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
@@ -130,8 +131,10 @@ def main(_: list[str]) -> None:
     theirs = {}
     if PEER.value:
         import phenaki_peer
+        from common import peer_packages
 
-        theirs = phenaki_peer.steps(VIDEO, TOKENS)
+        with peer_packages("torch transformers phenaki-pytorch==0.5.0"):
+            theirs = phenaki_peer.steps(VIDEO, TOKENS)
     for name, (step, shape, parameters) in pairs.items():
         seconds = median_seconds(step, STEPS.value)
         report(f"videogen/{name}", seconds, shape, parameters, device)
@@ -143,4 +146,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_large_pages()
     app.run(main)
