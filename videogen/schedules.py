@@ -21,7 +21,9 @@ DECAYS: dict[str, Callable[[Float[Array, ""]], Float[Array, ""]]] = {
 
 
 def ramp(start: float, final: float, steps: int, step: Int[Array, ""]) -> Float[Array, ""]:
-    """From ``start`` at step 0 in a straight line to ``final`` at ``steps`` and after."""
+    """From ``start`` at step 0 in a straight line to ``final`` at ``steps`` and after; at once where ``steps`` is 0."""
+    if steps == 0:
+        return jnp.full((), float(final))
     return start + (final - start) * jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
 
 

@@ -66,6 +66,29 @@ def test_a_stream_goes_on_where_it_stopped(operation, out):
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [2, 3, 4, 5])
+@pytest.mark.parametrize("padding", ["zero", "replicate"])
+def test_a_blurred_stream_equals_the_whole_for_every_stride_in_time(stride, padding):
+    x, cache, parts = random(1, 1 + 4 * stride, 2, 2, 3), None, []
+    for start, stop in ((0, 1 + stride), (1 + stride, 1 + 2 * stride), (1 + 2 * stride, 1 + 4 * stride)):
+        stream = Stream(cache)
+        parts.append(blur_pool(x[:, start:stop], (stride, 1, 1), padding, stream))
+        cache = stream.cache
+    whole = blur_pool(x, (stride, 1, 1), padding)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-6)
+    # Frame 2·stride and the two before it.
+    expected = 0.25 * x[:, 2 * stride - 2] + 0.5 * x[:, 2 * stride - 1] + 0.25 * x[:, 2 * stride]
+    np.testing.assert_allclose(whole[:, 2], expected, atol=1e-6)
+
+
+def test_group_norm_keeps_its_digits_far_from_zero():
+    """A mean a thousand deviations away takes three of seven digits, not all of them."""
+    x = 1000 + random(2, 1, 8, 8, 4)
+    exact = np.asarray(x, np.float64).reshape(2, 64, 2, 2)
+    expected = (exact - exact.mean((1, 3), keepdims=True)) / exact.std((1, 3), keepdims=True)
+    np.testing.assert_allclose(GroupNorm(4, groups=2, rngs=nnx.Rngs(0))(x), expected.reshape(x.shape), atol=5e-4)
+
+
 def test_group_norm_normalises_every_frame_alone():
     x = random(2, 3, 4, 5, 6) * jnp.arange(1.0, 4.0)[None, :, None, None, None] + 2
     norm = GroupNorm(6, groups=2, rngs=nnx.Rngs(0))

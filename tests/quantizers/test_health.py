@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.quantizers import build, codebook_health, collapse_warning, evaluated_health
+from videogen.quantizers import UsageWatch, build, codebook_health, evaluated_health
 
 
 def test_figures_are_means_over_levels():
@@ -23,7 +23,7 @@ def test_evaluation_adds_dead_codes_and_what_even_draws_would_use():
 def test_continuous_latents_have_no_health_and_no_alarm():
     quantizer = build({"name": "gaussian", "width": 2}, rngs=nnx.Rngs(0))
     assert codebook_health(jnp.zeros(0), ()) == {} and evaluated_health(np.zeros(0), ()) == {}
-    assert collapse_warning(quantizer, np.zeros(0)) is None
+    assert UsageWatch().warning(quantizer, np.zeros(0)) is None
 
 
 def test_alarm_names_the_quantizer_the_level_and_the_remedy():
@@ -31,15 +31,39 @@ def test_alarm_names_the_quantizer_the_level_and_the_remedy():
     quantizer = build({"name": "residual", "base": vq, "levels": 2}, rngs=nnx.Rngs(0))
     draws = np.random.default_rng(0).integers(0, 256, 2000)
     healthy, collapsed = np.bincount(draws, minlength=256), np.bincount(draws % 3, minlength=256)
-    assert collapse_warning(quantizer, np.concatenate([healthy, healthy])) is None
-    warning = collapse_warning(quantizer, np.concatenate([healthy, collapsed]))
+    assert UsageWatch().warning(quantizer, np.concatenate([healthy, healthy])) is None
+    warning = UsageWatch().warning(quantizer, np.concatenate([healthy, collapsed]))
     for words in ("ResidualQuantizer", "level 1", "3 of 256", "restart_threshold"):
         assert words in warning
     assert "\n" not in warning
 
 
+def used(codes: int, size: int = 512, draws: int = 20_000) -> np.ndarray:
+    """Counts of draws that use so many codes of ``size`` evenly."""
+    return np.bincount(np.arange(draws) % codes, minlength=size)
+
+
+@pytest.mark.parametrize(("codes", "collapsed"), [(60, False), (40, True)])
+def test_a_tenth_of_the_codes_in_use_is_a_collapse(codes, collapsed):
+    quantizer = build({"name": "vq", "size": 512, "width": 2}, rngs=nnx.Rngs(0))
+    warning = UsageWatch().warning(quantizer, used(codes))
+    assert (warning is not None) == collapsed
+    assert not collapsed or warning.startswith("codebook collapse: VectorQuantizer uses 40 of 512 codes")
+
+
+def test_use_that_falls_by_half_from_its_best_is_told():
+    quantizer, watch = build({"name": "vq", "size": 512, "width": 2}, rngs=nnx.Rngs(0)), UsageWatch()
+    # Rising use is no news, nor is a fall by less than a half.
+    assert [watch.warning(quantizer, used(codes)) for codes in (100, 400, 500, 260)] == [None] * 4
+    warning = watch.warning(quantizer, used(200))
+    assert warning.startswith("codebook use has fallen to 40% of its best: VectorQuantizer uses 200 of 512 codes")
+    assert "restart_threshold" in warning and "\n" not in warning
+    assert "collapse" in watch.warning(quantizer, used(3))
+    assert watch.warning(quantizer, used(260)) is None
+
+
 def test_few_draws_over_many_codes_are_no_collapse():
     quantizer = build({"name": "lfq", "bits": 18}, rngs=nnx.Rngs(0))
     counts = np.bincount(np.random.default_rng(0).integers(0, 2**18, 500), minlength=2**18)
-    assert collapse_warning(quantizer, counts) is None
-    assert "entropy_weight" in collapse_warning(quantizer, np.eye(2**18, 1)[:, 0] * 500)
+    assert UsageWatch().warning(quantizer, counts) is None
+    assert "entropy_weight" in UsageWatch().warning(quantizer, np.eye(2**18, 1)[:, 0] * 500)

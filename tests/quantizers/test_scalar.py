@@ -40,6 +40,13 @@ def test_every_level_is_reached(levels, expected):
     np.testing.assert_array_equal(integers, np.arange(expected[0], expected[1] + 1))
 
 
+@pytest.mark.parametrize("levels", [801, 1001, 1002, 1003, 4096, 65_537])
+def test_many_levels_stay_in_the_vocabulary(levels):
+    quantizer = FiniteScalarQuantizer([levels])
+    ids = quantizer(jnp.array([[-50.0], [0.0], [50.0]])).indices[:, 0]
+    np.testing.assert_array_equal(ids, [0, levels // 2, levels - 1])
+
+
 @pytest.mark.parametrize("levels", range(3, 20))
 def test_zero_maps_to_zero_and_the_middle_id(levels):
     quantized = jax.jit(FiniteScalarQuantizer([levels]))(jnp.zeros((1, 1)))

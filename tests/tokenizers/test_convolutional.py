@@ -10,6 +10,7 @@ from tests.tokenizers.test_invariants import CONFIGS, influence, make, model_of,
 from videogen.errors import UserError
 from videogen.nn import AdaptiveGroupNorm, GroupNorm
 from videogen.tokenizers import build, inflate
+from videogen.tokenizers.inflation import inflate_array
 
 LEVELS = {"width": 4, "multipliers": (1, 2), "blocks": 1, "middle_blocks": 1, "spatial_strides": (2,), "norm_groups": 2}
 LEVELS |= {"quantizer": {"name": "lfq", "bits": 4}}
@@ -69,6 +70,9 @@ def test_inflation_refuses_other_layouts():
         inflate(make(LEVELS, name="magvit", temporal_strides=(1,), time_kernel=1, width=8), video, "central")
     with pytest.raises(UserError, match="unknown time slice"):
         inflate(video, video, "first")
+    # Twice the output channels are no frames, but where a layer makes two of one.
+    assert inflate_array(jnp.ones((1, 3, 3, 2, 4)), (3, 3, 3, 2, 8), "last", 1) is None
+    assert inflate_array(jnp.ones((1, 3, 3, 2, 4)), (3, 3, 3, 2, 8), "last", 2).shape == (3, 3, 3, 2, 8)
 
 
 @pytest.mark.parametrize(

@@ -170,12 +170,12 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Grid) -> Grid:
         y = x.astype(jnp.float32)
-        mean = self._group_mean(y)
-        variance = jnp.maximum(self._group_mean(y * y) - mean * mean, 0.0)
-        factor = jax.lax.rsqrt(variance + self.epsilon)
+        # Squares about the mean: E[y²] - E[y]² would lose the digits that a mean far from zero takes.
+        y = y - self._group_mean(y)
+        factor = jax.lax.rsqrt(self._group_mean(y * y) + self.epsilon)
         if self.scale is not None:
             factor = factor * self.scale.get_value()
-        y = (y - mean) * factor
+        y = y * factor
         return (y if self.shift is None else y + self.shift.get_value()).astype(x.dtype)
 
 

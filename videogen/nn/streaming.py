@@ -49,13 +49,16 @@ def with_past(
     """``x`` with the frames before it that a causal window of ``size`` frames sees.
 
     At the beginning of a clip these are ``size - 1`` made-up frames; later the last ``size - stride`` frames of the
-    chunk before, so that the next window begins where a window of the whole clip would.
+    chunk before, so that the next window begins where a window of the whole clip would. A stride beyond the size leaves
+    out the frames between two windows.
     """
     past = stream.recall() if stream is not None else None
-    if past is None:
+    if past is not None:
+        x = x[:, max(stride - size, 0) :]
+    else:
         shape = (x.shape[0], size - 1, *x.shape[2:])
         past = jnp.broadcast_to(x[:, :1], shape) if padding == "replicate" else jnp.zeros(shape, x.dtype)
     x = jnp.concatenate([past.astype(x.dtype), x], axis=1) if past.shape[1] else x
     if stream is not None:
-        stream.keep(x[:, x.shape[1] - (size - stride) :])
+        stream.keep(x[:, x.shape[1] - max(size - stride, 0) :])
     return x

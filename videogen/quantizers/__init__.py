@@ -16,7 +16,7 @@ from videogen.quantizers.base import Quantized, Quantizer, QuantizerState
 from videogen.quantizers.binary_spherical import BinarySphericalQuantizer
 from videogen.quantizers.estimators import ESTIMATORS, rotation, straight_through
 from videogen.quantizers.gaussian import GaussianQuantizer
-from videogen.quantizers.health import codebook_health, collapse_warning, evaluated_health
+from videogen.quantizers.health import UsageWatch, codebook_health, evaluated_health
 from videogen.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from videogen.quantizers.lookup_free import LookupFreeQuantizer
 from videogen.quantizers.per_dimension import PerDimensionQuantizer
@@ -65,10 +65,10 @@ __all__ = [
     "ResidualQuantizer",
     "SimVectorQuantizer",
     "StochasticVectorQuantizer",
+    "UsageWatch",
     "VectorQuantizer",
     "build",
     "codebook_health",
-    "collapse_warning",
     "evaluated_health",
     "rotation",
     "straight_through",

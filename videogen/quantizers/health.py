@@ -7,8 +7,11 @@ from jaxtyping import Array, Float, Num
 from videogen.evaluation import codebook_usage, expected_usage, perplexity
 from videogen.quantizers.base import Quantizer
 
-COLLAPSED = 0.02
+COLLAPSED = 0.1
 """A codebook has collapsed when its perplexity is below this share of the codes that even use would show."""
+
+FALLEN = 0.5
+"""Its use has fallen when that share is below this part of the best one of earlier evaluations."""
 
 
 def per_level(counts: Num[Array, "codes"], vocabulary: tuple[int, ...]) -> list[Num[Array, "size"]]:
@@ -50,20 +53,38 @@ def evaluated_health(counts: Num[np.ndarray, "codes"], vocabulary: tuple[int, ..
     }
 
 
-def collapse_warning(quantizer: Quantizer, counts: Num[np.ndarray, "codes"]) -> str | None:
-    """One line that names the quantizer, the figures and the remedy; ``None`` while no level has collapsed.
+class UsageWatch:
+    """Tells when a codebook is hardly used, or less and less from one evaluation to the next.
 
-    A level has collapsed when the perplexity of its ids, less 1, is below 2 % of the number of codes that evenly drawn
+    The share in use of a level is the perplexity of its ids, less 1, over the number of codes that as many evenly drawn
     ids would show, less 1.
     """
-    for level, level_counts in enumerate(per_level(counts, quantizer.vocabulary)):
-        draws, size = int(level_counts.sum()), level_counts.size
-        even = expected_usage(draws, size) * size
-        found = float(perplexity(level_counts))
-        if found - 1 < COLLAPSED * (even - 1):
+
+    def __init__(self):
+        self.best: dict[int, float] = {}
+
+    def warning(self, quantizer: Quantizer, counts: Num[np.ndarray, "codes"]) -> str | None:
+        """One line that names the quantizer, the figures and the remedy; ``None`` where there is nothing to say.
+
+        Args:
+          quantizer: what gave the ids.
+          counts: uses of every code in an evaluation, of all levels one after another.
+        """
+        lines: dict[int, str] = {}
+        for level, level_counts in enumerate(per_level(counts, quantizer.vocabulary)):
+            draws, size = int(level_counts.sum()), level_counts.size
+            even = expected_usage(draws, size) * size
+            found = float(perplexity(level_counts))
+            share = (found - 1) / (even - 1) if even > 1 else 1.0
+            best = self.best[level] = max(share, self.best.get(level, 0.0))
+            if share >= COLLAPSED and share >= FALLEN * best:
+                continue
             where = f" (level {level})" if len(quantizer.vocabulary) > 1 else ""
-            return (
-                f"codebook collapse: {type(quantizer).__name__}{where} uses {int(np.sum(level_counts > 0))} of {size} "
-                f"codes with perplexity {found:.1f} over {draws} tokens; {quantizer.remedy}"
+            figures = (
+                f"{type(quantizer).__name__}{where} uses {int(np.sum(level_counts > 0))} of {size} codes "
+                f"with perplexity {found:.1f} over {draws} tokens"
             )
-    return None
+            if share < COLLAPSED:
+                return f"codebook collapse: {figures}; {quantizer.remedy}"
+            lines[level] = f"codebook use has fallen to {share / best:.0%} of its best: {figures}; {quantizer.remedy}"
+        return next(iter(lines.values()), None)

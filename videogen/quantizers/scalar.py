@@ -17,6 +17,9 @@ from videogen.quantizers.estimators import straight_through
 EPSILON = 1e-3
 """Keeps the bound just outside the last level, so that it can be reached (FSQ, Mentzer et al., 2023)."""
 
+LARGEST_EXCESS = np.float32(0.49)
+"""The bound goes no further beyond the last level, in levels."""
+
 BOUNDS = ("tanh", "symmetric", "clamp")
 
 
@@ -57,7 +60,8 @@ class FiniteScalarQuantizer(Quantizer):
         if self.bound != "tanh":
             z = jnp.tanh(z) if self.bound == "symmetric" else jnp.clip(z, -1.0, 1.0)
             return (levels - 1) * (z + 1) / 2
-        half = (levels - 1) * (1 + EPSILON) / 2
+        # Of many levels the share beyond the last one is kept below half a level, or the rounding would pass it.
+        half = np.minimum((levels - 1) * (1 + EPSILON) / 2, (levels - 1) / 2 + LARGEST_EXCESS)
         offset = np.where(levels % 2 == 0, 0.5, 0.0).astype(np.float32)
         shift = np.arctanh(offset / half)
         return jnp.tanh(z + shift) * half - offset

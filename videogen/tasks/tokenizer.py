@@ -18,7 +18,7 @@ from videogen.errors import UserError, near_matches
 from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
 from videogen.nn import MicroBatch, draw, example_keys
 from videogen.parallel import on_host
-from videogen.quantizers import codebook_health, collapse_warning, evaluated_health
+from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
 from videogen.schedules import ramp
 from videogen.shapes import Video, VideoShape
 from videogen.tasks.base import (
@@ -70,7 +70,7 @@ class TokenizerTask(Task):
 
     def __init__(self, config: Any):
         self.config = config
-        self.weights = config.losses
+        self.weights, self.watch = config.losses, UsageWatch()
         self.losses, self.active = {self.group: self.tokenizer_loss}, {}
         self.updates = {self.group: self._update_quantizer}
         judged = self.weights.adversarial.get("discriminator", "frame")
@@ -86,8 +86,8 @@ class TokenizerTask(Task):
         if self.weights.get("prior", {}).get("weight", 0.0):
             self.losses["prior"] = self.prior_loss
         for entry in self.weights.get("schedule", ()):
-            if not isinstance(entry, list | tuple) or len(entry) != 4:
-                raise UserError(f"losses.schedule has entries (name, start, final, steps), got {entry!r}")
+            if not isinstance(entry, list | tuple) or len(entry) != 4 or entry[3] < 0:
+                raise UserError(f"losses.schedule has entries (name, start, final, steps >= 0), got {entry!r}")
         # The other networks serve training only.
         self.exported = (self.group,)
 
@@ -372,12 +372,15 @@ class TokenizerTask(Task):
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
         """PSNR, SSIM, sharpness and codebook health over all batches, and the nominal bits per pixel of discrete codes.
 
-        A collapsed codebook is named in the log, with the remedy.
+        A codebook that is hardly used, or half as much as in the best evaluation since the process began, is named in
+        the log, with the remedy.
         """
-        return self.score(self.assembled(modules), batches)
+        return self.score(self.assembled(modules), batches, self.watch)
 
     @staticmethod
-    def score(model: nnx.Module, batches: Iterable[Batch], **decoding: Any) -> dict[str, float]:
+    def score(
+        model: nnx.Module, batches: Iterable[Batch], watch: UsageWatch | None = None, **decoding: Any
+    ) -> dict[str, float]:
         """``evaluate`` of a tokenizer of any origin; ``decoding`` are settings of its ``decode``."""
         graph, state = nnx.split(model)
         score = jax.jit(lambda state, video: _score(nnx.merge(graph, state), video, decoding))
@@ -388,7 +391,7 @@ class TokenizerTask(Task):
             counts = counts + on_host(batch_counts)
         shape = VideoShape(*batch["video"].shape[1:4])
         grid = model.grid(shape)
-        if warning := collapse_warning(model.quantizer, counts):
+        if warning := (watch or UsageWatch()).warning(model.quantizer, counts):
             logging.warning("%s", warning)
         values = {name: float(np.mean(np.concatenate([s[name] for s in scores]))) for name in scores[0]}
         if model.vocabulary:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError, near_matches
+from videogen.nn import DepthToSpace
 
 SLICES = ("last", "central")
 """Where in time a 2-D kernel goes: ``last`` suits causal kernels (an image is encoded as before), ``central`` those
@@ -42,8 +43,11 @@ def inflate(image: nnx.Module, video: nnx.Module, time_slice: str) -> None:
             "the image tokenizer has other layers than the video tokenizer; use equal multipliers and blocks"
         )
 
+    frames = new_frames(video)
+
     def convert(path: tuple[Any, ...], value: Array, goal: Array) -> Array:
-        inflated = inflate_array(value, goal.shape, time_slice)
+        names = tuple(str(part.key) for part in path)
+        inflated = inflate_array(value, goal.shape, time_slice, frames.get(names[:-2], 1))
         if inflated is None:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise UserError(f"{name} is {value.shape} in the image tokenizer, which does not inflate to {goal.shape}")
@@ -54,25 +58,32 @@ def inflate(image: nnx.Module, video: nnx.Module, time_slice: str) -> None:
     nnx.update(video, state)
 
 
-def inflate_array(value: Array, shape: tuple[int, ...], time_slice: str) -> Float[Array, "..."] | None:
+def new_frames(video: nnx.Module) -> dict[tuple[str, ...], int]:
+    """Path of every layer that up-samples by depth-to-space -> how many frames it makes of one."""
+    modules = nnx.iter_modules(video)
+    return {tuple(map(str, path)): m.stride[0] for path, m in modules if isinstance(m, DepthToSpace)}
+
+
+def inflate_array(value: Array, shape: tuple[int, ...], time_slice: str, frames: int) -> Float[Array, "..."] | None:
     """One parameter of an image tokenizer in the shape it has in the video tokenizer; ``None`` where it does not fit.
 
     Args:
       value: a kernel of one frame, a bias, or anything that has the shape already.
       shape: as the video tokenizer has it.
       time_slice: a name in ``SLICES``.
+      frames: that the layer makes of one (``new_frames``); each has output channels of its own.
     """
     if value.shape == shape:
         return value
-    copies = shape[-1] // value.shape[-1] if value.ndim == len(shape) > 0 else 0
-    value = jnp.tile(value, (*(1,) * (value.ndim - 1), max(copies, 1)))
+    if value.ndim == len(shape) and shape[-1] == frames * value.shape[-1]:
+        value = jnp.tile(value, (*(1,) * (value.ndim - 1), frames))
     if value.shape == shape:
         return value
-    frames = shape[TIME_AXIS] if len(shape) >= -TIME_AXIS else 0
-    flat = (*shape[:TIME_AXIS], 1, *shape[TIME_AXIS + 1 :]) if frames else None
+    length = shape[TIME_AXIS] if len(shape) >= -TIME_AXIS else 0
+    flat = (*shape[:TIME_AXIS], 1, *shape[TIME_AXIS + 1 :]) if length else None
     if value.shape != flat:
         return None
-    before = frames - 1 if time_slice == "last" else (frames - 1) // 2
+    before = length - 1 if time_slice == "last" else (length - 1) // 2
     padding = [(0, 0)] * value.ndim
-    padding[TIME_AXIS] = (before, frames - 1 - before)
+    padding[TIME_AXIS] = (before, length - 1 - before)
     return jnp.pad(value, padding)

@@ -63,14 +63,12 @@ def make_train_step(
         norm = {group: optax.global_norm(grads[group]) for group in grads}
         finite = jnp.isfinite(sum(norm.values()) + sum(jnp.sum(m) for m in metrics.values()))
         active = {group: moves(metrics, step) for group, moves in task.active.items()}
-
-        def next_state(state: State) -> tuple[State, dict[str, Array]]:
-            learned = apply_gradients(structure, state, grads, active)
-            new, measured = apply_updates(task, structure, learned, found, key)
-            return {**new, "ema": averages(state, learned, new, config.ema.decay)}, measured
-
-        finite &= is_finite(next_state(jax.lax.optimization_barrier(state))[0])
-        new, measured = next_state(state)
+        learned, changes = apply_gradients(structure, state, grads, active)
+        new, measured = apply_updates(task, structure, learned, found, key)
+        # What follows from finite numbers by sums and products is finite; this much can be known before anything is
+        # written, so that the old state and the new one are never both in memory.
+        finite &= is_finite((changes, new["variables"], measured, state["ema"]))
+        new["ema"] = averages(state, learned, new, config.ema.decay)
         new = jax.tree.map(lambda n, old: jnp.where(finite, n, old), new, state)
         new["step"] = step + 1
         metrics = dict(metrics, **measured, finite=finite.astype(jnp.float32))
@@ -175,17 +173,19 @@ def _sum_over(body: Callable[..., tuple[Any, Any]], scanned: tuple) -> tuple[Any
     return jax.lax.scan(turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first), scanned)
 
 
-def apply_gradients(structure: Structure, state: State, grads: dict, active: dict[str, Bool[Array, ""]]) -> State:
-    """One optimizer step of every group but those that are not ``active``.
+def apply_gradients(
+    structure: Structure, state: State, grads: dict, active: dict[str, Bool[Array, ""]]
+) -> tuple[State, dict[str, Any]]:
+    """One optimizer step of every group but those that are not ``active``, and the changes of the parameters.
 
     The step count of a group that rests goes on, so that its learning rate follows the steps of the run.
     """
-    params, optimizer = {}, {}
+    params, optimizer, changes = {}, {}, {}
     for group in structure.graphs:
         updates, optimizer[group] = structure.optimizers[group].update(
             grads[group], state["optimizer"][group], state["params"][group]
         )
-        params[group] = optax.apply_updates(state["params"][group], updates)
+        params[group], changes[group] = optax.apply_updates(state["params"][group], updates), updates
         if group in active:
             old = state["params"][group], state["optimizer"][group]
             params[group], optimizer[group] = jax.tree.map(
@@ -193,7 +193,8 @@ def apply_gradients(structure: Structure, state: State, grads: dict, active: dic
                 (params[group], optimizer[group]),
                 old,
             )
-    return {**state, "params": params, "optimizer": optimizer}
+            changes[group] = jax.tree.map(lambda x, moves=active[group]: jnp.where(moves, x, 0), updates)
+    return {**state, "params": params, "optimizer": optimizer}, changes
 
 
 def apply_updates(
@@ -227,7 +228,7 @@ def averages(old: State, learned: State, new: State, ema_decay: float) -> dict[s
     return jax.tree.map(average, old["ema"], *(select(state["params"], old["ema"]) for state in (learned, new)))
 
 
-def is_finite(state: State) -> Bool[Array, ""]:
-    """Whether every number of a state is."""
-    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves])
+def is_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number is; sums are faster than asking each."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.isfinite(sum(jnp.sum(x * 0) for x in leaves))

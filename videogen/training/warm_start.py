@@ -14,7 +14,7 @@ from etils import epath
 
 from videogen.errors import UserError, near_matches
 from videogen.tasks import Task
-from videogen.tokenizers.inflation import SLICES, inflate_array
+from videogen.tokenizers.inflation import SLICES, inflate_array, new_frames
 from videogen.training.checkpoints import latest_step
 from videogen.training.loading import Loaded, load
 from videogen.training.state import State, split, structure_of
@@ -55,15 +55,16 @@ def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weight
     if not run or latest_step(workdir) is not None:
         return None
     origin = load(run)
-    found = _arrays(origin.modules)
-    wanted = _arrays(structure_of(task, config)[1])
+    found, modules = _arrays(origin.modules), structure_of(task, config)[1]
+    wanted = _arrays(modules)
+    frames = {(group, *path): n for group, module in modules.items() for path, n in new_frames(module).items()}
     weights, inflated = {}, []
     for path, goal in wanted.items():
         if path not in found:
             continue
         value = found[path]
         if value.shape != goal.shape and settings.inflate and _inflates(path, found):
-            value = inflate_array(value, goal.shape, settings.inflate)
+            value = inflate_array(value, goal.shape, settings.inflate, frames.get(path[:-2], 1))
             inflated += [path] if value is not None else []
         if value is not None and value.shape == goal.shape:
             weights[path] = np.asarray(value, goal.dtype)
