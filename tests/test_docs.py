@@ -1,9 +1,14 @@
 """The reference names every module, and the pages name nothing that is not there."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from videogen.losses.perceptual import PerceptualLoss, lpips_tensors
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted((REPOSITORY / "docs").rglob("*.md"))
@@ -22,7 +27,7 @@ def test_every_module_has_a_place_in_the_reference():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_commands_that_a_page_names_exist(page):
-    text = page.read_text().replace("configs/mine.py", "").replace("test_mine.py", "")
+    text = page.read_text().replace("configs/mine.py", "").replace("test_mine.py", "").replace("videogen/tokenizers/mine.py", "")
     named = re.findall(r"\b(?:configs|tests|videogen|launch|docs|benchmarks)/[\w/]*\w(?:\.\w+)?", text)
     commands = [f"videogen/{name}.py" for name in re.findall(r"python -m videogen\.(\w+)", text)]
     assert [path for path in named + commands if not (REPOSITORY / path).exists()] == []
@@ -31,3 +36,32 @@ def test_files_and_commands_that_a_page_names_exist(page):
 def test_every_page_is_in_the_navigation():
     navigation = (REPOSITORY / "mkdocs.yml").read_text()
     assert [p.name for p in PAGES if str(p.relative_to(REPOSITORY / "docs")) not in navigation] == []
+
+
+def test_the_first_page_names_every_system_and_every_guide():
+    text = (REPOSITORY / "docs" / "index.md").read_text()
+    names = {"cdt": "CDT", "larp": "LARP", "magvit": "MAGVIT", "magvit2": "MAGVIT-v2", "nbp": "NBP"}
+    names |= {"phenaki": "Phenaki", "omnitokenizer": "OmniTokenizer", "tokenbridge": "TokenBridge", "videodit": "video diffusion"}
+    configs = {path.stem for path in (REPOSITORY / "configs").glob("*.py")} - {"common"}
+    assert configs == set(names) and [name for name in names.values() if name not in text] == []
+    guides = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"index.md"}
+    assert {name for name in guides if f"({name})" not in text} == set()
+
+
+def test_the_plan_of_the_diffusion_guide_is_the_one_that_was_made():
+    rows = json.loads((REPOSITORY / "docs" / "results" / "plans.json").read_text())["rows"]
+    row = next(row for row in rows if "model=14B" in row["command"])
+    expected = f"take {row['gib_per_chip']:.1f} GiB per chip at {row['mfu']:.1%} MFU".replace("%", " %")
+    assert expected in (REPOSITORY / "docs" / "diffusion.md").read_text()
+
+
+def test_the_command_for_the_weights_of_lpips_makes_a_file_that_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    page = (REPOSITORY / "docs" / "tokenizers.md").read_text()
+    program = re.search(r'```bash\npython -c "\n(.*?)"', page, re.DOTALL)[1]
+    tensors = {name: torch.zeros(shape) for name, shape in lpips_tensors().items()}
+    for part, file in (("features", "vgg16-397923af.pth"), ("lin", "vgg.pth")):
+        torch.save({name: x for name, x in tensors.items() if name.startswith(part)}, tmp_path / file)
+    files = [str(tmp_path / name) for name in ("vgg16-397923af.pth", "vgg.pth", "lpips.safetensors")]
+    subprocess.run([sys.executable, "-c", program, *files], check=True, timeout=120)
+    assert len(PerceptualLoss.load(files[-1]).kernels) == 13
