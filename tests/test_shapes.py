@@ -161,3 +161,19 @@ def test_videos_pass_also_while_they_are_traced():
     jax.eval_shape(lambda x: check_video(x) or x, VIDEO)
     with pytest.raises(UserError, match="got uint8"):
         jax.eval_shape(lambda x: check_video(x) or x, VIDEO.astype(np.uint8))
+
+
+def test_a_first_chunk_is_a_clip_and_a_later_one_whole_latents():
+    shape = VideoShape(4, 8, 8)
+    for first_alone, frames in ((True, 5), (False, 4)):
+        compression = Compression(4, 8, 8, first_alone=first_alone)
+        assert compression.chunk(shape, first=True) == shape
+        assert compression.chunk(shape, first=False) == VideoShape(frames, 8, 8)
+    assert Compression(1, 8, 8).chunk(VideoShape(1, 8, 8), first=False).frames == 2
+    for frames, near in ((0, 4), (5, 4), (11, 8)):
+        with pytest.raises(UserError, match=f"must have 4·k frames, got {frames}; use {near}"):
+            Compression(4, 8, 8).chunk(VideoShape(frames, 8, 8), first=False)
+
+
+def test_sides_of_grids_are_whole_numbers():
+    assert all(isinstance(side, int) for side in VideoShape(5, 16, 24).grid(Compression(4, 8, 8)).shape)

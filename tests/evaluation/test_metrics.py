@@ -14,6 +14,7 @@ from videogen.evaluation import (
     gradient_sharpness,
     perplexity,
     psnr,
+    region_psnr,
     ssim,
     to_unit,
 )
@@ -199,3 +200,13 @@ def test_bits_per_pixel_of_published_settings():
     assert bits_per_pixel(32, [4096], VideoShape(1, 256, 256)) == pytest.approx(384 / 65536)
     assert bits_per_pixel(4 * 16 * 16, [1024], VideoShape(16, 128, 128)) == pytest.approx(0.0390625)
     assert bits_per_pixel(10, [8, 4], VideoShape(1, 10, 10)) == pytest.approx(0.5)
+
+
+def test_region_psnr_pools_the_region_of_each_clip():
+    video, reference = clips(0), clips(1)
+    region = np.random.default_rng(2).random(video.shape[:4]) < 0.3
+    error = [((video[i] - reference[i]) ** 2).mean(-1)[region[i]].mean() for i in range(2)]
+    np.testing.assert_allclose(region_psnr(video, reference, region), -10 * np.log10(error), rtol=1e-5)
+    # Beyond the region anything goes; equal regions have the cap.
+    outside = np.where(region[..., None], reference, video)
+    np.testing.assert_allclose(region_psnr(outside, reference, region), 100.0)

@@ -10,7 +10,8 @@ from flax import nnx
 
 from videogen.errors import UserError
 from videogen.losses import StyleDiscriminator, VideoDiscriminator, r1_penalty
-from videogen.losses.discriminators import Conv2D, blur
+from videogen.losses.discriminators import Conv2D, ResidualBlock, VideoBlock, activation, blur
+from videogen.nn import blur_pool
 
 
 @functools.cache
@@ -120,3 +121,35 @@ def test_a_video_discriminator_judges_clips_of_any_length_by_all_their_frames():
     assert jnp.abs(penalty["input"]["kernel"].get_value()).max() > 0
     with pytest.raises(UserError, match="frames of 8×8×3"):
         model(clips[:, :, :4])
+
+
+def test_the_activation_has_slope_a_fifth_and_keeps_the_variance():
+    np.testing.assert_allclose(
+        activation(jnp.array([-1.0, 0.0, 2.0])), np.sqrt(2) * np.array([-0.2, 0.0, 2.0]), rtol=1e-6
+    )
+
+
+def test_a_video_block_is_two_blurred_paths_over_the_root_of_two():
+    block = VideoBlock(3, 5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 3))
+    path = activation(block.second(blur_pool(activation(block.first(x)), (2, 2, 2))))
+    expected = (path + block.skip(blur_pool(x, (2, 2, 2)))) / np.sqrt(2)
+    np.testing.assert_allclose(block(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_residual_block_is_two_blurred_paths_over_the_root_of_two():
+    block = ResidualBlock(3, 5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    path = activation(block.second(blur(activation(block.first(x)), padding=2)))
+    expected = (path + block.skip(blur(x, padding=1, stride=2))) / np.sqrt(2)
+    np.testing.assert_allclose(block(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [StyleDiscriminator, VideoDiscriminator])
+def test_every_layer_but_the_last_computes_in_the_dtype_asked_for(make):
+    settings = {"channel_multiplier": 1 / 128} if make is StyleDiscriminator else {"channels": 2, "multipliers": (1, 2)}
+    model = nnx.eval_shape(lambda: make(16, 16, **settings, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    layers = [(path, m) for path, m in nnx.iter_modules(model) if hasattr(m, "dtype")]
+    assert len(layers) > 5
+    for path, layer in layers:
+        assert layer.dtype == (jnp.float32 if path == ("logit",) else jnp.bfloat16), path

@@ -116,3 +116,13 @@ def test_gradient_reaches_every_parameter():
 
     grads = jax.jit(jax.grad(loss))(params)
     assert not [path for path, g in nnx.to_flat_state(grads) if not jnp.abs(g.get_value()).max() > 0]
+
+
+def test_a_run_of_few_steps_mixes_at_once():
+    assert [float(mixing_ratio(jnp.asarray(step), 1)) for step in (0, 1)] == [0, 0.5]
+    assert float(mixing_ratio(jnp.asarray(1), 10)) == pytest.approx(0.5 / 3)
+
+
+def test_the_policy_of_the_backward_pass_reaches_the_layers():
+    model = nnx.eval_shape(lambda: AutoregressivePrior(TOKENS, CODE, 16, 2, 2, remat="full", rngs=nnx.Rngs(0)))
+    assert model.stack.remat == "full"

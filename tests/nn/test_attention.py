@@ -12,7 +12,9 @@ from videogen.nn import (
     BlockCausal,
     Causal,
     Full,
+    Linear,
     PrefixLM,
+    Stream,
     Window,
     attend,
     mask_array,
@@ -189,3 +191,41 @@ for sizes in ({"tensor": 2, "data": 2}, {"context": 2, "data": 2}, {"fsdp": 4}):
 def test_every_mesh_gives_the_same_result(run_python):
     result = run_python(SHARDED, devices=4)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("settings", [{}, {"context_width": 5}], ids=["self", "cross"])
+def test_projections_have_no_biases(settings):
+    model = nnx.eval_shape(lambda: Attention(12, 3, **settings, rngs=nnx.Rngs(0)))
+    linear = [m for _, m in nnx.iter_modules(model) if isinstance(m, Linear)]
+    assert len(linear) == (3 if settings else 2) and all(m.bias is None for m in linear)
+
+
+def test_scores_of_bfloat16_are_float32():
+    q, k, v = heads(dtype=jnp.bfloat16)
+    program = str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, backend="reference"))(q, k, v))
+    scores = next(line for line in program.splitlines() if "dot_general" in line)
+    assert "f32" in scores.partition("=")[0]
+
+
+def test_position_by_position_is_the_whole_causal_sequence():
+    """Keys and values are appended, the future is hidden, weights are a softmax, the cache begins empty."""
+    attention = Attention(12, 3, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 12))
+    angles = rotary_angles((5,), 4)
+    whole = attention(x, mask=Causal(), rotary=angles)
+    cache, parts = (attention.empty(2, 8),), []
+    assert int(cache[0].length) == 0
+    for start, stop in ((0, 2), (2, 3), (3, 5)):
+        stream = Stream(cache)
+        parts.append(attention(x[:, start:stop], mask=Causal(), rotary=angles[start:stop], stream=stream))
+        cache = stream.cache
+    assert int(cache[0].length) == 5
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cached_context_is_the_context():
+    attention = Attention(12, 3, context_width=5, null_keys=2, rngs=nnx.Rngs(0))
+    x, context = jax.random.normal(jax.random.key(1), (2, 4, 12)), jax.random.normal(jax.random.key(2), (2, 6, 5))
+    whole = attention(x, context, key_mask=KEY_MASK)
+    stream = Stream((attention.keys_values(context),))
+    np.testing.assert_allclose(attention(x, key_mask=KEY_MASK, stream=stream), whole, rtol=1e-5, atol=1e-6)

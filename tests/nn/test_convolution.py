@@ -7,7 +7,18 @@ import pytest
 from flax import nnx
 
 from videogen.errors import UserError
-from videogen.nn import Convolution, DepthToSpace, GroupNorm, Stream, average_pool, blur_pool, convolve, repeat
+from videogen.nn import (
+    AdaptiveGroupNorm,
+    Convolution,
+    DepthToSpace,
+    GroupNorm,
+    ResidualBlock,
+    Stream,
+    average_pool,
+    blur_pool,
+    convolve,
+    repeat,
+)
 from videogen.nn import convolution as module
 
 
@@ -124,3 +135,22 @@ def test_blur_removes_what_would_alias():
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         Convolution(3, 3, rngs=nnx.Rngs(0), **settings)
+
+
+def test_adaptive_norm_scales_and_shifts_by_its_condition():
+    norm = AdaptiveGroupNorm(4, 3, groups=2, factors=(1, 2, 2), rngs=nnx.Rngs(0))
+    norm.modulation.kernel.set_value(random(3, 8))
+    x, condition = random(2, 3, 4, 4, 4), random(2, 3, 2, 2, 3)
+    scale, shift = np.split(np.asarray(condition @ random(3, 8)).repeat(2, 2).repeat(2, 3), 2, axis=-1)
+    expected = np.asarray(norm.norm(x)) * (1 + scale) + shift
+    np.testing.assert_allclose(norm(x, condition), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [4, 6])
+def test_a_residual_block_written_out(outputs):
+    block = ResidualBlock(4, outputs, groups=2, rngs=nnx.Rngs(0))
+    x = random(2, 3, 4, 4, 4)
+    y = block.first(jax.nn.swish(block.first_norm(x)))
+    y = block.second(jax.nn.swish(block.second_norm(y)))
+    np.testing.assert_allclose(block(x), (x if outputs == 4 else block.skip(x)) + y, rtol=1e-5, atol=1e-6)
+    assert (block.skip is None) == (outputs == 4) and block.first.bias is None

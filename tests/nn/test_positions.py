@@ -174,3 +174,13 @@ def test_depthwise_gradients_equal_those_of_a_grouped_convolution(before):
 
     for ours, theirs in zip(loss(lambda x, t: depthwise(x, t, before)), loss(conv), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_learned_positions_begin_with_deviation_a_fiftieth():
+    table = LearnedPositions(200, 100, rngs=nnx.Rngs(0)).table.get_value()
+    # Cut off at two deviations.
+    assert float(table.std()) == pytest.approx(0.8796 * 0.02, rel=0.03)
+
+
+def test_continuous_bias_computes_in_the_dtype_asked_for():
+    assert ContinuousPositionBias(2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(2, 3).dtype == jnp.bfloat16

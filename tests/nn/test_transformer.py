@@ -197,3 +197,26 @@ def test_mlp_written_out():
     mlp = MLP(8, 16, rngs=nnx.Rngs(0))
     up, down = mlp.up.kernel.get_value(), mlp.down.kernel.get_value()
     np.testing.assert_allclose(mlp(tokens()), jax.nn.gelu(tokens() @ up) @ down, atol=1e-5)
+
+
+def test_a_block_alone_begins_as_a_stack_of_one_layer():
+    std = float(Block(64, 2, 64, rngs=nnx.Rngs(0)).attention.out.kernel.get_value().std())
+    # Cut off at two deviations.
+    assert std == pytest.approx(0.8796 * (2 * 64) ** -0.5, rel=0.05)
+
+
+def test_a_block_with_context_adds_its_three_branches():
+    block = make(nnx.Rngs(0), context_width=5)
+    x, context = jax.random.normal(jax.random.key(0), (2, 4, 8)), jax.random.normal(jax.random.key(1), (2, 3, 5))
+    y = x + block.attention(block.attention_norm(x))
+    y = y + block.cross_attention(block.cross_norm(y), context)
+    y = y + block.mlp(block.mlp_norm(y))
+    np.testing.assert_allclose(block(x, context=context), y, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_of_examples_follows_their_own_keys():
+    x, keys = jnp.ones((4, 1000)), jax.random.split(jax.random.key(0), 4)
+    whole = dropout(x, 0.25, keys)
+    np.testing.assert_array_equal(dropout(x[1:3], 0.25, keys[1:3]), whole[1:3])
+    assert not np.array_equal(whole[0], whole[1])
+    np.testing.assert_allclose(np.mean(np.asarray(whole) == 0, -1), 0.25, atol=0.06)

@@ -213,3 +213,12 @@ for config in configs:
 def test_results_and_statistics_are_those_of_one_device_on_a_mesh(run_python):
     result = run_python(SHARDED, devices=8)
     assert result.returncode == 0, result.stderr
+
+
+def test_of_equal_codes_the_first_is_taken_on_every_path(monkeypatch):
+    codes = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    z = jnp.array([[1.0, 0.1], [0.1, 1.0]] * 4)
+    for cached, table in ((module.CACHED, 2), (4, module.LARGEST_TABLE), (module.CACHED, module.LARGEST_TABLE)):
+        monkeypatch.setattr(module, "CACHED", cached)
+        monkeypatch.setattr(module, "LARGEST_TABLE", table)
+        np.testing.assert_array_equal(nearest_euclidean(z, codes), [0, 1] * 4)

@@ -72,3 +72,14 @@ def test_codes_and_gradients_equal_the_oracle():
     np.testing.assert_allclose(quantized.latents, codes.detach().numpy()[..., ::-1], atol=1e-6)
     np.testing.assert_array_equal(quantized.indices[..., 0], indices.numpy())
     np.testing.assert_allclose(gradient, leaf.grad.numpy()[..., ::-1], atol=1e-5)
+
+
+def test_the_loss_rewards_sure_bits_and_even_use():
+    """weight · (mean entropy of a latent - diversity · entropy of the mean), from the probabilities of all codes."""
+    quantizer = BinarySphericalQuantizer(4, entropy_weight=0.3, diversity=2.0, temperature=0.5)
+    z = latents(4)
+    codes = np.asarray(quantizer.lookup(jnp.arange(16)[:, None]))
+    logits = 2 * unit(z).reshape(-1, 4) @ codes.T / 0.5
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = 0.3 * (-(p * np.log(p)).sum(-1).mean() + 2.0 * (p.mean(0) * np.log(p.mean(0))).sum())
+    np.testing.assert_allclose(quantizer(jnp.asarray(z)).losses["entropy"], expected, rtol=1e-4)

@@ -117,3 +117,10 @@ def test_a_tokenizer_with_continuous_latents_gets_ids_after_training():
     assert model.vocabulary == (64,) * 4 and codes.indices.shape == (2, 2, 2, 2, 4)
     exact = jnp.clip(model.decode(continuous), -1, 1)
     assert jnp.abs(model.detokenize(codes) - exact).mean() < 0.1 * jnp.abs(exact).mean()
+
+
+def test_posteriors_come_in_twice_as_wide_and_an_unknown_spacing_is_named():
+    assert PerDimensionQuantizer(3).input_width == 6
+    assert PerDimensionQuantizer(3, posterior=False).input_width == 3
+    with pytest.raises(UserError, match="unknown spacing 'gausian'; did you mean 'gaussian'"):
+        PerDimensionQuantizer(3, spacing="gausian")

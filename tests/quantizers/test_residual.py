@@ -97,10 +97,24 @@ def test_values_losses_and_gradients_equal_the_oracle():
         for ours, theirs in zip(quantizer.quantizers, library.layers, strict=True):
             theirs._codebook.embed.copy_(torch.tensor(np.asarray(ours.codebook.get_value()))[None])
     z = np.array(latents())
-    codes, indices, losses = library.eval()(torch.tensor(z))
-    quantized = quantizer(jnp.asarray(z))
+    weight = np.random.default_rng(0).normal(size=z.shape).astype(np.float32)
+    leaf = torch.tensor(z, requires_grad=True)
+    codes, indices, losses = library.train()(leaf)
+    # The library's loss of a level is its commitment, whose codes are not held, so it teaches the codebook too.
+    ((codes * torch.tensor(weight)).sum() + losses.sum()).backward()
+
+    def total(z):
+        quantized = quantizer(z)
+        return jnp.sum(quantized.latents * weight) + quantized.losses["commitment"], quantized
+
+    gradient, quantized = jax.grad(total, has_aux=True)(jnp.asarray(z))
     np.testing.assert_array_equal(quantized.indices, indices.numpy())
     np.testing.assert_allclose(quantized.latents, codes.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(quantized.losses["commitment"], float(losses.detach().sum()), rtol=1e-5)
+    np.testing.assert_allclose(quantized.losses["codebook"], float(losses.detach().sum()), rtol=1e-5)
+    # The library passes the gradient of the sum once for each level, and not once.
+    expected = leaf.grad.numpy() - (LEVELS - 1) * weight
+    np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(weight).max())
 
 
 def test_scaled_scalar_levels_refine_and_equal_the_oracle():

@@ -10,6 +10,7 @@ from tests.quantizers.training import train
 from videogen.errors import UserError
 from videogen.losses.entropy import entropy_penalty
 from videogen.quantizers import VectorQuantizer
+from videogen.quantizers.vector import poorly_coded
 
 SIZE, WIDTH = 6, 3
 
@@ -284,3 +285,16 @@ def test_codes_and_gradients_equal_vector_quantize_pytorch(cosine):
     np.testing.assert_allclose(quantized.latents, codes.detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(sum(quantized.losses.values()), float(loss.detach().sum()), rtol=1e-4)
     np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_restarts_draw_latents_in_proportion_to_their_squared_error():
+    drawn = poorly_coded(jnp.array([0.0, 1.0, 3.0, 0.0, 6.0]), 20_000, jax.random.key(0))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 20_000, [0, 0.1, 0.3, 0, 0.6], atol=0.015)
+
+
+def test_candidates_carry_the_squared_error_of_their_code():
+    quantizer, z = make(cosine=False, restart_threshold=1.0), latents()
+    quantized = quantizer(z, key=jax.random.key(0), train=True)
+    expected = np.sum((np.asarray(z) - np.asarray(quantized.latents)) ** 2, -1).reshape(-1)
+    np.testing.assert_allclose(quantized.candidates["error"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(quantized.candidates["latents"], z.reshape(-1, WIDTH))

@@ -204,6 +204,53 @@ def test_a_discriminator_that_wins_rests(config):
     assert task.active["discriminator"]({"discriminator_loss": jnp.asarray(100.5)}, jnp.asarray(0))
 
 
+def test_the_same_frame_is_shown_of_a_clip_and_of_its_reconstruction(config):
+    task, modules, video = modules_with_discriminator(config)
+    example = {"video": jnp.asarray(batch(0)["video"]), "reconstruction_0": video}
+    judged = jax.jit(lambda key: task.discriminator_loss(modules, example, key, jnp.asarray(0))[1].metrics)
+    reals = []
+    for seed in range(3):
+        metrics = judged(jax.random.key(seed))
+        assert float(metrics["discriminator_real"]) == pytest.approx(float(metrics["discriminator_fake"]), rel=1e-5)
+        reals.append(float(metrics["discriminator_real"]))
+    assert np.ptp(reals) > 1e-3 * np.abs(reals).max()
+
+
+def test_label_smoothing_and_the_penalty_weigh_as_they_are_set(config):
+    settings = {"name": "nonsaturating", "r1": 0.0}
+    losses, example = {}, {"video": jnp.asarray(batch(0)["video"])}
+    for name, changes in {"plain": {}, "smoothed": {"label_smoothing": 0.2}, "penalised": {"r1": 3.0}}.items():
+        task, modules, video = modules_with_discriminator(config, **settings | changes)
+        arguments = (modules, example | {"reconstruction_0": -video}, jax.random.key(0), jnp.asarray(0))
+        losses[name], outcome = jax.jit(lambda a=arguments, t=task: t.discriminator_loss(*a))()
+    # (1 - s)·softplus(-D) + s·softplus(D) is softplus(-D) + s·D.
+    difference = float(losses["smoothed"] - losses["plain"])
+    assert difference == pytest.approx(0.2 * float(outcome.metrics["discriminator_real"]), rel=1e-3)
+    penalty = float(losses["penalised"] - losses["plain"])
+    assert penalty == pytest.approx(0.5 * 3.0 * float(outcome.metrics["r1"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_adversarial_loss_of_the_generator_waits_for_its_start(config, adaptive):
+    task, modules, video = modules_with_discriminator(config, start=5, weight=0.5, adaptive=adaptive)
+    graph, params, rest = nnx.split(modules["tokenizer"], nnx.Param, ...)
+
+    @jax.jit
+    def run(params, step):
+        def loss(params):
+            live = {**modules, "tokenizer": nnx.merge(graph, params, rest)}
+            value, outcome = task.tokenizer_loss(live, {"video": batch(0)["video"]}, jax.random.key(0), step)
+            return value, outcome.metrics
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    ((before, terms), still), ((after, later), pulled) = (run(params, jnp.asarray(step)) for step in (4, 5))
+    weight = float(later["adversarial_weight"]) if adaptive else 0.5
+    assert float(after - before) == pytest.approx(weight * float(later["adversarial"]), rel=1e-3)
+    assert float(terms["adversarial"]) == float(later["adversarial"]) != 0
+    assert moved(still, pulled)
+
+
 def test_clips_of_other_sizes_are_judged_at_the_size_of_the_discriminator(config):
     frames = tasks.build(config)._judged(jnp.ones((2, 3, 24, 32, 3)), jax.random.key(0))
     assert frames.shape == (2, 16, 16, 3)

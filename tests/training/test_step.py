@@ -15,7 +15,7 @@ from videogen.nn import Linear
 from videogen.parallel import AXES
 from videogen.tasks.base import Outcome
 from videogen.training.state import averaged, new_state, state_shardings, structure_of
-from videogen.training.step import make_train_step
+from videogen.training.step import jit_train_step, make_train_step
 
 
 class Count(nnx.Variable):
@@ -154,3 +154,24 @@ def test_a_group_that_rests_keeps_parameters_and_moments_but_counts_steps(accumu
         assert moved(before["params"]["coder"], after["params"]["coder"])
         counts = [leaf for leaf in jax.tree.leaves(after["optimizer"]["judge"]) if leaf.dtype == jnp.int32]
         assert counts and all(int(count) == step + 1 for count in counts)
+
+
+def test_the_average_follows_quickly_at_first():
+    """e + (p - e)·(1 - rate) with rate (1 + n)/(10 + n), up to the setting."""
+    all_states, metrics = states(config(), count=3)
+    for n, (before, after) in enumerate(zip(all_states, all_states[1:], strict=False)):
+        rate = min(0.9, (1 + n) / (10 + n))
+        for e, p, new in zip(*map(jax.tree.leaves, (before["ema"], after["params"], after["ema"])), strict=True):
+            np.testing.assert_allclose(new, rate * e + (1 - rate) * p, rtol=1e-5, atol=1e-7)
+    assert all(float(values["finite"]) == 1 for values in metrics)
+
+
+def test_the_state_is_donated():
+    settings = config()
+    structure, abstract = structure_of(Task(), settings)
+    shapes = jax.eval_shape(lambda: new_state(Task(), structure, settings))
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape((1,) * len(AXES)), AXES)
+    step = jit_train_step(Task(), structure, {}, settings, mesh, state_shardings(abstract, shapes, mesh), {})
+    info = step.lower(shapes, {}, {"x": jax.ShapeDtypeStruct((4, 4), jnp.float32)}).args_info[0]
+    assert all(leaf.donated for leaf in jax.tree.leaves(info[0]))
+    assert not any(leaf.donated for leaf in jax.tree.leaves(info[1:]))
