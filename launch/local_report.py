@@ -8,6 +8,7 @@ import numpy as np
 
 from videogen.configuration import shown_rate
 from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
+from videogen.data.video_io import read_video
 from videogen.training.report import Clips, Curves, Figures, Pairs, Section, Table, write_report
 from videogen.training.run_report import command_line, goodput_section, of_clips
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 JUDGED = {"colour": len(COLOURS), "form": len(FORMS), "direction": len(DIRECTIONS)}
 """What the judge reads from a clip -> how many choices there are."""
+
+OF_PROMPTS = ("prompt_fidelity", "composition")
+"""Protocols that count prompts and not clips."""
 
 
 def minutes(seconds: float) -> str:
@@ -73,9 +77,10 @@ def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"
                 items.append((f"right {word}{of}", f"{share:.0%}", chance))
     items.append(("from nothing to here", minutes(metrics["seconds"]["total"]), f"on {metrics['hardware']}"))
-    seen = [p.get("held_out") for p in metrics["protocol"].values()]
-    text = "A small system trained from scratch, judged on clips and prompts it has never seen."
-    if not all(seen):
+    protocols = metrics["protocol"].values()
+    judged = "clips and prompts" if any(p["name"] in OF_PROMPTS for p in protocols) else "clips"
+    text = f"Trained from scratch, judged on {judged} it has never seen."
+    if not all(p.get("held_out") for p in protocols):
         text = "Trained from scratch. No clips were kept from training (data.source.holdout), so these numbers say how "
         text += "well it knows the clips it learned from, not how well it does on new ones."
     return Section("What came out", text, [Figures(items)])
@@ -148,9 +153,13 @@ def generator_sections(stage: "Stage", fps: float, held_out: bool | None = True)
             )
         )
     else:
-        where = f"Videos of your own have no judge. The samples of this stage are in {stage.directory}/report.html, "
-        where += f"and new ones are drawn with: python -m videogen.sample --checkpoint={stage.directory} --out=samples"
-        sections.append(Section(f"{stage.name.capitalize()}: samples", where, []))
+        where = f"Beside {of_clips(held_out)}, for whose captions, if any, they were drawn. "
+        where += "Videos of your own have no judge: look for yourself. New ones are drawn with: python -m "
+        where += f"videogen.sample --checkpoint={stage.directory} --out=samples"
+        drawn = sorted(stage.directory.glob("samples/step_*_samples_*.mp4"))
+        clips = [read_video(file)[0] for file in drawn if file.name[:13] == drawn[-1].name[:13]]
+        shown = Clips(clips, [""] * len(clips), (), fps)
+        sections.append(Section(f"{stage.name.capitalize()}: samples", where, [shown]))
     return sections
 
 
@@ -160,7 +169,7 @@ def numbers(stages: list["Stage"], metrics: dict[str, Any]) -> Table:
     for stage in stages:
         protocol = metrics["protocol"].get(stage.name)
         if protocol:
-            what = "prompts" if protocol["name"] in ("prompt_fidelity", "composition") else "clips"
+            what = "prompts" if protocol["name"] in OF_PROMPTS else "clips"
             held_out = protocol.get("held_out")
             kind = {"clips": of_clips(held_out), "prompts": "unseen prompts" if held_out else "prompts"}[what]
             data = f"{protocol['count']} {kind} of {protocol['source']['name']}"

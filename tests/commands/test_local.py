@@ -355,3 +355,15 @@ def test_the_last_line_says_the_results_and_where_the_report_is(start, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("PSNR of reconstructions 21.7 dB, right colour 75%")
     assert last.endswith(f"in all; open {workdir}/report.html")
+
+
+def test_samples_of_own_videos_are_shown_without_a_verdict(tmp_path, videos):
+    stage = local.plan(CONFIG, tmp_path / "run", [], str(videos))[1]
+    (stage.directory / "samples").mkdir(parents=True)
+    (stage.directory / "metrics.jsonl").write_text('{"step": 2, "train/loss": 1.0}\n')
+    for step in (1, 2):
+        for i in range(2):
+            file = stage.directory / "samples" / f"step_{step:07d}_samples_{i}.mp4"
+            write_video(file, np.full((4, 32, 66, 3), 100 * step, np.uint8), 8.0)
+    *_, shown = local_report.generator_sections(stage, 8.0, None)
+    assert shown.render().count("<video") == 2 and shown.blocks[0].videos[0].mean() > 150

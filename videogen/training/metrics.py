@@ -170,7 +170,7 @@ class Progress:
         if not self._enabled or not (self._counted == 10 or now - self._begun > 30):
             return
         seconds = (now - self._begun) / self._counted
-        if self._left > 0:
+        if seconds * self._left > 10:
             logging.info(
                 "%.3g s a step: %d more steps take about %s, evaluations and checkpoints apart",
                 *(seconds, self._left, duration(seconds * self._left)),

@@ -362,7 +362,7 @@ _PAGE = """<!doctype html>
 <body>
 <header><h1>{title}</h1><nav><ol>{contents}</ol></nav></header>
 {body}
-<section><h2>Commands</h2><p>What made this page, in order, from the root of the repository.</p>
+<section><h2>Commands</h2><p>What made this page, in order.</p>
 <pre>{commands}</pre></section>
 </body></html>
 """

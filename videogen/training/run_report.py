@@ -82,8 +82,9 @@ def write_run_report(
 def _pictures(picture: "Picture", config: Any, captions: Sequence[str], evaluated: str) -> Section:
     fps, count = shown_rate(config), len(picture.rows)
     said = picture.captions if any(picture.captions) else [*captions, *[""] * count][:count]
-    drawn = picture.name == "samples"
-    text = f"Drawn for the captions of {evaluated}" if drawn else f"Of {evaluated}"
+    text = f"Of {evaluated}"
+    if picture.name == "samples":
+        text = f"Drawn for the captions of {evaluated}" if any(said) else f"Drawn beside {evaluated}"
     first, *rest = zip(*picture.rows, strict=True)
     block: Block = Clips(first, said, (), fps)
     if rest:
