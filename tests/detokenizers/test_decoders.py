@@ -123,7 +123,7 @@ def test_regression_sees_no_video():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "at least 1 diffusion step"),
+        ({"steps": 0}, "steps of .* must be a whole number of at least 1, got 0"),
         ({"solver": {"name": "heun"}}, "twice a step"),
         ({"solver": {"name": "dim"}}, "did you mean 'ddim'"),
         ({"law": {"name": "unifrm"}}, "did you mean 'uniform'"),

@@ -13,13 +13,15 @@ from configs import cdt, phenaki, videodit
 from videogen import data, diffusion, tasks
 from videogen.data.text import build_text_tokenizer
 from videogen.errors import UserError
-from videogen.training.inputs import text_tokenizer
+from videogen.nn import MicroBatch
+from videogen.training.inputs import build_source, new_text_tokenizer
 from videogen.training.loading import Loaded, export_safetensors, load
 from videogen.training.planning import abstract_run, complete_for_planning
 from videogen.training.state import new_state, structure_of
 from videogen.training.step import make_train_step
 from videogen.training.warm_start import starting_weights
 from videogen.training.workdir import complete_config
+from videogen.weights import hash_weights
 
 FRAMES = 5
 
@@ -108,7 +110,7 @@ class Student:
 
         trained = structure.modules(*numbers())
         frozen = task.frozen(lambda directory: task._build_tokenizer())
-        config.tokenizer.hash = "of the tokenizer"
+        config.tokenizer.hash = hash_weights(nnx.to_pure_dict(nnx.state(frozen["tokenizer"])))
         export_safetensors(Loaded(with_text(config, self.folder), config, task, trained | frozen, 7), out)
         return trained[self.group]
 
@@ -174,12 +176,12 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
 
     @jax.jit
     def both() -> tuple[jax.Array, jax.Array]:
-        grid, start = student.task._begin(model, latents, key, False)
+        grid, start = student.task._begin(model, latents, key, False, MicroBatch())
         common = dict(prediction=model.prediction)
         end = diffusion.integrate(
             model.denoiser(conditioning, sampler), model.process, diffusion.Euler(), grid, start, **common
         )
-        keys = jax.random.split(jax.random.split(key)[0], 2)
+        keys = MicroBatch().keys(jax.random.split(key)[0], 2)
         return model.statistics.restore(end), model.sample(student.task.grid, conditioning, keys, sampler)
 
     end, drawn = both()
@@ -192,7 +194,7 @@ def test_given_frames_are_those_of_the_clip_at_time_0(student):
         return
     model = student.modules(0)["generator"].generator
     latents = jax.random.normal(jax.random.key(0), (32, *student.task.grid.shape, model.channels))
-    grid, start = student.task._begin(model, latents, jax.random.key(3), True)
+    grid, start = student.task._begin(model, latents, jax.random.key(3), True, MicroBatch())
     given = np.asarray(grid[0] == 0)
     assert grid.shape == (3, 32, 3) and 0.2 < given.any(axis=1).mean() < 0.8 and not given.all(axis=1).any()
     np.testing.assert_array_equal(np.asarray(start)[given], np.asarray(model.statistics.normalise(latents))[given])
@@ -233,7 +235,7 @@ def test_teachers_of_another_kind_are_refused():
 def test_a_run_needs_its_teacher_and_takes_its_text(tmp_path, student):
     if student.group != "generator":
         return
-    assert text_tokenizer(student.config, tmp_path / "run").length == 6
+    assert new_text_tokenizer(student.config, build_source(student.config, "train")).length == 6
     config = generator_config("distill")
     (tmp_path / "export").symlink_to(student.folder / "teacher")
     config.tokenizer.checkpoint = ""

@@ -252,3 +252,34 @@ def test_starting_again_and_again_after_a_fault_pushes_no_good_checkpoint_out(tm
         checkpoints.save(step, state(step), {"position": 8 * step})
     checkpoints.close()
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {6, 7}
+
+
+CLOCK = """
+import sys, time
+real, offset = time.time, [0.0]
+time.time = lambda: real() + offset[0]
+import jax.numpy as jnp
+from etils import epath
+from videogen.training.checkpoints import Checkpoints, KeepLastAndBest
+from videogen.training.metrics import MetricsWriter
+
+workdir, months = epath.Path(sys.argv[1]), 30 * 86400.0 * int(sys.argv[2])
+workdir.mkdir()
+writer, checkpoints = MetricsWriter(workdir, 0), Checkpoints(workdir, KeepLastAndBest(9))
+for step in range(1, 6):
+    writer.write(step, {"train/loss": 1.0})
+    checkpoints.save(step, {"kernel": jnp.full((500, 500), step)}, {"position": step})
+    offset[0] += months * (step % 2)
+    checkpoints.wait()
+checkpoints.close()
+writer.close()
+assert {2, 4} <= set(Checkpoints(workdir, read_only=True).steps)
+"""
+
+
+@pytest.mark.parametrize("months", [-3, 3])
+def test_a_clock_that_jumps_by_months_costs_at_most_the_save_under_way(tmp_path, run_python, months):
+    script = tmp_path / "clock.py"
+    script.write_text(CLOCK)
+    done = run_python([script, tmp_path / "run", str(months)], devices=1, timeout=60)
+    assert done.returncode == 0, done.stderr

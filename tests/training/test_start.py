@@ -198,3 +198,12 @@ def test_published_and_other_configs_pass():
     for size in ("debug", "small", "paper"):
         check_config(phenaki.get_config(f"stage=generator,size={size}"))
         check_config(magvit2.get_config(f"stage=tokenizer,size={size}"))
+
+
+def test_what_small_clips_cannot_be_measured_by_is_left_out_with_a_word(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run = train(tiny(**{"data.clip.height": 8, "data.clip.width": 12}), tmp_path)
+    assert "clips of 8x12 pixels are too small for ssim: left out" in caplog.text
+    (record,) = [r for r in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "eval/psnr" in r]
+    assert "eval/ssim" not in record and "eval/gradient_sharpness" in record
+    assert int(run.state["step"]) == 1

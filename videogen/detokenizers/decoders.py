@@ -144,8 +144,6 @@ class DiffusionDecoder(ConditionedDecoder):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if steps < 1:
-            raise UserError(f"decoding takes at least 1 diffusion step, got {steps}")
         self.process = VariancePreserving("cosine", noise_steps)
         self.law = diffusion.build("law", law or {"name": "uniform"})
         self.solver = diffusion.build("solver", solver or {"name": "ddim"})

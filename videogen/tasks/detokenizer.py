@@ -28,6 +28,8 @@ class DetokenizerTask(TokenizerTask):
 
     def __init__(self, config: Any):
         super().__init__(config)
+        # The codebook is the frozen tokenizer's and stays as it is.
+        del self.updates[self.group]
         # Only its arithmetic is used here; the weights are a frozen module.
         self.tokenizer = nnx.eval_shape(self._build_tokenizer)
         clip = config.data.clip
@@ -71,7 +73,7 @@ class DetokenizerTask(TokenizerTask):
         batches = list(batches)
         own = TokenizerTask.score(modules["tokenizer"], batches)
         values = super().evaluate(modules, batches, seed)
-        return values | {f"{DETERMINISTIC}_{name}": own[name] for name in FIDELITY}
+        return values | {f"{DETERMINISTIC}_{name}": own[name] for name in FIDELITY if name in own}
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
         """Originals beside what the frozen tokenizer's own decoder and the de-tokenizer make of the same codes."""

@@ -318,8 +318,11 @@ class GeneratorTask(Task):
             live = {name: nnx.merge(graphs[name], states[name]) for name in graphs}
             return self.generator_loss(live, batch, key, jnp.zeros((), jnp.int32), train=False)[1].metrics
 
-        scores = [score(states, batch, jax.random.fold_in(jax.random.key(seed), i)) for i, batch in enumerate(batches)]
-        return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+        scores, clips = [], []
+        for i, batch in enumerate(batches):
+            scores.append(score(states, batch, jax.random.fold_in(jax.random.key(seed), i)))
+            clips.append(len(jax.tree.leaves(batch)[0]))
+        return {name: float(np.average([s[name] for s in scores], weights=clips)) for name in scores[0]}
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
         """One clip for each of the first clips, of its caption, label and given frames, beside that clip.

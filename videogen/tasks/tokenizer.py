@@ -16,6 +16,7 @@ from videogen import losses, tokenizers
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
+from videogen.evaluation.metrics import SSIM_WINDOW
 from videogen.nn import MicroBatch, draw, example_keys
 from videogen.parallel import on_host
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
@@ -39,6 +40,14 @@ NOISE_STREAM = 1 << 16
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
+
+SMALLEST = {"ssim": SSIM_WINDOW, "gradient_sharpness": 2}
+"""Metric -> the fewest rows and columns it can be taken of; where clips have fewer it is left out."""
+
+
+def measurable(height: int, width: int) -> list[str]:
+    """Names in ``FIDELITY`` of what can be measured of clips of this size."""
+    return [name for name in FIDELITY if min(height, width) >= SMALLEST.get(name, 1)]
 
 DISCRIMINATORS = ("frame", "clip", "transformer")
 """What the discriminator judges: one random frame of each clip, or the clip, by convolutions or by a transformer."""
@@ -73,6 +82,10 @@ class TokenizerTask(Task):
         self.weights, self.watch = config.losses, UsageWatch()
         self.losses, self.active = {self.group: self.tokenizer_loss}, {}
         self.updates = {self.group: self._update_quantizer}
+        clip = config.data.clip
+        if left_out := set(FIDELITY) - set(measurable(clip.height, clip.width)):
+            size = f"{clip.height}x{clip.width}"
+            logging.info("clips of %s pixels are too small for %s: left out", size, ", ".join(sorted(left_out)))
         judged = self.weights.adversarial.get("discriminator", "frame")
         if judged not in DISCRIMINATORS:
             raise UserError(f"unknown discriminator {judged!r}{near_matches(judged, DISCRIMINATORS)}")
@@ -444,4 +457,5 @@ def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[
     video = to_video(pixels)
     latents, _, _, statistics = model.bottleneck(model.encode(video))
     rebuilt, original = to_unit(model.decode(latents, **decoding)), to_unit(video)
-    return {name: metric(rebuilt, original) for name, metric in FIDELITY.items()}, statistics["counts"]
+    names = measurable(*video.shape[2:4])
+    return {name: FIDELITY[name](rebuilt, original) for name in names}, statistics["counts"]

@@ -8,7 +8,6 @@ its arrays; one that fails them is passed over for the one before.
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import TimeoutError as NotYet
 from typing import Any
 
 import jax
@@ -154,12 +153,25 @@ class Checkpoints:
         with self._writing():
             try:
                 self._pending.result(timeout)
-            except NotYet:
+            except TimeoutError:
+                if timeout is None:
+                    self._give_up()
                 return
             if jax.process_index() == 0:
                 directory = self.directory / str(self._unfinished)
                 (directory / SIZES).write_text(json.dumps(_file_sizes(directory)))
         self._pending = self._unfinished = None
+
+    def _give_up(self) -> None:
+        """Forgets a save that Orbax says took too long: it asks the clock on the wall, which has jumped.
+
+        Whether a run stands still is the watchdog's business. The run goes on, and its next checkpoint is due as ever.
+        """
+        logging.warning("the checkpoint of step %d was not finished: the clock has jumped", self._unfinished)
+        self._pending, self._unfinished = None, None
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
+        self._checkpointer = self._open()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
