@@ -58,7 +58,7 @@ def run(config: dict, count: int):
         return [one(*pair, i) for i, pair in enumerate(pairs)]
 
     known = jax.tree.map(lambda *means: sum(means) / count, *[means for *_, means in parts(None)])
-    values, gradients, results, _ = zip(*parts(known), strict=True)
+    values, gradients, results, _ = zip(*parts(known if count > 1 else None), strict=True)
     sums = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [r.update_sums for r in results])
     before = jax.tree.map(jnp.array, nnx.state(quantizer))
     quantizer.update(sums, jax.tree.map(lambda *x: jnp.concatenate(x), *[r.candidates for r in results]), key)

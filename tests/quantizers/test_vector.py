@@ -298,3 +298,9 @@ def test_candidates_carry_the_squared_error_of_their_code():
     expected = np.sum((np.asarray(z) - np.asarray(quantized.latents)) ** 2, -1).reshape(-1)
     np.testing.assert_allclose(quantized.candidates["error"], expected, rtol=1e-5)
     np.testing.assert_array_equal(quantized.candidates["latents"], z.reshape(-1, WIDTH))
+
+
+def test_without_restarts_no_latents_are_kept():
+    quantized = make(restart_threshold=0.0)(latents(), train=True)
+    assert quantized.candidates == {} and set(quantized.update_sums) == {"counts", "latents"}
+    assert make(codebook_update="gradient")(latents(), train=True).update_sums == {}

@@ -51,8 +51,7 @@ class MicroBatch:
     def rows(self, sampler: Callable[[int], Array], size: int) -> Array:
         """Of ``sampler(examples)`` for the whole batch the rows of the ``size`` examples at hand, where draws depend on
         one another, such as strata."""
-        drawn = sampler(self.count * size)
-        return drawn if self.count == 1 else jax.lax.dynamic_slice_in_dim(drawn, self.number * size, size)
+        return jax.lax.dynamic_slice_in_dim(sampler(self.count * size), self.number * size, size)
 
     def mean(self, value: Any) -> Any:
         """A pytree of means over these examples -> means over the whole batch, with the gradient of these examples.
