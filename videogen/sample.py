@@ -80,10 +80,10 @@ def main() -> None:
     check_flags()
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
     check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
-    check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load(CHECKPOINT.value)
+    check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     compared = None
     if loaded.text is not None and not (prompts or labels or TASK.value):
         raise UserError("nothing to draw: give --prompt, or --task with --video")

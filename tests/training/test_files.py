@@ -12,7 +12,7 @@ from tests.training_configs import tiny
 from videogen.data.clip import Clip
 from videogen.data.video_io import read_fitted, read_video, write_video
 from videogen.errors import UserError
-from videogen.training.files import decode, encode
+from videogen.training.files import decode, encode, sample
 from videogen.training.loading import load
 from videogen.training.loop import train
 
@@ -90,3 +90,13 @@ def test_mistakes_are_one_line_each(root, tmp_path):
         videogen.decode(loaded, tmp_path / "other.npz", tmp_path / "x.mp4")
     with pytest.raises(UserError, match="videos are written to .mp4, .gif, .png, .npz files"):
         videogen.decode(loaded, tmp_path / "other.npz", tmp_path / "x.avi")
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_drawing(root, tmp_path, run_command):
+    (tmp_path / "file").write_text("")
+    out = f"--out={tmp_path}/file/x.gif"
+    done = run_command("sample", f"--checkpoint={root}/runs/generator", "--prompt=a", out)
+    assert done.returncode == 2 and "--out: cannot write" in done.stderr and "drawing" not in done.stderr, done.stderr
+    with pytest.raises(UserError, match="is no run or export directory"):
+        sample(tmp_path / "none", tmp_path / "new" / "x.gif", ["a"])
+    assert not (tmp_path / "new").exists()

@@ -162,12 +162,11 @@ def test_prompts_are_read_from_a_file_a_line_each(tmp_path):
         read_prompts(str(tmp_path / "p.txt"))
 
 
-def test_an_out_that_cannot_be_written_is_refused_before_the_work(run_command, tmp_path):
-    (tmp_path / "file").write_text("")
-    done = run_command("sample", f"--checkpoint={tmp_path}/none", "--prompt=a", f"--out={tmp_path}/file/x.gif")
-    assert done.returncode == 2 and "--out: cannot write" in done.stderr, done.stderr
-    done = run_command("sample", f"--checkpoint={tmp_path}/none", "--prompt=a", "--count=2", f"--out={tmp_path}/x.gif")
+def test_one_file_for_several_videos_is_refused_before_the_work(run_command, tmp_path):
+    arguments = [f"--checkpoint={tmp_path}/none", "--prompt=a", "--count=2", f"--out={tmp_path}/d/x.gif"]
+    done = run_command("sample", *arguments)
     assert done.returncode == 2 and "holds one video, and 2 are drawn" in done.stderr
+    assert not (tmp_path / "d").exists()
 
 
 def test_drawing_shows_a_bar_over_the_windows(capsys):

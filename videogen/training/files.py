@@ -45,8 +45,8 @@ def encode(checkpoint: Checkpoint, video: epath.PathLike, out: epath.PathLike) -
     """
     if epath.Path(out).suffix != ".npz":
         raise UserError(f"codes are written to a .npz file, not to {out}")
-    check_writable(out, "out")
     loaded = _loaded(checkpoint)
+    check_writable(out, "out")
     frames, fps = read_fitted(video, sample_clip(loaded.config))
     coded = _long(loaded).encode(frames[None].astype(np.float32) / 127.5 - 1.0)[0]
     content = io.BytesIO()
@@ -72,8 +72,8 @@ def decode(checkpoint: Checkpoint, codes: epath.PathLike, out: epath.PathLike) -
     out = epath.Path(out)
     if out.suffix not in WRITERS:
         raise UserError(f"videos are written to {', '.join(WRITERS)} files, not to {out}")
-    check_writable(out, "out")
     loaded = _loaded(checkpoint)
+    check_writable(out, "out")
     try:
         arrays = np.load(io.BytesIO(read_file(codes)), allow_pickle=False)
         coded, frames, fps, made_by = (arrays[key] for key in KEYS)
@@ -113,8 +113,8 @@ def sample(
       The videos.
     """
     check_single(out, count * (1 if story else max(len(prompts), len(labels), 1)))
-    check_writable(out, "out", directory=epath.Path(out).suffix not in WRITERS)
     loaded, told = _loaded(checkpoint), {"seed": seed, "labels": labels, "story": story, "sampler": sampler}
+    check_writable(out, "out", directory=epath.Path(out).suffix not in WRITERS)
     videos = draw_videos(loaded, prompts, count=count, **told, **asked)
     write_samples(out, videos, prompts, loaded, scale=scale, asked={"count": count, **asked}, **told)
     return videos
