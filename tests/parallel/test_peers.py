@@ -95,6 +95,20 @@ def test_the_death_of_process_0_is_named_although_it_carries_the_notes(start):
 
 
 @pytest.mark.slow
+def test_a_frozen_process_0_is_named(start):
+    frozen, survivor = start("wait", "wait")
+    time.sleep(1)
+    frozen.popen.send_signal(signal.SIGSTOP)
+    try:
+        code, errors = survivor.end()
+    finally:
+        frozen.popen.send_signal(signal.SIGCONT)
+    host = socket.gethostname()
+    message = f"process 0 ({host}) died: no sign of life for 3 s; process 1 ({host}) stops after step 7"
+    assert code == 1 and errors.strip().splitlines()[-1] == f"error: {message}"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("leaver", [0, 1])
 def test_who_leaves_says_why_and_the_other_logs_its_stack(start, leaver):
     processes = start(*("leave" if index == leaver else "wait" for index in range(2)))
