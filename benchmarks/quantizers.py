@@ -90,6 +90,7 @@ def ours(quantizer: quantizers.Quantizer, z: np.ndarray) -> Callable[[], None]:
         live = nnx.merge(graph, params, rest)
         quantized = live(z, key=key, train=True)
         value = jnp.mean(quantized.latents**2) + sum(quantized.losses.values())
+        live.update(*jax.lax.stop_gradient((quantized.update_sums, quantized.candidates)), key)
         return value, nnx.to_pure_dict(nnx.state(live, nnx.Not(nnx.Param)))
 
     step = jax.jit(jax.grad(loss, argnums=(0, 2), has_aux=True))

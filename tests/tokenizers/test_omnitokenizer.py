@@ -180,7 +180,7 @@ def test_a_temporal_window_bounds_what_a_latent_depends_on():
     ("changes", "message"),
     [
         ({"encoder_spatial": "tx"}, "unknown spatial layer 'x'.*w \\(windows\\)"),
-        ({"window": 0}, "need a window of at least 1"),
+        ({"window": 0}, "window of tokenizer .* at least 1"),
         ({"temporal_window": -1}, "temporal_window must be"),
         ({"spatial_positions": "rope"}, "unknown spatial positions 'rope'"),
         ({"quantizer": {"name": "gausian", "width": 4}}, "did you mean 'gaussian'"),
