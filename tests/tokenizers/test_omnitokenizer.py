@@ -181,7 +181,7 @@ def test_a_temporal_window_bounds_what_a_latent_depends_on():
     [
         ({"encoder_spatial": "tx"}, "unknown spatial layer 'x'.*w \\(windows\\)"),
         ({"window": 0}, "window of tokenizer .* at least 1"),
-        ({"temporal_window": -1}, "temporal_window must be"),
+        ({"temporal_window": -1}, "temporal_window of tokenizer .* at least 0"),
         ({"spatial_positions": "rope"}, "unknown spatial positions 'rope'"),
         ({"quantizer": {"name": "gausian", "width": 4}}, "did you mean 'gaussian'"),
     ],
