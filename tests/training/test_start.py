@@ -20,6 +20,7 @@ from videogen.training.checks import building, check_config
 from videogen.training.loading import load
 from videogen.training.loop import train
 from videogen.training.start import prepare
+from videogen.training.workdir import say_changed_data
 
 
 def files(directory: Path) -> list[str]:
@@ -207,3 +208,29 @@ def test_what_small_clips_cannot_be_measured_by_is_left_out_with_a_word(tmp_path
     (record,) = [r for r in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "eval/psnr" in r]
     assert "eval/ssim" not in record and "eval/gradient_sharpness" in record
     assert int(run.state["step"]) == 1
+
+
+def test_changed_data_are_said(tmp_path, caplog):
+    from videogen.data.video_folder import VideoFolderSource
+    from videogen.training.inputs import clip_of
+
+    videos, run = tmp_path / "videos", epath.Path(tmp_path / "run")
+    videos.mkdir()
+    run.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (videos / name).write_bytes(b"1")
+
+    def start() -> str:
+        caplog.clear()
+        source = VideoFolderSource(clip=clip_of(tiny()), seed=0, split="train", path=str(videos), holdout=0.0)
+        say_changed_data(run, source.contents(), len(source))
+        return caplog.text
+
+    assert start() == start() == ""
+    (videos / "b.mp4").write_bytes(b"22")
+    assert "have changed since the last start (2 samples then, 2 now)" in start()
+    (videos / "c.mp4").write_bytes(b"3")
+    assert "(2 samples then, 3 now)" in start()
+    assert start() == ""
+    (run / "data.json").write_text("[")
+    assert start() == ""

@@ -70,6 +70,10 @@ class Source:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def contents(self) -> str:
+        """A word that changes where what the source holds does, so that a resumed run can say so."""
+        return str(len(self))
+
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Reads sample ``index``; ``rng`` decides what is random about the reading (window, crop).
 

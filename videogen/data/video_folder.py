@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,11 @@ class VideoFolderSource(Source):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def contents(self) -> str:
+        """The hash of the names and sizes of all files, in order."""
+        entries = "\n".join(f"{file} {file.stat().st_size}" for file in self._files)
+        return hashlib.sha256(entries.encode(errors="surrogateescape")).hexdigest()
 
     @functools.cached_property
     def fps(self) -> float | None:

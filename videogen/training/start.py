@@ -41,7 +41,14 @@ from videogen.training.state import (
 from videogen.training.step import jit_train_step
 from videogen.training.stops import storage_errors
 from videogen.training.warm_start import Weights, starting_weights
-from videogen.training.workdir import Earlier, claim_workdir, complete_config, earlier_start, say_new_rates
+from videogen.training.workdir import (
+    Earlier,
+    claim_workdir,
+    complete_config,
+    earlier_start,
+    say_changed_data,
+    say_new_rates,
+)
 
 EVAL_BATCHES = 2
 """Batches of ``data.eval_batch_size`` held-out clips that an evaluation during training uses."""
@@ -98,6 +105,7 @@ class Start:
             yield
 
     def _save(self) -> None:
+        say_changed_data(self.workdir, self.source.contents(), len(self.source))
         if self.earlier.step is None and self.text is not None:
             save_text_tokenizer(self.text, self.workdir)
         if not self.earlier.same or not holds_frozen(self.task, self.workdir):

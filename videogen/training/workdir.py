@@ -1,5 +1,6 @@
 """A run's directory: the config it is run with, checked against an earlier start."""
 
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -9,13 +10,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from videogen import tasks
-from videogen.configuration import differences, load_config, remote_errors, save_config, take_data
+from videogen.configuration import differences, load_config, remote_errors, replace_text, save_config, take_data
 from videogen.errors import UserError
 from videogen.training.checkpoints import latest_step
 from videogen.training.checks import check_config
 from videogen.training.loading import CONFIG, MODEL, load
 from videogen.training.optimizers import learning_rate
 from videogen.training.stops import storage_errors
+
+DATA = "data.json"
+"""In the run directory: what the training source held at the last start."""
 
 FREE_KEYS = (
     "steps",
@@ -135,6 +139,29 @@ def say_new_rates(earlier: Earlier, config: Any, groups: Iterable[str]) -> None:
                 "(--config.optimizer.%s.horizon=%d keeps it)",
                 *(group, *rates, earlier.step, horizons[1], horizons[0], group, horizons[0]),
             )
+
+
+def say_changed_data(workdir: epath.Path, contents: str, samples: int) -> None:
+    """Says where the training data are not those of the last start, and notes the present ones.
+
+    Args:
+      workdir: the run directory.
+      contents: ``Source.contents`` of the training source.
+      samples: how many it has.
+    """
+    path, present = workdir / DATA, {"contents": contents, "samples": samples}
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = present
+    if before != present:
+        logging.warning(
+            "the training data have changed since the last start (%s samples then, %d now): the run goes on with them, "
+            "and is no longer the run that it would have been",
+            before.get("samples") if isinstance(before, dict) else "?",
+            samples,
+        )
+    replace_text(path, json.dumps(present) + "\n")
 
 
 def claim_workdir(config: Any, workdir: epath.Path) -> None:
