@@ -1,13 +1,13 @@
 """Next Block Prediction (Ren et al., 2025): semi-autoregressive generation, a row of codes at a time.
 
-    --config=configs/nbp.py:stage=tokenizer|generator,size=debug|small|paper,model=700M|1.2B|3B
+    --config=configs/nbp.py:stage=tokenizer|generator,size=debug|small|paper,model=700M|1.2B|3B,block=row|token
 
 The tokenizer is a causal convolutional one with finite scalar quantization (the paper's is MAGVIT-v2's network, about
-370M parameters, 64,000 codes); at ``debug`` it is the C-ViViT of ``configs/phenaki.py``, whose codes a short run
-learns. The generator walks along blocks ``--config.model.block=(time,height,width)``; ``(1, 1, 1)`` is next-token
-prediction. ``paper`` is frame prediction on Kinetics-600 (section 4: five frames given, 12 to come), at the size
-``model=``; with a text or a class instead, nothing is given and the first block is drawn token by token
-(--config.model.start=tokens --config.model.given=0).
+370M parameters, 64,000 codes); at ``debug`` it is the C-ViViT of ``configs/phenaki.py`` with more codes. The generator
+walks along blocks ``--config.model.block=(time,height,width)``, by default rows of codes; ``block=token`` is next-token
+prediction, which ``make quickstart`` trains at ``debug``. ``paper`` is frame prediction on Kinetics-600 (section 4:
+five frames given, 12 to come), at the size ``model=``; with a text or a class instead, nothing is given and the first
+block is drawn token by token (--config.model.start=tokens --config.model.given=0).
 
 What differs from the paper at ``paper``: the tokenizer is judged by MAGVIT-v2's discriminator instead of a PatchGAN;
 how it weighs L1 and L2 was not found, and here it is L2 alone; its Adam has MAGVIT-v2's momentum.
@@ -35,15 +35,26 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
+    sizes = ("debug", "small", "paper")
+    chosen = parse_argument(argument, stage=STAGES, size=sizes, model=tuple(MODELS), block=("row", "token"))
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
-    return generator(chosen["size"], chosen["model"])
+    config = generator(chosen["size"], chosen["model"])
+    if chosen["block"] == "token":
+        config.model.block = (1, 1, 1)
+    return config
 
 
 def tokenizer(size: str) -> ConfigDict:
     if size == "debug":
-        return phenaki.tokenizer(size)
+        config = phenaki.tokenizer(size)
+        # Next-token prediction learns codes of context, of which fewer patches need more: 4 dB above those of phenaki.
+        config.model.encoder_layers = (1, 1)
+        config.model.quantizer.update({"size": 512, "restart_threshold": 0.02})
+        config.optimizer.tokenizer = optimizer(
+            "muon", learning_rate=1e-2, adam_share=0.2, warmup=30, final=0.02, weight_decay=0.0
+        )
+        return config
     config = magvit2.tokenizer(size)
     config.model.quantizer = ConfigDict({"name": "fsq", "levels": levels(size)})
     if size == "paper":

@@ -95,8 +95,9 @@ def test_fsdp_holds_no_full_copy_of_the_parameters(run_python):
     report = json.loads(done.stdout.splitlines()[-1])
     # Nowhere in the step or in the initialisation is a stacked parameter (or its gradient, or a moment) whole, ...
     assert report["sharded"] >= 6 and report["whole"] == []
-    # ... what the step works with beside its shards is less than the parameters, activations included, ...
-    assert report["temporary"] < report["parameters"] / 2
+    # ... what the step works with beside its shards is less than the parameters, activations included, and a shard of
+    # the changes, all of which are known to be finite before anything is written, ...
+    assert report["temporary"] < report["parameters"] * (1 / 2 + 1 / 8)
     assert report["state_shards"] < report["arguments"] < report["state_shards"] + report["frozen"]
     # ... and the parameters are created in their shards.
     assert report["start_output"] == pytest.approx(report["state_shards"], rel=0.01)
