@@ -139,7 +139,7 @@ def test_prompts_of_a_story_that_have_no_window_are_named(monkeypatch, caplog):
     loaded = types.SimpleNamespace(
         generator=lambda sampler: generator, text=types.SimpleNamespace(encode=encode, is_cut=lambda prompt: False)
     )
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="absl"):
         sampling.draw_videos(loaded, ["a", "b", "c", "d", "e"], seed=0, story=True, frames=9)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2 and all("not used" in line for line in said)

@@ -62,7 +62,7 @@ def test_attention_goes_by_windows_that_are_exact_inside(name):
 
 @pytest.mark.parametrize("name", ["cvivit", "convolutional"])
 def test_a_video_of_any_length_takes_two_programs_in_each_direction(name, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         videos = long_of(name)
     assert ("sees the whole past" in caplog.text) == (name in UNBOUNDED)
     for frames in (3, videos.frames, 40, 77):

@@ -108,7 +108,7 @@ def test_several_windows_are_drawn_from_each_video_and_more_clips_than_there_are
         write_video(tmp_path / "clips" / f"{i}.mp4", video, fps=clip.fps)
     run = tokenizer_run(tmp_path, tasks.build(config))
     source = {"name": "video_folder", "path": str(tmp_path / "clips"), "holdout": 0.0}
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="absl"):
         assert write_token_cache(run, tmp_path / "cache", source, clips=99, batch_size=4, windows=3) == 6
     assert "99 clips were asked for: the source has 2 samples, of each of which 3 windows are drawn" in caplog.text
     cache = data.build({"name": "tokens", "path": str(tmp_path / "cache")}, clip=clip, seed=0, split="train")

@@ -107,7 +107,7 @@ def test_a_run_is_not_trained_into_an_export(exported):
 
 
 def test_what_a_start_reads_twice_is_said_once(run, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         for _ in range(2):
             load(run)
     assert caplog.text.count("restored step 1 from") <= 1

@@ -109,7 +109,7 @@ def test_how_long_a_run_will_take_is_said_once_from_its_first_steps(monkeypatch,
     clock = iter(1000.0 + seconds * i for i in range(10_000))
     progress = Progress(steps, 0)
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         for _ in range(50):
             progress.update(1, 1, 0.0)
     progress.close()

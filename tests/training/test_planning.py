@@ -7,7 +7,7 @@ from configs import phenaki
 from videogen.errors import UserError
 from videogen.parallel import make_mesh
 from videogen.parallel.topology import parse_topology
-from videogen.training.inputs import build_pipeline, build_source, text_tokenizer
+from videogen.training.inputs import build_pipeline, build_source, new_text_tokenizer
 from videogen.training.plan_search import (
     COMPILED,
     Survey,
@@ -26,7 +26,7 @@ def test_abstract_batch_is_what_the_pipeline_gives(tmp_path):
     config.data.image_batch_size = 4
     complete_for_planning(config)
     source = build_source(config, "train")
-    pipeline = build_pipeline(config, source, text_tokenizer(config, tmp_path, source), 0, make_mesh({"data": -1}))
+    pipeline = build_pipeline(config, source, new_text_tokenizer(config, source), 0, make_mesh({"data": -1}))
     try:
         batch = next(pipeline)
     finally:

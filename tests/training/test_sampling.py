@@ -78,7 +78,7 @@ def test_pictures_are_given_first_frames_whatever_their_size(tmp_path):
 
 def test_each_cut_prompt_is_named(caplog):
     absl_logging.get_absl_logger().propagate = True
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="absl"):
         assert encode_prompts(loaded(), ["short", "much too long", "longer still"])["text_ids"].shape == (3, 8)
     said = [record.getMessage() for record in caplog.records]
     assert said == [

@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 def test_a_run_without_a_checkpoint_takes_a_corrected_config(finished, tmp_path, caplog):
     workdir = epath.Path(tmp_path)
     (workdir / "config.json").write_text((finished / "config.json").read_text())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         start = prepare(tiny(**{"model.mlp_width": 32}), workdir)
     assert "holds no checkpoint yet" in caplog.text
     with start.claimed():
@@ -96,13 +96,13 @@ def test_a_run_with_a_checkpoint_refuses_other_settings_and_says_what_helps(fini
 
 
 def test_other_steps_move_the_learning_rate_which_is_said_with_the_horizon(finished, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         prepare(tiny(steps=41), epath.Path(finished))
     # The peak is 1.5e-3; a schedule of one step has ended at 2 % of it.
     assert "the learning rate of tokenizer goes from 3e-05 to 0.0015 at step 1" in caplog.text
     assert "its schedule now ends at step 41, not 1 (--config.optimizer.tokenizer.horizon=1 keeps it)" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         prepare(tiny(**{"steps": 41, "optimizer.tokenizer.horizon": 1}), epath.Path(finished))
     assert "learning rate" not in caplog.text
 
@@ -161,10 +161,10 @@ with locked(epath.Path({str(tmp_path)!r})):
         pass
     process.kill()
     process.wait()
-    with caplog.at_level(logging.INFO), locked(epath.Path(tmp_path)):
+    with caplog.at_level(logging.INFO, logger="absl"), locked(epath.Path(tmp_path)):
         assert f"was left without a word by process {process.pid}" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO), locked(epath.Path(tmp_path)):
+    with caplog.at_level(logging.INFO, logger="absl"), locked(epath.Path(tmp_path)):
         assert caplog.text == "" and json.loads((tmp_path / LOCK).read_text())["pid"]
     assert (tmp_path / LOCK).read_text() == ""
 
@@ -202,7 +202,7 @@ def test_published_and_other_configs_pass():
 
 
 def test_what_small_clips_cannot_be_measured_by_is_left_out_with_a_word(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         run = train(tiny(**{"data.clip.height": 8, "data.clip.width": 12}), tmp_path)
     assert "clips of 8x12 pixels are too small for ssim: left out" in caplog.text
     (record,) = [r for r in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "eval/psnr" in r]

@@ -79,7 +79,7 @@ def changed(new: dict, old: dict) -> set[str]:
 def test_equal_models_take_over_everything_but_step_and_optimizer(tmp_path, caplog):
     config = transformer()
     origin = write_run(tmp_path / "a", config)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         state, _, before = begin(tmp_path / "a", transformer(), tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, state["params"], origin["params"])
     jax.tree.map(np.testing.assert_array_equal, state["variables"], origin["variables"])
@@ -103,7 +103,7 @@ def test_averages_are_what_is_taken_over_where_there_are_any(tmp_path):
 
 def test_a_gaussian_head_replaces_the_codebook_and_nothing_else(tmp_path, caplog):
     origin = write_run(tmp_path / "a", transformer())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         state, _, before = begin(tmp_path / "a", transformer("kl"), tmp_path / "b")
     new, old = flat(state["params"]), flat(origin["params"])
     kept = {name for name in new if name in old and new[name].shape == old[name].shape}
@@ -125,7 +125,7 @@ def test_an_inflated_tokenizer_treats_images_as_the_image_run_does(tmp_path, cap
     image = load(tmp_path / "image").modules["tokenizer"]
     config = convolutional("tokenizer")
     assert config.start_from.inflate == "last"
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         state, structure, _ = begin(tmp_path / "image", config, tmp_path / "video", "last")
     video = structure.modules(state["params"], state["variables"])["tokenizer"]
     assert video.compression.time > image.compression.time == 1
@@ -139,7 +139,7 @@ def test_an_inflated_tokenizer_treats_images_as_the_image_run_does(tmp_path, cap
 def test_kernels_are_inflated_only_where_that_is_asked_for_and_tables_never(tmp_path, caplog):
     image = convolutional("image")
     write_run(tmp_path / "image", image)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         begin(tmp_path / "image", convolutional("tokenizer"), tmp_path / "video")
     assert "inflated:" not in caplog.text and "new: tokenizer.decoder" in caplog.text
     caplog.clear()
@@ -147,7 +147,7 @@ def test_kernels_are_inflated_only_where_that_is_asked_for_and_tables_never(tmp_
     write_run(tmp_path / "narrow", transformer())
     wider = transformer()
     wider.model.quantizer.width *= 2
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         begin(tmp_path / "narrow", wider, tmp_path / "wide", "last")
     assert "inflated:" not in caplog.text and "tokenizer.quantizer.codebook" in caplog.text.partition("new:")[2]
 

@@ -62,11 +62,14 @@ def test_a_stopped_process_is_no_stall():
 
 @pytest.fixture
 def termination():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    # A test run in the background is told to ignore some of them.
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    begun = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    kept = {number: signal.getsignal(number) for number in numbers}
     yield Termination
     for number, handler in kept.items():
         assert signal.getsignal(number) == handler
-        signal.signal(number, handler)
+        signal.signal(number, begun[number])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -94,6 +97,7 @@ def test_a_second_ctrl_c_ends_at_once():
     code = """
 import os, signal, time
 from videogen.training.faults import Termination
+signal.signal(signal.SIGINT, signal.default_int_handler)
 notice = Termination()
 os.kill(os.getpid(), signal.SIGINT)
 assert notice.due(1)

@@ -21,7 +21,7 @@ def tokenizer_of(tmp_path, **changes) -> epath.Path:
 def test_the_data_of_the_tokenizer_is_taken_and_said_in_one_line(tmp_path, caplog):
     config = phenaki.get_config("stage=generator")
     config.tokenizer.checkpoint = str(tokenizer_of(tmp_path))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         data_of_tokenizer(config, tmp_path / "run", ["data.clip.height"])
     assert config.data.source.path == "my_videos" and config.data.clip.frames == 9
     assert config.data.clip.height == 24 and config.data.clip.width == 16
