@@ -82,7 +82,7 @@ class Checkpoints:
         self._policy.unplanned = _read_unplanned(self.directory.parent / UNPLANNED)
         self._checkpointer = self._open()
 
-    def _open(self) -> ocp.training.Checkpointer | None:
+    def _open(self, clean_up: bool = True) -> ocp.training.Checkpointer | None:
         if self._read_only and not self.directory.exists():
             return None
         with storage_errors(self.directory, "choose another --workdir or make it writable", UserError):
@@ -90,7 +90,7 @@ class Checkpoints:
                 self.directory,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=self._policy,
-                cleanup_tmp_directories=not self._read_only,
+                cleanup_tmp_directories=clean_up and not self._read_only,
             )
 
     @property
@@ -171,7 +171,8 @@ class Checkpoints:
         self._pending, self._unfinished = None, None
         with contextlib.suppress(Exception):
             self._checkpointer.close()
-        self._checkpointer = self._open()
+        # Its thread may still be writing: what it leaves is removed at the next start, not under its hands.
+        self._checkpointer = self._open(clean_up=False)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
