@@ -1,9 +1,10 @@
 # Everything a newcomer or CI runs. Each target builds .venv when it is missing or setup.py has changed.
 #   make quickstart    train the debug system on two CPU cores and write runs/quickstart/report.html
-#   make test lint docs    what CI runs; these install the developers' tools too
+#   make test          the tests to run after every change; installs the developers' tools too
+#   make test-slow     trainings, kills, meshes and plans: what CI runs besides, with lint and docs
 #   make attacks       thousands of damaged files and wrong configs
 #   make quickstart WORKDIR=runs/other FLAGS="--set=tokenizer.steps=100"
-#   make test FLAGS="-m 'not slow and not attack'"
+#   make test FLAGS="-k quantizers"
 
 # The interpreter that .venv is made with; the first Python >= 3.11 with venv that is found unless given.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -14,13 +15,18 @@ CONFIG ?= configs/nbp.py:size=debug,block=token
 WORKDIR ?= runs/quickstart
 FLAGS =
 
-.PHONY: quickstart test attacks lint docs clean
+.PHONY: quickstart test test-slow attacks lint docs clean
 
 quickstart: .venv/.core
 	@.venv/bin/python launch/local.py --config=$(CONFIG) --workdir=$(WORKDIR) $(FLAGS)
 
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
 test: .venv/.dev
-	.venv/bin/python -m pytest -m 'not attack' -n 2 --dist loadfile --no-loadscope-reorder --durations=15 $(FLAGS)
+	$(PYTEST) -m 'not slow and not attack' $(FLAGS)
+
+test-slow: .venv/.dev
+	$(PYTEST) -m 'slow and not attack' $(FLAGS)
 
 attacks: .venv/.dev
 	.venv/bin/python -m pytest tests/attacks -n 2 $(FLAGS)

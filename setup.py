@@ -39,6 +39,8 @@ EXTRAS = {
     "dev": [
         "diffusers>=0.36",
         "import-linter>=2.5",
+        # Tests of plans compile for TPUs.
+        "jax[tpu]",
         "mkdocs-material>=9.6",
         "mkdocs>=1.6",
         "mkdocstrings[python]>=0.30",

@@ -21,7 +21,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from videogen.allocation import use_large_pages  # noqa: E402
+from videogen.environment import use_large_pages  # noqa: E402
 from videogen.training.checkpoints import Checkpoints, KeepLastAndBest, abstract_state  # noqa: E402
 
 MEGABYTES = flags.DEFINE_integer("megabytes", 400, "Size of the state (float32).", lower_bound=1)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import peer_packages  # noqa: E402
 from benchmarks.train_step import stepper  # noqa: E402
 from videogen import tokenizers  # noqa: E402
-from videogen.allocation import use_large_pages  # noqa: E402
+from videogen.environment import use_large_pages  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
 
 CALLS = flags.DEFINE_integer("calls", 5, "Timed calls of each.", lower_bound=3)

@@ -20,7 +20,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen import data  # noqa: E402
-from videogen.allocation import use_large_pages  # noqa: E402
+from videogen.environment import use_large_pages  # noqa: E402
 
 SOURCE = flags.DEFINE_string("source", "shapes", "Name of the data source.")
 PATH = flags.DEFINE_string("path", None, "Its path.")

@@ -26,7 +26,7 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen import quantizers  # noqa: E402
-from videogen.allocation import use_large_pages  # noqa: E402
+from videogen.environment import use_large_pages  # noqa: E402
 
 WIDTH = flags.DEFINE_integer("width", 64, "Width of the latents; bit codes have 13.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 5, "Timed steps.", lower_bound=1)

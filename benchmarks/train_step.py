@@ -24,8 +24,8 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen import generators, tokenizers  # noqa: E402
-from videogen.allocation import use_large_pages  # noqa: E402
 from videogen.conditioning import Conditioning, Tokens  # noqa: E402
+from videogen.environment import use_large_pages  # noqa: E402
 from videogen.shapes import Codes, TokenGrid  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
 

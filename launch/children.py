@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from videogen.allocation import LARGE_PAGES
+from videogen.environment import LARGE_PAGES
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -25,8 +25,9 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from launch.children import Children  # noqa: E402
-from launch.common import CONFIG, SET, WORKDIR, module_of, read_config, settings_of, stages_of  # noqa: E402
+from launch.common import CONFIG, SET, WORKDIR  # noqa: E402
 from launch.local_report import flatten, headline, report  # noqa: E402
+from launch.systems import module_of, read_config, settings_of, stages_of  # noqa: E402
 from videogen import app  # noqa: E402
 from videogen.configuration import replace_text, take_data  # noqa: E402
 from videogen.data import Clip, build  # noqa: E402

@@ -194,5 +194,3 @@ def report(stages: list["Stage"], metrics: dict[str, Any], workdir: Path, config
     path = workdir / "report.html"
     write_report(path, title(config), sections, [command_line(), *commands])
     return path
-
-

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from launch import common, local  # noqa: E402
+from launch import common, local, systems  # noqa: E402
 from videogen import app  # noqa: E402
 from videogen.configuration import replace_text  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
@@ -78,21 +78,21 @@ def plan(config: str, sweep: str, workdir: Path, settings: Sequence[str]) -> lis
     Raises:
       UserError: no such config, sweep, key or value; nothing has been started or written.
     """
-    module = common.module_of(config.partition(":")[0])
+    module = systems.module_of(config.partition(":")[0])
     sweeps = getattr(module, "SWEEPS", {})
     if sweep not in sweeps:
         raise UserError(f"unknown sweep {sweep!r}{near_matches(sweep, sweeps)}")
     stage = next((part[6:] for part in config.split(":")[-1].split(",") if part.startswith("stage=")), None)
     stages = getattr(module, "STAGES", None) or ("stage",)
     stage = stage or stages[0]
-    shared = common.settings_of(settings, stage, stages, {stage: common.read_config([f"--config={config}"])})
+    shared = systems.settings_of(settings, stage, stages, {stage: systems.read_config([f"--config={config}"])})
     variants = []
     for changes in sweeps[sweep]:
         arguments = [f"--config={config}", *shared]
         arguments += [f"--config.{key}={value}" for key, value in changes.items()]
         directory = workdir / ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
         command = [*local.COMMAND, "videogen.train", *arguments, f"--workdir={directory}"]
-        variants.append(Variant(changes, common.read_config(arguments).steps, directory, command))
+        variants.append(Variant(changes, systems.read_config(arguments).steps, directory, command))
     if len({variant.directory for variant in variants}) < len(variants):
         raise UserError(f"two variants of the sweep {sweep!r} are the same")
     return variants

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.processes import REPOSITORY, environment
+from videogen.environment import expect_no_tpu
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+expect_no_tpu()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # What tests compile runs for moments: compiled without optimisation it takes a third of the processor time.

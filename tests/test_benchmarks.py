@@ -17,7 +17,7 @@ BENCHMARKS = sorted(
 def test_a_script_starts_once_more_with_large_pages_unless_told_otherwise():
     script = (
         "import os, sys\n"
-        "from videogen.allocation import use_large_pages\n"
+        "from videogen.environment import use_large_pages\n"
         "use_large_pages()\n"
         "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:])\n"
     )

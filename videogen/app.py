@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from videogen.configuration import CHECKOUT, find_config, flatten
+from videogen.environment import expect_no_tpu
 from videogen.errors import UserError, near_matches
 from videogen.exits import BAD_INPUT, INTERRUPTED, STOPPED, exit_at_once
 
@@ -41,6 +42,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
       distributed: whether the command can be one of several processes of a job.
     """
     survive_closed_streams()
+    expect_no_tpu()
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

@@ -24,12 +24,12 @@ JOBSET = {"JAX_COORDINATOR_ADDRESS": "run-0:1234", "JAX_NUM_PROCESSES": "4", "JO
 
 @pytest.fixture
 def no_tpu(monkeypatch):
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(distributed, "tpu_chips", lambda: [])
 
 
 @pytest.fixture
 def tpu(monkeypatch):
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(distributed, "tpu_chips", lambda: ["/dev/accel0"])
     monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: object())
 
 

@@ -13,7 +13,7 @@ from configs import cdt, phenaki, videodit
 from videogen import data, diffusion, tasks
 from videogen.data.text import build_text_tokenizer
 from videogen.errors import UserError
-from videogen.nn import MicroBatch
+from videogen.nn import MicroBatch, named_key
 from videogen.training.inputs import build_source, new_text_tokenizer
 from videogen.training.loading import Loaded, export_safetensors, load
 from videogen.training.planning import abstract_run, complete_for_planning
@@ -181,7 +181,7 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
         end = diffusion.integrate(
             model.denoiser(conditioning, sampler), model.process, diffusion.Euler(), grid, start, **common
         )
-        keys = MicroBatch().keys(jax.random.split(key)[0], 2)
+        keys = MicroBatch().keys(named_key(key, "noise"), 2)
         return model.statistics.restore(end), model.sample(student.task.grid, conditioning, keys, sampler)
 
     end, drawn = both()

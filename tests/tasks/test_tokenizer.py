@@ -9,7 +9,7 @@ from flax import nnx
 from configs import phenaki
 from videogen import tasks
 from videogen.errors import UserError
-from videogen.nn import MicroBatch
+from videogen.nn import MicroBatch, named_key
 from videogen.training.state import new_state, split, structure_of
 from videogen.training.step import make_train_step
 
@@ -140,7 +140,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(config)
     graph, *state = nnx.split(modules["tokenizer"], nnx.Param, ...)
     params, rest = map(nnx.to_pure_dict, state)
     key, step = jax.random.key(1), jnp.zeros((), jnp.int32)
-    frame_key = MicroBatch().keys(jax.random.split(key, 3)[1], len(video))
+    frame_key = MicroBatch().keys(named_key(key, "frame"), len(video))
 
     def reconstruct(params):
         model = nnx.merge(graph, params, rest)

@@ -14,7 +14,7 @@ from videogen.detokenizers.networks import ContextDecoder, Denoiser, Grid
 from videogen.detokenizers.pyramid import Pyramid
 from videogen.diffusion import Heun, Step, UniformGrid, VariancePreserving, draw_times
 from videogen.errors import UserError
-from videogen.nn import MicroBatch, Stream, draw, example_keys
+from videogen.nn import MicroBatch, Stream, draw, example_keys, named_key
 from videogen.ranges import Count, Positive, Weight
 from videogen.shapes import Compression, Latents, Video
 
@@ -163,13 +163,15 @@ class DiffusionDecoder(ConditionedDecoder):
         )
 
     def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
-        micro, (time_key, noise_key) = micro or MicroBatch(), jax.random.split(key)
+        micro = micro or MicroBatch()
 
         def times(batch: int) -> Float[Array, "batch"]:
-            return draw_times(self.law, self.process, time_key, (batch,), shift=self.shift, stratified=True)
+            return draw_times(
+                self.law, self.process, named_key(key, "time"), (batch,), shift=self.shift, stratified=True
+            )
 
         time = micro.rows(times, len(video))
-        noisy = self.process.add_noise(video, micro.draw(jax.random.normal, noise_key, video.shape), time)
+        noisy = self.process.add_noise(video, micro.draw(jax.random.normal, named_key(key, "noise"), video.shape), time)
         return self.denoiser(noisy, time, self.context(latents))
 
     def decode(self, latents: Latents, *, steps: int | None = None) -> Video:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from videogen.detokenizers.pyramid import Down, FrameAttention, Grid, Pyramid, Residual, Up
 from videogen.errors import UserError
-from videogen.nn import Convolution, LayerNorm, Linear, Stream, checkpointed
+from videogen.nn import Convolution, LayerNorm, Linear, Stream, checkpointed, zeros
 from videogen.ranges import Count
 from videogen.shapes import Latents, Video
 
@@ -120,7 +120,6 @@ class Denoiser(nnx.Module):
         )
         self.ups = nnx.List([Up(w, stride, pyramid, **common) for w, stride in zip(widths, strides, strict=False)])
         self.norm = LayerNorm(widths[0], epsilon=1e-5, rngs=rngs)
-        zeros = nnx.initializers.zeros_init()
         self.output = Convolution(
             widths[0], channels, pyramid.edge_kernel, padding=pyramid.padding, initializer=zeros, **common
         )

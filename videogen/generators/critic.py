@@ -16,7 +16,17 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.errors import UserError
 from videogen.generators.heads import LevelEmbedding
-from videogen.nn import NORMS, Block, LearnedPositions, Linear, MicroBatch, Stack, rotary_angles, truncated_normal
+from videogen.nn import (
+    NORMS,
+    Block,
+    LearnedPositions,
+    Linear,
+    MicroBatch,
+    Stack,
+    named_key,
+    rotary_angles,
+    truncated_normal,
+)
 from videogen.ranges import Count, Natural, Weight
 from videogen.shapes import TokenGrid
 
@@ -129,7 +139,7 @@ class TokenCritic(nnx.Module):
         """
         micro = micro or MicroBatch()
         logits, conditioning = jax.lax.stop_gradient((logits, conditioning))
-        keys = [micro.keys(k, len(ids)) for k in jax.random.split(key, len(logits))]
+        keys = [micro.keys(named_key(key, f"level_{level}"), len(ids)) for level in range(len(logits))]
         draws = [jax.vmap(jax.random.categorical)(k, part) for k, part in zip(keys, logits, strict=True)]
         shown = jnp.where(drawn[..., None], jnp.stack(draws, axis=-1), ids)
         scores = self(shown, conditioning, exists)

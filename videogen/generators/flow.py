@@ -6,6 +6,7 @@ may be drawn frame after frame, in a pyramid or through a queue (``frame_queue``
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,10 +36,11 @@ from videogen.nn import (
     draw,
     lay_out,
     modulate,
+    named_key,
     patchify,
     rotary_angles,
-    split_keys,
     unpatchify,
+    zeros,
 )
 from videogen.shapes import Latents, TokenGrid
 
@@ -167,7 +169,6 @@ class FlowTransformer(nnx.Module):
         )
         self.norm = NORMS[norm](width, affine=False, rngs=rngs)
         self.norm_modulation = MODULATIONS[modulation](width, 2, rngs=rngs)
-        zeros = nnx.initializers.zeros_init()
         self.head = Linear(width, size, axes=("embed", None), initializer=zeros, rngs=rngs)
 
     sampler = FlowSampler
@@ -305,21 +306,21 @@ class FlowTransformer(nnx.Module):
         """
         micro, (batch, frames) = micro or MicroBatch(), latents.shape[:2]
         grid = TokenGrid(*latents.shape[1:4])
-        time_key, noise_key, prefix_key, drop_key, dropout_key = jax.random.split(key, 5)
         if train and self.condition_drop > 0:
-            conditioning = conditioning.drop(micro.draw(jax.random.uniform, drop_key, (batch,)) < self.condition_drop)
+            dropped = micro.draw(jax.random.uniform, named_key(key, "drop"), (batch,)) < self.condition_drop
+            conditioning = conditioning.drop(dropped)
         clean = self.statistics.normalise(latents)
-        noise = micro.draw(jax.random.normal, noise_key, clean.shape)
-        t = micro.rows(lambda size: self._draw_times(time_key, size, grid), batch)
+        noise = micro.draw(jax.random.normal, named_key(key, "noise"), clean.shape)
+        t = micro.rows(lambda size: self._draw_times(named_key(key, "time"), size, grid), batch)
         if self.frame_times:
             t = jnp.repeat(t, self.patch[0], axis=1)
         weight = diffusion.loss_weight(self.weighting, self.prediction, self.process, t)
         given = jnp.zeros((batch, 1), bool)
         if train and self.prefix_share > 0 and frames > self.patch[0]:
-            given = self.draw_given(micro.keys(prefix_key, batch), frames)
+            given = self.draw_given(micro.keys(named_key(key, "given"), batch), frames)
             t = jnp.where(given, 0.0, t if t.ndim == 2 else t[:, None])
         noisy = self.process.add_noise(clean, noise, t)
-        drop = micro.keys(dropout_key, batch) if train and self.dropout else None
+        drop = micro.keys(named_key(key, "dropout"), batch) if train and self.dropout else None
         value = self.predict(noisy, t, self.prepare(conditioning), key=drop)
         error = jnp.mean((value - self.process.target(self.prediction, clean, noise, t)) ** 2, axis=(2, 3, 4))
         weighted = (weight if weight.ndim == 2 else weight[:, None]) * error
@@ -335,10 +336,10 @@ class FlowTransformer(nnx.Module):
 
     def draw_given(self, keys: jax.Array, frames: int) -> Bool[Array, "batch time"]:
         """Which frames are given: of some examples the first ones, at least one and not all; a key for each example."""
-        some_keys, count_keys = split_keys(keys, 2)
         unit, batch = self.patch[0], keys.shape
-        count = unit * draw(lambda key, shape: jax.random.randint(key, shape, 1, frames // unit), count_keys, batch)
-        count = jnp.where(draw(jax.random.uniform, some_keys, batch) < self.prefix_share, count, 0)
+        counts = functools.partial(jax.random.randint, minval=1, maxval=frames // unit)
+        count = unit * draw(counts, named_key(keys, "count"), batch)
+        count = jnp.where(draw(jax.random.uniform, named_key(keys, "whether"), batch) < self.prefix_share, count, 0)
         return jnp.arange(frames) < count[:, None]
 
     # Sampling --------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from videogen.nn import (
     Stack,
     draw,
     example_keys,
+    named_key,
     parameter,
     rotary_angles,
     truncated_normal,
@@ -41,9 +42,6 @@ from videogen.shapes import Codes, TokenGrid
 
 LOSS_PLACES = ("masked", "corrupted", "all")
 """Where the loss is: at ``[MASK]``; also at codes of the given pixels (to be refined); also at codes that are kept."""
-
-CRITIC_STREAM = 1 << 16
-"""Folded into the key of a loss for the critic, so that nothing else depends on whether there is one."""
 
 
 def random_mask(
@@ -256,16 +254,16 @@ class MaskedTransformer(nnx.Module):
         ids = self.ids(codes.indices)
         batch, micro = ids.shape[0], micro or MicroBatch()
         exists = codes.mask if codes.mask is not None else jnp.ones(ids.shape[:2], bool)
-        ratio_key, mask_key, drop_key, dropout_key = jax.random.split(key, 4)
-        ratio = decay(self.training_schedule, micro.draw(jax.random.uniform, ratio_key, (batch,)))
-        corrupted = random_mask(micro.keys(mask_key, batch), ratio, exists)
+        ratio = decay(self.training_schedule, micro.draw(jax.random.uniform, named_key(key, "ratio"), (batch,)))
+        corrupted = random_mask(micro.keys(named_key(key, "mask"), batch), ratio, exists)
         if train and self.condition_drop > 0:
-            conditioning = conditioning.drop(micro.draw(jax.random.uniform, drop_key, (batch,)) < self.condition_drop)
+            dropped = micro.draw(jax.random.uniform, named_key(key, "drop"), (batch,)) < self.condition_drop
+            conditioning = conditioning.drop(dropped)
         logits = self.grid_logits(
             self.corrupt(ids, corrupted, given),
             conditioning,
             exists=codes.mask,
-            key=micro.keys(dropout_key, batch) if train and self.dropout else None,
+            key=micro.keys(named_key(key, "dropout"), batch) if train and self.dropout else None,
             given=given,
             corrupted=corrupted,
         )
@@ -292,7 +290,7 @@ class MaskedTransformer(nnx.Module):
         if self.critic is None:
             return loss, metrics
         flat = [part.reshape(batch, -1, part.shape[-1]) for part in levels_logits]
-        critic_key = jax.random.fold_in(key, CRITIC_STREAM)
+        critic_key = named_key(key, "critic")
         critic_loss, judged = self.critic.loss(true, flat, corrupted, conditioning, critic_key, codes.mask, micro)
         return loss + critic_loss, metrics | judged
 

@@ -4,6 +4,7 @@ Inside a block attention is bidirectional, between blocks causal, so a block is 
 code this is next-token prediction, with one block of the whole clip one-shot prediction.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,6 +35,7 @@ from videogen.nn import (
     LearnedPositions,
     MicroBatch,
     Stack,
+    named_key,
     parameter,
     rotary_angles,
     truncated_normal,
@@ -284,18 +286,18 @@ class NextBlockTransformer(nnx.Module):
             raise UserError("next-block prediction takes clips of full length")
         self.check_grid(codes.grid)
         ids, micro = self._sequence(codes), micro or MicroBatch()
-        drop_key, token_key, random_key, dropout_key = jax.random.split(key, 4)
         if train and self.condition_drop > 0:
             conditioning = conditioning.drop(
-                micro.draw(jax.random.uniform, drop_key, ids.shape[:1]) < self.condition_drop
+                micro.draw(jax.random.uniform, named_key(key, "drop"), ids.shape[:1]) < self.condition_drop
             )
         seen = ids
         if train and self.token_drop > 0:
             limits = jnp.array(self.vocabulary)
-            random_ids = micro.draw(lambda key, shape: jax.random.randint(key, shape, 0, limits), random_key, ids.shape)
-            dropped = micro.draw(jax.random.uniform, token_key, ids.shape[:2]) < self.token_drop
+            random_id = functools.partial(jax.random.randint, minval=0, maxval=limits)
+            random_ids = micro.draw(random_id, named_key(key, "random_ids"), ids.shape)
+            dropped = micro.draw(jax.random.uniform, named_key(key, "token_drop"), ids.shape[:2]) < self.token_drop
             seen = jnp.where(dropped[..., None], random_ids, ids)
-        dropout_keys = micro.keys(dropout_key, len(ids)) if train and self.dropout else None
+        dropout_keys = micro.keys(named_key(key, "dropout"), len(ids)) if train and self.dropout else None
         features = self.features(seen, conditioning, codes.grid, key=dropout_keys)
         targets = self._targets(ids)
         place = jnp.arange(ids.shape[1])[-targets.shape[1] :]

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError
-from videogen.nn import Convolution, Linear, blur_pool, parameter
+from videogen.nn import Convolution, Linear, blur_pool, lecun_normal, parameter, zeros
 from videogen.ranges import Count
 from videogen.shapes import Video
 
@@ -80,8 +80,8 @@ class Conv2D(nnx.Module):
     ):
         self.stride, self.padding, self.dtype = stride, padding, dtype
         shape, axes = (size, size, inputs, outputs), (None, None, "embed", None)
-        self.kernel = parameter(rngs, shape, axes, nnx.initializers.lecun_normal())
-        self.bias = parameter(rngs, (outputs,), (None,), nnx.initializers.zeros_init()) if bias else None
+        self.kernel = parameter(rngs, shape, axes, lecun_normal)
+        self.bias = parameter(rngs, (outputs,), (None,), zeros) if bias else None
 
     def __call__(self, x: Image) -> Image:
         kernel = self.kernel.get_value()

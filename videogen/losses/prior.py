@@ -19,7 +19,7 @@ from videogen.nn import (
     draw,
     example_keys,
     l2_normalize,
-    split_keys,
+    named_key,
 )
 from videogen.ranges import Count, Natural, Positive
 from videogen.schedules import ramp
@@ -101,13 +101,13 @@ class AutoregressivePrior(nnx.Module):
 
         A share ``ratio`` of the second round's vectors, never the first one, is drawn from the first round's logits.
         """
-        draw_keys, mix_keys = split_keys(example_keys(key, len(given)), 2)
+        keys = example_keys(key, len(given))
         first = self.logits(given, codebook)
-        ids = jax.vmap(jax.random.categorical)(draw_keys, jax.lax.stop_gradient(first))
+        ids = jax.vmap(jax.random.categorical)(named_key(keys, "ids"), jax.lax.stop_gradient(first))
         drawn = jax.lax.stop_gradient(codebook)[ids]
         # What was drawn at a place stands at the next one.
         drawn = jnp.concatenate([given[:, :1], drawn[:, :-1]], axis=1)
-        replaced = draw(lambda key, shape: jax.random.bernoulli(key, ratio, shape), mix_keys, given.shape[:2])
+        replaced = draw(jax.random.uniform, named_key(keys, "replaced"), given.shape[:2]) < ratio
         return first, self.logits(jnp.where(replaced[..., None], drawn, given), codebook)
 
     def __call__(

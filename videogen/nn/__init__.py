@@ -14,9 +14,21 @@ from videogen.nn.convolution import (
     repeat,
 )
 from videogen.nn.factorised import FactorisedStack
-from videogen.nn.linear import FULL, Embedding, Linear, next_key, parameter, truncated_normal
+from videogen.nn.linear import (
+    FULL,
+    Embedding,
+    Initializer,
+    Linear,
+    draw_by_name,
+    lecun_normal,
+    normal,
+    ones,
+    parameter,
+    truncated_normal,
+    zeros,
+)
 from videogen.nn.masks import BlockCausal, Causal, CausalWindow, Full, Mask, PrefixLM, Window, mask_array
-from videogen.nn.micro_batches import Mean, MicroBatch, draw, example_keys, split_keys, whole
+from videogen.nn.micro_batches import Mean, MicroBatch, draw, example_keys, named_key, split_keys, whole
 from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
 from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
@@ -54,6 +66,7 @@ __all__ = [
     "FirstFramePixels",
     "Full",
     "GroupNorm",
+    "Initializer",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
@@ -75,15 +88,19 @@ __all__ = [
     "convolve",
     "depthwise",
     "draw",
+    "draw_by_name",
     "dropout",
     "example_keys",
     "grid_of",
     "l2_normalize",
     "lay_out",
+    "lecun_normal",
     "mask_array",
     "merge_windows",
     "modulate",
-    "next_key",
+    "named_key",
+    "normal",
+    "ones",
     "parameter",
     "partition_windows",
     "patchify",
@@ -95,4 +112,5 @@ __all__ = [
     "truncated_normal",
     "unpatchify",
     "whole",
+    "zeros",
 ]

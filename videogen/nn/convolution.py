@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError, near_matches
-from videogen.nn.linear import Initializer, Linear, lecun_normal, parameter
+from videogen.nn.linear import Initializer, Linear, lecun_normal, ones, parameter, zeros
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
 from videogen.nn.transformer import REMAT_POLICIES
@@ -133,7 +133,7 @@ class Convolution(nnx.Module):
             raise UserError(f"a causal kernel of {size[0]} frames cannot have a stride of {stride[0]} frames")
         self.size, self.stride, self.padding, self.dtype = tuple(size), tuple(stride), padding, dtype
         self.kernel = parameter(rngs, (*size, inputs, outputs), (None, None, None, "embed", None), initializer)
-        self.bias = parameter(rngs, (outputs,), (None,), nnx.initializers.zeros_init()) if bias else None
+        self.bias = parameter(rngs, (outputs,), (None,), zeros) if bias else None
 
     def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
         x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2
@@ -158,8 +158,8 @@ class GroupNorm(nnx.Module):
         if width % groups:
             raise UserError(f"{width} channels do not divide into {groups} groups; set norm_groups to a divisor")
         self.groups, self.epsilon = groups, epsilon
-        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init()) if affine else None
-        self.shift = parameter(rngs, (width,), (None,), nnx.initializers.zeros_init()) if affine else None
+        self.scale = parameter(rngs, (width,), (None,), ones) if affine else None
+        self.shift = parameter(rngs, (width,), (None,), zeros) if affine else None
 
     def _group_mean(self, x: Float[Array, "batch time height width channel"]) -> Float[Array, "batch time 1 1 channel"]:
         # Sums of channels first: splitting the channel axis of the large array would cost a copy.
@@ -201,7 +201,6 @@ class AdaptiveGroupNorm(nnx.Module):
     ):
         self.factors = tuple(factors)
         self.norm = GroupNorm(width, groups=groups, affine=False, rngs=rngs)
-        zeros = nnx.initializers.zeros_init()
         axes = (None, "embed")
         self.modulation = Linear(condition_width, 2 * width, axes=axes, initializer=zeros, dtype=dtype, rngs=rngs)
 

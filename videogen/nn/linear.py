@@ -1,19 +1,24 @@
 """Linear layers, embeddings and the parameters they are made of, each with its logical axis names."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from videogen.nn.micro_batches import named_key
 from videogen.parallel import mesh_axis_size, target_platform
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
-truncated_normal = nnx.initializers.truncated_normal
+# One object for each standard deviation: initializers stand in the metadata of variables, which are compared.
+truncated_normal = functools.cache(nnx.initializers.truncated_normal)
+normal = functools.cache(nnx.initializers.normal)
 lecun_normal = nnx.initializers.lecun_normal()
+zeros, ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 
 FULL = jax.lax.Precision.HIGHEST
 """Float32 products in float32 throughout; by default accelerators round their inputs to fewer digits."""
@@ -28,10 +33,40 @@ def next_key(rngs: nnx.Rngs) -> jax.Array:
 
 
 def parameter(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], initializer: Initializer
-) -> nnx.Param:
-    """A float32 parameter that carries its logical axis names (``parallel.rules`` maps them to the mesh)."""
-    return nnx.Param(initializer(next_key(rngs), shape, jnp.float32), axes=axes)
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    initializer: Initializer,
+    kind: type[nnx.Variable] = nnx.Param,
+) -> nnx.Variable:
+    """A float32 variable that carries its logical axis names, which ``parallel.rules`` maps to the mesh, and its
+    initializer, for ``draw_by_name``."""
+    return kind(initializer(next_key(rngs), shape, jnp.float32), axes=axes, initializer=initializer)
+
+
+@functools.cache
+def for_each_layer(initializer: Initializer) -> Initializer:
+    """The initializer of stacked layers: every layer has a key of its number, so that depth changes no layer."""
+
+    def stacked(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(shape[0]))
+        return jax.vmap(lambda key: initializer(key, shape[1:], dtype))(keys)
+
+    return stacked
+
+
+def draw_by_name(modules: Mapping[str, nnx.Module], key: jax.Array) -> None:
+    """Draws the initial value of every ``parameter`` again, from a key of its path.
+
+    Modules draw what they are built with from a counter, so that one more part would change all parts after it. The
+    weights that a run begins with depend on ``key`` and on the names of modules and attributes alone.
+    """
+    for name, module in modules.items():
+        for path, variable in nnx.iter_graph(module):
+            if isinstance(variable, nnx.Variable) and "initializer" in variable.get_metadata():
+                value = variable.get_value()
+                own = named_key(key, "/".join(map(str, (name, *path))))
+                variable.set_value(variable.get_metadata()["initializer"](own, value.shape, value.dtype))
 
 
 class Linear(nnx.Module):
@@ -57,7 +92,7 @@ class Linear(nnx.Module):
     ):
         self.inputs, self.outputs, self.precision, self.dtype = inputs, outputs, precision, dtype
         self.kernel = parameter(rngs, (inputs, outputs), axes, initializer)
-        self.bias = parameter(rngs, (outputs,), (axes[1],), nnx.initializers.zeros_init()) if bias else None
+        self.bias = parameter(rngs, (outputs,), (axes[1],), zeros) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         leading = x.shape[:-1]

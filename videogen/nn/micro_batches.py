@@ -1,6 +1,7 @@
 """A step in micro-batches that equals the step of the whole batch: draws by example, and means over all of them."""
 
 import functools
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,19 @@ class MicroBatch:
             return value
         whole = self.known[len(self.means) - 1]
         return jax.tree.map(lambda w, v: jax.lax.stop_gradient(w) + (v - jax.lax.stop_gradient(v)), whole, value)
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """The key of a random stream: what is drawn from it does not depend on which other streams there are.
+
+    Args:
+      key: one, or one of each example.
+      name: of the stream, unique among those of ``key``.
+    """
+    number = zlib.crc32(name.encode())
+    if not key.ndim:
+        return jax.random.fold_in(key, number)
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(key)
 
 
 def example_keys(key: jax.Array, size: int) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videogen.nn.linear import Linear, parameter
+from videogen.nn.linear import Linear, normal, parameter, zeros
 
 TIME_SCALE = 1000.0
 """Times in [0, 1] are embedded as the indices of a discrete process of so many steps."""
@@ -48,7 +48,6 @@ class ZeroModulation(nnx.Module):
 
     def __init__(self, width: int, parts: int, *, rngs: nnx.Rngs):
         self.parts = parts
-        zeros = nnx.initializers.zeros_init()
         self.linear = Linear(width, parts * width, axes=("embed", None), initializer=zeros, rngs=rngs)
 
     def __call__(self, condition: Float[Array, "batch groups width"]) -> Float[Array, "batch groups parts width"]:
@@ -64,7 +63,7 @@ class SingleModulation(nnx.Module):
     """
 
     def __init__(self, width: int, parts: int, *, rngs: nnx.Rngs):
-        self.table = parameter(rngs, (parts, width), (None, "embed"), nnx.initializers.normal(width**-0.5))
+        self.table = parameter(rngs, (parts, width), (None, "embed"), normal(width**-0.5))
 
     def __call__(
         self, shared: Float[Array, "batch groups one_or_parts width"]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from videogen.nn.linear import parameter
+from videogen.nn.linear import ones, parameter, zeros
 
 
 def l2_normalize(x: Float[Array, "... embed"], epsilon: float = 1e-12) -> Float[Array, "... embed"]:
@@ -17,7 +17,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, width: int, *, epsilon: float = 1e-6, affine: bool = True, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init()) if affine else None
+        self.scale = parameter(rngs, (width,), (None,), ones) if affine else None
 
     def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
         y = x.astype(jnp.float32)
@@ -32,8 +32,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, width: int, *, epsilon: float = 1e-6, affine: bool = True, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = parameter(rngs, (width,), (None,), nnx.initializers.ones_init()) if affine else None
-        self.shift = parameter(rngs, (width,), (None,), nnx.initializers.zeros_init()) if affine else None
+        self.scale = parameter(rngs, (width,), (None,), ones) if affine else None
+        self.shift = parameter(rngs, (width,), (None,), zeros) if affine else None
 
     def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
         y = x.astype(jnp.float32)

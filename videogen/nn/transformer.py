@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention, KeyValues
-from videogen.nn.linear import Linear, next_key, truncated_normal
+from videogen.nn.linear import Linear, for_each_layer, next_key, truncated_normal
 from videogen.nn.masks import Full, Mask
-from videogen.nn.micro_batches import draw, example_keys, split_keys
+from videogen.nn.micro_batches import draw, example_keys, named_key, split_keys
 from videogen.nn.modulation import MODULATIONS, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm
 from videogen.nn.positions import PositionGenerator
@@ -159,7 +159,8 @@ class Block(nnx.Module):
         (``modulation.lay_out``). With a ``stream`` of the caches of ``begin``, ``x [batch, positions, width]``
         continues the sequence they hold.
         """
-        keys = (None, None, None) if key is None else split_keys(key, 3)
+        parts = ("attention", "cross_attention", "mlp")
+        keys = {part: None if key is None else named_key(key, part) for part in parts}
         axes = GRID_AXES[self.time_axis] if x.ndim == 5 else ("sequence",)
         x = constrain(x, "batch", *axes, "embed")
         if self.position_generator is not None:
@@ -170,13 +171,13 @@ class Block(nnx.Module):
         first, second = _branches(self.modulation, condition, x, group_of)
         y = modulate(self.attention_norm(x), *first[:2]) if first else self.attention_norm(x)
         y = self.attention(y, mask=mask, key_mask=key_mask, bias=bias, rotary=rotary, **grid)
-        x = x + dropout(y * first[2] if first else y, self.dropout, keys[0])
+        x = x + dropout(y * first[2] if first else y, self.dropout, keys["attention"])
         if self.cross_attention is not None:
             grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
             y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, **grid)
-            x = x + dropout(y, self.dropout, keys[1])
+            x = x + dropout(y, self.dropout, keys["cross_attention"])
         y = self.mlp(modulate(self.mlp_norm(x), *second[:2]) if second else self.mlp_norm(x))
-        x = x + dropout(y * second[2] if second else y, self.dropout, keys[2])
+        x = x + dropout(y * second[2] if second else y, self.dropout, keys["mlp"])
         return constrain(x, "batch", *axes, "embed")
 
     def begin(
@@ -222,8 +223,10 @@ class Stack(nnx.Module):
         stacked = jax.vmap(lambda key: nnx.state(make_block(nnx.Rngs(params=key))))(keys)
 
         def name_layers(variable: nnx.Variable) -> nnx.Variable:
-            axes = variable.get_metadata().get("axes") or ()
-            return variable.replace(axes=("layers", *axes))
+            metadata = variable.get_metadata()
+            initializer = metadata.get("initializer")
+            drawn = {} if initializer is None else {"initializer": for_each_layer(initializer)}
+            return variable.replace(axes=("layers", *(metadata.get("axes") or ())), **drawn)
 
         stacked = jax.tree.map(name_layers, stacked, is_leaf=lambda x: isinstance(x, nnx.Variable))
         self.layers = nnx.merge(graph, stacked)

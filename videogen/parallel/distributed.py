@@ -17,7 +17,6 @@ through gloo.
 
 import contextlib
 import dataclasses
-import glob
 import importlib.util
 import itertools
 import socket
@@ -30,6 +29,7 @@ from jax._src import distributed as runtime  # the key-value store has no public
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Shaped
 
+from videogen.environment import tpu_chips
 from videogen.errors import UserError
 from videogen.parallel.peers import LastWords, Peers
 from videogen.parallel.rendezvous import meet
@@ -120,8 +120,7 @@ def _has_tpu(environment: Mapping[str, str]) -> bool:
     """Whether this machine has TPU chips that JAX may use."""
     if "tpu" not in (environment.get("JAX_PLATFORMS") or "tpu"):
         return False
-    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return bool(tpu_chips()) and importlib.util.find_spec("libtpu") is not None
 
 
 def initialize(job: Job | None, timeout: int = TIMEOUT) -> Peers | None:

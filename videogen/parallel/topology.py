@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from videogen.environment import COMPILING_FOR_TPUS
 from videogen.errors import UserError, near_matches
 
 GIB = 2**30
@@ -69,13 +70,6 @@ GPU_LIMITS = {
     "h200": (132, 9, 232448, 50 * 2**20),
 }
 """Cores, compute capability, bytes of shared memory per block and of second-level cache."""
-
-LIBTPU_SETTINGS = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-"""Environment of a libtpu that only compiles: it looks for no chip, and several may run side by side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +165,7 @@ def absent_devices(topology: Topology) -> list[jax.Device]:
 
 
 def _tpu_devices(topology: Topology) -> list[jax.Device]:
-    for name, value in LIBTPU_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(COMPILING_FOR_TPUS | os.environ)
     # libtpu counts three axes, for flat slices too.
     settings = {"num_slices": topology.slices, "wrap": [*topology.wrap, False, False][:3]}
     if math.prod(topology.shape) == 1:

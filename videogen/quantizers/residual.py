@@ -1,5 +1,6 @@
 """Residual quantization: every level codes what the levels before it left over."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen import quantizers
 from videogen.errors import UserError
-from videogen.nn import Mean, draw, example_keys, split_keys, whole
+from videogen.nn import Mean, draw, example_keys, named_key, whole
 from videogen.quantizers.base import Quantized, Quantizer, require_key, split_key
 from videogen.quantizers.estimators import get_estimator
 from videogen.ranges import Count, Share, Weight
@@ -75,10 +76,10 @@ class ResidualQuantizer(Quantizer):
     def _kept(self, items: int, key: jax.Array | None) -> Bool[Array, "items levels"]:
         """Which levels are in the sum of each item."""
         levels = len(self.quantizers)
-        which, number = split_keys(example_keys(require_key(key, "quantizer dropout"), items), 2)
-        kept = draw(lambda key, shape: jax.random.randint(key, shape, 1, levels + 1), number, (items,))
-        dropped = draw(lambda key, shape: jax.random.bernoulli(key, self.dropout, shape), which, (items,))
-        kept = jnp.where(dropped, kept, levels)
+        keys = example_keys(require_key(key, "quantizer dropout"), items)
+        counts = functools.partial(jax.random.randint, minval=1, maxval=levels + 1)
+        dropped = draw(jax.random.uniform, named_key(keys, "whether"), (items,)) < self.dropout
+        kept = jnp.where(dropped, draw(counts, named_key(keys, "levels"), (items,)), levels)
         return jnp.arange(levels) < kept[:, None]
 
     def __call__(
@@ -91,8 +92,8 @@ class ResidualQuantizer(Quantizer):
     ) -> Quantized:
         """Quantises ``latents``; with ``train`` ``key``, one or one of each example, decides what is dropped."""
         z = latents.astype(jnp.float32)
-        *keys, dropout_key = split_key(key, len(self.quantizers) + 1)
-        kept = self._kept(z.shape[0], dropout_key) if train and self.dropout else None
+        keys = split_key(key, len(self.quantizers))
+        kept = self._kept(z.shape[0], key) if train and self.dropout else None
         residual, total, losses, results = z, jnp.zeros_like(z), {}, []
         for m, quantizer in enumerate(self.quantizers):
             scale = self.scale**m
@@ -112,6 +113,6 @@ class ResidualQuantizer(Quantizer):
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Updates the levels, each with a key of its own."""
-        keys = split_key(key, len(self.quantizers) + 1)
-        for quantizer, *own in zip(self.quantizers, sums, candidates, keys[:-1], strict=True):
+        keys = split_key(key, len(self.quantizers))
+        for quantizer, *own in zip(self.quantizers, sums, candidates, keys, strict=True):
             quantizer.update(*own)

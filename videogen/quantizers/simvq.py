@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
-from videogen.nn import FULL, Linear, Mean, next_key, truncated_normal, whole
+from videogen.nn import FULL, Linear, Mean, parameter, truncated_normal, whole
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_codes, nearest_euclidean
 from videogen.quantizers.estimators import get_estimator
 from videogen.ranges import Count, Weight
@@ -37,7 +37,7 @@ class SimVectorQuantizer(Quantizer):
         self.size, self.width, self.commitment_weight = size, width, commitment_weight
         self.estimator = get_estimator(estimator)
         # The projection's initial scale keeps lengths: codes start with about unit length.
-        self.table = QuantizerState(truncated_normal(width**-0.5)(next_key(rngs), (size, width), jnp.float32))
+        self.table = parameter(rngs, (size, width), (None, None), truncated_normal(width**-0.5), QuantizerState)
         self.projection = Linear(width, width, axes=(None, None), bias=False, precision=FULL, rngs=rngs)
 
     @property

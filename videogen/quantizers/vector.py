@@ -1,5 +1,6 @@
 """Vector quantization with a learned codebook: EMA or gradient updates, Euclidean or cosine, dead-code restart."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from videogen.errors import UserError
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.losses.entropy import entropy_penalty
-from videogen.nn import Mean, l2_normalize, parameter, truncated_normal, whole
+from videogen.nn import Initializer, Mean, l2_normalize, parameter, truncated_normal, whole
 from videogen.quantizers.base import (
     Quantized,
     Quantizer,
@@ -23,6 +24,12 @@ from videogen.quantizers.base import (
 )
 from videogen.quantizers.estimators import get_estimator
 from videogen.ranges import Count, Decay, Positive, Weight
+
+
+@functools.cache
+def unit_length(initializer: Initializer) -> Initializer:
+    """The initializer of vectors of length 1."""
+    return lambda key, shape, dtype: l2_normalize(initializer(key, shape, dtype))
 
 
 class VectorQuantizer(Quantizer):
@@ -68,12 +75,12 @@ class VectorQuantizer(Quantizer):
         self.decay, self.commitment_weight, self.restart_threshold = decay, commitment_weight, restart_threshold
         self.entropy_weight, self.temperature = entropy_weight, temperature
         self.estimator, self.euclidean = get_estimator(estimator), not cosine
-        codes = parameter(rngs, (size, width), ("codebook", None), truncated_normal(width**-0.5)).get_value()
-        codes = l2_normalize(codes) if cosine else codes
-        if codebook_update == "gradient":
-            self.codebook = nnx.Param(codes, axes=("codebook", None))
-        else:
-            self.codebook = QuantizerState(codes)
+        initializer = truncated_normal(width**-0.5)
+        initializer = unit_length(initializer) if cosine else initializer
+        kind = nnx.Param if codebook_update == "gradient" else QuantizerState
+        axes = ("codebook", None) if kind is nnx.Param else (None, None)
+        self.codebook = parameter(rngs, (size, width), axes, initializer, kind)
+        if codebook_update == "ema":
             self.sums = QuantizerState(jnp.zeros((size, width)))
         if codebook_update == "ema" or restart_threshold > 0:
             self.counts = QuantizerState(jnp.zeros(size))

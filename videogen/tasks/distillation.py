@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from videogen import diffusion, generators
 from videogen.configuration import differences
 from videogen.errors import UserError
-from videogen.nn import MicroBatch
+from videogen.nn import MicroBatch, named_key
 from videogen.shapes import Latents, TokenGrid
 from videogen.tasks.base import Batch, Modules, Outcome, parts, to_video, weighted_mean
 from videogen.tasks.detokenizer import DetokenizerTask
@@ -118,9 +118,8 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
         still = {**modules, "generator": _still(modules["generator"])}
         taught = {**modules, "generator": modules["teacher"]}
         latents = jax.lax.stop_gradient(self.codes(modules, part))
-        begin_key, loss_key = jax.random.split(key)
         model = modules["generator"].generator
-        grid, start = self._begin(model, latents, begin_key, train, micro)
+        grid, start = self._begin(model, latents, named_key(key, "begin"), train, micro)
         common = dict(prediction=model.prediction)
 
         def denoiser(modules: Modules, sampler: generators.FlowSampler) -> Any:
@@ -134,7 +133,7 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
             self.solver,
             grid,
             states,
-            loss_key,
+            named_key(key, "loss"),
             substeps=self.substeps,
             micro=micro,
             **common,
@@ -146,13 +145,12 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
         """The times of every example and what its sampling begins with: noise, after the frames that are given."""
         batch, frames = latents.shape[:2]
         shape = TokenGrid(*latents.shape[1:4])
-        noise_key, given_key = jax.random.split(key)
         times = jnp.asarray(self.sampler.times(model.process, model.shift_of(shape), frames))
-        start = model.noise(micro.keys(noise_key, batch), 0, shape, times[0])
+        start = model.noise(micro.keys(named_key(key, "noise"), batch), 0, shape, times[0])
         grid = jnp.broadcast_to(times[:, None], (len(times), batch))
         if not (train and model.prefix_share > 0 and frames > model.patch[0]):
             return grid, start
-        given = model.draw_given(micro.keys(given_key, batch), frames)
+        given = model.draw_given(micro.keys(named_key(key, "given"), batch), frames)
         start = jnp.where(diffusion.spread(given, start), model.statistics.normalise(latents), start)
         return jnp.where(given, 0.0, grid[..., None]), start
 
@@ -185,11 +183,10 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
         student, teacher = modules[self.group], modules["teacher"]
         whole = self.assembled(modules)
         latents = whole.causal(whole.bottleneck(whole.encode(to_video(part["video"])))[0])
-        noise_key, loss_key = jax.random.split(key)
         times = jnp.asarray(student.times(student.steps))
         grid = jnp.broadcast_to(times[:, None], (len(times), len(latents)))
         # Decoding starts from noise of one key; learning from any leaves nothing to the numbers of that one.
-        keys = micro.keys(noise_key, len(latents))
+        keys = micro.keys(named_key(key, "noise"), len(latents))
         start, still = _still(student).begin(latents, keys)
         common = dict(prediction="x0")
         states = diffusion.rollout(still, teacher.process, grid, start, **common)
@@ -200,7 +197,7 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
             self.solver,
             grid,
             states,
-            loss_key,
+            named_key(key, "loss"),
             substeps=self.substeps,
             micro=micro,
             **common,

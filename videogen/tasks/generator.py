@@ -30,7 +30,7 @@ from videogen.conditioning import (
 )
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
-from videogen.nn import MicroBatch
+from videogen.nn import MicroBatch, named_key
 from videogen.parallel import constrain
 from videogen.shapes import Codes, TokenGrid, Video, VideoShape
 from videogen.tasks.base import (
@@ -46,9 +46,6 @@ from videogen.tasks.base import (
     weighted_mean,
 )
 from videogen.tasks.generation import VideoGenerator
-
-TASK_STREAM = 1 << 16
-"""Folded into the key of a step for its tasks, so that nothing else depends on whether there are any."""
 
 
 class TextToCodes(nnx.Module):
@@ -286,7 +283,7 @@ class GeneratorTask(Task):
         for i, (part, conditioning) in enumerate(zip(both, self.conditionings(modules, both), strict=True)):
             codes, shown = jax.lax.stop_gradient(self.codes(modules, part)), {}
             if self.tasks is not None and part is batch:
-                drawn = jax.random.fold_in(key, TASK_STREAM)
+                drawn = named_key(key, "task")
                 task = micro.draw(self._draw_tasks, drawn, codes.indices.shape[:1])
                 conditioning = self.told(conditioning, task)
                 shown = {"given": self.given(modules, to_video(part["video"]), task)[0]}

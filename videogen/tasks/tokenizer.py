@@ -17,7 +17,7 @@ from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
 from videogen.evaluation.metrics import SSIM_WINDOW
-from videogen.nn import MicroBatch
+from videogen.nn import MicroBatch, named_key
 from videogen.parallel import on_host
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
 from videogen.schedules import ramp
@@ -34,9 +34,6 @@ from videogen.tasks.base import (
     weighted_mean,
 )
 from videogen.tasks.discriminating import DISCRIMINATORS, Discriminating
-
-NOISE_STREAM = 1 << 16
-"""Folded into a key for the noise that a diffusion decoder is trained on."""
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
@@ -138,7 +135,9 @@ class TokenizerTask(Discriminating):
     ) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array], dict[str, Any]]:
         """Loss, metrics, what other groups see (reconstruction and codes) and statistics of one part of a batch."""
         model = self.assembled(modules)
-        quantize_key, frame_key, prior_key = (micro.keys(k, len(video)) for k in jax.random.split(key, 3))
+        quantize_key, frame_key, prior_key = (
+            micro.keys(named_key(key, name), len(video)) for name in ("quantizer", "frame", "prior")
+        )
         latents = model.encode(video)
         latents, codes, quantizer_losses, statistics = model.bottleneck(
             latents, key=quantize_key, train=True, mean=micro.mean
@@ -205,7 +204,7 @@ class TokenizerTask(Discriminating):
         reconstruction, pull = _to_last_layer(
             self.assembled(modules), lambda model: _decode(model, latents, video, key, micro)
         )
-        frame_key = micro.keys(jax.random.split(key, 3)[1], len(video))
+        frame_key = micro.keys(named_key(key, "frame"), len(video))
         pixels = jax.lax.stop_gradient(reconstruction)
         fidelity = jax.value_and_grad(lambda x: self._fidelity(modules, x, video), has_aux=True)
         realism = jax.value_and_grad(lambda x: self._realism(modules, x, frame_key))
@@ -255,7 +254,7 @@ class TokenizerTask(Discriminating):
         """Moves what the quantizer measures, by all videos and images of the step; its health."""
         quantizer = self.assembled(modules).quantizer
         candidates = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows.values())
-        quantizer.update(sums["update_sums"], candidates, jax.random.split(jax.random.fold_in(key, 0), 3)[0])
+        quantizer.update(sums["update_sums"], candidates, named_key(key, "update"))
         return codebook_health(sums["counts"], quantizer.vocabulary)
 
     def prior_loss(
@@ -309,7 +308,7 @@ class TokenizerTask(Discriminating):
 def _decode(model: nnx.Module, latents: Array, video: Video, key: jax.Array, micro: MicroBatch) -> Video:
     """What training compares with ``video``."""
     if hasattr(model, "denoise"):
-        return model.denoise(latents, video, jax.random.fold_in(key, NOISE_STREAM), micro)
+        return model.denoise(latents, video, named_key(key, "decoder"), micro)
     return model.decode(latents)
 
 

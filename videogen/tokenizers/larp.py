@@ -19,12 +19,14 @@ from videogen.nn import (
     Mean,
     Stack,
     grid_of,
+    normal,
     parameter,
     patchify,
     sincos_positions,
     truncated_normal,
     unpatchify,
     whole,
+    zeros,
 )
 from videogen.ranges import Count, Natural, Positive, Triple
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape, check_video
@@ -88,7 +90,7 @@ class Larp(nnx.Module):
             return Stack(make, layers, remat=remat, rngs=rngs)
 
         self.patches = Linear(area, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
-        self.queries = parameter(rngs, (queries, width), (None, "embed"), nnx.initializers.normal(query_scale))
+        self.queries = parameter(rngs, (queries, width), (None, "embed"), normal(query_scale))
         self.encoder, self.encoder_norm = stack(encoder_layers), NORMS[NORM](width, rngs=rngs)
         self.quantizer = quantizers.build(quantizer, rngs=rngs)
         # Quantizers work in float32, so the projection before them does too.
@@ -98,7 +100,6 @@ class Larp(nnx.Module):
         )
         self.patch_type = parameter(rngs, (width,), (None,), truncated_normal(0.02))
         self.decoder, self.decoder_norm = stack(decoder_layers), NORMS[NORM](width, rngs=rngs)
-        zeros = nnx.initializers.zeros_init()
         self.pixels = Linear(width, area, axes=("embed", None), initializer=zeros, dtype=dtype, rngs=rngs)
 
     @property

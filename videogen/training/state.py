@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen.errors import UserError, near_matches
+from videogen.nn import draw_by_name
 from videogen.parallel import shardings
 from videogen.tasks import Task
 from videogen.training.optimizers import build_optimizer, is_frozen
@@ -104,7 +105,9 @@ def averaged(state: State) -> dict[str, Any]:
 
 def new_state(task: Task, structure: Structure, config: Any) -> State:
     """A fresh state; trace it under ``jit`` with the shardings of ``state_shardings``."""
-    _, params, variables = split(task.init(nnx.Rngs(params=jax.random.key(config.seed))))
+    modules = task.init(nnx.Rngs(params=0))
+    draw_by_name(modules, jax.random.key(config.seed))
+    _, params, variables = split(modules)
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from videogen.nn import MicroBatch
+from videogen.nn import MicroBatch, named_key
 from videogen.tasks import Task
 from videogen.tasks.base import Outcome
 from videogen.training.optimizers import is_frozen
@@ -116,10 +116,10 @@ class _Groups:
           known: what ``MicroBatch.mean`` gives in the loss of each group.
         """
         grads, metrics, sums, rows, batch = {}, {}, {}, {}, dict(batch)
-        for i, group in enumerate(self.task.losses):
+        for group in self.task.losses:
             micro = MicroBatch(number, self.count, known and known[group])
             loss = functools.partial(self.loss, group)
-            arguments = (state["params"][group], state, frozen, batch, jax.random.fold_in(key, i), micro)
+            arguments = (state["params"][group], state, frozen, batch, named_key(key, group), micro)
             (_, outcome), grads[group] = jax.value_and_grad(loss, has_aux=True)(*arguments)
             batch.update(outcome.handover)
             metrics.update(outcome.metrics)
@@ -129,9 +129,9 @@ class _Groups:
     def means(self, state: State, frozen: dict, batch: dict, key: jax.Array, number: Any = 0) -> dict[str, list]:
         """What the losses of the groups pass through ``MicroBatch.mean`` on one micro-batch, and nothing else."""
         means, batch = {}, dict(batch)
-        for i, group in enumerate(self.task.losses):
+        for group in self.task.losses:
             micro, own = MicroBatch(number, self.count), state["params"][group]
-            _, outcome = self.loss(group, own, state, frozen, batch, jax.random.fold_in(key, i), micro)
+            _, outcome = self.loss(group, own, state, frozen, batch, named_key(key, group), micro)
             batch.update(outcome.handover)
             means[group] = micro.means
         return means
@@ -202,10 +202,10 @@ def apply_updates(
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     """What ``task.updates`` make of a step's state, but for frozen parts, and their metrics."""
     modules, metrics = structure.modules(state["params"], state["variables"]), {}
-    for i, group in enumerate(task.losses):
+    for group in task.losses:
         if group in task.updates:
             own = found.sums[group], found.rows[group]
-            metrics |= task.updates[group](modules, *own, jax.random.fold_in(key, i), state["step"])
+            metrics |= task.updates[group](modules, *own, named_key(key, group), state["step"])
     _, params, variables = split(modules)
     changed = {"params": params, "variables": variables}
     changed = {name: overlay(state[name], without_frozen(structure, tree)) for name, tree in changed.items()}
