@@ -25,7 +25,7 @@ from launch.systems import module_of, read_config, stages_of  # noqa: E402
 from videogen import app  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
 from videogen.errors import UserError  # noqa: E402
-from videogen.training.planning import complete_for_planning  # noqa: E402
+from videogen.planning.programs import complete_for_planning  # noqa: E402
 
 OUT = flags.DEFINE_string("out", None, "File for the rows.")
 AGAINST = flags.DEFINE_string("against", None, "File of rows that were written before.")

@@ -22,7 +22,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen.environment import use_large_pages  # noqa: E402
-from videogen.training.checkpoints import Checkpoints, KeepLastAndBest, abstract_state  # noqa: E402
+from videogen.runs.checkpoints import Checkpoints, KeepLastAndBest, abstract_state  # noqa: E402
 
 MEGABYTES = flags.DEFINE_integer("megabytes", 400, "Size of the state (float32).", lower_bound=1)
 LEAVES = flags.DEFINE_integer("leaves", 64, "Number of arrays it is made of.", lower_bound=1)

@@ -32,11 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import videogen  # noqa: E402
 from launch import common, local  # noqa: E402
 from videogen import app  # noqa: E402
+from videogen.data.inputs import build_source, held_out  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
+from videogen.runs.records import FILE, read_metrics  # noqa: E402
 from videogen.tasks.base import to_video  # noqa: E402
-from videogen.training.inputs import build_source, held_out  # noqa: E402
-from videogen.training.metrics import FILE, read_metrics  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
 
 OF = flags.DEFINE_enum("of", "generators", ["generators", "tokenizers"], "What is compared.")

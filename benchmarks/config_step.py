@@ -27,7 +27,7 @@ from benchmarks.steps import run  # noqa: E402
 from videogen import app  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
 from videogen.parallel.topology import peak_flops  # noqa: E402
-from videogen.training.planning import complete_for_planning  # noqa: E402
+from videogen.planning.programs import complete_for_planning  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:stage=…,size=… of the stage to time.")
 STEPS = flags.DEFINE_integer("steps", 9, "Timed steps.", lower_bound=3)

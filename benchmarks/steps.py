@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from videogen import tasks
+from videogen.data.inputs import abstract_batch, check_batch, largest_bucket, place
 from videogen.parallel import flops, make_mesh
-from videogen.training.inputs import abstract_batch, check_batch, largest_bucket, place
 from videogen.training.state import (
     frozen_shardings,
     new_state,

@@ -37,8 +37,8 @@ REFERENCE_CHIPS = 64
 def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from videogen.parallel.topology import GIB, parse_topology
-    from videogen.training.plan_report import plan_of
-    from videogen.training.planning import Request, compile_for, complete_for_planning
+    from videogen.planning.plans import plan_of
+    from videogen.planning.programs import Request, compile_for, complete_for_planning
 
     rows = []
     for name in TOPOLOGIES.value:

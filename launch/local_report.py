@@ -9,8 +9,8 @@ import numpy as np
 from videogen.configuration import shown_rate
 from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
 from videogen.data.video_io import read_video
-from videogen.training.report import Clips, Curves, Figures, Pairs, Section, Table, write_report
-from videogen.training.run_report import command_line, goodput_section, of_clips
+from videogen.reporting.page import Clips, Curves, Figures, Pairs, Section, Table, write_report
+from videogen.reporting.run_page import command_line, goodput_section, of_clips
 
 if TYPE_CHECKING:
     from launch.local import Stage

@@ -27,8 +27,8 @@ from videogen.configuration import replace_text  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
 from videogen.exits import STOPPED  # noqa: E402
 from videogen.locks import locked  # noqa: E402
-from videogen.training.metrics import FILE, read_metrics  # noqa: E402
-from videogen.training.report import METRICS  # noqa: E402
+from videogen.reporting.page import METRICS  # noqa: E402
+from videogen.runs.records import FILE, read_metrics  # noqa: E402
 
 SWEEP = flags.DEFINE_string("sweep", None, "Name of the sweep in the config file.")
 METRIC = flags.DEFINE_string("metric", None, "What variants are ranked by; by default eval/psnr or else eval/loss.")

@@ -13,21 +13,21 @@ def load(directory: str) -> Any:
 
 
 def encode(checkpoint: Any, video: str, out: str) -> Any:
-    """Writes a video file as codes; see ``videogen.training.files.encode``."""
-    from videogen.training import files
+    """Writes a video file as codes; see ``videogen.inference.files.encode``."""
+    from videogen.inference import files
 
     return files.encode(checkpoint, video, out)
 
 
 def decode(checkpoint: Any, codes: str, out: str) -> Any:
-    """Writes the video of a file of codes; see ``videogen.training.files.decode``."""
-    from videogen.training import files
+    """Writes the video of a file of codes; see ``videogen.inference.files.decode``."""
+    from videogen.inference import files
 
     return files.decode(checkpoint, codes, out)
 
 
 def sample(checkpoint: Any, out: str, prompts: Any = (), **settings: Any) -> Any:
-    """Draws videos into files; see ``videogen.training.files.sample``."""
-    from videogen.training import files
+    """Draws videos into files; see ``videogen.inference.files.sample``."""
+    from videogen.inference import files
 
     return files.sample(checkpoint, out, prompts, **settings)

@@ -200,7 +200,7 @@ def _print_config(arguments: Sequence[str]) -> NoReturn:
     holder, values = _config_of([a for a in arguments if a.lstrip("-").startswith("config")])
     if "config" not in values or holder.value is None:
         raise UserError("--help_config needs a config: --config=FILE:stage=…,size=…")
-    from videogen.training.config_help import config_help
+    from videogen.reporting.config_help import config_help
 
     print(config_help(holder.value), end="")
     sys.exit()

@@ -40,9 +40,9 @@ flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 
 
 def main() -> None:
+    from videogen.evaluation.protocols import evaluate, use_test_set
+    from videogen.inference.pictures import write_pictures
     from videogen.training.loading import load
-    from videogen.training.pictures import write_pictures
-    from videogen.training.protocols import evaluate, use_test_set
 
     loaded = load(CHECKPOINT.value)
     check_writable(OUT.value, "--out")

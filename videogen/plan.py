@@ -34,9 +34,9 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Imported late so that --help and bad flags answer at once.
     from videogen.parallel.topology import parse_topology, require_compiler
-    from videogen.training.plan_report import plan_of, ranking, summary, table
-    from videogen.training.plan_search import search
-    from videogen.training.planning import Request, compile_for, complete_for_planning
+    from videogen.planning.plans import plan_of, ranking, summary, table
+    from videogen.planning.programs import Request, compile_for, complete_for_planning
+    from videogen.planning.search import search
 
     started = time.monotonic()
     topology = parse_topology(TOPOLOGY.value, SLICES.value)

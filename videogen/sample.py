@@ -73,9 +73,9 @@ def check_flags() -> None:
 
 
 def main() -> None:
+    from videogen.inference.pictures import WRITERS
+    from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
     from videogen.training.loading import load
-    from videogen.training.pictures import WRITERS
-    from videogen.training.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
 
     check_flags()
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []

@@ -24,7 +24,7 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def main() -> None:
-    from videogen.training.caching import write_token_cache
+    from videogen.inference.caching import write_token_cache
     from videogen.training.loading import load
 
     source = {"name": SOURCE.value} if SOURCE.value else None

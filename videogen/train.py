@@ -32,10 +32,13 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     # Imported late so that --help and bad flags answer at once.
+    import jax
+
+    from videogen.reporting.run_page import write_run_report
+    from videogen.runs.profiling import parse_window
+    from videogen.runs.records import FILE, last_result, read_metrics
+    from videogen.runs.stops import Interrupted, Stopped, storage_errors
     from videogen.training.loop import train
-    from videogen.training.metrics import FILE, last_result, read_metrics
-    from videogen.training.profiling import parse_window
-    from videogen.training.stops import Interrupted, Stopped
     from videogen.training.workdir import data_of_tokenizer
 
     with remote_errors(WORKDIR.value):
@@ -43,6 +46,10 @@ def main() -> None:
     data_of_tokenizer(CONFIG.value, WORKDIR.value, config_flags.get_override_values(flags.FLAGS["config"]))
     try:
         run = train(CONFIG.value, WORKDIR.value, parse_window(PROFILE.value))
+        if run.changed and jax.process_index() == 0:
+            with storage_errors(run.workdir, "make room there; the checkpoints are complete"):
+                captions = [sample.get("caption", "") for sample in run.start.evaluated.samples]
+                write_run_report(run.workdir, run.config, run.pictures, captions)
     except Interrupted as stop:
         logging.info("%s", stop)
         raise SystemExit(INTERRUPTED.value) from stop

@@ -10,8 +10,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from videogen.errors import UserError
+from videogen.planning.programs import complete_for_planning
 from videogen.training import start
-from videogen.training.planning import complete_for_planning
 
 SYSTEMS = ("phenaki", "magvit", "magvit2", "omnitokenizer", "nbp", "cdt", "videodit", "larp", "tokenbridge")
 VALUES = (

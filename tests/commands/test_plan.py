@@ -8,8 +8,8 @@ import pytest
 from configs import phenaki
 from videogen.parallel import AXES
 from videogen.parallel.topology import parse_topology
-from videogen.training.plan_search import abstract_mesh, sharded_bytes
-from videogen.training.planning import abstract_run
+from videogen.planning.programs import abstract_run
+from videogen.planning.search import abstract_mesh, sharded_bytes
 from videogen.training.state import state_shardings
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs import phenaki
+from videogen.data.inputs import check_batch
 from videogen.errors import UserError
 from videogen.nn import REMAT_POLICIES
 from videogen.parallel import batch_axes, parameter_spec
-from videogen.training.inputs import check_batch
 
 TINY = [
     "--config=configs/phenaki.py:stage=tokenizer,size=debug",
@@ -107,7 +107,7 @@ def test_fsdp_holds_no_full_copy_of_the_parameters(run_python):
 PLACE = """
 import numpy as np
 from videogen.parallel import make_mesh
-from videogen.training.inputs import place
+from videogen.data.inputs import place
 
 rows = np.arange(16, dtype=np.int32)[:, None]
 placed = place({"image": {"label": rows}}, make_mesh({"data": 2, "fsdp": 2, "context": 2}), 8, 16)["image"]["label"]

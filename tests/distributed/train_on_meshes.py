@@ -20,8 +20,8 @@ from flax import nnx
 from configs import phenaki
 from configs.common import optimizer
 from videogen import tasks, tokenizers
+from videogen.data.inputs import place
 from videogen.parallel import make_mesh
-from videogen.training.inputs import place
 from videogen.training.state import frozen_shardings, new_state, state_shardings, structure_of
 from videogen.training.step import jit_train_step
 

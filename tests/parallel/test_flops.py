@@ -11,7 +11,7 @@ from configs import phenaki
 from videogen.nn import REMAT_POLICIES, Block, Stack, attend
 from videogen.parallel import AXES
 from videogen.parallel.flops import count
-from videogen.training.planning import abstract_run, abstract_step, complete_for_planning
+from videogen.planning.programs import abstract_run, abstract_step, complete_for_planning
 
 WIDTH, HEADS, MLP, LAYERS, BATCH, LENGTH = 32, 4, 128, 3, 2, 16
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from videogen.errors import UserError
-from videogen.evaluation import codebook_usage, expected_usage
+from videogen.metrics import codebook_usage, expected_usage
 from videogen.quantizers import QUANTIZERS, build
 from videogen.quantizers import base as module
 from videogen.quantizers.base import count_codes, nearest_euclidean

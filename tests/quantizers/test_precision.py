@@ -9,7 +9,7 @@ from flax import nnx
 
 from tests.quantizers.test_micro_batches import ALONE, TOGETHER
 from videogen import tokenizers
-from videogen.evaluation import gradient_sharpness
+from videogen.metrics import gradient_sharpness
 from videogen.quantizers import base, build
 
 PLATFORMS = ("tpu", "cuda")

@@ -10,11 +10,11 @@ from flax import nnx
 from configs import cdt
 from videogen import tasks, tokenizers
 from videogen.errors import UserError
+from videogen.evaluation.protocols import evaluate
 from videogen.parallel import make_mesh
+from videogen.planning.programs import abstract_run, abstract_step
 from videogen.shapes import VideoShape
 from videogen.training.loading import Loaded, export_safetensors, load
-from videogen.training.planning import abstract_run, abstract_step
-from videogen.training.protocols import evaluate
 from videogen.training.state import new_state, parameter_count, structure_of
 from videogen.training.step import make_train_step
 

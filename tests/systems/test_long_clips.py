@@ -7,8 +7,8 @@ import pytest
 
 from configs import nbp
 from videogen.parallel.topology import parse_topology
-from videogen.training.plan_report import plan_of
-from videogen.training.planning import Request, compile_for, complete_for_planning
+from videogen.planning.plans import plan_of
+from videogen.planning.programs import Request, compile_for, complete_for_planning
 
 BLOCK = 16
 """Tokens the first input places are short of the clip: with given frames the last block is never an input."""

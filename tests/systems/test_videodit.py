@@ -11,8 +11,8 @@ from tests.parallel.test_flops import t5_flops
 from videogen import tasks
 from videogen.parallel import AXES
 from videogen.parallel.flops import Flops, count
+from videogen.planning.programs import abstract_run, abstract_step, complete_for_planning
 from videogen.shapes import TokenGrid, VideoShape
-from videogen.training.planning import abstract_run, abstract_step, complete_for_planning
 from videogen.training.state import parameter_count
 
 

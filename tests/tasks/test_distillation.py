@@ -11,12 +11,12 @@ from flax import nnx
 
 from configs import cdt, phenaki, videodit
 from videogen import data, diffusion, tasks
+from videogen.data.inputs import build_source, new_text_tokenizer
 from videogen.data.text import build_text_tokenizer
 from videogen.errors import UserError
 from videogen.nn import MicroBatch, named_key
-from videogen.training.inputs import build_source, new_text_tokenizer
+from videogen.planning.programs import abstract_run, complete_for_planning
 from videogen.training.loading import Loaded, export_safetensors, load
-from videogen.training.planning import abstract_run, complete_for_planning
 from videogen.training.state import new_state, structure_of
 from videogen.training.step import make_train_step
 from videogen.training.warm_start import starting_weights

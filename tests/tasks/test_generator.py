@@ -14,10 +14,11 @@ from configs import magvit, nbp
 from videogen import data, tasks
 from videogen.conditioning import NULL_LABEL, SHORT_NAMES, TASKS, Conditioning
 from videogen.data import shapes_source
+from videogen.data.inputs import HeldOut
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
-from videogen.training import protocols, sampling
-from videogen.training.inputs import HeldOut
+from videogen.evaluation import protocols
+from videogen.inference import sampling
 
 
 def config(**weights: float):

@@ -9,7 +9,7 @@ from flax import nnx
 from configs import phenaki, videodit
 from videogen import data, tasks
 from videogen.errors import UserError
-from videogen.training.planning import abstract_run, complete_for_planning
+from videogen.planning.programs import abstract_run, complete_for_planning
 
 WINDOW = 5
 

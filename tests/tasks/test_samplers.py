@@ -9,7 +9,7 @@ from flax import nnx
 from configs import nbp, phenaki, videodit
 from videogen import tasks
 from videogen.errors import UserError
-from videogen.training import sampling
+from videogen.inference import sampling
 
 NAN = float("nan")
 CONFIGS = {

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from tests.processes import REPOSITORY, TOKENIZER, environment
-from videogen.training.checkpoints import Checkpoints
+from videogen.runs.checkpoints import Checkpoints
 from videogen.training.loading import load
 
 TINY = [

@@ -135,8 +135,8 @@ def test_a_crash_in_an_evaluation_costs_no_state_and_is_evaluated_again(tmp_path
 
 
 def test_a_metric_that_is_not_finite_ends_the_run_with_its_state(tmp_path, monkeypatch):
+    from videogen.runs.stops import NotFinite
     from videogen.tasks import TokenizerTask
-    from videogen.training.stops import NotFinite
 
     monkeypatch.setattr(TokenizerTask, "evaluate", lambda *_: {"psnr": float("nan")})
     with pytest.raises(NotFinite, match="psnr is not finite in the evaluation after step 1"):
@@ -211,8 +211,8 @@ def test_what_small_clips_cannot_be_measured_by_is_left_out_with_a_word(tmp_path
 
 
 def test_changed_data_are_said(tmp_path, caplog):
+    from videogen.data.inputs import clip_of
     from videogen.data.video_folder import VideoFolderSource
-    from videogen.training.inputs import clip_of
 
     videos, run = tmp_path / "videos", epath.Path(tmp_path / "run")
     videos.mkdir()

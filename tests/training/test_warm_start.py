@@ -18,7 +18,7 @@ from videogen import tasks
 from videogen.configuration import save_config
 from videogen.errors import UserError
 from videogen.parallel import make_mesh
-from videogen.training.checkpoints import Checkpoints
+from videogen.runs.checkpoints import Checkpoints
 from videogen.training.loading import CONFIG, export_safetensors, load
 from videogen.training.state import new_state, state_shardings, structure_of
 from videogen.training.warm_start import starting_weights, with_weights

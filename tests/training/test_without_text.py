@@ -9,8 +9,9 @@ import pytest
 from configs import nbp, phenaki, videodit
 from videogen.data.video_io import read_video, write_video
 from videogen.errors import UserError
-from videogen.evaluation.judge import ATTRIBUTES
-from videogen.training import protocols, sampling
+from videogen.evaluation import protocols
+from videogen.inference import sampling
+from videogen.metrics.judge import ATTRIBUTES
 from videogen.training.loading import load
 from videogen.training.loop import train
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from videogen.evaluation import codebook_usage, expected_usage, perplexity
+from videogen.metrics import codebook_usage, expected_usage, perplexity
 from videogen.quantizers.base import Quantizer
 
 COLLAPSED = 0.1

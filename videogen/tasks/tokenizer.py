@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from videogen import losses, tokenizers
 from videogen.data import read_buckets
 from videogen.errors import UserError, near_matches
-from videogen.evaluation import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
-from videogen.evaluation.metrics import SSIM_WINDOW
+from videogen.metrics import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
+from videogen.metrics.fidelity import SSIM_WINDOW
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import on_host
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health

@@ -1,1 +1,1 @@
-"""The one loop, train state, optimizers, checkpoints, metrics, loading."""
+"""The one loop, its start, the train state, optimizers, and the loading of what was trained."""

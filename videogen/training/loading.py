@@ -12,12 +12,12 @@ from flax import nnx
 from videogen import tasks
 from videogen.building import check_value
 from videogen.configuration import check_writable, load_config, remote_errors, save_config
+from videogen.data.inputs import save_text_tokenizer, text_tokenizer
 from videogen.errors import UserError
 from videogen.ranges import Natural
+from videogen.runs.checkpoints import Checkpoints
 from videogen.tokenizers import Detokenized
-from videogen.training.checkpoints import Checkpoints
 from videogen.training.checks import building, check_config
-from videogen.training.inputs import save_text_tokenizer, text_tokenizer
 from videogen.training.state import averaged, new_state, split, structure_of
 from videogen.weights import hash_weights, load_weights, save_weights
 

@@ -15,22 +15,21 @@ from flax import nnx
 from videogen import tasks
 from videogen.configuration import shown_rate
 from videogen.data import read_buckets
+from videogen.data.inputs import build_pipeline, place
 from videogen.data.video_io import side_by_side, write_video
 from videogen.errors import UserError, near_matches
 from videogen.parallel import flops
 from videogen.parallel.distributed import process_zero_first, wait_for_all
 from videogen.parallel.topology import peak_flops
-from videogen.training.checkpoints import Checkpoints, KeepLastAndBest, abstract_state
+from videogen.runs.checkpoints import Checkpoints, KeepLastAndBest, abstract_state
+from videogen.runs.faults import Termination, Watchdog
+from videogen.runs.goodput import Goodput
+from videogen.runs.profiling import Profiler
+from videogen.runs.records import MetricsWriter, Progress
+from videogen.runs.stops import Interrupted, NotFinite, NotWritten, storage_errors
 from videogen.training.checks import check_config
-from videogen.training.faults import Termination, Watchdog
-from videogen.training.goodput import Goodput
-from videogen.training.inputs import build_pipeline, place
-from videogen.training.metrics import MetricsWriter, Progress
-from videogen.training.profiling import Profiler
-from videogen.training.run_report import write_run_report
 from videogen.training.start import Start, batch_shapes, prepare
 from videogen.training.state import State, averaged, new_state, parameter_count, place_frozen
-from videogen.training.stops import Interrupted, NotFinite, NotWritten, storage_errors
 from videogen.training.warm_start import with_weights
 
 
@@ -55,6 +54,8 @@ class Run:
       start: what it began with.
       state: the train state.
       frozen: the frozen modules, on the mesh.
+      pictures: of the last evaluation.
+      changed: whether anything was left to do when the run started.
     """
 
     start: Start
@@ -65,6 +66,7 @@ class Run:
     goodput: Goodput
     watchdog: Watchdog
     pictures: list[tasks.Picture] = dataclasses.field(default_factory=list)
+    changed: bool = False
 
     @property
     def config(self) -> Any:
@@ -296,10 +298,7 @@ def _score(run: Run, step: int, values: dict[str, float]) -> None:
 
 
 def _finish(run: Run, step: int) -> None:
-    """The last record, of where the time went, and the report of the run."""
+    """The last record: where the time went."""
     run.writer.write(step, {f"goodput/{name}": share for name, share in run.goodput.shares().items()})
     run.writer.flush()
-    if jax.process_index() == 0:
-        with storage_errors(run.workdir, "make room there; the checkpoints are complete"):
-            captions = [sample.get("caption", "") for sample in run.start.evaluated.samples]
-            write_run_report(run.workdir, run.config, run.pictures, captions)
+    run.changed = True

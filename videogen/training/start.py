@@ -12,13 +12,7 @@ from jax.sharding import Mesh
 
 from videogen import data, tasks
 from videogen.configuration import is_remote
-from videogen.errors import UserError
-from videogen.locks import locked
-from videogen.parallel import batch_sharding, make_mesh
-from videogen.parallel.distributed import process_zero_first
-from videogen.training.checkpoints import abstract_state
-from videogen.training.checks import building, check_config, check_memory, check_same_everywhere
-from videogen.training.inputs import (
+from videogen.data.inputs import (
     HeldOut,
     abstract_batch,
     build_source,
@@ -29,6 +23,13 @@ from videogen.training.inputs import (
     save_text_tokenizer,
     text_tokenizer,
 )
+from videogen.errors import UserError
+from videogen.locks import locked
+from videogen.parallel import batch_sharding, make_mesh
+from videogen.parallel.distributed import process_zero_first
+from videogen.runs.checkpoints import abstract_state
+from videogen.runs.stops import storage_errors
+from videogen.training.checks import building, check_config, check_memory, check_same_everywhere
 from videogen.training.loading import holds_frozen, load_frozen, new_frozen, save_frozen
 from videogen.training.state import (
     State,
@@ -39,7 +40,6 @@ from videogen.training.state import (
     structure_of,
 )
 from videogen.training.step import jit_train_step
-from videogen.training.stops import storage_errors
 from videogen.training.warm_start import Weights, starting_weights
 from videogen.training.workdir import (
     Earlier,

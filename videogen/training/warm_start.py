@@ -13,9 +13,9 @@ from absl import logging
 from etils import epath
 
 from videogen.errors import UserError, near_matches
+from videogen.runs.checkpoints import latest_step
 from videogen.tasks import Task
 from videogen.tokenizers.inflation import SLICES, inflate_array, new_frames
-from videogen.training.checkpoints import latest_step
 from videogen.training.loading import Loaded, load
 from videogen.training.state import State, split, structure_of
 

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from videogen import tasks
 from videogen.configuration import differences, load_config, remote_errors, replace_text, save_config, take_data
 from videogen.errors import UserError
-from videogen.training.checkpoints import latest_step
+from videogen.runs.checkpoints import latest_step
+from videogen.runs.stops import storage_errors
 from videogen.training.checks import check_config
 from videogen.training.loading import CONFIG, MODEL, load
 from videogen.training.optimizers import learning_rate
-from videogen.training.stops import storage_errors
 
 DATA = "data.json"
 """In the run directory: what the training source held at the last start."""

@@ -1,0 +1,119 @@
+"""A token cache gives a generator the numbers that the tokenizer gives on the fly."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import larp, phenaki, tokenbridge, videodit
+from videogen import data, tasks, tokenizers
+from videogen.data.inputs import clip_of
+from videogen.data.video_io import write_video
+from videogen.errors import UserError
+from videogen.inference.caching import write_token_cache
+from videogen.tasks import GeneratorTask
+from videogen.training.loading import Loaded
+
+NARROW = {"width": 16, "heads": 2, "mlp_width": 16}
+
+
+def generator_config(system: str):
+    config = {"masked": phenaki, "larp": larp, "tokenbridge": tokenbridge}[system].get_config(
+        "stage=generator,size=debug"
+    )
+    config.tokenizer.model.update(NARROW)
+    if system == "larp":
+        config.tokenizer.model.update({"queries": 8, "encoder_layers": 1, "decoder_layers": 1})
+    else:
+        config.tokenizer.model.update({"decoder_layers": (1, 1)})
+    config.model.update({**NARROW, "layers": 1})
+    config.text.encoder.update({"width": 16, "heads": 2})
+    return config
+
+
+def tokenizer_run(directory, task: GeneratorTask) -> Loaded:
+    """The tokenizer of a generator as its own run would be loaded."""
+    config = task.config.copy_and_resolve_references()
+    config.model, config.task = config.tokenizer.model, "tokenizer"
+    return Loaded(directory, config, None, {"tokenizer": task._build_tokenizer()}, step=0)
+
+
+@pytest.mark.parametrize("system", ["masked", "larp", "tokenbridge"])
+def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
+    task = tasks.build(generator_config(system))
+    run = tokenizer_run(tmp_path, task)
+    count = write_token_cache(run, tmp_path / "cache", {"name": "shapes"}, clips=3, batch_size=2)
+    clip = clip_of(task.config)
+    settings = {"name": "tokens", "path": str(tmp_path / "cache"), "tokenizer_hash": run.hash}
+    cache = data.build(settings, clip=clip, seed=0, split="train")
+    pixels = data.build({"name": "shapes"}, clip=clip, seed=task.config.seed, split="train")
+    assert len(cache) == count == 3
+    assert cache.made_from["source"]["name"] == "shapes" and cache.made_from["split"] == "train"
+    assert cache.made_from["clip"] == run.config.data.clip.to_dict() and cache.fps == 8.0
+    text = {"text_ids": np.arange(72).reshape(3, 24) % 50, "text_mask": np.ones((3, 24), bool)}
+    batches = [
+        text | {key: np.stack([source[i][key] for i in range(3)])}
+        for source, key in ((pixels, "video"), (cache, "indices"))
+    ]
+    modules = task.init(nnx.Rngs(0)) | run.modules
+
+    @jax.jit
+    def loss(batch) -> tuple:
+        value, outcome = task.generator_loss(modules, batch, jax.random.key(1), jnp.zeros((), int))
+        return value, outcome.metrics
+
+    on_the_fly, cached = map(loss, batches)
+    assert np.isfinite(cached[0]) and cached[0] > 0
+    jax.tree.map(np.testing.assert_array_equal, on_the_fly, cached)
+
+
+def test_only_a_tokenizer_writes_a_cache(tmp_path):
+    config = generator_config("masked")
+    with pytest.raises(UserError, match="holds a generator, not a tokenizer"):
+        write_token_cache(Loaded(tmp_path, config, None, {}, 0), tmp_path / "cache", None, 1, 1)
+
+
+def test_latents_are_refused(tmp_path):
+    config = videodit.get_config("stage=tokenizer,size=debug")
+    config.model.update({**NARROW, "decoder_layers": (1, 1)})
+    run = Loaded(tmp_path, config, None, {"tokenizer": tokenizers.build(config.model, rngs=nnx.Rngs(0))}, step=0)
+    with pytest.raises(UserError, match="makes latents and no codes to cache"):
+        write_token_cache(run, tmp_path / "cache", None, clips=1, batch_size=1)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_of_every_frame_has_the_rate_of_its_files(tmp_path):
+    """Where ``clip.fps`` is 0 the cache told no rate, and samples of its generator were written at 8."""
+    config = generator_config("masked")
+    config.data.clip.fps = 0.0
+    clip = clip_of(config)
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "x.mp4", np.zeros((clip.frames, 32, 32, 3), np.uint8), fps=24)
+    run = tokenizer_run(tmp_path, tasks.build(config))
+    source = {"name": "video_folder", "path": str(tmp_path / "clips")}
+    assert write_token_cache(run, tmp_path / "cache", source, clips=None, batch_size=1) == 1
+    cache = data.build({"name": "tokens", "path": str(tmp_path / "cache")}, clip=clip, seed=0, split="train")
+    assert cache.fps == 24 and cache.made_from["source"] == source
+
+
+def test_several_windows_are_drawn_from_each_video_and_more_clips_than_there_are_is_said(tmp_path, caplog):
+    config = generator_config("masked")
+    clip = clip_of(config)
+    (tmp_path / "clips").mkdir()
+    for i in range(2):
+        video = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None] * 6, (40, 32, 32, 3))
+        write_video(tmp_path / "clips" / f"{i}.mp4", video, fps=clip.fps)
+    run = tokenizer_run(tmp_path, tasks.build(config))
+    source = {"name": "video_folder", "path": str(tmp_path / "clips"), "holdout": 0.0}
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert write_token_cache(run, tmp_path / "cache", source, clips=99, batch_size=4, windows=3) == 6
+    assert "99 clips were asked for: the source has 2 samples, of each of which 3 windows are drawn" in caplog.text
+    cache = data.build({"name": "tokens", "path": str(tmp_path / "cache")}, clip=clip, seed=0, split="train")
+    assert len({cache[i]["indices"].tobytes() for i in range(6)}) > 2
+    assert write_token_cache(run, tmp_path / "first", source, clips=None, batch_size=4) == 2
+    first = data.build({"name": "tokens", "path": str(tmp_path / "first")}, clip=clip, seed=0, split="train")
+    for i in range(2):
+        np.testing.assert_array_equal(first[i]["indices"], cache[i]["indices"])

@@ -1,0 +1,392 @@
+"""Evaluation protocols: every number with how it was obtained beside it."""
+
+import dataclasses
+import functools
+import inspect
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Int
+from scipy import ndimage
+
+from videogen import data
+from videogen.conditioning import TASKS
+from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
+from videogen.data.shapes_source import COMPOSITION, ShapesSource
+from videogen.detokenizers import DiffusionDecoder
+from videogen.errors import UserError, near_matches
+from videogen.inference.sampling import Pixels, encode_prompts
+from videogen.metrics import region_psnr
+from videogen.metrics.judge import fidelity, judge
+from videogen.shapes import VideoShape
+from videogen.tasks import VideoGenerator, reconstruct
+from videogen.tasks.detokenizer import DETERMINISTIC
+from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
+from videogen.training.loading import Loaded
+
+DENOISING_STEPS = (1, 2, 4, 8)
+JUDGED = ("colour", "form", "direction")
+"""What a prompt is judged by, the columns of ``correct`` in the clips of ``prompt_fidelity``."""
+SHOWN = 12
+
+MEASURED = {
+    "psnr": "PSNR of pixels clamped and rounded to uint8, per frame; mean over frames, then clips",
+    "ssim": "SSIM per frame and RGB channel, window 11; mean over frames, then clips",
+    "gradient_sharpness": "1-Wasserstein distance of the frames' gradient magnitudes, in grey levels",
+    "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
+}
+"""Metric -> how it is measured, for the record of those that were."""
+
+Result = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""Metrics, and arrays of clips to look at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a protocol measures.
+
+    Attributes:
+      loaded: the run or export.
+      count: clips, or prompts, that are asked for.
+      seed: decides every draw.
+      split: where prompts come from.
+      other: whether the clips are of another test set than the run's own.
+    """
+
+    loaded: Loaded
+    count: int
+    seed: int
+    split: str = "eval"
+    other: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """Clips that are in memory at a time."""
+        return self.loaded.config.data.eval_batch_size
+
+    @functools.cached_property
+    def source(self) -> data.Source:
+        return build_source(self.loaded.config, "eval")
+
+    @functools.cached_property
+    def clips(self) -> HeldOut:
+        """Samples of the held-out split, each once.
+
+        Raises:
+          UserError: they have no pixels.
+        """
+        clips = held_out(self.source, self.count)
+        if "video" not in clips.samples[0]:
+            raise UserError("a token cache holds no pixels; name the videos with --source and --path")
+        return clips
+
+    @functools.cached_property
+    def videos(self) -> Pixels:
+        return np.stack([sample["video"] for sample in self.clips.samples])
+
+    def batches(self) -> list[dict[str, np.ndarray]]:
+        """The videos in batches, of which the last may be smaller."""
+        return [{"video": self.videos[i : i + self.batch_size]} for i in range(0, len(self.videos), self.batch_size)]
+
+    def rows(self, count: int) -> Iterator[tuple[Int[np.ndarray, "batch"], int]]:
+        """The numbers 0 … ``count`` - 1 in batches, and how many of each count: a short last one is filled up, so that
+        one program serves all."""
+        size = min(self.batch_size, count)
+        for start in range(0, count, size):
+            yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
+
+    def rebuilt(self, model: nnx.Module) -> Pixels:
+        """The clips after a tokenizer has coded and decoded them."""
+        return np.concatenate([reconstruct(model, batch["video"]) for batch in self.batches()])
+
+    def used(self) -> dict[str, Any]:
+        """What was asked for, found, left out and counted, as far as clips were read, and whether training saw it."""
+        if "clips" not in self.__dict__:
+            # Prompts of these splits are never seen; classes are.
+            return {"held_out": self.loaded.text is not None}
+        clips, apart = self.clips, {} if self.other else {"held_out": self.source.keeps_apart}
+        used = {"asked": self.count, "found": clips.found, "counted": len(clips.samples), "skipped": clips.skipped}
+        return {"clips": used, **apart}
+
+
+def reconstruction(evaluation: Evaluation) -> Result:
+    """PSNR, SSIM, sharpness, codebook usage and rate on held-out clips; for shapes also what the judge reads back.
+
+    A de-tokenizer is measured beside the frozen tokenizer's own decoder, on the same codes.
+    """
+    loaded = evaluation.loaded
+    metrics: dict[str, Any] = loaded.task.evaluate(loaded.modules, evaluation.batches(), evaluation.seed)
+    models = {"reconstructions": loaded.tokenizer}
+    if loaded.config.task == "detokenizer":
+        models = {DETERMINISTIC: loaded.modules["tokenizer"], **models}
+    rebuilt = {name: evaluation.rebuilt(model) for name, model in models.items()}
+    metrics["clips"] = len(evaluation.clips.samples)
+    captions = [sample["caption"] for sample in evaluation.clips.samples]
+    if loaded.config.data.source.name == "shapes":
+        for name, videos in rebuilt.items():
+            metrics[f"judge_on_{name}"] = fidelity(videos, captions)
+    pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
+    return metrics, {"originals": evaluation.videos[:SHOWN], **pictures, "captions": np.array(captions[:SHOWN])}
+
+
+def denoising_steps(evaluation: Evaluation) -> Result:
+    """PSNR, SSIM and sharpness on held-out clips by the number of diffusion steps of the decoder."""
+    model = evaluation.loaded.tokenizer
+    decoder = getattr(model, "detokenizer", None) or model.decoder
+    if not isinstance(decoder, DiffusionDecoder):
+        raise UserError("denoising_steps needs a tokenizer with a diffusion decoder (configs/cdt.py)")
+    metrics = {}
+    for steps in DENOISING_STEPS:
+        scores = TokenizerTask.score(model, evaluation.batches(), steps=steps)
+        metrics[str(steps)] = {name: scores[name] for name in FIDELITY if name in scores}
+    return {"denoising_steps": metrics, "clips": len(evaluation.clips.samples)}, {}
+
+
+def unseen_prompts(loaded: Loaded, count: int, split: str = "eval") -> list[str]:
+    """``count`` different captions of a split of the shapes source; none of them occurs in training.
+
+    Raises:
+      UserError: the split has fewer.
+    """
+    # A token cache holds training captions: the prompts come from the shapes that it was made from.
+    settings = pixel_source(loaded.config)
+    source = data.build(settings, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split=split)
+    listed = source.captions()
+    if listed is not None and count > len(listed):
+        raise UserError(f"there are {len(listed)} different prompts in the split {split!r}, not {count}; ask for fewer")
+    prompts: dict[str, None] = {}
+    for index in range(len(source)):
+        if len(prompts) == count:
+            return list(prompts)
+        prompts.setdefault(source.caption(index))
+    raise UserError(f"{len(source)} clips of the split {split!r} have {len(prompts)} different prompts, not {count}")
+
+
+def prompt_fidelity(evaluation: Evaluation) -> Result:
+    """What the judge reads back from one sample of each of ``count`` unseen prompts (``judge.ATTRIBUTES``).
+
+    A generator that takes labels and no text is asked for each class in turn, and judged by colour and form.
+    """
+    loaded, count = evaluation.loaded, evaluation.count
+    if (name := pixel_source(loaded.config)["name"]) != "shapes":
+        raise UserError(f"prompt_fidelity needs a generator trained on shapes, not on {name}: only they can be judged")
+    if loaded.text is None and not loaded.config.classes:
+        raise UserError("this generator is told nothing that a sample could be compared with; use --protocol=tasks")
+    if loaded.text is not None:
+        prompts = unseen_prompts(loaded, count, evaluation.split)
+        wanted, story = prompts, encode_prompts(loaded, prompts)
+    else:
+        labels = np.arange(count, dtype=np.int32) % len(ShapesSource.classes)
+        prompts = [ShapesSource.classes[label] for label in labels]
+        wanted = [{"shapes": [dict(zip(("colour", "form"), name.split(), strict=True))]} for name in prompts]
+        story = {"label": labels}
+    videos = _samples(evaluation, story)
+    shown = slice(0, SHOWN)
+    readings = [judge(video).describe() for video in videos[shown]]
+    each = [fidelity(v[None], [w]) for v, w in zip(videos[shown], wanted[shown], strict=True)]
+    pictures = {
+        "videos": videos[shown],
+        "prompts": np.array(prompts[shown]),
+        "readings": np.array(readings),
+        "correct": np.array([[score.get(name) == 1 for name in JUDGED if name in each[0]] for score in each]),
+    }
+    return {"prompt_fidelity": fidelity(videos, wanted), "prompts": len(prompts)}, pictures
+
+
+def _samples(evaluation: Evaluation, story: dict[str, np.ndarray]) -> Pixels:
+    """One window for each row of the conditioning."""
+    generator, first = evaluation.loaded.generator(), None
+    if generator.given_frames:
+        first = evaluation.videos[:, : generator.given_frames]
+    videos = []
+    for rows, counted in evaluation.rows(evaluation.count):
+        said = {name: part[rows] for name, part in story.items()}
+        given = None if first is None else first[np.minimum(rows, len(first) - 1)]
+        seed = evaluation.seed + int(rows[0])
+        drawn = generator.generate(said, generator.window, seed, count=len(rows), first_frames=given)
+        videos.append(drawn[:counted])
+    return np.concatenate(videos)
+
+
+def nearest_given(
+    region: Bool[np.ndarray, "time height width"],
+) -> tuple[Int[np.ndarray, "time height width"], ...]:
+    """Of every pixel the frame, row and column of the nearest given one: in time at its place, else in its frame."""
+    # A step in space counts more than all steps in time.
+    far = len(region) + 1
+    return tuple(ndimage.distance_transform_edt(~region, sampling=(1, far, far), return_indices=True)[1])
+
+
+def completion(evaluation: Evaluation) -> Result:
+    """PSNR of what each task leaves unknown: of samples, of copies of the nearest given pixel, of reconstructions.
+
+    A generator without tasks has one, frame prediction: from as many frames as it is always given, or from the first.
+    A task has learned something where samples are better than copies; better than the tokenizer's reconstructions of
+    the true clips they cannot be expected to be. Of conditional generation, which gives no pixel, there is no copy.
+    """
+    loaded, videos = evaluation.loaded, evaluation.videos
+    generator = loaded.generator()
+    rebuilt = evaluation.rebuilt(loaded.modules["tokenizer"])
+    metrics, pictures = {}, {name: [] for name in ("originals", "given", "videos")}
+    regions = _regions(loaded, generator)
+    for name, region in regions.items():
+        drawn, filled = [], []
+        for rows, counted in evaluation.rows(len(videos)):
+            story = _story(loaded, [evaluation.clips.samples[row] for row in rows])
+            seed = evaluation.seed + int(rows[0])
+            if loaded.task.tasks is None:
+                first = videos[rows, : int(region[:, 0, 0].sum())]
+                rest = ((0, 0), (0, generator.window - first.shape[1]), (0, 0), (0, 0), (0, 0))
+                new = generator.generate(story, generator.window, seed, count=len(rows), first_frames=first)
+                both = new, np.pad(first, rest, mode="edge")
+            else:
+                both = generator.complete([name] * len(rows), videos[rows], seed, story)
+            for clips, new in zip((drawn, filled), both, strict=True):
+                clips.append(new[:counted])
+        drawn, filled = np.concatenate(drawn), np.concatenate(filled)
+        compared = {"psnr": drawn, "reconstruction": rebuilt}
+        if region.any():
+            time, row, column = nearest_given(region)
+            compared["copy"] = videos[:, time, row, column]
+        unknown = np.broadcast_to(~region, videos.shape[:-1])
+        metrics[name] = {
+            key: float(np.mean(region_psnr(clips / 255, videos / 255, unknown))) for key, clips in compared.items()
+        }
+        for shown, clips in zip(pictures.values(), (videos, filled, drawn), strict=True):
+            shown.append(clips[: SHOWN // 4])
+    captions = np.repeat(list(regions), len(pictures["videos"][0]))
+    pictures = {name: np.concatenate(clips) for name, clips in pictures.items()}
+    return {"tasks": metrics, "clips": len(videos)}, {**pictures, "captions": captions}
+
+
+def _regions(loaded: Loaded, generator: VideoGenerator) -> dict[str, Bool[np.ndarray, "time height width"]]:
+    """Task -> the given pixels of a clip, for each that the generator was trained on."""
+    clip = loaded.config.data.clip
+    shape = (generator.window, clip.height, clip.width)
+    if loaded.task.tasks is not None:
+        shares = zip(TASKS, loaded.task.tasks, strict=True)
+        return {name: TASKS[name].region(*shape) for name, share in shares if share}
+    known = generator.given_frames or next(iter(generator.prefix_lengths()), 1)
+    generator.check_given(known)
+    given = np.zeros(shape, bool)
+    given[:known] = True
+    return {"frame_prediction": given}
+
+
+def _story(loaded: Loaded, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Captions and labels of held-out clips, as far as the generator takes them."""
+    story = encode_prompts(loaded, [s["caption"] for s in samples]) if loaded.text is not None else {}
+    if loaded.config.classes:
+        story["label"] = np.array([s["label"] for s in samples], np.int32)
+    return story
+
+
+PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
+    "reconstruction": reconstruction,
+    "prompt_fidelity": prompt_fidelity,
+    "composition": prompt_fidelity,
+    "tasks": completion,
+    "denoising_steps": denoising_steps,
+}
+
+
+def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str | None) -> bool:
+    """Lets a stage be evaluated on other clips than those of its run: all that a source has, or of another size.
+
+    Args:
+      loaded: the run or export, whose config is changed.
+      source: name of a source; by default the run's own where that reads files, else ``video_folder``.
+      path: of the source.
+      clip: ``FRAMESxHEIGHTxWIDTH``.
+
+    Returns:
+      Whether the clips come from another test set.
+
+    Raises:
+      UserError: a malformed size, one that the tokenizer cannot take, or a size for a generator.
+    """
+    section = loaded.config.data
+    if clip is not None:
+        if loaded.config.task == "generator":
+            raise UserError("--clip is for tokenizers: a generator draws clips of the one size it was trained on")
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", clip):
+            raise UserError(f"--clip={clip} must be FRAMESxHEIGHTxWIDTH, e.g. --clip=9x64x64")
+        shape = VideoShape(*map(int, clip.split("x")))
+        loaded.tokenizer.grid(shape)
+        section.clip.update({"frames": shape.frames, "height": shape.height, "width": shape.width})
+    if source is None and path is None:
+        return False
+    reads_files = section.source.name in ("video_folder", "array_record", "tfds")
+    name = source or (section.source.name if reads_files else "video_folder")
+    # Of a test set nothing is kept back.
+    takes = inspect.signature(data.SOURCES[name]).parameters if name in data.SOURCES else {}
+    section.source = {"name": name, "path": path or "", **({"holdout": 0.0} if "holdout" in takes else {})}
+    return True
+
+
+def evaluate(
+    loaded: Loaded, name: str, count: int, seed: int, other: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Runs a protocol; the record holds the numbers and everything needed to read them.
+
+    Args:
+      loaded: the run or export.
+      name: of the protocol.
+      count: clips, or prompts, that are asked for.
+      seed: decides every draw.
+      other: whether its config names another test set (``use_test_set``).
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
+    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other)
+    metrics, pictures = PROTOCOLS[name](evaluation)
+    config = loaded.config
+    protocol = {
+        "name": name,
+        "source": {key: value for key, value in config.data.source.to_dict().items() if value not in (None, "", {})},
+        "split": evaluation.split,
+        "clip": config.data.clip.to_dict(),
+        "count": metrics.get("prompts", metrics.get("clips")),
+        **evaluation.used(),
+        "weights": "ema" if config.ema.decay else "last",
+        "step": loaded.step,
+        **({"sampler": config.sampler.to_dict()} if "sampler" in config else {}),
+        "measured": {key: words for key, words in MEASURED.items() if key in _names(metrics)},
+    }
+    record = {"protocol": protocol, "seed": seed, "commit": commit(), "hardware": hardware(), "metrics": metrics}
+    return record, pictures
+
+
+def _names(metrics: dict[str, Any]) -> set[str]:
+    """Every key of nested metrics."""
+    return set(metrics).union(*(_names(value) for value in metrics.values() if isinstance(value, dict)))
+
+
+def commit() -> str:
+    """The git commit of this code, ``+`` appended when tracked files have changes, ``unknown`` outside a checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        # Files that git does not know, such as data folders, change nothing.
+        changed = git("status", "--porcelain", "--untracked-files=no").strip()
+        return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware() -> str:
+    """The devices in words."""
+    devices = jax.devices()
+    kind = f"{os.cpu_count()} cores, {platform.machine()}" if devices[0].platform == "cpu" else devices[0].device_kind
+    return f"{len(devices)} × {devices[0].platform} ({kind})"

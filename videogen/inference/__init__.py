@@ -1,0 +1,1 @@
+"""What is done with trained runs: sampling, encoding, decoding, caches of tokens."""

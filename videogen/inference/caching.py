@@ -1,0 +1,94 @@
+"""Writing token caches with a trained tokenizer."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import nnx
+from tqdm import tqdm
+
+from videogen import data
+from videogen.data.inputs import build_source, clip_of
+from videogen.data.tokens import TokenWriter
+from videogen.errors import UserError
+from videogen.tasks import to_video
+from videogen.training.loading import Loaded
+
+
+def write_token_cache(
+    loaded: Loaded,
+    out: epath.PathLike,
+    source: dict[str, Any] | None,
+    clips: int | None,
+    batch_size: int,
+    windows: int = 1,
+) -> int:
+    """Encodes the training split of a source, in order, into a token cache.
+
+    Args:
+      loaded: a tokenizer stage.
+      out: directory of the cache; must not exist.
+      source: source config; ``None`` takes the one the tokenizer was trained on.
+      clips: number of clips; ``None`` takes every window of every sample of the source.
+      batch_size: clips encoded at a time.
+      windows: clips drawn from each sample, at random places; all samples come before any comes again.
+
+    Returns:
+      The number of clips written.
+    """
+    if loaded.config.task != "tokenizer":
+        raise UserError(f"{loaded.directory} holds a {loaded.config.task}, not a tokenizer")
+    if not loaded.modules["tokenizer"].vocabulary:
+        raise UserError(f"{loaded.directory} makes latents and no codes to cache; train its generator from the videos")
+    config = loaded.config
+    if source is not None:
+        config.data.source = source
+    reader = build_source(config, "train")
+    available = len(reader) * windows
+    total = min(clips or available, available)
+    if clips and clips > available:
+        logging.warning(
+            "%d clips were asked for: the source has %d samples, of each of which %d windows are drawn, so %d are "
+            "written; --windows draws more",
+            *(clips, len(reader), windows, available),
+        )
+    model = loaded.modules["tokenizer"]
+    graph, state = nnx.split(model)
+    encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)).indices)
+    clip = clip_of(config)
+    meta = {
+        "tokenizer_hash": loaded.hash,
+        "vocabulary": list(model.vocabulary),
+        "frames": clip.frames,
+        "height": clip.height,
+        "width": clip.width,
+        "fps": reader.fps,
+        "made_from": {"source": config.data.source.to_dict(), "clip": config.data.clip.to_dict(), "split": "train"},
+        "classes": list(reader.classes),
+    }
+    written = 0
+    with TokenWriter(out, meta) as writer, tqdm(total=total, unit="clip") as bar:
+        pending: list[dict[str, Any]] = []
+        for index in range(total):
+            try:
+                pending.append(_window(reader, index % len(reader), index // len(reader)))
+            except data.SampleError as error:
+                tqdm.write(f"skipped {error}")
+            if pending and (len(pending) == batch_size or index == total - 1):
+                # The last batch is padded so that one program serves all.
+                video = np.stack([s["video"] for s in pending] + [pending[-1]["video"]] * (batch_size - len(pending)))
+                for sample, indices in zip(pending, np.asarray(encode(state, video)), strict=False):
+                    writer.write(indices, sample["caption"], sample.get("label"))
+                written += len(pending)
+                bar.update(len(pending))
+                pending = []
+    return written
+
+
+def _window(reader: data.Source, index: int, window: int) -> dict[str, Any]:
+    """The first window of a sample is the one that training reads first; the others are drawn by themselves."""
+    if not window:
+        return reader[index]
+    return reader.sample(index, np.random.default_rng([reader.seed, index, window]))

@@ -1,0 +1,261 @@
+"""Drawing videos from prompts with a loaded generator, and writing them down."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from videogen.conditioning import SHORT_NAMES, TASKS
+from videogen.configuration import read_file, replace_text, shown_rate
+from videogen.data.inputs import build_source, sample_clip
+from videogen.data.video_io import read_beginning, side_by_side
+from videogen.errors import UserError, near_matches
+from videogen.inference.pictures import WRITERS, write_arrays
+from videogen.shapes import Extension
+from videogen.tasks import VideoGenerator
+from videogen.training.loading import Loaded
+
+Pixels = UInt8[np.ndarray, "videos time height width 3"]
+
+
+def encode_prompts(loaded: Loaded, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Prompts -> the conditioning arrays of a batch."""
+    if loaded.text is None:
+        raise UserError(f"{loaded.directory} was trained without text; it takes no prompts")
+    for prompt in filter(loaded.text.is_cut, prompts):
+        logging.warning("only the first %d tokens of this prompt are read: %.200s", loaded.text.length, prompt)
+    ids, mask = loaded.text.encode(list(prompts))
+    return {"text_ids": ids, "text_mask": mask}
+
+
+def draw_videos(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    labels: Sequence[str] = (),
+    count: int = 1,
+    story: bool = False,
+    frames: int | None = None,
+    overlap: int | None = None,
+    image: str | None = None,
+    video: str | None = None,
+    given: int | None = None,
+    sampler: dict[str, Any] | None = None,
+) -> Pixels:
+    """Draws ``count`` videos per prompt and label, or with ``story`` videos whose windows follow the prompts in order.
+
+    Args:
+      loaded: a generator stage.
+      prompts: what to show; may be empty, and is for a generator without text.
+      seed: decides every draw.
+      labels: numbers or names of classes: as many as prompts, or one for all, or without prompts any number.
+      count: videos of each, of a generator that is told nothing in all.
+      story: the prompts are one video's story.
+      frames: length; by default one window, or one window per prompt of a story.
+      overlap: frames kept at every slide.
+      image: file whose first frame every video starts with.
+      video: file whose first ``given`` frames every video starts with.
+      given: by default as many as the generator is always given, or about half a window.
+      sampler: overrides of the config's sampler.
+    """
+    generator = loaded.generator(sampler)
+    overlap = generator.default_overlap() if overlap is None else overlap
+    windows = len(prompts) if story else 1
+    frames = frames or generator.window + (windows - 1) * (generator.window - overlap)
+    _name_unused(prompts if story else [], generator, frames, overlap)
+    steps = [[prompt] for prompt in prompts] if story else [list(prompts)] if prompts else [[]]
+    told = [encode_prompts(loaded, step) if step else {} for step in steps]
+    examples = max(len(steps[0]), len(labels), 1)
+    if labels:
+        numbers = np.array([label_of(loaded, label) for label in labels], np.int32)
+        if steps[0] and len(labels) not in (1, len(steps[0])):
+            raise UserError(f"give one label for all prompts or one for each, got {len(labels)} for {len(steps[0])}")
+        told = [said | {"label": np.resize(numbers, examples)} for said in told]
+    told = [{name: np.repeat(part, count, axis=0) for name, part in said.items()} for said in told]
+    first = None
+    if image is not None or video is not None:
+        given = 1 if image is not None else given or generator.given_frames or overlap
+        generator.check_given(given)
+        shown = read_clip(loaded, image or video, given, given)
+        first = np.repeat(shown[None], examples * count, axis=0)
+    bar = functools.partial(tqdm, unit="window", desc="drawing")
+    return generator.generate(
+        told, frames, seed, count=examples * count, overlap=overlap, first_frames=first, progress=bar
+    )
+
+
+def _name_unused(story: Sequence[str], generator: VideoGenerator, frames: int, overlap: int) -> None:
+    """Says which prompts of a story a video of so many frames has no window for."""
+    windows = 1 if frames <= generator.window else Extension(generator.window, overlap).segments(frames)
+    for prompt in story[windows:]:
+        logging.warning("%d frames have %d windows; this prompt of the story is not used: %s", frames, windows, prompt)
+
+
+def label_of(loaded: Loaded, label: str) -> int:
+    """The number of a class, from its number or, where the source is at hand, its name.
+
+    Raises:
+      UserError: the generator takes no labels, or there is no such class.
+    """
+    classes = loaded.config.classes
+    if not classes:
+        raise UserError(f"{loaded.directory} was trained without classes; it takes no labels")
+    if label.isdecimal():
+        if int(label) >= classes:
+            raise UserError(f"label {label} is none of this generator's classes, which are 0 to {classes - 1}")
+        return int(label)
+    names = build_source(loaded.config, "train").classes[:classes]
+    if label not in names:
+        raise UserError(f"unknown label {label!r}{near_matches(label, names)}")
+    return names.index(label)
+
+
+def read_clip(loaded: Loaded, path: str, frames: int, needed: int) -> UInt8[np.ndarray, "time height width 3"]:
+    """The first ``frames`` frames of a video file, at the rate and size of the generator's clips.
+
+    Raises:
+      UserError: it has fewer than the ``needed`` ones; those beyond may be missing, and repeat the last.
+    """
+    clip = dataclasses.replace(sample_clip(loaded.config), frames=frames)
+    return read_beginning(path, clip, needed)
+
+
+def complete_video(
+    loaded: Loaded,
+    task: str,
+    video: str | None,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    paste: bool = True,
+    sampler: dict[str, Any] | None = None,
+) -> tuple[Pixels, Pixels]:
+    """Completes a video file by a task of given pixels: once, or once for each prompt.
+
+    Args:
+      loaded: a generator stage trained with ``config.tasks``.
+      task: a name in ``conditioning.TASKS`` or in ``SHORT_NAMES``.
+      video: the file; ``None`` where the task gives no pixel.
+      prompts: what to show, for tasks that are told; may be empty.
+      seed: decides every draw.
+      paste: the file's given pixels stay as they are; else they are what the tokenizer makes of them.
+      sampler: overrides of the config's sampler.
+
+    Returns:
+      The completed clips, and beside each other the file's clip, what was given of it, and the completed one.
+    """
+    task = SHORT_NAMES.get(task, task)
+    generator = loaded.generator(sampler)
+    generator.check_task(task)
+    if prompts and not TASKS[task].told:
+        raise UserError(f"{task} takes no prompt: it was trained on the given pixels alone")
+    clip = loaded.config.data.clip
+    region = TASKS[task].region(generator.window, clip.height, clip.width)
+    if region.any() and video is None:
+        raise UserError(f"{task} completes a video; name it with --video=FILE")
+    original = np.zeros((*region.shape, 3), np.uint8)
+    if video is not None:
+        needed = int(np.flatnonzero(region.any(axis=(1, 2))).max(initial=0)) + 1
+        original = read_clip(loaded, video, generator.window, needed)
+    count = max(len(prompts), 1)
+    originals = np.repeat(original[None], count, axis=0)
+    story = encode_prompts(loaded, prompts) if prompts else None
+    drawn, filled = generator.complete([task] * count, originals, seed, story, paste=paste)
+    rows = zip(originals, filled, drawn, strict=True)
+    return drawn, np.stack([side_by_side(row) for row in rows])
+
+
+def write_samples(
+    out: epath.PathLike,
+    videos: Pixels,
+    prompts: Sequence[str],
+    loaded: Loaded,
+    *,
+    seed: int,
+    story: bool,
+    labels: Sequence[str] = (),
+    compared: Pixels | None = None,
+    scale: int = 1,
+    asked: Mapping[str, Any] | None = None,
+    sampler: Mapping[str, Any] | None = None,
+) -> list[epath.Path]:
+    """Writes the samples and what they were made from; returns the paths of the videos.
+
+    Args:
+      out: a directory for ``sample_*.mp4``, ``side_by_side_*.mp4`` and ``prompts.json``; or a file of a kind in
+        ``pictures.WRITERS`` for one video (for any number, .npz), beside which its record stands as .json.
+      videos: the samples.
+      prompts, labels, seed, story: what they were drawn from.
+      loaded: the generator.
+      compared: clips that show each sample beside what was given.
+      scale: whole factor that files are larger by.
+      asked: further settings of the command, for the record.
+      sampler: settings other than the config's.
+    """
+    out, count, fps = epath.Path(out), len(videos), shown_rate(loaded.config)
+    single = out.suffix in WRITERS
+    folder = out.parent if single else out
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [out] * count if single else [out / f"sample_{i}.mp4" for i in range(count)]
+    if out.suffix == ".npz":
+        write_arrays(out, videos, fps)
+    else:
+        check_single(out, count)
+        for path, video in zip(paths, videos, strict=True):
+            WRITERS[path.suffix](path, video, fps, scale)
+    for i, video in enumerate([] if compared is None or single else compared):
+        WRITERS[".mp4"](out / f"side_by_side_{i}.mp4", video, fps, scale)
+    said = [" / ".join(prompts)] if story else [*prompts] or [""]
+    names = [f"video_{i}" for i in range(count)] if single else [path.name for path in paths]
+    record = {
+        "videos": {name: said[i * len(said) // count] for i, name in enumerate(names)},
+        "seed": seed,
+        "checkpoint": str(loaded.directory),
+        "step": loaded.step,
+        "hash": loaded.hash,
+        "sampler": {**loaded.config.sampler.to_dict(), **(sampler or {})},
+        "frames": videos.shape[1],
+        "fps": fps,
+        "story": story,
+        **{name: value for name, value in (asked or {}).items() if value is not None},
+    }
+    if labels:
+        record["labels"] = {name: labels[i * len(labels) // count] for i, name in enumerate(names)}
+    where = out.with_suffix(".json") if single else out / "prompts.json"
+    replace_text(where, json.dumps(record, indent=2) + "\n")
+    return paths[:1] if single else paths
+
+
+def check_single(out: epath.PathLike, count: int) -> None:
+    """Refuses a file for several videos.
+
+    Raises:
+      UserError: only .npz holds several.
+    """
+    suffix = epath.Path(out).suffix
+    if suffix in WRITERS and suffix != ".npz" and count > 1:
+        raise UserError(f"--out={out} holds one video, and {count} are drawn; name a directory, or a .npz file")
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are left out.
+
+    Raises:
+      UserError: no such file, no UTF-8, or no prompt in it.
+    """
+    try:
+        lines = read_file(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{path} holds no prompt; write one on each line")
+    return prompts

@@ -1,0 +1,1 @@
+"""Plans for hardware that is not there, and the search for a mesh."""
