@@ -7,7 +7,7 @@ import pytest
 
 from configs import phenaki
 from configs.common import base
-from launch.common import read_config
+from launch.systems import read_config
 from tests.processes import REPOSITORY
 from videogen import data
 from videogen.reporting.config_help import config_help, meaning, walk
