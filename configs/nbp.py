@@ -44,7 +44,8 @@ def get_config(argument: str = "") -> ConfigDict:
         config.model.block = (1, 1, 1)
         if chosen["size"] == "debug":
             # Every code is learned from in every step: a run needs fewer of them than with masks.
-            config.steps, config.eval_every, config.checkpoint_every = 1800, 900, 900
+            config.steps, config.eval_every, config.checkpoint_every = 1500, 750, 750
+            config.sampler.update({"temperature": 0.8, "guidance_scale": 1.0})
     return config
 
 

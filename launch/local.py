@@ -219,9 +219,11 @@ def main() -> None:
                 # Added up over all starts, so that a resumed run tells what the whole of it took.
                 spent[stage.name] = spent.get(stage.name, 0.0) + time.monotonic() - start
                 replace_text(spent_file, json.dumps(spent) + "\n")
-        metrics = collect(stages, {**spent, "total": sum(spent.values())})
-        replace_text(workdir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        path = report(stages, metrics, workdir, CONFIG.value)
+            # After every stage, so that there is something to look at while the next one runs.
+            done = stages[: stages.index(stage) + 1]
+            metrics = collect(done, {**spent, "total": sum(spent.values())})
+            replace_text(workdir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+            path = report(done, metrics, workdir, CONFIG.value)
     print()
     for stage in stages:
         for name, value in flatten(metrics.get(stage.name, {})).items():

@@ -44,7 +44,7 @@ METRICS = {
 
 
 class FakeChildren:
-    """Writes what the real commands write, at once; ``codes`` are exit codes by command name."""
+    """Writes what the real commands write, at once; ``codes`` are exit codes by command, or command and stage."""
 
     codes: dict[str, int] = {}
     ran: list[list[str]] = []
@@ -55,7 +55,8 @@ class FakeChildren:
         self.ran.append(command)
         name = command[2].removeprefix("videogen.")
         given = dict(part.removeprefix("--").split("=", 1) for part in command[3:])
-        if code := self.codes.get(name, 0):
+        stage = Path(given.get("workdir") or given["checkpoint"]).name
+        if code := self.codes.get(name) or self.codes.get(f"{name} {stage}"):
             return code
         if name == "train":
             directory = Path(given["workdir"])
@@ -159,6 +160,14 @@ def test_a_failing_stage_stops_with_its_exit_code_and_one_line(start, capsys):
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: stage tokenizer failed with exit code 7: python -m videogen.evaluate")
     assert "\n" not in error
+
+
+def test_the_page_is_there_after_every_stage(start, tmp_path):
+    with pytest.raises(SystemExit):
+        start(codes={"train generator": 9})
+    assert "dB" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["protocol"]) == {"tokenizer"} and metrics["tokenizer"] == METRICS["tokenizer"]
 
 
 def test_stages_begin_with_the_weights_of_the_stage_their_config_names(tmp_path):
