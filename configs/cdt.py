@@ -21,7 +21,7 @@ stand-in, that loss is off until the user names a file: --config.losses.perceptu
 from ml_collections import ConfigDict
 
 from configs import magvit2
-from configs.common import base, optimizer, updates
+from configs.common import adversarial, base, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "fsq", "detokenizer")
@@ -48,21 +48,13 @@ def get_config(argument: str = "") -> ConfigDict:
 def common(size: str, group: str, decoder: str) -> ConfigDict:
     """What both stages with this decoder share; ``group`` is what they train."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.losses = {
-        "l2": 1.0,
-        "l1": 0.0,
-        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        "schedule": (),
-        "adversarial": {
-            **{"name": "hinge", "weight": 0.0, "start": 0, **updates(), "r1": 0.0},
-            **{"discriminator": "clip", "channel_multiplier": 0.5, "multipliers": (2, 4, 4)},
-        },
-    }
+    clips = {"name": "clip", "channels": 64, "multipliers": (2, 4, 4)}
+    config.losses = loss_terms(l2=1.0, adversarial=adversarial(clips, objective="hinge"))
     if size == "debug":
         config.steps, config.eval_every, config.checkpoint_every = 1000, 500, 500
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.perceptual.weight = 0.3 if decoder == "diffusion" else 0.0
-        config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
+        config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
         config.ema.decay = 0.99
         adam = {"learning_rate": 2e-3, "warmup": 50, "final": 0.02, "weight_decay": 0.0}
     elif size == "small":

@@ -66,14 +66,36 @@ def base(dtype: str) -> ConfigDict:
     return config
 
 
-def updates() -> dict:
-    """When and how strongly the adversarial loss works; part of ``losses.adversarial``.
+def loss_terms(l2: float = 0.0, l1: float = 0.0, **terms: dict) -> dict:
+    """The section ``losses``: terms of ``videogen.losses.TERMS`` by name. A weight of 0 leaves a term out.
 
-    ``adaptive`` scales it to the gradient of the other losses at the decoder's last layer; the discriminator is updated
-    in one of ``every`` steps, with the R1 penalty in one of ``r1_every`` updates, and rests while its loss is below
-    ``rest_below``.
+    The perceptual one is off until the user names a file with the weights of its network.
     """
-    return {"adaptive": False, "every": 1, "r1_every": 1, "rest_below": 0.0}
+    return {
+        "l2": {"name": "l2", "weight": l2},
+        "l1": {"name": "l1", "weight": l1},
+        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+        **terms,
+    }
+
+
+def adversarial(discriminator: dict, **settings) -> dict:
+    """A term with a discriminator, off until it gets a weight; see ``videogen.losses.Adversarial``."""
+    return {
+        "name": "adversarial",
+        "objective": "nonsaturating",
+        "weight": 0.0,
+        "start": 0,
+        "adaptive": False,
+        "every": 1,
+        "rest_below": 0.0,
+        "r1": 0.0,
+        "r1_every": 1,
+        "lecam": 0.0,
+        "label_smoothing": 0.0,
+        "discriminator": discriminator,
+        **settings,
+    }
 
 
 def optimizer(name: str = "adamw", **values) -> ConfigDict:

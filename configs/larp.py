@@ -21,7 +21,7 @@ whose layers those counts leave out.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import base, bpe_text, optimizer, updates
+from configs.common import adversarial, base, bpe_text, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -50,33 +50,22 @@ def get_config(argument: str = "") -> ConfigDict:
 def tokenizer(size: str) -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
-    config.losses = {
-        "l2": 0.0,
-        "l1": 1.0,
-        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+    transformer = {"name": "transformer", "patch": (4, 8, 8), "width": 512, "layers": 12, "heads": 8}
+    config.losses = loss_terms(
+        l1=1.0,
         # The published smoothing of the labels was not found.
-        "adversarial": {
-            "name": "nonsaturating",
-            "weight": 0.0,
-            "start": 0,
-            **updates(),
-            "r1": 0.0,
-            "lecam": 0.001,
-            "label_smoothing": 0.1,
-            "discriminator": "transformer",
-            "transformer": {"patch": (4, 8, 8), "width": 512, "layers": 12, "heads": 8},
-        },
+        adversarial=adversarial(transformer, lecam=0.001, label_smoothing=0.1),
         # At the published temperature of 1 the prior is almost undecided among 8192 codes (train/prior_entropy).
-        "prior": {"weight": 0.06, "width": 384, "layers": 12, "heads": 6, "temperature": 1.0},
-    }
+        prior={"name": "prior", "weight": 0.06, "width": 384, "layers": 12, "heads": 6, "temperature": 1.0},
+    )
     config.model = larp(size)
     # A clip of one fixed shape: an image is no clip here.
     config.data.image_batch_size = 0
     config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
     if size == "debug":
         config.steps, config.eval_every, config.checkpoint_every = 5000, 2000, 2000
-        config.losses.update({"l2": 1.0, "l1": 0.0})
-        config.losses.adversarial.transformer = {"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2}
+        config.losses.l2.weight, config.losses.l1.weight = 1.0, 0.0
+        config.losses.adversarial.discriminator.update({"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2})
         # Squared errors of small clips soon are smaller than L1 and LPIPS together: the prior must not outweigh them.
         config.losses.prior.update({"weight": 0.01, "width": 64, "layers": 2, "heads": 2})
         config.optimizer = {
@@ -87,7 +76,7 @@ def tokenizer(size: str) -> ConfigDict:
     elif size == "small":
         config.steps, config.eval_every, config.checkpoint_every = 30_000, 1000, 1000
         config.data.batch_size, config.data.workers = 32, 8
-        config.losses.adversarial.transformer = {"patch": (4, 8, 8), "width": 256, "layers": 6, "heads": 4}
+        config.losses.adversarial.discriminator.update({"width": 256, "layers": 6, "heads": 4})
         config.losses.prior.update({"width": 192, "layers": 4, "heads": 3})
         config.ema.decay = 0.999
         config.optimizer = published(tokenizer=4e-4, discriminator=1e-4, prior=2e-3, warmup=1000)

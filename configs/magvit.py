@@ -19,7 +19,7 @@ clip rather than for each step.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import base, bpe_text, optimizer, updates
+from configs.common import adversarial, base, bpe_text, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -54,23 +54,9 @@ def get_config(argument: str = "") -> ConfigDict:
 def tokenizer(size: str) -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
-    config.losses = {
-        "l2": 1.0,
-        "l1": 0.0,
-        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        # The published penalty of 10 has no factor 1/2.
-        "adversarial": {
-            "name": "nonsaturating",
-            "weight": 0.0,
-            "start": 0,
-            **updates(),
-            "r1": 20.0,
-            "lecam": 0.001,
-            "discriminator": "clip",
-            "channel_multiplier": 0.5,
-            "multipliers": (2, 4, 4, 4, 4),
-        },
-    }
+    clips = {"name": "clip", "channels": 64, "multipliers": (2, 4, 4, 4, 4)}
+    # The published penalty of 10 has no factor 1/2.
+    config.losses = loss_terms(l2=1.0, adversarial=adversarial(clips, r1=20.0, lecam=0.001))
     config.model = magvit(size)
     # Clips without a first frame of their own: an image is no clip here.
     config.data.image_batch_size = 0
@@ -80,7 +66,7 @@ def tokenizer(size: str) -> ConfigDict:
         config.data.batch_size = 4
         # The second half of the run, when there is something to judge: forms come out clearer, at 0.4 dB less.
         config.losses.adversarial.update({"weight": 0.02, "start": 1000, "r1_every": 16})
-        config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
+        config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
         config.ema.decay = 0.99
         config.optimizer = {
             "tokenizer": optimizer("muon", learning_rate=3e-3, adam_share=0.7, warmup=30, final=0.02, weight_decay=0.0),
@@ -90,7 +76,7 @@ def tokenizer(size: str) -> ConfigDict:
         config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
         config.data.clip = {"frames": 16, "height": 64, "width": 64, "fps": 8.0}
         config.data.batch_size, config.data.workers = 32, 8
-        config.losses.adversarial.update({"multipliers": (2, 4, 4, 4)})
+        config.losses.adversarial.discriminator.update({"multipliers": (2, 4, 4, 4)})
         config.ema.decay = 0.999
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=3e-4, warmup=1000, final=0.02, weight_decay=0.0),
@@ -104,8 +90,9 @@ def tokenizer(size: str) -> ConfigDict:
         config.data.batch_size, config.data.workers = 256, 16
         # Published pixels lie in [0, 1] and ours in [-1, 1]: squared errors are four times as large here, and squared
         # gradients a quarter. The released configs leave LeCam off.
-        config.losses.l2 = 0.25
-        config.losses.adversarial.update({"weight": 0.1, "channel_multiplier": 1.0, "r1": 80.0, "lecam": 0.0})
+        config.losses.l2.weight = 0.25
+        config.losses.adversarial.update({"weight": 0.1, "r1": 80.0, "lecam": 0.0})
+        config.losses.adversarial.discriminator.channels = 128
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"

@@ -21,7 +21,7 @@ into the same network, to compare them.
 from ml_collections import ConfigDict
 
 from configs import magvit
-from configs.common import base, optimizer, updates
+from configs.common import adversarial, base, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("image", "tokenizer", "generator")
@@ -85,29 +85,14 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     config.start_from.inflate = "last"
-    config.losses = {
-        "l2": 5.0,
-        "l1": 0.0,
-        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        "schedule": (),
-        "adversarial": {
-            "name": "nonsaturating",
-            "weight": 0.0,
-            "start": 0,
-            **updates(),
-            # The public reproduction's penalty of 10 has no factor 1/2.
-            "r1": 20.0,
-            "lecam": 0.001,
-            "discriminator": "clip",
-            "channel_multiplier": 1.0,
-            "multipliers": (2, 4, 4, 4, 4),
-        },
-    }
+    clips = {"name": "clip", "channels": 128, "multipliers": (2, 4, 4, 4, 4)}
+    # The public reproduction's penalty of 10 has no factor 1/2.
+    config.losses = loss_terms(l2=5.0, adversarial=adversarial(clips, r1=20.0, lecam=0.001))
     config.model = convolutional(size, quantizer)
     if size == "debug":
         config.steps, config.eval_every, config.checkpoint_every = 2100, 700, 700
         config.data.clip.update({"height": 24, "width": 24})
-        config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
+        config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
         config.ema.decay = 0.99
         config.optimizer = {
             "tokenizer": optimizer("muon", learning_rate=3e-3, adam_share=0.7, warmup=30, final=0.02, weight_decay=0.0),
@@ -117,7 +102,7 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
         config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
         config.data.batch_size, config.data.image_batch_size, config.data.workers = 32, 8, 8
-        config.losses.adversarial.update({"channel_multiplier": 0.5, "multipliers": (2, 4, 4, 4)})
+        config.losses.adversarial.discriminator.update({"channels": 64, "multipliers": (2, 4, 4, 4)})
         config.ema.decay = 0.999
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=3e-4, warmup=1000, final=0.02, weight_decay=0.0),
@@ -132,7 +117,8 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
         config.losses.adversarial.update({"weight": 0.1, "r1_every": 20})
         if quantizer == "lfq":
             # Three times as heavy, falling to its weight in 2000 steps.
-            config.losses.schedule = (("entropy", 3.0, 1.0, 2000),)
+            falling = {"start": 3.0, "final": 1.0, "steps": 2000}
+            config.losses.entropy = {"name": "quantizer", "loss": "entropy", "weight": falling}
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"

@@ -65,7 +65,8 @@ def tokenizer(size: str) -> ConfigDict:
         # 100 epochs of Kinetics-600's about 390,000 clips; a hundredth of the steps is warm-up.
         config.steps, config.data.batch_size = 152_000, 256
         config.model.padding = "replicate"
-        config.losses.update({"l2": 1.0, "schedule": ()})
+        config.losses.l2.weight = 1.0
+        del config.losses.entropy
         common = {"learning_rate": 1e-4, "warmup": 1520, "schedule": "linear", "b1": 0.0, "weight_decay": 0.0}
         config.optimizer = {name: optimizer(**common, clip=0.0) for name in ("tokenizer", "discriminator")}
     return config

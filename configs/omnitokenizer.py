@@ -22,7 +22,7 @@ it sees, are left out; a batch holds videos and images together instead of in tu
 
 from ml_collections import ConfigDict
 
-from configs.common import base, optimizer, updates
+from configs.common import adversarial, base, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("image", "tokenizer", "kl")
@@ -49,31 +49,17 @@ def get_config(argument: str = "") -> ConfigDict:
 def common(size: str) -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
-    config.losses = {
-        "l2": 0.0,
-        "l1": 4.0,
-        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        "schedule": (),
-        # It judges clips of one frame too, so the image stage's discriminator is the start of the next one's.
-        "adversarial": {
-            "name": "hinge",
-            "weight": 0.0,
-            "start": 0,
-            **updates(),
-            "r1": 0.0,
-            "discriminator": "clip",
-            "channel_multiplier": 0.5,
-            "multipliers": (2, 4, 4, 4, 4),
-        },
-    }
+    # It judges clips of one frame too, so the image stage's discriminator is the start of the next one's.
+    clips = {"name": "clip", "channels": 64, "multipliers": (2, 4, 4, 4, 4)}
+    config.losses = loss_terms(l1=4.0, adversarial=adversarial(clips, objective="hinge"))
     return config
 
 
 def debug(stage: str) -> ConfigDict:
     config = common("debug")
     config.data.clip.update({"height": 24, "width": 24})
-    config.losses.adversarial.update({"channel_multiplier": 0.125, "multipliers": (2, 4)})
-    config.losses.update({"l2": 1.0, "l1": 0.0})
+    config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
+    config.losses.l2.weight, config.losses.l1.weight = 1.0, 0.0
     config.data.clip.frames = 1 if stage == "image" else 5
     config.data.batch_size = 16 if stage == "image" else 8
     config.data.image_batch_size = 0 if stage == "image" else 8
@@ -96,7 +82,7 @@ def small(stage: str) -> ConfigDict:
         config.data.buckets = ((17, 32, 32, 64, 1), (17, 64, 64, 32, 1), (17, 96, 96, 16, 1))
     config.steps = {"image": 10_000, "tokenizer": 20_000, "kl": 10_000}[stage]
     config.eval_every = config.checkpoint_every = 1000
-    config.losses.adversarial.multipliers = (2, 4, 4, 4)
+    config.losses.adversarial.discriminator.multipliers = (2, 4, 4, 4)
     config.ema.decay = 0.999
     config.optimizer = {
         "tokenizer": optimizer(learning_rate=5e-4, warmup=1000, final=0.02),

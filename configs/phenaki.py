@@ -11,7 +11,7 @@ the weights, which the paper does not mention, is kept; text goes through T5-XXL
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import base, bpe_text, optimizer, updates
+from configs.common import adversarial, base, bpe_text, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -30,13 +30,8 @@ def get_config(argument: str = "") -> ConfigDict:
 def tokenizer(size: str) -> ConfigDict:
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
-    config.losses = {
-        "l2": 1.0,
-        "l1": 0.0,
-        "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
-        "adversarial": {"name": "nonsaturating", "weight": 0.0, "start": 0, "r1": 10.0, "channel_multiplier": 1.0}
-        | updates(),
-    }
+    frames = {"name": "frame", "channel_multiplier": 1.0}
+    config.losses = loss_terms(l2=1.0, adversarial=adversarial(frames, r1=10.0))
     config.model = cvivit(size)
     discriminator = optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5)
     if size == "debug":

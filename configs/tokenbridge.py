@@ -55,7 +55,7 @@ def tokenizer(size: str) -> ConfigDict:
     if size == "paper":
         config = magvit2.image(size)
         config.data.clip.update({"height": 256, "width": 256})
-        config.losses.schedule = ()
+        del config.losses.entropy
     else:
         config = phenaki.tokenizer(size)
     config.model = network(size)

@@ -54,7 +54,8 @@ def tokenizer(size: str) -> ConfigDict:
     config.model = continuous(size)
     if size == "paper":
         config.start_from.inflate = ""
-        config.losses.l2 = 1.0
+        config.losses.l2.weight = 1.0
+        del config.losses.entropy
         config.data.clip.update({"height": 256, "width": 256, "fps": 16.0})
     return config
 

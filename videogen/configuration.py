@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from videogen.errors import UserError, near_matches, shown
+from videogen.formats import FORMAT, to_present
 
 
 def parse_argument(argument: str | None, **allowed: Sequence[str]) -> dict[str, str]:
@@ -56,8 +57,8 @@ def find_config(text: str) -> str:
 
 
 def save_config(path: epath.PathLike, config: ConfigDict) -> None:
-    """Writes a config as JSON; an old file is replaced as a whole."""
-    replace_text(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    """Writes a config as JSON, with its format; an old file is replaced as a whole."""
+    replace_text(path, json.dumps({"format": FORMAT, **config.to_dict()}, indent=2, sort_keys=True) + "\n")
 
 
 def replace_text(path: epath.PathLike, text: str) -> None:
@@ -88,10 +89,10 @@ def remote_errors(path: epath.PathLike) -> Iterator[None]:
 
 
 def load_config(path: epath.PathLike) -> ConfigDict:
-    """Reads what ``save_config`` wrote; data only, nothing in it is executed.
+    """Reads what ``save_config`` wrote, also in an older format; data only, nothing in it is executed.
 
     Raises:
-      UserError: no such file, or no JSON object.
+      UserError: no such file, no JSON object, or one of a later format.
     """
     path = epath.Path(path)
     with remote_errors(path):
@@ -102,8 +103,8 @@ def load_config(path: epath.PathLike) -> ConfigDict:
         values = json.loads(content.decode())
         if not isinstance(values, dict):
             raise UserError(f"{path} does not hold a config object")
-        return ConfigDict(values)
-    except (ValueError, TypeError, RecursionError) as error:
+        return ConfigDict(to_present(values, str(path)))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = shown(str(error) or "nested too deeply")
         raise UserError(f"{path} cannot be read as JSON ({reason}); restore it from the run that wrote it") from error
 

@@ -10,8 +10,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from videogen.errors import UserError
-from videogen.losses import PerceptualLoss, UntrainedFeatures, build_perceptual
+from videogen.losses import PerceptualLoss, Setting, UntrainedFeatures, build
 from videogen.losses.perceptual import lpips_tensors
+from videogen.shapes import VideoShape
 
 torch = pytest.importorskip("torch")
 
@@ -98,17 +99,22 @@ def test_hash_is_that_of_the_file(lpips, weights):
     assert lpips.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
+def term(**section):
+    """A perceptual term of weight 0.1."""
+    return build({"perceptual": {"weight": 0.1, **section}}, Setting(VideoShape(1, 16, 16), 1, 1, 1))["perceptual"]
+
+
 def test_structure_has_the_shapes_of_the_loaded_module(lpips):
-    structure = build_perceptual({"name": "lpips", "path": "absent", "weight": 1.0}, structure_only=True)
+    structure = term(name="lpips", path="absent").frozen(structure_only=True)
     shapes = lambda module: jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module)))  # noqa: E731
     assert shapes(structure) == shapes(lpips)
 
 
 def test_built_by_name(weights, lpips):
-    assert build_perceptual({"name": "lpips", "path": str(weights), "weight": 0.1}).sha256 == lpips.sha256
-    assert isinstance(build_perceptual({"name": "untrained", "weight": 0.1}), UntrainedFeatures)
+    assert term(name="lpips", path=str(weights)).frozen(structure_only=False).sha256 == lpips.sha256
+    assert isinstance(term(name="untrained").frozen(structure_only=False), UntrainedFeatures)
     with pytest.raises(UserError, match="'lpips'"):
-        build_perceptual({"name": "lpip", "weight": 0.1})
+        term(name="lpip")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,7 @@ def test_untrained_features_behave_like_a_distance():
 
 SPREAD = """
 import jax, jax.numpy as jnp
+from videogen.shapes import VideoShape
 from videogen.losses import PerceptualLoss
 from videogen.parallel import batch_sharding, make_mesh
 

@@ -70,7 +70,7 @@ def trained():
     config.model.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1})
     config.losses.prior.update({"width": 16, "layers": 1})
     config.losses.adversarial.update({"weight": 0.1})
-    config.losses.adversarial.transformer.update({"width": 24, "layers": 1})
+    config.losses.adversarial.discriminator.update({"width": 24, "layers": 1})
     # Muon takes a minute to compile.
     config.optimizer = {group: optimizer(learning_rate=1e-3) for group in config.optimizer}
     task = tasks.build(config)
@@ -100,7 +100,7 @@ def test_every_network_learns(trained):
 def test_loss_is_the_weighted_sum_of_its_terms(trained):
     config, *_, metrics = trained
     last, weights = metrics[-1], config.losses
-    expected = weights.l2 * last["l2"] + last["commitment"] + last["codebook"]
+    expected = weights.l2.weight * last["l2"] + last["commitment"] + last["codebook"]
     expected += weights.adversarial.weight * last["adversarial"] + weights.prior.weight * last["prior"]
     assert last["loss"] == pytest.approx(expected, rel=1e-4)
 
@@ -134,7 +134,7 @@ def test_a_prior_changes_nothing_of_a_fresh_tokenizer():
 def test_a_prior_of_a_tokenizer_without_code_vectors_is_refused():
     config = phenaki.get_config("stage=tokenizer,size=debug")
     with config.unlocked():
-        config.losses.prior = {"weight": 0.1, "width": 16, "layers": 1, "heads": 2}
+        config.losses.prior = {"name": "prior", "weight": 0.1, "width": 16, "layers": 1, "heads": 2}
         config.optimizer.prior = config.optimizer.discriminator
     task = tasks.build(config)
     structure, _ = structure_of(task, config)

@@ -10,21 +10,22 @@ def test_magvit2():
     adversarial = config.losses.adversarial
     # The step halves R1; the public reproduction does not, and takes it every 20 steps.
     assert 0.5 * adversarial.r1 == 10 and adversarial.r1_every == 20 and adversarial.lecam == 0.001
-    assert (adversarial.weight, adversarial.start, config.losses.l2) == (0.1, 0, 5.0)
-    assert config.losses.schedule == (("entropy", 3.0, 1.0, 2000),)
+    assert (adversarial.weight, adversarial.start, config.losses.l2.weight) == (0.1, 0, 5.0)
+    entropy = config.losses.entropy.to_dict()
+    assert entropy == {"name": "quantizer", "loss": "entropy", "weight": {"start": 3.0, "final": 1.0, "steps": 2000}}
     # 9.3 million clips once.
     assert config.data.batch_size * config.steps == pytest.approx(9.3e6, rel=0.01)
     assert config.optimizer.tokenizer.clip == config.optimizer.discriminator.clip == 0
     assert config.optimizer.discriminator.learning_rate == pytest.approx(0.8 * config.optimizer.tokenizer.learning_rate)
     image = magvit2.get_config("stage=image,size=paper")
     assert image.data.batch_size * image.steps == pytest.approx(9e7, rel=0.01)  # nine million images ten times
-    assert magvit2.get_config("stage=tokenizer,size=paper,quantizer=fsq").losses.schedule == ()
+    assert "entropy" not in magvit2.get_config("stage=tokenizer,size=paper,quantizer=fsq").losses
 
 
 def test_magvit():
     config = magvit.get_config("stage=tokenizer,size=paper")
     # Pixels of width 2 in the place of 1: errors are 4 times as large when squared, squared gradients a quarter.
-    assert 4 * config.losses.l2 == 1.0 and 0.5 * config.losses.adversarial.r1 / 4 == 10
+    assert 4 * config.losses.l2.weight == 1.0 and 0.5 * config.losses.adversarial.r1 / 4 == 10
     assert config.losses.adversarial.lecam == 0 and config.optimizer.tokenizer.clip == 0
     assert config.steps * config.data.batch_size == pytest.approx(400 * 168_913, rel=0.01)
 
@@ -43,12 +44,12 @@ def test_phenaki():
 
 def test_tokenbridge_takes_over_what_was_mended():
     config = tokenbridge.get_config("stage=tokenizer,size=paper")
-    assert 0.5 * config.losses.adversarial.r1 == 10 and config.losses.schedule == ()
+    assert 0.5 * config.losses.adversarial.r1 == 10 and "entropy" not in config.losses
 
 
 def test_omnitokenizer():
     config = omnitokenizer.get_config("stage=tokenizer,size=paper")
-    assert (config.losses.l1, config.losses.adversarial.weight) == (4.0, 0.01)
+    assert (config.losses.l1.weight, config.losses.adversarial.weight) == (4.0, 0.01)
     assert config.losses.adversarial.rest_below == 0.001
     for words in ("feature matching (weight 4)", "one discriminator judges images and clips"):
         assert words in omnitokenizer.__doc__

@@ -2,6 +2,7 @@
 
 import time
 import types
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,9 @@ def test_one_pass_of_the_text_encoder_gives_each_batch_its_own(system):
     ids = np.arange(10 * 24).reshape(10, 24) % 500
     mask = np.arange(24) < np.arange(1, 11)[:, None]
     batches = [{"text_ids": ids[part], "text_mask": mask[part]} for part in (slice(6), slice(6, 10))]
-    for together, one in zip(task.conditionings(modules, batches), batches, strict=True):
-        alone = task.conditioning(modules, one)
+    encoder = modules["generator"].text_encoder
+    for prepared, one in zip(task.prepare({"text_encoder": encoder}, batches), batches, strict=True):
+        together, alone = task.conditioning(modules, prepared), task.conditioning(modules, one)
         np.testing.assert_array_equal(together.text.mask, one["text_mask"])
         np.testing.assert_allclose(together.text.features, alone.text.features, atol=1e-5)
 
@@ -72,13 +74,16 @@ def test_tasks_are_drawn_by_weight(system, monkeypatch):
 
     def given(modules, video, drawn):
         seen.append(np.asarray(drawn))
-        raise StopIteration
+        return None, None
+
+    def loss(codes, conditioning, key, **shown):
+        return jnp.zeros(()), {}
 
     monkeypatch.setattr(task, "given", given)
-    many = {"indices": jnp.zeros((4000, 2, 4, 4, 1), int), "video": np.zeros((4000, 1, 1, 1, 3), np.uint8)}
-    monkeypatch.setattr(task, "conditionings", lambda modules, batches: [Conditioning()] * len(batches))
-    with pytest.raises(StopIteration):
-        task.generator_loss(modules, many, jax.random.key(0), jnp.zeros((), int))
+    generator = SimpleNamespace(generator=SimpleNamespace(loss=loss), text_encoder=modules["generator"].text_encoder)
+    many = {"indices": jnp.zeros((4000, 2, 4, 4, 1), int), "video": np.zeros((4000, 2, 1, 1, 3), np.uint8)}
+    monkeypatch.setattr(task, "conditioning", lambda modules, batch: Conditioning(label=jnp.zeros(4000, int)))
+    task.generator_loss({"generator": generator}, many, jax.random.key(0), jnp.zeros((), int))
     shares = np.bincount(seen[0], minlength=len(TASKS)) / 4000
     np.testing.assert_allclose(shares, task.tasks, atol=0.03)
     assert shares[list(TASKS).index("inpaint_dynamic")] == 0

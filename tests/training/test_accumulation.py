@@ -21,7 +21,8 @@ def small_tokenizer(quantizer: dict, adversarial: dict):
     config.model.update({"width": 16, "heads": 2, "mlp_width": 16, "encoder_layers": (0, 1), "decoder_layers": (0, 1)})
     config.model.quantizer = quantizer
     config.losses.perceptual.weight = 0.0
-    config.losses.adversarial.update({"weight": 0.3, "start": 0, "channel_multiplier": 0.02, "r1": 1.0} | adversarial)
+    config.losses.adversarial.update({"weight": 0.3, "start": 0, "r1": 1.0} | adversarial)
+    config.losses.adversarial.discriminator.channel_multiplier = 0.02
     return config
 
 

@@ -155,7 +155,7 @@ def test_kernels_are_inflated_only_where_that_is_asked_for_and_tables_never(tmp_
 def test_the_image_stage_hands_on_its_discriminator(tmp_path):
     configs = transformer("image"), transformer()
     for config in configs:
-        config.losses.adversarial.update({"weight": 0.01, "multipliers": (2,)})
+        config.losses.adversarial.weight, config.losses.adversarial.discriminator.multipliers = 0.01, (2,)
     origin = write_run(tmp_path / "a", configs[0])
     state, *_ = begin(tmp_path / "a", configs[1], tmp_path / "b")
     np.testing.assert_equal(flat(state["params"]["discriminator"]), flat(origin["params"]["discriminator"]))

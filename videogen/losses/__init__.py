@@ -1,43 +1,111 @@
-"""What training minimises, beyond the likelihoods that generators own."""
+"""What training minimises: terms by name (``TERMS``), beyond the likelihoods that generators own."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from videogen import building
+from videogen.errors import UserError
 from videogen.losses.adversarial import (
     ADVERSARIAL,
+    DISCRIMINATORS,
+    Adversarial,
     AdversarialLoss,
     LeCam,
-    adaptive_weight,
     adversarial_loss,
     r1_penalty,
-    with_gradient,
+    random_frames,
 )
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.losses.discriminators import StyleDiscriminator, VideoDiscriminator
 from videogen.losses.entropy import entropy
-from videogen.losses.perceptual import PERCEPTUAL, PerceptualLoss, UntrainedFeatures, build_perceptual
+from videogen.losses.perceptual import Lpips, PerceptualLoss, Untrained, UntrainedFeatures
 from videogen.losses.pixel import l1, l2
-from videogen.losses.prior import AutoregressivePrior, Prediction, mixing_ratio
+from videogen.losses.prior import AutoregressivePrior, LearnedPrior, Prediction, mixing_ratio
+from videogen.losses.terms import (
+    RECONSTRUCTION,
+    AbsoluteError,
+    Outputs,
+    Pass,
+    QuantizerLoss,
+    Setting,
+    SquaredError,
+    Term,
+    adaptive_weight,
+    combine,
+    with_gradient,
+)
 from videogen.losses.transformer_discriminator import TransformerDiscriminator
+
+TERMS: dict[str, type[Term]] = {
+    "l1": AbsoluteError,
+    "l2": SquaredError,
+    "lpips": Lpips,
+    "untrained": Untrained,
+    "adversarial": Adversarial,
+    "prior": LearnedPrior,
+    "quantizer": QuantizerLoss,
+}
+
+
+def build(config: Mapping[str, Any], setting: Setting) -> dict[str, Term]:
+    """The terms of ``config.losses = {term: {name, weight, …}}``, in that order; those of weight 0 are left out.
+
+    Raises:
+      UserError: an unknown name or setting, two terms with one parameter group, or two adaptive ones of one pass.
+    """
+    terms: dict[str, Term] = {}
+    for label, section in config.items():
+        if not isinstance(section, Mapping) and not hasattr(section, "items"):
+            raise UserError(f"losses.{label} must be a section such as {{name: l2, weight: 1.0}}, got {section!r}")
+        term = building.build(TERMS, section, f"loss term (losses.{label})", setting=setting)
+        term.label = label
+        if term.weight == 0:
+            continue
+        for other in terms.values():
+            if term.group and term.group == other.group:
+                raise UserError(f"losses.{other.label} and losses.{label} both train a {term.group}; leave one out")
+            if term.adaptive and other.adaptive and term.reads == other.reads:
+                raise UserError(f"losses.{other.label} and losses.{label} cannot both be adaptive")
+        terms[label] = term
+    return terms
+
 
 __all__ = [
     "ADVERSARIAL",
-    "PERCEPTUAL",
+    "DISCRIMINATORS",
+    "RECONSTRUCTION",
+    "TERMS",
+    "AbsoluteError",
+    "Adversarial",
     "AdversarialLoss",
     "AutoregressivePrior",
     "LeCam",
+    "LearnedPrior",
+    "Lpips",
+    "Outputs",
+    "Pass",
     "PerceptualLoss",
     "Prediction",
+    "QuantizerLoss",
+    "Setting",
+    "SquaredError",
     "StyleDiscriminator",
+    "Term",
     "TransformerDiscriminator",
+    "Untrained",
     "UntrainedFeatures",
     "VideoDiscriminator",
     "adaptive_weight",
     "adversarial_loss",
-    "build_perceptual",
+    "build",
     "codebook_loss",
+    "combine",
     "commitment",
     "entropy",
     "l1",
     "l2",
     "mixing_ratio",
     "r1_penalty",
+    "random_frames",
     "with_gradient",
 ]

@@ -1,18 +1,24 @@
-"""Adversarial objectives over discriminator logits, and the gradient penalty that steadies them."""
+"""The adversarial term: objectives over discriminator logits, and the regularisers that steady the discriminator."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from videogen.building import build
 from videogen.errors import UserError, near_matches
+from videogen.losses.discriminators import StyleDiscriminator, VideoDiscriminator
+from videogen.losses.terms import Metrics, Modules, Outputs, Scalar, Setting, Term
+from videogen.losses.transformer_discriminator import TransformerDiscriminator
+from videogen.nn import MicroBatch, draw, example_keys, named_key
+from videogen.ranges import Count, Natural, Share, Weight
+from videogen.shapes import Video
 
 Logits = Float[Array, "..."]
-Scalar = Float[Array, ""]
 
 
 def hinge_discriminator(real_logits: Logits, fake_logits: Logits) -> Scalar:
@@ -55,24 +61,6 @@ def r1_penalty(
     """
     gradient = jax.grad(lambda x: jnp.sum(apply(x).astype(jnp.float32)))(real.astype(jnp.float32))
     return jnp.sum(jnp.square(gradient)) / real.shape[0]
-
-
-LARGEST_ADAPTIVE_WEIGHT = 1e4
-
-
-def adaptive_weight(reconstruction_norm: Scalar, adversarial_norm: Scalar) -> Scalar:
-    """What makes the adversarial gradient as long as the reconstruction's (VQGAN; Esser et al., 2021), up to 10⁴.
-
-    Args:
-      reconstruction_norm: norm of the gradient of the reconstruction losses at the decoder's last layer.
-      adversarial_norm: the same of the adversarial loss.
-    """
-    return jnp.clip(reconstruction_norm / (adversarial_norm + 1e-4), 0.0, LARGEST_ADAPTIVE_WEIGHT)
-
-
-def with_gradient(x: Array, value: Scalar, gradient: Array) -> Scalar:
-    """``value``, whose gradient with respect to ``x`` is ``gradient``: a loss whose derivative is known already."""
-    return jax.lax.stop_gradient(value) + jnp.vdot(jax.lax.stop_gradient(gradient), x - jax.lax.stop_gradient(x))
 
 
 class MovingAverage(nnx.Variable):
@@ -139,3 +127,139 @@ def adversarial_loss(name: str, label_smoothing: float = 0.0) -> AdversarialLoss
         raise UserError(f"adversarial loss {name!r} has no label_smoothing; use 'nonsaturating'")
     smoothed = functools.partial(nonsaturating_discriminator, label_smoothing=label_smoothing)
     return ADVERSARIAL[name]._replace(discriminator=smoothed)
+
+
+DISCRIMINATORS = {"frame": StyleDiscriminator, "clip": VideoDiscriminator, "transformer": TransformerDiscriminator}
+"""What is judged: one random frame of every clip; the clip, by convolutions; the clip, by a transformer."""
+
+
+class Adversarial(Term):
+    """How real a discriminator finds the prediction; the discriminator is a parameter group of its own.
+
+    Args:
+      objective: a name in ``ADVERSARIAL``.
+      discriminator: ``{name, …}``, the name one of ``DISCRIMINATORS``.
+      start: the first step that counts; before it the discriminator rests too: it would only learn to win.
+      adaptive: the weight follows the gradients at the decoder's last layer (``terms.combine``).
+      every: the discriminator is updated in one of so many steps …
+      rest_below: … and rests while its loss is below this.
+      r1: weight gamma of the gradient penalty, which counts gamma/2 times.
+      r1_every: the penalty is taken in one of so many updates, and is so many times as heavy (StyleGAN2's lazy R1).
+      lecam: weight of ``LeCam``; 0 leaves its averages out.
+      label_smoothing: how far the targets of real clips are below 1.
+    """
+
+    group = "discriminator"
+
+    def __init__(
+        self,
+        weight: Weight | Mapping[str, Any],
+        objective: str,
+        discriminator: Mapping[str, Any],
+        setting: Setting,
+        *,
+        start: Natural = 0,
+        adaptive: bool = False,
+        every: Count = 1,
+        rest_below: Weight = 0.0,
+        r1: Weight = 0.0,
+        r1_every: Count = 1,
+        lecam: Weight = 0.0,
+        label_smoothing: Share = 0.0,
+    ):
+        super().__init__(weight, setting)
+        self.objective, self.adaptive, self.start = adversarial_loss(objective, label_smoothing), adaptive, start
+        self.every, self.rest_below = every, rest_below
+        self.r1, self.r1_every, self.lecam = r1, r1_every, lecam
+        if (name := discriminator.get("name", "")) not in DISCRIMINATORS:
+            raise UserError(f"unknown discriminator {name!r}{near_matches(name, DISCRIMINATORS)}")
+        self.discriminator, self.judges_clips = discriminator, name != "frame"
+
+    def module(self, rngs: nnx.Rngs) -> nnx.Module:
+        setting, clip = self.setting, self.setting.clip
+        sized = {"height": clip.height, "width": clip.width}
+        shared = {"remat": setting.remat} if self.discriminator["name"] == "transformer" else sized
+        common = dict(dtype=setting.dtype, rngs=rngs)
+        module = build(DISCRIMINATORS, self.discriminator, "discriminator", **shared, **common)
+        if self.lecam:
+            module.lecam = LeCam()
+        return module
+
+    def weight_at(self, step: Int[Array, ""]) -> Scalar:
+        return jnp.where(step >= self.start, super().weight_at(step), 0.0)
+
+    def value(self, modules, outputs, key, step, micro):
+        prediction = outputs.passes[self.reads].prediction
+        keys = micro.keys(named_key(key, "frame"), len(prediction))
+        return self.objective.generator(modules[self.group](self._judged(prediction, keys))), {}
+
+    def _judged(self, video: Video, keys: jax.Array) -> Array:
+        """What the discriminator sees of clips: all of it, or a random frame; resized to the clips it was built for."""
+        judged, clip = video if self.judges_clips else random_frames(video, keys), self.setting.clip
+        size = (*judged.shape[:-3], clip.height, clip.width, judged.shape[-1])
+        return judged if judged.shape == size else jax.image.resize(judged, size, "bilinear")
+
+    def group_value(
+        self, modules: Modules, outputs: Outputs, key: jax.Array, step: Int[Array, ""], micro: MicroBatch
+    ) -> tuple[Scalar, Metrics, dict[str, Array]]:
+        """The discriminator's loss; 0 in the steps that ``every`` leaves out, and not computed."""
+        compared = outputs.passes[self.reads]
+        keys = micro.keys(key, len(compared.target))
+        real, fake = self._judged(compared.target, keys), self._judged(compared.prediction, keys)
+        judge = functools.partial(self._judge, modules[self.group], real, fake, step)
+        if self.every == 1:
+            loss, metrics, sums = judge()
+        else:
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(judge))
+            loss, metrics, sums = jax.lax.cond(self._updates(step), judge, lambda: nothing)
+        loss = jnp.where(step >= self.start, loss, 0.0)
+        return loss, {f"{self.group}_loss": loss, **metrics}, sums
+
+    def _updates(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether the discriminator is to be updated in this step."""
+        return (step >= self.start) & ((step - self.start) % self.every == 0)
+
+    def moves(self, metrics: Mapping[str, Array], step: Int[Array, ""]) -> Bool[Array, ""] | None:
+        if self.every == 1 and not self.rest_below:
+            return None
+        return self._updates(step) & (metrics[f"{self.group}_loss"] >= self.rest_below)
+
+    def _judge(
+        self, discriminator: nnx.Module, real: Array, fake: Array, step: Int[Array, ""]
+    ) -> tuple[Scalar, Metrics, dict[str, Array]]:
+        """Discriminator loss, its metrics, and for LeCam's averages the sums of the logits of real and fake ones."""
+        real_logits, fake_logits = discriminator(real), discriminator(fake)
+        loss, sums = self.objective.discriminator(real_logits, fake_logits), {}
+        metrics = {"discriminator_real": real_logits.mean(), "discriminator_fake": fake_logits.mean()}
+        if self.r1:
+            metrics["r1"] = self._penalty(discriminator, real, step)
+            loss += 0.5 * self.r1 * metrics["r1"]
+        if self.lecam:
+            metrics["lecam"] = discriminator.lecam(real_logits, fake_logits)
+            loss += self.lecam * metrics["lecam"]
+            sums = {name: jnp.sum(x.astype(jnp.float32)) for name, x in (("real", real_logits), ("fake", fake_logits))}
+            sums["count"] = jnp.asarray(len(real_logits), jnp.float32)
+        return loss, metrics, sums
+
+    def _penalty(self, discriminator: nnx.Module, real: Array, step: Int[Array, ""]) -> Scalar:
+        """The gradient penalty, where it is due ``r1_every`` times."""
+
+        def penalty() -> Scalar:
+            return r1_penalty(discriminator, real)
+
+        if self.r1_every == 1:
+            return penalty()
+        due = (step - self.start) % (self.r1_every * self.every) == 0
+        return self.r1_every * jax.lax.cond(due, penalty, lambda: jnp.zeros(()))
+
+    def update(self, module: nnx.Module, sums: dict[str, Array], step: Int[Array, ""]) -> None:
+        if self.lecam:
+            count = jnp.maximum(sums["count"], 1)
+            module.lecam.update(sums["real"] / count, sums["fake"] / count, self._updates(step))
+
+
+def random_frames(video: Float[Array, "batch time h w c"], key: jax.Array) -> Float[Array, "batch h w c"]:
+    """One uniformly chosen frame of every clip; ``key`` is one, or one of each clip."""
+    keys = example_keys(key, len(video))
+    index = draw(lambda key, shape: jax.random.randint(key, shape, 0, video.shape[1]), keys, video.shape[:1])
+    return jnp.take_along_axis(video, index[:, None, None, None, None], axis=1)[:, 0]

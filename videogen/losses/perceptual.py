@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from videogen.building import build
 from videogen.errors import UserError
 from videogen.losses.discriminators import Image, convolve
+from videogen.losses.terms import Setting, Term
 from videogen.nn import l2_normalize
+from videogen.ranges import Weight
 from videogen.shapes import Video
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -155,21 +156,38 @@ class UntrainedFeatures(nnx.Module):
         return _feature_distance(self.features, linear, prediction, target)
 
 
-PERCEPTUAL = {"lpips": PerceptualLoss.load, "untrained": UntrainedFeatures}
-"""Public name -> class or loader; each gives a module ``(prediction, target) -> scalar``."""
+class Perceptual(Term):
+    """Distance in the features of a frozen network, of prediction and target.
 
-
-def build_perceptual(
-    config: Mapping[str, Any], *, structure_only: bool = False, dtype: jnp.dtype = jnp.float32
-) -> nnx.Module:
-    """Builds a perceptual loss from ``{name, …}``; ``weight`` belongs to the caller, an empty ``path`` is absent.
-
-    With ``structure_only`` no file is read: weights are zeros, to be replaced by those of a checkpoint.
+    Args:
+      path: safetensors file with the network's weights.
     """
-    if structure_only and config["name"] == "lpips":
-        return PerceptualLoss.structure(dtype=dtype)
-    settings = {key: config[key] for key in config if key != "weight" and config[key] != ""}
-    return build(PERCEPTUAL, settings, "perceptual loss", dtype=dtype)
+
+    def __init__(self, weight: Weight | Mapping[str, Any], setting: Setting, *, path: str = ""):
+        super().__init__(weight, setting)
+        self.path = path
+
+    def value(self, modules, outputs, key, step, micro):
+        compared = outputs.passes[self.reads]
+        return modules[self.label](compared.prediction, compared.target), {}
+
+
+class Lpips(Perceptual):
+    """LPIPS with its VGG16 (``PerceptualLoss``)."""
+
+    def frozen(self, structure_only: bool) -> PerceptualLoss:
+        if structure_only:
+            return PerceptualLoss.structure(dtype=self.setting.dtype)
+        if not self.path:
+            raise UserError("perceptual loss 'lpips' needs the setting 'path': a safetensors file with its weights")
+        return PerceptualLoss.load(self.path, dtype=self.setting.dtype)
+
+
+class Untrained(Perceptual):
+    """The UNTRAINED stand-in for LPIPS (``UntrainedFeatures``), for debug runs; it has no weights and no ``path``."""
+
+    def frozen(self, structure_only: bool) -> UntrainedFeatures:
+        return UntrainedFeatures(dtype=self.setting.dtype)
 
 
 def _max_pool(x: Image) -> Image:

@@ -1,6 +1,7 @@
 """LARP's learned prior (Wang et al., ICLR 2025): a small autoregressive model that only training a tokenizer needs."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +9,23 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from videogen.errors import UserError
 from videogen.losses.entropy import entropy
+from videogen.losses.terms import Metrics, Modules, Outputs, Scalar, Setting, Term
 from videogen.nn import (
     NORMS,
     Block,
     Causal,
     LearnedPositions,
     Linear,
+    MicroBatch,
     Stack,
     draw,
     example_keys,
     l2_normalize,
     named_key,
 )
-from videogen.ranges import Count, Natural, Positive
+from videogen.ranges import Count, Natural, Positive, Weight
 from videogen.schedules import ramp
 
 NORM = "layer"
@@ -138,3 +142,51 @@ class AutoregressivePrior(nnx.Module):
 def mixing_ratio(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
     """Scheduled sampling in a run of ``steps``: from 0 to a half over the first 30 % of them, then constant."""
     return ramp(0.0, 0.5, max(round(0.3 * steps), 1), step)
+
+
+class LearnedPrior(Term):
+    """How well a small autoregressive model predicts the codes, which it is trained on as a group of its own.
+
+    Args:
+      width, layers, heads: of the ``AutoregressivePrior``.
+      temperature: of its cosine logits. At 1, the published value, predictions are almost uniform.
+    """
+
+    reads, group = "", "prior"
+
+    def __init__(
+        self,
+        weight: Weight | Mapping[str, Any],
+        width: Count,
+        layers: Natural,
+        heads: Count,
+        setting: Setting,
+        *,
+        temperature: Positive = 1.0,
+    ):
+        super().__init__(weight, setting)
+        self.settings = {"width": width, "layers": layers, "heads": heads, "temperature": temperature}
+
+    def module(self, rngs: nnx.Rngs) -> AutoregressivePrior:
+        setting = self.setting
+        common = dict(remat=setting.remat, dtype=setting.dtype, rngs=rngs)
+        return AutoregressivePrior(setting.tokens, setting.code_width, **self.settings, **common)
+
+    def _predict(self, modules: Modules, outputs: Outputs, keys: jax.Array, step: Int[Array, ""]) -> Prediction:
+        """The prediction of the codes of clips, in raster order."""
+        if outputs.codebook is None:
+            raise UserError("the prior needs a tokenizer whose latents are single code vectors, such as 'larp'")
+        vectors = outputs.vectors.reshape(len(outputs.vectors), -1, outputs.codebook.shape[-1])
+        ids, ratio = outputs.ids.reshape(len(vectors), -1), mixing_ratio(step, self.setting.steps)
+        return modules[self.group](vectors, ids, outputs.codebook, ratio=ratio, key=keys)
+
+    def value(self, modules, outputs, key, step, micro):
+        keys = micro.keys(named_key(key, "prior"), len(outputs.ids))
+        predicted = self._predict(modules, outputs, keys, step)
+        return predicted.loss, {"prior_entropy": predicted.entropy}
+
+    def group_value(
+        self, modules: Modules, outputs: Outputs, key: jax.Array, step: Int[Array, ""], micro: MicroBatch
+    ) -> tuple[Scalar, Metrics, dict[str, Array]]:
+        keys = micro.keys(key, len(outputs.ids))
+        return self._predict(modules, outputs, keys, step).loss, {}, {}

@@ -4,7 +4,7 @@ import fnmatch
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -57,26 +57,9 @@ MEANINGS = {
     "text.tokenizer.path": "a tokenizer.json, or its directory",
     "text.tokenizer.length": "tokens of a caption; longer ones are cut",
     "text.tokenizer.vocabulary_size": "number of tokens",
-    "losses.l1": "weight of the absolute error of pixels",
-    "losses.l2": "weight of the squared error of pixels",
-    "losses.schedule": "((loss of the quantizer, first factor, last factor, steps), …)",
-    "losses.perceptual.name": "network whose features are compared: untrained or lpips",
-    "losses.perceptual.path": "file of its weights",
-    "losses.perceptual.weight": "weight of the perceptual loss; 0 leaves it out",
-    "losses.adversarial.name": "form of the adversarial loss: nonsaturating, hinge, …",
-    "losses.adversarial.weight": "weight of the adversarial loss; 0 leaves discriminator and loss out",
-    "losses.adversarial.adaptive": "scale it to the gradient of the other losses at the decoder's last layer",
-    "losses.adversarial.start": "step at which it begins",
-    "losses.adversarial.every": "the discriminator is updated in one of so many steps",
-    "losses.adversarial.r1": "weight of the gradient penalty R1",
-    "losses.adversarial.r1_every": "R1 is computed in one of so many updates, and as many times as heavy",
-    "losses.adversarial.rest_below": "the discriminator rests while its loss is below",
-    "losses.adversarial.lecam": "weight of LeCam regularisation",
-    "losses.adversarial.label_smoothing": "how far the targets of real clips are from 1",
-    "losses.adversarial.channel_multiplier": "width of the discriminator",
-    "losses.adversarial.discriminator": "what judges: one frame, the clip, or the clip by a transformer",
-    "losses.adversarial.multipliers": "widths of the discriminator's blocks, in multiples",
-    "losses.prior.weight": "weight of the loss of predicting the codes; 0 leaves it out",
+    "losses.*.weight.start": "weight at step 0 …",
+    "losses.*.weight.final": "… and the one that it reaches in a straight line …",
+    "losses.*.weight.steps": "… at this step",
     "optimizer.*.name": "adamw, muon, …",
     "optimizer.*.learning_rate": "highest learning rate",
     "optimizer.*.warmup": "steps of the linear rise to it",
@@ -107,6 +90,7 @@ TABLES = {
     "source": data.SOURCES,
     "model": {**tokenizers.TOKENIZERS, **generators.GENERATORS, **detokenizers.DETOKENIZERS},
     "quantizer": quantizers.QUANTIZERS,
+    "discriminator": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder},
@@ -114,8 +98,13 @@ TABLES = {
 }
 """Section -> its parts by name."""
 
-SHARED = (losses.AutoregressivePrior, losses.TransformerDiscriminator, nn.FactorisedStack, detokenizers.Pyramid)
+SHARED = (nn.FactorisedStack, detokenizers.Pyramid)
 """Parts whose settings stand in sections of other parts, or without a name."""
+
+
+def table(path: Sequence[str]) -> Mapping[str, Callable]:
+    """The parts by name that a section may be, from the keys that lead to it."""
+    return losses.TERMS if len(path) == 2 and path[0] == "losses" else TABLES.get(path[-1], {})
 
 
 def config_help(config: ConfigDict) -> str:
@@ -150,13 +139,13 @@ def meaning(key: str, config: ConfigDict) -> str:
     if exact:
         return exact[0]
     *path, last = key.split(".")
-    if last == "name" and path[-1] in TABLES:
-        return f"one of {', '.join(sorted(TABLES[path[-1]]))}; its settings follow"
+    if last == "name" and path and table(path):
+        return f"one of {', '.join(sorted(table(path)))}; its settings follow"
     for depth in range(len(path), 0, -1):
         section = config
         for name in path[:depth]:
             section = section[name]
-        part = TABLES.get(path[depth - 1], {}).get(section.get("name"))
+        part = table(path[:depth]).get(section.get("name"))
         if said := arguments(part).get(last) if part else "":
             return said
     for part in SHARED:

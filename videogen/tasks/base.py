@@ -26,29 +26,30 @@ class Outcome(NamedTuple):
 
     Attributes:
       metrics: scalars to log, means over the examples at hand; the step logs their mean over its micro-batches.
-      handover: arrays added to the batch that later parameter groups see of the same examples.
+      handover: what later parameter groups find in the batch of the same examples.
       sums: what the group's update needs, added up over the micro-batches of a step.
       rows: what it needs, arrays with a leading axis that those of the next micro-batch are laid behind.
     """
 
     metrics: dict[str, Float[Array, ""]]
-    handover: dict[str, Array] = {}
+    handover: dict[str, Any] = {}
     sums: dict[str, Any] = {}
     rows: dict[str, Any] = {}
 
 
 LossFunction = Callable[[Modules, Batch, jax.Array, Array, MicroBatch], tuple[Float[Array, ""], Outcome]]
-"""(modules, batch, random key, step, which examples these are) -> (scalar to minimise, outcome).
+"""(modules, videos or images, random key, step, which examples these are) -> (scalar to minimise, outcome).
 
 The loss is a mean over examples, or passes the means that it is another function of through ``MicroBatch.mean``; random
 numbers of examples come from ``MicroBatch.keys``. The modules stay as they are.
 """
 
 UpdateFunction = Callable[[Modules, dict[str, Any], dict[str, Any], jax.Array, Array], dict[str, Float[Array, ""]]]
-"""(modules, sums, rows, random key, step) -> further metrics; moves what moves with the data of a step, once."""
+"""(modules, sums, rows, random key, step) -> further metrics; moves what moves with the data of a step, once, by all
+its videos and images."""
 
-ActiveFunction = Callable[[Mapping[str, Array], Array], Bool[Array, ""]]
-"""(the metrics of the step, step) -> whether the group's parameters and moments move in this step."""
+ActiveFunction = Callable[[Mapping[str, Array], Array], Bool[Array, ""] | None]
+"""(the metrics of the step, step) -> whether the group moves in this step, parameters and moments; ``None``: always."""
 
 
 class Picture(NamedTuple):
@@ -92,6 +93,10 @@ class Task(Protocol):
         weights come from the run directory.
         """
 
+    def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
+        """The videos and the images of a batch with what frozen modules make of both in one pass; no gradient."""
+        return parts
+
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
         """Metrics over held-out batches."""
 
@@ -119,7 +124,8 @@ def to_pixels(video: Video) -> UInt8[np.ndarray, "batch time height width 3"]:
 
 def parts(batch: Batch) -> list[Batch]:
     """The videos of a batch and, where there are any, its images (one-frame videos)."""
-    return [batch, batch["image"]] if "image" in batch else [batch]
+    videos = {name: array for name, array in batch.items() if name != "image"}
+    return [videos, batch["image"]] if "image" in batch else [videos]
 
 
 def weighted_mean(values: list[Array], weights: list[int]) -> Array:

@@ -27,11 +27,12 @@ class DetokenizerTask(TokenizerTask):
     group = "detokenizer"
 
     def __init__(self, config: Any):
+        self.config = config
+        # Only its arithmetic is used here; the weights are a frozen module.
+        self.tokenizer = nnx.eval_shape(self._build_tokenizer)
         super().__init__(config)
         # The codebook is the frozen tokenizer's and stays as it is.
         del self.updates[self.group]
-        # Only its arithmetic is used here; the weights are a frozen module.
-        self.tokenizer = nnx.eval_shape(self._build_tokenizer)
         clip = config.data.clip
         shape = VideoShape(clip.frames, clip.height, clip.width)
         if self.tokenizer.grid(shape).shape != shape.grid(self.tokenizer.compression).shape:

@@ -17,7 +17,7 @@ from videogen.configuration import differences
 from videogen.errors import UserError
 from videogen.nn import MicroBatch, named_key
 from videogen.shapes import Latents, TokenGrid
-from videogen.tasks.base import Batch, Modules, Outcome, parts, to_video, weighted_mean
+from videogen.tasks.base import Batch, Modules, Outcome, to_video
 from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.latents import LatentGeneratorTask
 
@@ -70,12 +70,8 @@ class _Student:
         *,
         train: bool = True,
     ) -> tuple[Float[Array, ""], Outcome]:
-        """The loss of ``diffusion.distillation``, averaged over videos and images by their numbers."""
-        losses, counts = [], []
-        for i, part in enumerate(parts(batch)):
-            losses.append(self._distil(modules, part, jax.random.fold_in(key, i), train, micro or MicroBatch()))
-            counts.append(len(part["video"]))
-        loss = weighted_mean(losses, counts)
+        """The loss of ``diffusion.distillation``."""
+        loss = self._distil(modules, batch, key, train, micro or MicroBatch())
         return loss, Outcome({"loss": loss})
 
 
@@ -166,9 +162,9 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
         super().__init__(config)
         if config.model.name != "diffusion":
             raise UserError(f"a {config.model.name!r} decoder has no steps to save; distil a 'diffusion' decoder")
-        weights = config.losses
-        if list(self.losses) != [self.group] or weights.perceptual.weight:
-            raise UserError("a student has one loss: set the weights of losses.adversarial, perceptual and prior to 0")
+        for label, term in self.terms.items():
+            if term.group or term.frozen(structure_only=True) is not None:
+                raise UserError(f"a student has one loss, of its teacher's steps: set losses.{label}.weight to 0")
         diffusion.check_student(diffusion.build("solver", config.model.solver))
         self._read_steps(config.model.steps)
 

@@ -1,7 +1,6 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -40,10 +39,8 @@ from videogen.tasks.base import (
     Picture,
     Task,
     dtype_of,
-    parts,
     to_pixels,
     to_video,
-    weighted_mean,
 )
 from videogen.tasks.generation import VideoGenerator
 
@@ -199,37 +196,22 @@ class GeneratorTask(Task):
             encoder.width = architecture.width
             config.text.tokenizer.path = config.text.tokenizer.path or encoder.path
 
+    def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
+        """Adds to each part what a frozen text encoder makes of the captions, in one pass: its sharded weights are
+        gathered once."""
+        encoder = frozen.get("text_encoder")
+        if encoder is None:
+            return parts
+        return [{**part, "text": text} for part, text in zip(parts, encode_jointly(encoder, parts), strict=True)]
+
     def conditioning(self, modules: Modules, batch: Batch) -> Conditioning:
-        """Encodes the text and label parts of a batch."""
-        return self.conditionings(modules, [batch])[0]
-
-    def conditionings(self, modules: Modules, batches: Sequence[Batch]) -> list[Conditioning]:
-        """Encodes the text and label parts of each batch, in one pass: sharded encoder weights are gathered once."""
-        texts: list[Tokens | None] = [None] * len(batches)
-        if self.text != "none":
-            encoder = modules.get("text_encoder") or modules["generator"].text_encoder
-            counts = [len(batch["text_ids"]) for batch in batches]
-            # Laid out in turns, so that every device encodes its own share of each batch.
-            turns = math.gcd(*counts)
-            ends = np.cumsum(counts)[:-1] // turns
-
-            def join(*x: Array) -> Array:
-                rows = jnp.concatenate([a.reshape(turns, -1, a.shape[1]) for a in x], axis=1)
-                return rows.reshape(sum(counts), -1)
-
-            ids, mask = jax.tree.map(join, *[(batch["text_ids"], batch["text_mask"]) for batch in batches])
-            features, masks = (
-                jnp.split(x.reshape(turns, -1, *x.shape[1:]), ends, axis=1) for x in jax.tree.leaves(encoder(ids, mask))
-            )
-            # Each batch may be shared by other devices than all of them together.
-            texts = [
-                Tokens(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
-                for f, m in zip(features, masks, strict=True)
-            ]
-        if self.config.classes and not all("label" in batch for batch in batches):
+        """Encodes the text and label parts of a batch, whose text may be encoded already (``prepare``)."""
+        text = batch.get("text")
+        if text is None and self.text != "none":
+            (text,) = encode_jointly(modules.get("text_encoder") or modules["generator"].text_encoder, [batch])
+        if self.config.classes and "label" not in batch:
             raise UserError("the clips have no labels: name their classes in the source, or leave config.classes empty")
-        labels = [batch["label"] if self.config.classes else None for batch in batches]
-        return [Conditioning(text, label) for text, label in zip(texts, labels, strict=True)]
+        return Conditioning(text, batch["label"] if self.config.classes else None)
 
     def codes(self, modules: Modules, batch: Batch) -> Codes:
         """Codes of a batch: from the token cache, or by the frozen tokenizer."""
@@ -277,25 +259,16 @@ class GeneratorTask(Task):
         *,
         train: bool = True,
     ) -> tuple[Float[Array, ""], Outcome]:
-        """The generator's loss, averaged over videos and images by their numbers."""
-        totals, metrics, counts, sums, micro = [], [], [], [], micro or MicroBatch()
-        both = parts(batch)
-        for i, (part, conditioning) in enumerate(zip(both, self.conditionings(modules, both), strict=True)):
-            codes, shown = jax.lax.stop_gradient(self.codes(modules, part)), {}
-            if self.tasks is not None and part is batch:
-                drawn = named_key(key, "task")
-                task = micro.draw(self._draw_tasks, drawn, codes.indices.shape[:1])
-                conditioning = self.told(conditioning, task)
-                shown = {"given": self.given(modules, to_video(part["video"]), task)[0]}
-            loss, terms = modules["generator"].generator.loss(
-                codes, conditioning, jax.random.fold_in(key, i), train=train, micro=micro, **shown
-            )
-            sums.append(self._measured(modules, codes))
-            totals.append(loss)
-            metrics.append(terms)
-            counts.append(jax.tree.leaves(codes)[0].shape[0])
-        merged = {name: weighted_mean([m[name] for m in metrics], counts) for name in metrics[0]}
-        return weighted_mean(totals, counts), Outcome(merged, sums=functools.reduce(_add, sums))
+        """The generator's loss."""
+        micro, conditioning, shown = micro or MicroBatch(), self.conditioning(modules, batch), {}
+        codes = jax.lax.stop_gradient(self.codes(modules, batch))
+        # Images have no task.
+        if self.tasks is not None and batch["video"].shape[1] > 1:
+            task = micro.draw(self._draw_tasks, named_key(key, "task"), codes.indices.shape[:1])
+            conditioning = self.told(conditioning, task)
+            shown = {"given": self.given(modules, to_video(batch["video"]), task)[0]}
+        loss, metrics = modules["generator"].generator.loss(codes, conditioning, key, train=train, micro=micro, **shown)
+        return loss, Outcome(metrics, sums=self._measured(modules, codes))
 
     def _draw_tasks(self, key: jax.Array, shape: Sequence[int]) -> Int[Array, "*shape"]:
         return jax.random.choice(key, len(TASKS), shape, p=jnp.asarray(self.tasks))
@@ -357,5 +330,23 @@ class GeneratorTask(Task):
         return Picture("tasks", rows, names, labels)
 
 
-def _add(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
-    return jax.tree.map(jnp.add, a, b)
+def encode_jointly(encoder: nnx.Module, batches: Sequence[Batch]) -> list[Tokens]:
+    """The text of each batch, encoded in one pass over all of them."""
+    counts = [len(batch["text_ids"]) for batch in batches]
+    # Laid out in turns, so that every device encodes its own share of each batch.
+    turns = math.gcd(*counts)
+    ends = np.cumsum(counts)[:-1] // turns
+
+    def join(*x: Array) -> Array:
+        rows = jnp.concatenate([a.reshape(turns, -1, a.shape[1]) for a in x], axis=1)
+        return rows.reshape(sum(counts), -1)
+
+    ids, mask = jax.tree.map(join, *[(batch["text_ids"], batch["text_mask"]) for batch in batches])
+    features, masks = (
+        jnp.split(x.reshape(turns, -1, *x.shape[1:]), ends, axis=1) for x in jax.tree.leaves(encoder(ids, mask))
+    )
+    # Each batch may be shared by other devices than all of them together.
+    return [
+        Tokens(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
+        for f, m in zip(features, masks, strict=True)
+    ]

@@ -7,33 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen import losses, tokenizers
 from videogen.data import read_buckets
-from videogen.errors import UserError, near_matches
 from videogen.metrics import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
 from videogen.metrics.fidelity import SSIM_WINDOW
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import on_host
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
-from videogen.schedules import ramp
 from videogen.shapes import Video, VideoShape
-from videogen.tasks.base import (
-    Batch,
-    Modules,
-    Outcome,
-    Picture,
-    dtype_of,
-    parts,
-    to_pixels,
-    to_video,
-    weighted_mean,
-)
-from videogen.tasks.discriminating import DISCRIMINATORS, Discriminating
+from videogen.tasks.base import Batch, Modules, Outcome, Picture, Task, dtype_of, to_pixels, to_video
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
@@ -47,23 +33,14 @@ def measurable(height: int, width: int) -> list[str]:
     return [name for name in FIDELITY if min(height, width) >= SMALLEST.get(name, 1)]
 
 
-class TokenizerTask(Discriminating):
-    """Groups: ``tokenizer`` and, with an adversarial loss, ``discriminator``, and with one of prediction, ``prior``.
+class TokenizerTask(Task):
+    """Group: ``tokenizer``, and those that terms of its losses bring (a discriminator, a prior).
 
-    Losses (``config.losses``): ``l2``, ``l1`` weights; ``perceptual`` ``{name, weight, …}``; ``adversarial``
-    ``{name, weight, start, r1, channel_multiplier}`` and, where they are wanted, ``discriminator`` (a name in
-    ``DISCRIMINATORS``), ``multipliers`` (of the blocks of the one for clips), ``transformer`` (the settings of that
-    one), ``label_smoothing`` of the real ones' targets and the weight ``lecam``; ``prior`` ``{weight, width, layers,
-    heads, temperature}``. A weight of 0, or no such section, leaves the part and its network out.
+    ``config.losses = {term: {name, weight, …}}`` are terms of ``losses.TERMS``; a weight of 0 leaves a term and its
+    network out.
 
     A model with a diffusion decoder has ``denoise(latents, video, key)``: training then compares with the video what
     the decoder sees in a noisy one (``l2`` is the diffusion loss), where others are compared by what they decode.
-
-    The adversarial loss has weight 0 and the discriminator rests until step ``start``. ``adaptive`` multiplies the
-    weight by the ratio of gradient norms of the other losses and of this one at the decoder's last layer. The
-    discriminator is updated in one of ``every`` steps, with the R1 penalty in one of ``r1_every`` updates and so many
-    times as heavy, and rests while its loss is below ``rest_below``. ``schedule`` ``((name, start, final, steps), …)``
-    multiplies the quantizer's loss ``name`` by what goes from ``start`` to ``final`` over so many steps.
     """
 
     group = "tokenizer"
@@ -72,46 +49,35 @@ class TokenizerTask(Discriminating):
     training_only: Sequence[str] = ()
 
     def __init__(self, config: Any):
-        self.config = config
-        self.weights, self.watch = config.losses, UsageWatch()
-        self.losses, self.active = {self.group: self.tokenizer_loss}, {}
-        self.updates = {self.group: self._update_quantizer}
+        self.config, self.watch = config, UsageWatch()
         clip = config.data.clip
         if left_out := set(FIDELITY) - set(measurable(clip.height, clip.width)):
             size = f"{clip.height}x{clip.width}"
             logging.info("clips of %s pixels are too small for %s: left out", size, ", ".join(sorted(left_out)))
-        judged = self.weights.adversarial.get("discriminator", "frame")
-        if judged not in DISCRIMINATORS:
-            raise UserError(f"unknown discriminator {judged!r}{near_matches(judged, DISCRIMINATORS)}")
-        self.judged, self.judges_clips = judged, judged != "frame"
-        if self.weights.adversarial.weight:
-            losses.adversarial_loss(self.weights.adversarial.name)
-            self.losses["discriminator"] = self.discriminator_loss
-            self.updates["discriminator"] = self._update_averages
-            if self.weights.adversarial.get("every", 1) > 1 or self.weights.adversarial.get("rest_below", 0.0):
-                self.active["discriminator"] = self._discriminator_moves
-        if self.weights.get("prior", {}).get("weight", 0.0):
-            self.losses["prior"] = self.prior_loss
-        for entry in self.weights.get("schedule", ()):
-            if not isinstance(entry, list | tuple) or len(entry) != 4 or entry[3] < 0:
-                raise UserError(f"losses.schedule has entries (name, start, final, steps >= 0), got {entry!r}")
+        self.terms = self._terms(nnx.eval_shape(lambda: self._networks(nnx.Rngs(0))[1]))
+        self.losses, self.active = {self.group: self.tokenizer_loss}, {}
+        self.updates = {self.group: self._update_quantizer}
+        for term in self.terms.values():
+            if term.group:
+                self.losses[term.group] = functools.partial(self._group_loss, term)
+                self.updates[term.group] = functools.partial(self._update_group, term)
+                self.active[term.group] = term.moves
         # The other networks serve training only.
         self.exported = (self.group,)
 
-    def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-        parallel = self.config.parallel
-        trained, model = self._networks(rngs)
-        clip = self.config.data.clip
-        self.tokens = model.grid(VideoShape(clip.frames, clip.height, clip.width)).tokens
+    def _terms(self, model: nnx.Module) -> dict[str, losses.Term]:
+        """The terms of the losses of a tokenizer, of which only the structure is there."""
+        clip, parallel = self.config.data.clip, self.config.parallel
+        shape = VideoShape(clip.frames, clip.height, clip.width)
+        self.tokens = model.grid(shape).tokens
         self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
-        modules = {self.group: trained}
-        if "discriminator" in self.losses:
-            modules["discriminator"] = self._discriminator(rngs)
-        if "prior" in self.losses:
-            settings = {name: value for name, value in self.weights.prior.items() if name != "weight"}
-            common = dict(remat=parallel.remat, dtype=dtype_of(self.config), rngs=rngs)
-            modules["prior"] = losses.AutoregressivePrior(self.tokens, model.quantizer.width, **settings, **common)
-        return modules
+        built_for = dict(remat=parallel.remat, dtype=dtype_of(self.config))
+        setting = losses.Setting(shape, self.tokens, model.quantizer.width, self.config.steps, **built_for)
+        return losses.build(self.config.losses, setting)
+
+    def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        modules = {self.group: self._networks(rngs)[0]}
+        return modules | {term.group: term.module(rngs) for term in self.terms.values() if term.group}
 
     def _networks(self, rngs: nnx.Rngs) -> tuple[nnx.Module, nnx.Module]:
         """What learns to reconstruct, and the tokenizer it is part of."""
@@ -125,149 +91,67 @@ class TokenizerTask(Discriminating):
         return modules["tokenizer"]
 
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
-        if not self.weights.perceptual.weight:
-            return {}
-        settings = dict(structure_only=load is None, dtype=dtype_of(self.config))
-        return {"perceptual": losses.build_perceptual(self.weights.perceptual, **settings)}
+        found = {label: term.frozen(structure_only=load is None) for label, term in self.terms.items()}
+        return {label: module for label, module in found.items() if module is not None}
 
-    def _autoencode(
-        self, modules: Modules, video: Array, key: jax.Array, step: Array, micro: MicroBatch
-    ) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array], dict[str, Any]]:
-        """Loss, metrics, what other groups see (reconstruction and codes) and statistics of one part of a batch."""
-        model = self.assembled(modules)
-        quantize_key, frame_key, prior_key = (
-            micro.keys(named_key(key, name), len(video)) for name in ("quantizer", "frame", "prior")
+    def forward(
+        self, modules: Modules, batch: Batch, key: jax.Array, micro: MicroBatch
+    ) -> tuple[losses.Outputs, Callable[[Video], Any] | None]:
+        """What the terms of the losses read of clips; and what maps a gradient of the reconstruction to one of the
+        decoder's last layer, where a term asks for it."""
+        model, video = self.assembled(modules), to_video(batch["video"])
+        keys = micro.keys(named_key(key, "quantizer"), len(video))
+        latents, codes, of_quantizer, measured = model.bottleneck(
+            model.encode(video), key=keys, train=True, mean=micro.mean
         )
-        latents = model.encode(video)
-        latents, codes, quantizer_losses, statistics = model.bottleneck(
-            latents, key=quantize_key, train=True, mean=micro.mean
-        )
-        quantizer_losses = self._scheduled(quantizer_losses, step)
-        if "discriminator" in modules and self.weights.adversarial.get("adaptive", False):
-            total, terms, reconstruction = self._adaptive(modules, latents, video, key, step, micro)
-            total += sum(quantizer_losses.values())
+
+        def decode(model: nnx.Module) -> Video:
+            return _decode(model, latents, video, key, micro)
+
+        pull = None
+        if any(term.adaptive for term in self.terms.values()):
+            reconstruction, pull = _to_last_layer(model, decode)
         else:
-            reconstruction = _decode(model, latents, video, key, micro)
-            total, terms = self._fidelity(modules, reconstruction, video)
-            total += sum(quantizer_losses.values())
-            if "discriminator" in modules:
-                terms["adversarial"] = self._realism(modules, reconstruction, frame_key)
-                started = step >= self.weights.adversarial.start
-                total += jnp.where(started, self.weights.adversarial.weight, 0.0) * terms["adversarial"]
-        terms |= quantizer_losses
-        if "prior" in modules:
-            terms["prior"], terms["prior_entropy"] = self._predict(modules, latents, codes.indices, prior_key, step)
-            total += self.weights.prior.weight * terms["prior"]
-        terms["loss"] = total
-        return total, terms, {"reconstruction": reconstruction, "vectors": latents, "ids": codes.indices}, statistics
-
-    def _scheduled(self, quantizer_losses: dict[str, Array], step: Array) -> dict[str, Array]:
-        """The quantizer's losses times their weights at ``step``.
-
-        Raises:
-          UserError: a schedule of a loss that the quantizer does not have.
-        """
-        scaled = dict(quantizer_losses)
-        for name, start, final, steps in self.weights.get("schedule", ()):
-            if name not in scaled:
-                raise UserError(f"losses.schedule: the quantizer has no loss {name!r}{near_matches(name, scaled)}")
-            scaled[name] = scaled[name] * ramp(start, final, steps, step)
-        return scaled
-
-    def _fidelity(
-        self, modules: Modules, reconstruction: Video, video: Video
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Weighted sum of the pixel and perceptual losses, and each of them."""
-        terms = {"l2": losses.l2(reconstruction, video)}
-        total = self.weights.l2 * terms["l2"]
-        if self.weights.l1:
-            terms["l1"] = losses.l1(reconstruction, video)
-            total += self.weights.l1 * terms["l1"]
-        if "perceptual" in modules:
-            terms["perceptual"] = modules["perceptual"](reconstruction, video)
-            total += self.weights.perceptual.weight * terms["perceptual"]
-        return total, terms
-
-    def _realism(self, modules: Modules, reconstruction: Video, key: jax.Array) -> Float[Array, ""]:
-        """The adversarial loss of reconstructions, unweighted."""
-        logits = modules["discriminator"](self._judged(reconstruction, key))
-        return losses.adversarial_loss(self.weights.adversarial.name).generator(logits)
-
-    def _adaptive(
-        self, modules: Modules, latents: Array, video: Video, key: jax.Array, step: Array, micro: MicroBatch
-    ) -> tuple[Float[Array, ""], dict[str, Array], Video]:
-        """Reconstruction, with the adversarial loss as heavy as its gradient at the last layer asks for.
-
-        Both losses are differentiated as far as the pixels, once; what goes on from there is one gradient, and only
-        the last layer is differentiated for the two norms, of the gradients of the whole batch.
-        """
-        reconstruction, pull = _to_last_layer(
-            self.assembled(modules), lambda model: _decode(model, latents, video, key, micro)
-        )
-        frame_key = micro.keys(named_key(key, "frame"), len(video))
-        pixels = jax.lax.stop_gradient(reconstruction)
-        fidelity = jax.value_and_grad(lambda x: self._fidelity(modules, x, video), has_aux=True)
-        realism = jax.value_and_grad(lambda x: self._realism(modules, x, frame_key))
-        (total, terms), gradient = fidelity(pixels)
-        terms["adversarial"], adversarial_gradient = realism(pixels)
-        norms = (optax.global_norm(micro.mean(pull(g))) for g in (gradient, adversarial_gradient))
-        ratio = losses.adaptive_weight(*norms)
-        weight = jnp.where(step >= self.weights.adversarial.start, self.weights.adversarial.weight * ratio, 0.0)
-        terms["adversarial_weight"] = weight
-        total += weight * terms["adversarial"]
-        total = losses.with_gradient(reconstruction, total, gradient + weight * adversarial_gradient)
-        return total, terms, reconstruction
-
-    def _predict(self, modules: Modules, vectors: Array, ids: Array, key: jax.Array, step: Array) -> losses.Prediction:
-        """The prior's prediction of the codes of clips, in raster order."""
-        quantizer = self.assembled(modules).quantizer
-        if len(quantizer.vocabulary) != 1 or vectors.shape[-1] != quantizer.width:
-            raise UserError("the prior needs a tokenizer whose latents are single code vectors, such as 'larp'")
-        codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
-        vectors, ids = vectors.reshape(len(vectors), -1, quantizer.width), ids.reshape(len(ids), -1)
-        ratio = losses.mixing_ratio(step, self.config.steps)
-        return modules["prior"](vectors, ids, codebook, ratio=ratio, key=key)
+            reconstruction = decode(model)
+        quantizer, codebook = model.quantizer, None
+        if len(quantizer.vocabulary) == 1 and latents.shape[-1] == quantizer.width:
+            codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
+        passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
+        return losses.Outputs(passes, latents, codes.indices, codebook, of_quantizer, measured), pull
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
     ) -> tuple[Float[Array, ""], Outcome]:
-        """Weighted sum of the losses, averaged over videos and images by their numbers."""
-        totals, terms, handover, counts, sums, rows = [], [], {}, [], [], {}
-        videos = [to_video(part["video"]) for part in parts(batch)]
-        for i, video in enumerate(videos):
-            part_key = jax.random.fold_in(key, i)
-            total, metrics, results, measured = self._autoencode(modules, video, part_key, step, micro or MicroBatch())
-            totals.append(total)
-            terms.append(metrics)
-            rows[f"part_{i}"] = measured.pop("candidates")
-            sums.append(measured)
-            handover |= {f"{name}_{i}": jax.lax.stop_gradient(value) for name, value in results.items()}
-            counts.append(len(video))
-        metrics = {name: weighted_mean([t[name] for t in terms], counts) for name in terms[0]}
-        sums = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
-        outcome = Outcome(metrics, handover if len(self.losses) > 1 else {}, sums, rows)
-        return weighted_mean(totals, counts), outcome
+        """The weighted sum of the terms and of the quantizer's losses."""
+        micro = micro or MicroBatch()
+        outputs, pull = self.forward(modules, batch, key, micro)
+        total, metrics = losses.combine(self.terms, modules, outputs, key, step, micro, pull)
+        sums = dict(outputs.measured)
+        rows = sums.pop("candidates")
+        handover = {"outputs": outputs.detached()} if len(self.losses) > 1 else {}
+        return total, Outcome(metrics, handover, sums, rows)
 
     def _update_quantizer(
         self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
     ) -> dict[str, Float[Array, ""]]:
         """Moves what the quantizer measures, by all videos and images of the step; its health."""
         quantizer = self.assembled(modules).quantizer
-        candidates = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows.values())
-        quantizer.update(sums["update_sums"], candidates, named_key(key, "update"))
+        quantizer.update(sums["update_sums"], rows, named_key(key, "update"))
         return codebook_health(sums["counts"], quantizer.vocabulary)
 
-    def prior_loss(
-        self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
+    def _group_loss(
+        self, term: losses.Term, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch
     ) -> tuple[Float[Array, ""], Outcome]:
-        """What the prior learns from: its loss on the codes of the tokenizer, which stay as they are."""
-        totals, counts, micro = [], [], micro or MicroBatch()
-        for i in range(len(parts(batch))):
-            vectors, ids = batch[f"vectors_{i}"], batch[f"ids_{i}"]
-            keys = micro.keys(jax.random.fold_in(key, i), len(ids))
-            totals.append(self._predict(modules, vectors, ids, keys, step).loss)
-            counts.append(len(ids))
-        return weighted_mean(totals, counts), Outcome({})
+        """What the group of a term minimises."""
+        loss, metrics, sums = term.group_value(modules, batch["outputs"], key, step, micro)
+        return loss, Outcome(metrics, sums=sums)
+
+    def _update_group(
+        self, term: losses.Term, modules: Modules, sums: dict[str, Any], rows: Any, key: jax.Array, step: Array
+    ) -> dict[str, Float[Array, ""]]:
+        """Moves what the group of a term measures."""
+        term.update(modules[term.group], sums, step)
+        return {}
 
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
         """PSNR, SSIM, sharpness and codebook health over all batches, and the nominal bits per pixel of discrete codes.

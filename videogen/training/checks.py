@@ -16,7 +16,7 @@ from videogen.configuration import flatten
 from videogen.errors import UserError, shown
 from videogen.nn import REMAT_POLICIES
 from videogen.parallel.distributed import from_process_zero
-from videogen.ranges import Count, Decay, Natural, Number, OneOf, Positive, Share, Weight
+from videogen.ranges import Count, Decay, Natural, Number, OneOf, Positive, Weight
 from videogen.schedules import DECAYS
 from videogen.tasks.base import DTYPES
 from videogen.training.optimizers import OPTIMIZERS
@@ -30,9 +30,6 @@ SECTIONS = (
     "data.source",
     "ema",
     "losses",
-    "losses.adversarial",
-    "losses.perceptual",
-    "losses.prior",
     "model",
     "model.quantizer",
     "optimizer",
@@ -98,24 +95,6 @@ SETTINGS = {
     "text.tokenizer.vocabulary_size": Count,
     "tokenizer.checkpoint": str,
     "teacher.checkpoint": str,
-    "losses.l1": Weight,
-    "losses.l2": Weight,
-    "losses.perceptual.name": str,
-    "losses.perceptual.path": str,
-    "losses.perceptual.weight": Weight,
-    "losses.adversarial.name": str,
-    "losses.adversarial.weight": Weight,
-    "losses.adversarial.adaptive": bool,
-    "losses.adversarial.start": Natural,
-    "losses.adversarial.every": Count,
-    "losses.adversarial.r1": Weight,
-    "losses.adversarial.r1_every": Count,
-    "losses.adversarial.rest_below": Weight,
-    "losses.adversarial.lecam": Weight,
-    "losses.adversarial.label_smoothing": Share,
-    "losses.adversarial.channel_multiplier": Positive,
-    "losses.prior.weight": Weight,
-    "losses.schedule": Sequence[Sequence],
 }
 """Key of a stage config -> what its value may be. Settings of parts are checked where the parts are declared."""
 

@@ -1,7 +1,7 @@
 """One training step of any task: gradients per parameter group, accumulation, updates, EMA, and the NaN guard."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from videogen.nn import MicroBatch, named_key
 from videogen.tasks import Task
-from videogen.tasks.base import Outcome
+from videogen.tasks.base import Outcome, parts, weighted_mean
 from videogen.training.optimizers import is_frozen
 from videogen.training.state import State, Structure, overlay, select, split, without_frozen
 
@@ -62,7 +62,8 @@ def make_train_step(
         metrics = found.metrics
         norm = {group: optax.global_norm(grads[group]) for group in grads}
         finite = jnp.isfinite(sum(norm.values()) + sum(jnp.sum(m) for m in metrics.values()))
-        active = {group: moves(metrics, step) for group, moves in task.active.items()}
+        asked = {group: moves(metrics, step) for group, moves in task.active.items()}
+        active = {group: moves for group, moves in asked.items() if moves is not None}
         learned, changes = apply_gradients(structure, state, grads, active)
         new, measured = apply_updates(task, structure, learned, found, key)
         # What follows from finite numbers by sums and products is finite; this much can be known before anything is
@@ -87,10 +88,27 @@ class _Groups:
     def __init__(self, task: Task, structure: Structure, frozen_graphs: dict[str, nnx.GraphDef], count: int):
         self.task, self.structure, self.frozen_graphs, self.count = task, structure, frozen_graphs, count
 
+    def parts(self, frozen: dict, batch: dict) -> list[tuple[dict[str, Any], int]]:
+        """The videos of a batch and its images, with what frozen modules make of both at once, and their numbers."""
+        modules = {name: nnx.merge(graph, frozen[name]) for name, graph in self.frozen_graphs.items()}
+        given = parts(batch)
+        counts = [len(jax.tree.leaves(part)[0]) for part in given]
+        return list(zip(map(dict, self.task.prepare(modules, given)), counts, strict=True))
+
     def loss(
-        self, group: str, own: Any, state: State, frozen: dict, batch: dict, key: jax.Array, micro: MicroBatch
+        self,
+        group: str,
+        own: Any,
+        state: State,
+        frozen: dict,
+        examples: Sequence[tuple[dict[str, Any], int]],
+        key: jax.Array,
+        micro: MicroBatch,
     ) -> tuple[Float[Array, ""], Outcome]:
-        """The loss of a group whose parameters are ``own``."""
+        """The loss of a group whose parameters are ``own``: the mean over videos and images by their numbers.
+
+        What is handed over, and rows, are those of each part by its number.
+        """
         # No gradient goes to what is frozen, nor any work into one.
         freeze = self.structure.freeze[group]
         own = jax.tree_util.tree_map_with_path(
@@ -98,7 +116,16 @@ class _Groups:
         )
         modules = self.structure.modules({**state["params"], group: own}, state["variables"])
         modules |= {name: nnx.merge(graph, frozen[name]) for name, graph in self.frozen_graphs.items()}
-        return self.task.losses[group](modules, batch, key, state["step"], micro)
+        losses, found, counts = [], [], [count for _, count in examples]
+        for i, (part, _) in enumerate(examples):
+            part_key = jax.random.fold_in(named_key(key, group), i)
+            value, outcome = self.task.losses[group](modules, part, part_key, state["step"], micro)
+            losses.append(value)
+            found.append(outcome)
+        metrics = {name: weighted_mean([o.metrics[name] for o in found], counts) for name in found[0].metrics}
+        sums = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [outcome.sums for outcome in found])
+        handed, rows = ({f"part_{i}": getattr(o, name) for i, o in enumerate(found)} for name in ("handover", "rows"))
+        return weighted_mean(losses, counts), Outcome(metrics, handed, sums, rows)
 
     def gradients(
         self,
@@ -115,24 +142,24 @@ class _Groups:
           number: of the micro-batch.
           known: what ``MicroBatch.mean`` gives in the loss of each group.
         """
-        grads, metrics, sums, rows, batch = {}, {}, {}, {}, dict(batch)
+        grads, metrics, sums, rows, examples = {}, {}, {}, {}, self.parts(frozen, batch)
         for group in self.task.losses:
             micro = MicroBatch(number, self.count, known and known[group])
             loss = functools.partial(self.loss, group)
-            arguments = (state["params"][group], state, frozen, batch, named_key(key, group), micro)
+            arguments = (state["params"][group], state, frozen, examples, key, micro)
             (_, outcome), grads[group] = jax.value_and_grad(loss, has_aux=True)(*arguments)
-            batch.update(outcome.handover)
+            hand_over(examples, outcome)
             metrics.update(outcome.metrics)
             sums[group], rows[group] = outcome.sums, outcome.rows
         return grads, Outcome(metrics, {}, sums, rows)
 
     def means(self, state: State, frozen: dict, batch: dict, key: jax.Array, number: Any = 0) -> dict[str, list]:
         """What the losses of the groups pass through ``MicroBatch.mean`` on one micro-batch, and nothing else."""
-        means, batch = {}, dict(batch)
+        means, examples = {}, self.parts(frozen, batch)
         for group in self.task.losses:
             micro, own = MicroBatch(number, self.count), state["params"][group]
-            _, outcome = self.loss(group, own, state, frozen, batch, named_key(key, group), micro)
-            batch.update(outcome.handover)
+            _, outcome = self.loss(group, own, state, frozen, examples, key, micro)
+            hand_over(examples, outcome)
             means[group] = micro.means
         return means
 
@@ -160,6 +187,12 @@ class _Groups:
         (grads, metrics, sums), rows = _sum_over(body, scanned)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
         return mean(grads), Outcome(mean(metrics), {}, sums, rows)
+
+
+def hand_over(examples: Sequence[tuple[dict[str, Any], int]], outcome: Outcome) -> None:
+    """Adds to the videos and to the images what a group hands over of each."""
+    for i, (part, _) in enumerate(examples):
+        part.update(outcome.handover[f"part_{i}"])
 
 
 def _sum_over(body: Callable[..., tuple[Any, Any]], scanned: tuple) -> tuple[Any, Any]:
@@ -204,8 +237,8 @@ def apply_updates(
     modules, metrics = structure.modules(state["params"], state["variables"]), {}
     for group in task.losses:
         if group in task.updates:
-            own = found.sums[group], found.rows[group]
-            metrics |= task.updates[group](modules, *own, named_key(key, group), state["step"])
+            rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found.rows[group].values())
+            metrics |= task.updates[group](modules, found.sums[group], rows, named_key(key, group), state["step"])
     _, params, variables = split(modules)
     changed = {"params": params, "variables": variables}
     changed = {name: overlay(state[name], without_frozen(structure, tree)) for name, tree in changed.items()}

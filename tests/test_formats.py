@@ -1,0 +1,73 @@
+"""Configs of older formats read as those of the present one."""
+
+import json
+
+import pytest
+
+from configs import larp, magvit2, phenaki
+from videogen.configuration import load_config, save_config
+from videogen.errors import UserError
+from videogen.formats import FORMAT, to_present
+
+OLD = {
+    "l2": 5.0,
+    "l1": 0.0,
+    "perceptual": {"name": "untrained", "weight": 0.0, "path": ""},
+    "schedule": [["entropy", 3.0, 1.0, 2000]],
+    "adversarial": {
+        **{"name": "nonsaturating", "weight": 0.1, "start": 0, "adaptive": False, "every": 1, "r1_every": 20},
+        **{"rest_below": 0.0, "r1": 20.0, "lecam": 0.001, "discriminator": "clip", "channel_multiplier": 1.0},
+        "multipliers": [2, 4, 4, 4, 4],
+    },
+}
+
+
+def without_defaults(losses: dict) -> dict:
+    """A section ``losses`` less the settings that are what they are without being said."""
+    terms = {label: dict(term) for label, term in losses.items()}
+    for name, value in {"label_smoothing": 0.0, "lecam": 0.0}.items():
+        if terms["adversarial"].get(name) == value:
+            del terms["adversarial"][name]
+    return terms
+
+
+def test_losses_of_format_1_are_those_of_today():
+    present = magvit2.get_config("stage=tokenizer,size=paper").losses.to_dict()
+    assert without_defaults(to_present({"losses": OLD}, "here")["losses"]) == without_defaults(
+        json.loads(json.dumps(present))
+    )
+
+
+def test_every_kind_of_discriminator_and_the_prior_are_converted():
+    frame = {"name": "nonsaturating", "weight": 0.0, "r1": 10.0, "channel_multiplier": 1.0}
+    new = to_present({"losses": {"adversarial": frame}}, "here")["losses"]["adversarial"]
+    today = phenaki.get_config("stage=tokenizer,size=debug").losses.adversarial
+    assert new == {key: today[key].to_dict() if key == "discriminator" else today[key] for key in new}
+    transformer = larp.get_config("stage=tokenizer,size=paper").losses.to_dict()
+    old = {"name": "nonsaturating", "weight": 0.3, "discriminator": "transformer"}
+    old["transformer"] = {k: v for k, v in transformer["adversarial"]["discriminator"].items() if k != "name"}
+    prior = {k: v for k, v in transformer["prior"].items() if k != "name"}
+    new = to_present({"losses": {"adversarial": old, "prior": prior}}, "here")["losses"]
+    assert new["adversarial"]["discriminator"] == transformer["adversarial"]["discriminator"]
+    assert new["prior"] == transformer["prior"]
+
+
+def test_a_saved_config_says_its_format_and_reads_back(tmp_path):
+    config = magvit2.get_config("stage=tokenizer,size=debug")
+    save_config(tmp_path / "config.json", config)
+    assert json.loads((tmp_path / "config.json").read_text())["format"] == FORMAT
+    again = load_config(tmp_path / "config.json")
+    assert json.loads(again.to_json()) == json.loads(config.to_json())
+
+
+@pytest.mark.parametrize("found", [FORMAT + 1, "2", True, 0, None])
+def test_other_formats_are_one_line(tmp_path, found):
+    (tmp_path / "config.json").write_text(json.dumps({"format": found, "losses": {}}))
+    with pytest.raises(UserError, match=f"reads up to {FORMAT}"):
+        load_config(tmp_path / "config.json")
+
+
+def test_a_damaged_config_of_format_1_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"losses": {"adversarial": 3}}))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "config.json")
