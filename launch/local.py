@@ -162,8 +162,9 @@ def make_stage(name: str, arguments: list[str], directory: Path, tokenizer: Any 
         f"--out={directory / 'evaluation.json'}",
         f"--pictures={directory / 'pictures'}",
     ]
-    # Prompts are judged from pixels, which only the shapes allow.
-    judged = config.task != "generator" or completes or config.data.source.name == "shapes"
+    # Prompts and labels are judged from pixels, which only the shapes allow.
+    told = config.get("classes") or config.get("text", {}).get("encoder", {}).get("name", "none") != "none"
+    judged = config.task != "generator" or completes or (told and config.data.source.name == "shapes")
     return Stage(name, config, directory, train, evaluate if judged else None)
 
 

@@ -341,6 +341,13 @@ def test_own_videos_and_clips_are_those_of_every_stage(tmp_path, videos, capsys)
         local.plan(CONFIG, tmp_path, [], str(tmp_path / "nowhere"))
 
 
+def test_a_generator_that_is_told_nothing_is_not_asked_for_prompts(tmp_path):
+    without_text = ["generator.text.encoder.name=none"]
+    assert local.plan(CONFIG, tmp_path, without_text)[1].evaluate is None
+    of_classes = local.plan(CONFIG, tmp_path, [*without_text, "generator.classes=7"])
+    assert "--protocol=prompt_fidelity" in of_classes[1].evaluate
+
+
 def test_a_generator_is_planned_for_the_data_of_its_tokenizer(tmp_path):
     stages = local.plan(CONFIG, tmp_path, ["tokenizer.data.source.name=video_folder"])
     assert stages[1].config.data.source.name == "video_folder" and stages[1].evaluate is None

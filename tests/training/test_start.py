@@ -48,6 +48,7 @@ REFUSED = [
         "config.optimizer.tokenizer.learning_rate must be a number of at least 0, got nan",
     ),
     ({"model.width": 2**26}, "GiB on each device"),
+    ({"classes": 3}, "config.classes is 3, and the source has 24"),
     ({"data.source.name": "video_folder", "data.source.path": "/nowhere"}, "nowhere"),
 ]
 

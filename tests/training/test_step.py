@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs.common import optimizer
+from videogen import tasks
 from videogen.errors import UserError
 from videogen.nn import Linear
 from videogen.parallel import AXES
@@ -41,7 +42,7 @@ class Coder(nnx.Module):
         self.encoder, self.encoder_norm, self.decoder = (Counted(rngs) for _ in range(3))
 
 
-class Task:
+class Task(tasks.Task):
     """A coder whose second group is active in even steps only."""
 
     def __init__(self):

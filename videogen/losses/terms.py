@@ -263,7 +263,7 @@ def combine(
 
         (rest, values), gradient = jax.value_and_grad(of_others, has_aux=True)(pixels)
         (value, more), own = jax.value_and_grad(of_this, has_aux=True)(pixels)
-        ratio = adaptive_weight(*(optax.global_norm(micro.mean(pull(g))) for g in (gradient, own)))
+        ratio = adaptive_weight(*(optax.tree.norm(micro.mean(pull(g))) for g in (gradient, own)))
         weight = term.weight_at(step) * ratio
         total += with_gradient(prediction, rest + weight * value, gradient + weight * own)
         metrics |= values | {name: value, f"{name}_weight": weight} | more

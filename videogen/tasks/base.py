@@ -1,7 +1,7 @@
 """The contract between the training loop and what it optimises."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class Picture(NamedTuple):
     columns: tuple[str, ...] = ("original", "reconstruction")
 
 
-class Task(Protocol):
+class Task:
     """Networks + losses + metrics + pictures of one stage; the loop knows tasks only through this."""
 
     losses: Mapping[str, LossFunction]
@@ -76,7 +76,7 @@ class Task(Protocol):
     exported: Sequence[str]
     """Parameter groups that an export holds; the others serve training only."""
 
-    training_only: Sequence[str]
+    training_only: Sequence[str] = ()
     """Frozen modules that an export leaves out."""
 
     bucket_tokens: Sequence[int]
@@ -84,14 +84,16 @@ class Task(Protocol):
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """One module per parameter group, with fresh parameters."""
+        raise NotImplementedError
 
     def frozen(self, load: Callable[..., Any] | None) -> dict[str, nnx.Module]:
         """Modules that are used but not trained.
 
         With ``load`` (directory -> its tokenizer, with a second argument ``"teacher"`` what it trains) their weights
         come from where the config says; without it the modules only give the structure (the call is traced), and the
-        weights come from the run directory.
+        weights come from the run directory. Most stages have none.
         """
+        return {}
 
     def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
         """The videos and the images of a batch with what frozen modules make of both in one pass; no gradient."""
@@ -99,9 +101,11 @@ class Task(Protocol):
 
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
         """Metrics over held-out batches."""
+        raise NotImplementedError
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
-        """Clips that show how good the modules are."""
+        """Clips that show how good the modules are; none by default."""
+        return []
 
 
 def dtype_of(config: Any) -> jnp.dtype:

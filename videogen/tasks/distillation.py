@@ -159,9 +159,9 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
     """
 
     def __init__(self, config: Any):
-        super().__init__(config)
         if config.model.name != "diffusion":
             raise UserError(f"a {config.model.name!r} decoder has no steps to save; distil a 'diffusion' decoder")
+        super().__init__(config)
         for label, term in self.terms.items():
             if term.group or term.frozen(structure_only=True) is not None:
                 raise UserError(f"a student has one loss, of its teacher's steps: set losses.{label}.weight to 0")

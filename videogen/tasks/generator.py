@@ -65,8 +65,6 @@ class GeneratorTask(Task):
     label_as_vector = False
     """Whether the generator takes labels beside the keys it attends to."""
 
-    training_only: Sequence[str] = ()
-
     def __init__(self, config: Any):
         self.config = config
         self.losses = {"generator": self.generator_loss}

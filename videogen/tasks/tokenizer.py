@@ -1,7 +1,7 @@
 """Training a video tokenizer: reconstruction, quantizer, perceptual and adversarial losses."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -45,8 +45,6 @@ class TokenizerTask(Task):
 
     group = "tokenizer"
     """The parameter group that learns to reconstruct."""
-
-    training_only: Sequence[str] = ()
 
     def __init__(self, config: Any):
         self.config, self.watch = config, UsageWatch()

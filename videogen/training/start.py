@@ -126,6 +126,10 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
     earlier = earlier_start(config, workdir)
     source, unseen = build_source(config, "train"), build_source(config, "eval")
     keep_findings(config, source)
+    if config.get("classes") and len(source.classes) > config.classes:
+        raise UserError(
+            f"config.classes is {config.classes}, and the source has {len(source.classes)}; set it to as many or more"
+        )
     with building("the model"):
         task = tasks.build(config)
         structure, abstract = structure_of(task, config)

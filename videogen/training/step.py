@@ -15,6 +15,7 @@ from videogen.nn import MicroBatch, named_key
 from videogen.tasks import Task
 from videogen.tasks.base import Outcome, parts, weighted_mean
 from videogen.training.optimizers import is_frozen
+from videogen.training.optimizers import norm as gradient_norm
 from videogen.training.state import State, Structure, overlay, select, split, without_frozen
 
 FrozenModules = tuple[dict[str, nnx.GraphDef], dict[str, Any]]
@@ -60,7 +61,7 @@ def make_train_step(
         key, step = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"]), state["step"]
         grads, found = groups.whole(state, frozen, batch, key)
         metrics = found.metrics
-        norm = {group: optax.global_norm(grads[group]) for group in grads}
+        norm = {group: gradient_norm(grads[group]) for group in grads}
         finite = jnp.isfinite(sum(norm.values()) + sum(jnp.sum(m) for m in metrics.values()))
         asked = {group: moves(metrics, step) for group, moves in task.active.items()}
         active = {group: moves for group, moves in asked.items() if moves is not None}
@@ -69,6 +70,8 @@ def make_train_step(
         # What follows from finite numbers by sums and products is finite; this much can be known before anything is
         # written, so that the old state and the new one are never both in memory.
         finite &= is_finite((changes, new["variables"], measured, state["ema"]))
+        # As for the norm: else the compiler asks again for every parameter.
+        finite = jax.lax.optimization_barrier(finite)
         new["ema"] = averages(state, learned, new, config.ema.decay)
         new = jax.tree.map(lambda n, old: jnp.where(finite, n, old), new, state)
         new["step"] = step + 1
