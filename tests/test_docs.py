@@ -6,9 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
+from videogen import losses
 from videogen.losses.perceptual import PerceptualLoss, lpips_tensors
+from videogen.nn import MicroBatch
+from videogen.shapes import VideoShape
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted((REPOSITORY / "docs").rglob("*.md"))
@@ -54,6 +60,21 @@ def test_the_plan_of_the_diffusion_guide_is_the_one_that_was_made():
     row = next(row for row in rows if "model=14B" in row["command"])
     expected = f"take {row['gib_per_chip']:.1f} GiB per chip at {row['mfu']:.1%} MFU".replace("%", " %")
     assert expected in (REPOSITORY / "docs" / "diffusion.md").read_text()
+
+
+def test_the_loss_term_of_the_guide_works(monkeypatch):
+    page = (REPOSITORY / "docs" / "add_a_loss_term.md").read_text()
+    section, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setattr(losses, "TERMS", dict(losses.TERMS))
+    exec(example, {})
+    setting = losses.Setting(VideoShape(1, 16, 16), tokens=1, code_width=1, steps=10)
+    terms = losses.build({"l1": {"name": "charbonnier", "weight": 2.0, "epsilon": 0.5}}, setting)
+    outputs = losses.Outputs({losses.RECONSTRUCTION: losses.Pass(jnp.full((1, 2), 1.2), jnp.zeros((1, 2)))})
+    total, metrics = losses.combine(terms, {}, outputs, jax.random.key(0), jnp.zeros((), int), MicroBatch())
+    assert float(metrics["l1"]) == pytest.approx(1.3, rel=1e-6) and float(total) == pytest.approx(2.6, rel=1e-6)
+    config = ConfigDict()
+    exec(section, {"config": config})
+    assert list(losses.build(config.losses, setting)) == ["entropy", "l2", "perceptual"]
 
 
 def test_the_command_for_the_weights_of_lpips_makes_a_file_that_is_read(tmp_path):

@@ -48,13 +48,14 @@ TERMS: dict[str, type[Term]] = {
 
 
 def build(config: Mapping[str, Any], setting: Setting) -> dict[str, Term]:
-    """The terms of ``config.losses = {term: {name, weight, …}}``, in that order; those of weight 0 are left out.
+    """The terms of ``config.losses = {term: {name, weight, …}}``, in alphabetical order, less those of weight 0.
 
     Raises:
       UserError: an unknown name or setting, two terms with one parameter group, or two adaptive ones of one pass.
     """
     terms: dict[str, Term] = {}
-    for label, section in config.items():
+    for label in sorted(config):
+        section = config[label]
         if not isinstance(section, Mapping) and not hasattr(section, "items"):
             raise UserError(f"losses.{label} must be a section such as {{name: l2, weight: 1.0}}, got {section!r}")
         term = building.build(TERMS, section, f"loss term (losses.{label})", setting=setting)

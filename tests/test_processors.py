@@ -1,0 +1,33 @@
+"""The numeric rooms on other processors: the same tests with the instructions of older ones."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import REPOSITORY, environment
+
+NUMERIC = (
+    "tests/losses",
+    "tests/metrics",
+    "tests/diffusion/test_processes.py",
+    "tests/nn/test_attention.py",
+    "tests/nn/test_context_parallel.py",
+    "tests/nn/test_convolution.py",
+    "tests/nn/test_transformer.py",
+    "tests/quantizers",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2"])
+def test_sums_hold_in_another_order(instructions, tmp_path):
+    """XLA adds in another order there; a tolerance that does not grow with the array fails."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_cpu_max_isa={instructions}"
+    env = environment() | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not attack", *NUMERIC]
+    env["PYTHONPATH"] = str(REPOSITORY)  # the oracles need PyTorch
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
