@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,52 +12,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
-from videogen.nn.cudnn import Heads, cudnn, cudnn_takes
+from videogen.nn.cudnn import cudnn, cudnn_takes
 from videogen.nn.linear import Linear, parameter, truncated_normal
-from videogen.nn.masks import Full, Mask, mask_array
+from videogen.nn.masking import Masking, masking
+from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.norms import RMSNorm
 from videogen.nn.positions import rotate
+from videogen.nn.reference import NEGATIVE, Heads, reference
 from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
 
-NEGATIVE = -1e30
-
-
-def _reference(
-    query: Heads,
-    key: Heads,
-    value: Heads,
-    mask: Mask,
-    key_mask: Bool[Array, "batch keys"] | None,
-    bias: Float[Array, "heads queries keys"] | None,
-) -> Heads:
-    """Dense softmax attention; batch and heads are folded so that the products are 3-D (fast on every backend)."""
-    batch, queries, heads, width = query.shape
-    keys = key.shape[1]
-    fold = mesh_axis_size("tensor") == 1 and mesh_axis_size("context") == 1
-
-    def arrange(x: Heads) -> Array:
-        x = x.swapaxes(1, 2)
-        return x.reshape(batch * heads, x.shape[2], width) if fold else x
-
-    q, k, v = arrange(query), arrange(key), arrange(value)
-    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-    if bias is not None or key_mask is not None or not isinstance(mask, Full):
-        scores = scores.reshape(batch, heads, queries, keys)
-        if bias is not None:
-            scores = scores + bias.astype(jnp.float32)
-        if not isinstance(mask, Full):
-            scores = jnp.where(mask_array(mask, queries, keys), scores, NEGATIVE)
-        if key_mask is not None:
-            scores = jnp.where(key_mask[:, None, None, :], scores, NEGATIVE)
-        scores = scores.reshape(batch * heads, queries, keys) if fold else scores
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.matmul(weights, v)
-    return out.reshape(batch, heads, queries, width).swapaxes(1, 2)
-
-
-BACKENDS = {"reference": _reference, "cudnn": cudnn, "splash": splash}
+BACKENDS = {"reference": reference, "cudnn": cudnn, "splash": splash}
 SPLASH_LENGTH = 512
 """On a TPU, shorter sequences than this are faster dense."""
 
@@ -69,6 +36,9 @@ def attend(
     mask: Mask = Full(),
     key_mask: Bool[Array, "batch keys"] | None = None,
     bias: Float[Array, "heads queries keys"] | None = None,
+    key_bias: Float[Array, "batch keys"] | None = None,
+    tags: Tags = NONE,
+    key_tags: Tags | None = None,
     backend: str = "auto",
     axes: Sequence[str] = ("sequence",),
     attended_axes: int = 1,
@@ -81,10 +51,15 @@ def attend(
       query: queries, multiplied by their scale.
       key: keys.
       value: values.
-      mask: which positions may see which (``nn.masks``), positions counted in raster order.
+      mask: which tokens may see which (``nn.masks``), positions counted in raster order.
       key_mask: which keys exist; every query must keep at least one key. Its leading axis counts the batch and
         the grid axes that are not attended.
       bias: added to the scores of every batch item (relative positions).
+      key_bias: added to the scores of a key for all queries, such as the logarithm of how many tokens it stands for;
+        laid out as ``key_mask``. Kernels carry it by channels of their own (``masking.carry_key_bias``).
+      tags: of the queries' tokens, by name: NumPy arrays ``[queries]``, known when the program is traced, or arrays
+        laid out as ``key_mask``. A tag ``index`` takes the place of the position.
+      key_tags: of the keys' tokens; by default those of the queries.
       backend: a name in ``BACKENDS``, or ``auto``: splash for long sequences on TPU, cuDNN on GPU where it
         takes the sizes and the precision, else the reference.
       axes: logical names of the grid axes, which say how they are sharded (``parallel.RULES``).
@@ -92,22 +67,32 @@ def attend(
 
     Returns:
       The attended values, in the dtype of ``value``.
+
+    Raises:
+      UserError: there is no such backend, or it was asked for what it cannot do.
     """
+    lengths = tuple(math.prod(x.shape[1:-2][-attended_axes:]) for x in (query, key))
+    arrays = dict(key_mask=key_mask, bias=bias, key_bias=key_bias)
+    batch = math.prod(query.shape[: query.ndim - 2 - attended_axes])
+    given = masking(mask, batch, lengths, tags, tags if key_tags is None else key_tags, **arrays)
     if backend == "auto":
-        queries, keys = (math.prod(x.shape[:-2][-attended_axes:]) for x in (query, key))
-        platform = target_platform()
-        if platform == "tpu" and bias is None and min(queries, keys) >= SPLASH_LENGTH:
-            backend = "splash"
-        elif platform == "gpu" and cudnn_takes(query.dtype, query.shape[-1], queries, keys):
-            backend = "cudnn"
-        else:
-            backend = "reference"
+        backend = _choose(query, key, attended_axes, given)
     if backend not in BACKENDS:
         raise UserError(f"unknown attention backend {backend!r}{near_matches(backend, BACKENDS)}")
-    arguments = (BACKENDS[backend], query, key, value, mask, key_mask, bias)
+    arguments = (BACKENDS[backend], query, key, value, given)
     if on_mesh():
         return attend_on_mesh(*arguments, axes, attended_axes)
     return attend_locally(*arguments, attended_axes)
+
+
+def _choose(query: Array, key: Array, attended_axes: int, masking: Masking) -> str:
+    """The fastest backend that takes such attention on the platform."""
+    lengths = [math.prod(x.shape[:-2][-attended_axes:]) for x in (query, key)]
+    platform = target_platform()
+    if platform == "tpu" and masking.bias is None and min(lengths) >= SPLASH_LENGTH and masking.in_segments:
+        return "splash"
+    width = query.shape[-1] + (8 if masking.key_bias is not None else 0)
+    return "cudnn" if platform == "gpu" and cudnn_takes(query.dtype, width, *lengths) else "reference"
 
 
 @jax.tree_util.register_dataclass
@@ -201,6 +186,9 @@ class Attention(nnx.Module):
         mask: Mask = Full(),
         key_mask: Bool[Array, "batch keys"] | None = None,
         bias: Float[Array, "heads queries keys"] | None = None,
+        key_bias: Float[Array, "batch keys"] | None = None,
+        tags: Tags = NONE,
+        context_tags: Tags | None = None,
         rotary: Float[Array, "queries half_head_width"] | None = None,
         axes: Sequence[str] = ("sequence",),
         attended_axes: int = 1,
@@ -208,6 +196,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch *grid width"]:
         """Attends from ``x`` to itself or to ``context``, over the last ``attended_axes`` grid axes.
 
+        Masks, biases and tags are those of ``attend``; ``tags`` are of the tokens of ``x``.
         ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes. With a
         ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``).
         """
@@ -224,9 +213,9 @@ class Attention(nnx.Module):
             rotary = rotary.reshape(*attended, -1)
             q, k = rotate(q, rotary), rotate(k, rotary)
         if self.null_keys is not None:
-            k, v, key_mask, mask, bias = self._prepend_null(k, v, key_mask, mask, bias)
+            k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
         q = q * jnp.asarray(self.head_width**-0.5, q.dtype)
-        masks = dict(mask=mask, key_mask=key_mask, bias=bias)
+        masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags, key_tags=context_tags)
         out = attend(q, k, v, **masks, backend=self.backend, axes=axes, attended_axes=attended_axes)
         return self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
 
@@ -248,7 +237,7 @@ class Attention(nnx.Module):
         k, v = self.key_value.heads(context, self.heads, parts=2)
         k = k if self.key_norm is None else self.key_norm(k)
         if self.null_keys is not None:
-            k, v, *_ = self._prepend_null(k, v, None, Full(), None)
+            k, v, *_ = self._prepend_null(k, v, Full(), None, None, None)
         return KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.asarray(k.shape[1]))
 
     def _continue(self, x: Array, stream: Stream, mask: Mask, key_mask: Array | None, rotary: Array | None) -> Array:
@@ -268,7 +257,8 @@ class Attention(nnx.Module):
         out = attend_to_cache(q * jnp.asarray(self.head_width**-0.5, q.dtype), cache, mask, key_mask)
         return self.out(out.reshape(*x.shape[:-1], -1))
 
-    def _prepend_null(self, k, v, key_mask, mask, bias):
+    def _prepend_null(self, k: Array, v: Array, mask: Mask, key_mask: Any, bias: Any, key_bias: Any) -> tuple:
+        """Keys, values, key mask and biases with the slots that are always visible ahead."""
         if not isinstance(mask, Full):
             raise UserError("null keys work with the Full mask only: they would shift its positions")
         batch, *_, heads, head_width = k.shape
@@ -283,4 +273,6 @@ class Attention(nnx.Module):
             key_mask = jnp.concatenate([jnp.ones((batch, slots), bool), key_mask], 1)
         if bias is not None:
             bias = jnp.pad(bias, ((0, 0), (0, 0), (slots, 0)))
-        return k, v, key_mask, mask, bias
+        if key_bias is not None:
+            key_bias = jnp.pad(key_bias, ((0, 0), (slots, 0)))
+        return k, v, key_mask, bias, key_bias

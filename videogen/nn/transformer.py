@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention, KeyValues
 from videogen.nn.linear import Linear, for_each_layer, next_key, truncated_normal
-from videogen.nn.masks import Full, Mask
+from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.micro_batches import draw, example_keys, named_key, split_keys
 from videogen.nn.modulation import MODULATIONS, lay_out, modulate
 from videogen.nn.norms import LayerNorm, RMSNorm
@@ -144,6 +144,8 @@ class Block(nnx.Module):
         mask: Mask = Full(),
         key_mask: Bool[Array, "batch sequence"] | None = None,
         bias: Float[Array, "heads queries keys"] | None = None,
+        key_bias: Float[Array, "batch sequence"] | None = None,
+        tags: Tags = NONE,
         rotary: Float[Array, "sequence half_head_width"] | None = None,
         context: Float[Array, "batch keys context_width"] | None = None,
         context_mask: Bool[Array, "batch keys"] | None = None,
@@ -170,7 +172,8 @@ class Block(nnx.Module):
         grid = dict(axes=axes, attended_axes=attended_axes, stream=stream)
         first, second = _branches(self.modulation, condition, x, group_of)
         y = modulate(self.attention_norm(x), *first[:2]) if first else self.attention_norm(x)
-        y = self.attention(y, mask=mask, key_mask=key_mask, bias=bias, rotary=rotary, **grid)
+        masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags)
+        y = self.attention(y, **masks, rotary=rotary, **grid)
         x = x + dropout(y * first[2] if first else y, self.dropout, keys["attention"])
         if self.cross_attention is not None:
             grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
