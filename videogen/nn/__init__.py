@@ -1,6 +1,7 @@
 """The parts every network is made of."""
 
 from videogen.nn.attention import Attention, attend
+from videogen.nn.caches import EVICTIONS, KeyValues, SlidingWindow
 from videogen.nn.convolution import (
     AdaptiveGroupNorm,
     Convolution,
@@ -54,6 +55,7 @@ from videogen.nn.positions import (
     ContinuousPositionBias,
     LearnedPositions,
     PositionGenerator,
+    angles_at,
     depthwise,
     rotary_angles,
     rotate,
@@ -64,6 +66,7 @@ from videogen.nn.transformer import MLP, NORMS, REMAT_POLICIES, Block, Stack, dr
 from videogen.nn.windows import merge_windows, partition_windows
 
 __all__ = [
+    "EVICTIONS",
     "FULL",
     "MLP",
     "MODULATIONS",
@@ -88,6 +91,7 @@ __all__ = [
     "Full",
     "GroupNorm",
     "Initializer",
+    "KeyValues",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
@@ -101,12 +105,14 @@ __all__ = [
     "RMSNorm",
     "ResidualBlock",
     "Same",
+    "SlidingWindow",
     "Stack",
     "Stream",
     "Tags",
     "TimeEmbedding",
     "Window",
     "Within",
+    "angles_at",
     "attend",
     "average_pool",
     "blur_pool",

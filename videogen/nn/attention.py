@@ -1,16 +1,15 @@
 """One attention for every network: masks as values, pluggable backends, QK-norm, rotary positions, null keys."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from videogen.errors import UserError, near_matches
+from videogen.nn.caches import KeyValues, Places, attend_to_cache
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
 from videogen.nn.cudnn import cudnn, cudnn_takes
 from videogen.nn.linear import Linear, parameter, truncated_normal
@@ -18,7 +17,7 @@ from videogen.nn.masking import Masking, masking
 from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.norms import RMSNorm
 from videogen.nn.positions import rotate
-from videogen.nn.reference import NEGATIVE, Heads, reference
+from videogen.nn.reference import reference
 from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
@@ -95,47 +94,6 @@ def _choose(query: Array, key: Array, attended_axes: int, masking: Masking) -> s
     return "cudnn" if platform == "gpu" and cudnn_takes(query.dtype, width, *lengths) else "reference"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KeyValues:
-    """Keys and values of the positions seen so far, in buffers of fixed size.
-
-    Attributes:
-      key, value: buffers, laid out as the products want them: transposing them would copy all of them at every step.
-      length: positions that are filled.
-    """
-
-    key: Float[Array, "batch heads head_width positions"]
-    value: Float[Array, "batch heads positions head_width"]
-    length: Int[Array, ""]
-
-    def append(self, key: Heads, value: Heads) -> "KeyValues":
-        """The cache with the keys and values of the next positions."""
-
-        def write(buffer: Array, new: Array, axis: int) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), self.length, axis)
-
-        keys, values = write(self.key, key.transpose(0, 2, 3, 1), 3), write(self.value, value.swapaxes(1, 2), 2)
-        return KeyValues(keys, values, self.length + key.shape[1])
-
-
-def attend_to_cache(
-    query: Heads, cache: KeyValues, mask: Mask, key_mask: Bool[Array, "batch keys"] | None = None
-) -> Heads:
-    """Attention of the last ``query.shape[1]`` positions of ``cache`` to all of it, already scaled."""
-    q = query.swapaxes(1, 2)
-    scores = jnp.matmul(q, cache.key, preferred_element_type=jnp.float32)
-    queries, positions = scores.shape[-2:]
-    if not isinstance(mask, Full):
-        first = cache.length - queries
-        allowed = mask.allowed(first + jnp.arange(queries)[:, None], jnp.arange(positions)[None, :])
-        scores = jnp.where(allowed, scores, NEGATIVE)
-    if key_mask is not None:
-        scores = jnp.where(key_mask[:, None, None, :], scores, NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(cache.value.dtype)
-    return jnp.matmul(weights, cache.value).swapaxes(1, 2)
-
-
 class Attention(nnx.Module):
     """Multi-head self- or cross-attention.
 
@@ -189,7 +147,7 @@ class Attention(nnx.Module):
         key_bias: Float[Array, "batch keys"] | None = None,
         tags: Tags = NONE,
         context_tags: Tags | None = None,
-        rotary: Float[Array, "queries half_head_width"] | None = None,
+        rotary: Float[Array, "queries half_head_width"] | Float[Array, "batch queries half_head_width"] | None = None,
         axes: Sequence[str] = ("sequence",),
         attended_axes: int = 1,
         stream: Stream | None = None,
@@ -198,10 +156,11 @@ class Attention(nnx.Module):
 
         Masks, biases and tags are those of ``attend``; ``tags`` are of the tokens of ``x``.
         ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes. With a
-        ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``).
+        ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``); where
+        these know their places, ``key_mask``, ``key_bias`` and ``tags`` are those of ``x``.
         """
         if stream is not None:
-            return self._continue(x, stream, mask, key_mask, rotary)
+            return self._continue(x, stream, mask, key_mask, rotary, dict(bias=key_bias, tags=tags))
         shape = x.shape
         attended = shape[-1 - attended_axes : -1]
         if mesh_axis_size("context") == 1:
@@ -210,7 +169,9 @@ class Attention(nnx.Module):
             attended = x.shape[1:-1]
         q, k, v = self._project(x, context)
         if rotary is not None:
-            rotary = rotary.reshape(*attended, -1)
+            # Angles of examples have a row for each of them and of the grid axes that are not attended.
+            leading = () if rotary.ndim == 2 else x.shape[: x.ndim - 1 - len(attended)]
+            rotary = rotary.reshape(*leading, *attended, rotary.shape[-1])
             q, k = rotate(q, rotary), rotate(k, rotary)
         if self.null_keys is not None:
             k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
@@ -227,10 +188,17 @@ class Attention(nnx.Module):
             q, k, v = self.query_key_value.heads(x, self.heads, parts=3)
         return (q, k, v) if self.query_norm is None else (self.query_norm(q), self.key_norm(k), v)
 
-    def empty(self, batch: int, length: int) -> KeyValues:
-        """The cache of a self-attention before its first position."""
+    def empty(self, batch: int, length: int, tags: Sequence[str] | None = None) -> KeyValues:
+        """The cache of a self-attention before its first position.
+
+        Args:
+          batch: examples.
+          length: the most positions it holds.
+          tags: keep these tags and what ``caches.Places`` knows; ``None`` keeps keys and values alone.
+        """
         keys = jnp.zeros((batch, self.heads, self.head_width, length), self.dtype)
-        return KeyValues(keys, keys.swapaxes(2, 3), jnp.zeros((), jnp.int32))
+        places = None if tags is None else Places.empty(batch, length, tuple(tags))
+        return KeyValues(keys, keys.swapaxes(2, 3), jnp.zeros((), jnp.int32), places)
 
     def keys_values(self, context: Float[Array, "batch keys context_width"]) -> KeyValues:
         """The keys and values of a cross-attention's context, the same for every position."""
@@ -240,9 +208,11 @@ class Attention(nnx.Module):
             k, v, *_ = self._prepend_null(k, v, Full(), None, None, None)
         return KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.asarray(k.shape[1]))
 
-    def _continue(self, x: Array, stream: Stream, mask: Mask, key_mask: Array | None, rotary: Array | None) -> Array:
+    def _continue(
+        self, x: Array, stream: Stream, mask: Mask, key_mask: Array | None, rotary: Array | None, new: dict[str, Any]
+    ) -> Array:
         """Attends from the next positions to all that the stream holds, and to themselves."""
-        cache = stream.recall()
+        cache, asking = stream.recall(), None
         if self.cross:
             (q,) = self.query.heads(x, self.heads)
             q = q if self.query_norm is None else self.query_norm(q)
@@ -252,9 +222,14 @@ class Attention(nnx.Module):
             q, k, v = self._project(x, None)
             if rotary is not None:
                 q, k = rotate(q, rotary), rotate(k, rotary)
-            cache = cache.append(k, v)
+            if cache.places is not None:
+                new, key_mask = new | {"exists": key_mask}, None
+                asking = cache.places.next(x.shape[1], **new)
+                cache = cache.append(k, v, **new)
+            else:
+                cache = cache.append(k, v)
         stream.keep(cache)
-        out = attend_to_cache(q * jnp.asarray(self.head_width**-0.5, q.dtype), cache, mask, key_mask)
+        out = attend_to_cache(q * jnp.asarray(self.head_width**-0.5, q.dtype), cache, mask, key_mask, asking)
         return self.out(out.reshape(*x.shape[:-1], -1))
 
     def _prepend_null(self, k: Array, v: Array, mask: Mask, key_mask: Any, bias: Any, key_bias: Any) -> tuple:

@@ -1,6 +1,6 @@
 """Transformer blocks and scanned stacks of them: compile time does not grow with depth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
-from videogen.nn.attention import Attention, KeyValues
+from videogen.nn.attention import Attention
+from videogen.nn.caches import KeyValues
 from videogen.nn.linear import Linear, for_each_layer, next_key, truncated_normal
 from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.micro_batches import draw, example_keys, named_key, split_keys
@@ -146,7 +147,7 @@ class Block(nnx.Module):
         bias: Float[Array, "heads queries keys"] | None = None,
         key_bias: Float[Array, "batch sequence"] | None = None,
         tags: Tags = NONE,
-        rotary: Float[Array, "sequence half_head_width"] | None = None,
+        rotary: Float[Array, "sequence angles"] | Float[Array, "batch sequence angles"] | None = None,
         context: Float[Array, "batch keys context_width"] | None = None,
         context_mask: Bool[Array, "batch keys"] | None = None,
         condition: Float[Array, "batch groups ..."] | None = None,
@@ -184,12 +185,20 @@ class Block(nnx.Module):
         return constrain(x, "batch", *axes, "embed")
 
     def begin(
-        self, batch: int, length: int, context: Float[Array, "batch keys context_width"] | None = None
+        self,
+        batch: int,
+        length: int,
+        context: Float[Array, "batch keys context_width"] | None = None,
+        *,
+        tags: Sequence[str] | None = None,
     ) -> tuple[KeyValues, ...]:
-        """The caches of an empty sequence of at most ``length`` positions, for decoding with a ``stream``."""
+        """The caches of an empty sequence of at most ``length`` positions, for decoding with a ``stream``.
+
+        With ``tags``, none or some, the cache of the self-attention knows its places (``nn.caches.Places``).
+        """
         if self.position_generator is not None:
             raise UserError("a position generator looks at its neighbours: it cannot decode position by position")
-        caches = (self.attention.empty(batch, length),)
+        caches = (self.attention.empty(batch, length, tags),)
         return caches if self.cross_attention is None else (*caches, self.cross_attention.keys_values(context))
 
 
@@ -272,6 +281,12 @@ class Stack(nnx.Module):
         if stream is not None:
             stream.keep(contexts)
         return x
+
+    def begin(self, *arguments: Any, layers: slice = slice(None), **settings: Any) -> tuple[KeyValues, ...]:
+        """The caches of every layer, or of some ``layers``, stacked; a block's ``begin`` says with what."""
+        graph, state = nnx.split(self.layers)
+        state = jax.tree.map(lambda stacked: stacked[layers], state)
+        return jax.vmap(lambda state: nnx.merge(graph, state).begin(*arguments, **settings))(state)
 
     def unstacked(self) -> list[nnx.Module]:
         """The layers one by one: loops that decode are faster over separate arrays than over slices of stacked ones."""
