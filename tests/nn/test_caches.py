@@ -26,7 +26,7 @@ WIDTH, HEADS, LAYERS = 16, 2, 3
 
 
 def stack() -> Stack:
-    return Stack(lambda r: Block(WIDTH, HEADS, 32, rngs=r), LAYERS, rngs=nnx.Rngs(0))
+    return Stack(lambda r: Block(WIDTH, {"heads": HEADS}, {"hidden": 32}, rngs=r), LAYERS, rngs=nnx.Rngs(0))
 
 
 def tokens(count: int, batch: int = 2) -> jax.Array:

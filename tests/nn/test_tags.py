@@ -167,7 +167,7 @@ def test_prefix_lm_by_tags():
 @pytest.mark.parametrize("mask", [Full(), Causal()], ids=str)
 def test_packed_samples_attend_as_they_would_alone(mask):
     """Through a stack of blocks, with padding at the end of a row."""
-    stack = Stack(lambda r: Block(16, 2, 32, rngs=r), 2, rngs=nnx.Rngs(0))
+    stack = Stack(lambda r: Block(16, {"heads": 2}, {"hidden": 32}, rngs=r), 2, rngs=nnx.Rngs(0))
     lengths = [[3, 4, 1], [5, 2]]
     x = jax.random.normal(jax.random.key(1), (2, 9, 16))
     sample = np.full((2, 9), -1)
@@ -274,7 +274,7 @@ x = jax.random.normal(jax.random.key(0), (2, 3, 2, 4, 64))
 sample = jnp.asarray(np.sort(np.random.default_rng(0).integers(0, 3, (2, 24))))
 tags = {"sample": sample, "frame": np.repeat(np.arange(3), 8), "kind": sample % 2}
 masks = Same("sample") & Causal(), NotLater("frame") & Same("sample"), Equal("kind", 1) | NotLater("frame")
-block = Block(64, 8, 48, rngs=nnx.Rngs(0))
+block = Block(64, {"heads": 8}, {"hidden": 48}, rngs=nnx.Rngs(0))
 cross = Attention(64, 8, context_width=24, rngs=nnx.Rngs(1))
 text = jax.random.normal(jax.random.key(1), (2, 5, 24))
 size = jnp.log(jnp.arange(1.0, 25))[None] * jnp.array([[1.0], [0.5]])

@@ -48,8 +48,9 @@ from videogen.nn.masks import (
     mask_array,
 )
 from videogen.nn.micro_batches import Mean, MicroBatch, draw, example_keys, named_key, split_keys, whole
+from videogen.nn.mlp import MLP, MLPS, dropout
 from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
-from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
+from videogen.nn.norms import NORMS, LayerNorm, RMSNorm, build_norm, l2_normalize
 from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
 from videogen.nn.positions import (
     ContinuousPositionBias,
@@ -62,13 +63,14 @@ from videogen.nn.positions import (
     sincos_positions,
 )
 from videogen.nn.streaming import Stream
-from videogen.nn.transformer import MLP, NORMS, REMAT_POLICIES, Block, Stack, dropout
+from videogen.nn.transformer import REMAT_POLICIES, Block, Stack, block_stack
 from videogen.nn.windows import merge_windows, partition_windows
 
 __all__ = [
     "EVICTIONS",
     "FULL",
     "MLP",
+    "MLPS",
     "MODULATIONS",
     "NORMS",
     "REMAT_POLICIES",
@@ -115,7 +117,9 @@ __all__ = [
     "angles_at",
     "attend",
     "average_pool",
+    "block_stack",
     "blur_pool",
+    "build_norm",
     "carry_key_bias",
     "checkpointed",
     "convolve",

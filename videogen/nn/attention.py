@@ -1,5 +1,6 @@
 """One attention for every network: masks as values, pluggable backends, QK-norm, rotary positions, null keys."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from videogen.errors import UserError, near_matches
 from videogen.nn.caches import KeyValues, Places, attend_to_cache
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
 from videogen.nn.cudnn import cudnn, cudnn_takes
-from videogen.nn.linear import Linear, parameter, truncated_normal
+from videogen.nn.linear import Linear, parameter, truncated_normal, zeros
 from videogen.nn.masking import Masking, masking
 from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.norms import RMSNorm
@@ -21,6 +22,7 @@ from videogen.nn.reference import reference
 from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
+from videogen.ranges import Count, Natural
 
 BACKENDS = {"reference": reference, "cudnn": cudnn, "splash": splash}
 SPLASH_LENGTH = 512
@@ -94,14 +96,26 @@ def _choose(query: Array, key: Array, attended_axes: int, masking: Masking) -> s
     return "cudnn" if platform == "gpu" and cudnn_takes(query.dtype, width, *lengths) else "reference"
 
 
+QK_NORMS = {"head": "every head by itself", "width": "all heads together"}
+"""Over what queries and keys are RMS-normalised, with learned scales."""
+
+PROJECTIONS = ("query", "key", "value", "out")
+
+
 class Attention(nnx.Module):
     """Multi-head self- or cross-attention.
 
     Args:
       width: width of the tokens.
-      heads: number of heads; ``width`` must divide by it.
+      heads: number of heads of the queries.
+      key_value_heads: heads of keys and values, each for as many heads of the queries as there are more of these
+        (grouped queries; Ainslie et al., 2023); ``None`` means as many.
+      head_width: of a head; ``None`` means that the heads share ``width``, which then must divide by ``heads``.
       context_width: width of the keys' and values' source; ``None`` means self-attention.
-      qk_norm: RMS-normalise queries and keys per head with learned scales.
+      qk_norm: a name in ``QK_NORMS``; ``None`` leaves queries and keys as they are.
+      bias: the projections that have one, names in ``PROJECTIONS``.
+      scale: of the scores; ``None`` means 1/sqrt(head_width). T5 has 1.
+      interleaved: rotary positions turn channels 2i and 2i + 1, not i and i + head_width/2.
       null_keys: learned key/value slots that are always visible (phenaki-pytorch uses two).
       out_scale: scales the initial output projection (depth-aware initialisation).
     """
@@ -109,32 +123,54 @@ class Attention(nnx.Module):
     def __init__(
         self,
         width: int,
-        heads: int,
+        heads: Count,
         *,
+        key_value_heads: Count | None = None,
+        head_width: Count | None = None,
         context_width: int | None = None,
-        qk_norm: bool = True,
-        null_keys: int = 0,
+        qk_norm: str | None = "head",
+        bias: Sequence[str] = (),
+        scale: float | None = None,
+        interleaved: bool = False,
+        null_keys: Natural = 0,
         out_scale: float = 1.0,
-        backend: str = "auto",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
+        if head_width is None and width % heads:
             raise UserError(f"width {width} does not divide by {heads} heads")
-        self.heads, self.head_width, self.dtype, self.backend = heads, width // heads, dtype, backend
+        shared = key_value_heads or heads
+        if heads % shared:
+            raise UserError(f"{heads} heads do not divide into groups for {shared} heads of keys and values")
+        for name, known in (*((name, PROJECTIONS) for name in bias), *([(qk_norm, QK_NORMS)] if qk_norm else [])):
+            if name not in known:
+                raise UserError(f"unknown {'bias' if name in bias else 'qk_norm'} {name!r}{near_matches(name, known)}")
+        self.heads, self.key_value_heads, self.dtype = heads, shared, dtype
+        self.head_width = head = head_width or width // heads
+        self.scale, self.interleaved = head**-0.5 if scale is None else scale, interleaved
         self.cross = context_width is not None
         common = dict(bias=False, dtype=dtype, rngs=rngs)
         if self.cross:
-            self.query = Linear(width, width, axes=("embed", "heads"), **common)
-            self.key_value = Linear(context_width, 2 * width, axes=("embed", "heads"), **common)
+            self.query = Linear(width, heads * head, axes=("embed", "heads"), **common)
+            self.key_value = Linear(context_width, 2 * shared * head, axes=("embed", "heads"), **common)
         else:
-            self.query_key_value = Linear(width, 3 * width, axes=("embed", "heads"), **common)
-        std = out_scale / width**0.5
-        self.out = Linear(width, width, axes=("heads", "embed"), initializer=truncated_normal(std), **common)
-        self.query_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
-        shape = (2, null_keys, heads, self.head_width)
+            outputs = (heads + 2 * shared) * head
+            self.query_key_value = Linear(width, outputs, axes=("embed", "heads"), **common)
+        initializer = truncated_normal(out_scale / (heads * head) ** 0.5)
+        common["bias"] = "out" in bias
+        self.out = Linear(heads * head, width, axes=("heads", "embed"), initializer=initializer, **common)
+        norm = functools.partial(RMSNorm, rngs=rngs)
+        self.norm_width = qk_norm == "width"
+        self.query_norm = norm(heads * head if self.norm_width else head) if qk_norm else None
+        self.key_norm = norm(shared * head if self.norm_width else head) if qk_norm else None
+        shape = (2, null_keys, shared, head)
         self.null_keys = parameter(rngs, shape, (None,) * 4, truncated_normal(1.0)) if null_keys else None
+
+        def of_heads(name: str, heads: int) -> nnx.Variable | None:
+            return parameter(rngs, (heads, head), ("heads", None), zeros) if name in bias else None
+
+        self.query_bias, self.key_bias = of_heads("query", heads), of_heads("key", shared)
+        self.value_bias = of_heads("value", shared)
 
     def __call__(
         self,
@@ -171,22 +207,40 @@ class Attention(nnx.Module):
         if rotary is not None:
             # Angles of examples have a row for each of them and of the grid axes that are not attended.
             leading = () if rotary.ndim == 2 else x.shape[: x.ndim - 1 - len(attended)]
-            rotary = rotary.reshape(*leading, *attended, rotary.shape[-1])
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            q, k = self._rotate(q, k, rotary.reshape(*leading, *attended, rotary.shape[-1]))
         if self.null_keys is not None:
             k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
-        q = q * jnp.asarray(self.head_width**-0.5, q.dtype)
+        q = q * jnp.asarray(self.scale, q.dtype)
+        if self.key_value_heads < self.heads:
+            k, v = (jnp.repeat(y, self.heads // self.key_value_heads, axis=-2) for y in (k, v))
         masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags, key_tags=context_tags)
-        out = attend(q, k, v, **masks, backend=self.backend, axes=axes, attended_axes=attended_axes)
+        out = attend(q, k, v, **masks, axes=axes, attended_axes=attended_axes)
         return self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
 
     def _project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
         """Normalised queries, keys and values, split into heads."""
+        shared = self.key_value_heads
         if self.cross:
-            q, k, v = *self.query.heads(x, self.heads), *self.key_value.heads(context, self.heads, parts=2)
+            q, k, v = *self.query.heads(x, (self.heads,)), *self.key_value.heads(context, (shared, shared))
         else:
-            q, k, v = self.query_key_value.heads(x, self.heads, parts=3)
-        return (q, k, v) if self.query_norm is None else (self.query_norm(q), self.key_norm(k), v)
+            q, k, v = self.query_key_value.heads(x, (self.heads, shared, shared))
+        return self._finish_query(q), *self._finish_key_value(k, v)
+
+    def _finish_query(self, q: Array) -> Array:
+        return self._normalise(_biased(q, self.query_bias), self.query_norm)
+
+    def _finish_key_value(self, k: Array, v: Array) -> tuple[Array, Array]:
+        return self._normalise(_biased(k, self.key_bias), self.key_norm), _biased(v, self.value_bias)
+
+    def _normalise(self, x: Float[Array, "... heads head_width"], norm: RMSNorm | None) -> Array:
+        if norm is None or not self.norm_width:
+            return x if norm is None else norm(x)
+        return norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
+
+    def _rotate(self, q: Array, k: Array, rotary: Array | None) -> tuple[Array, Array]:
+        if rotary is None:
+            return q, k
+        return tuple(rotate(x, rotary, interleaved=self.interleaved) for x in (q, k))
 
     def empty(self, batch: int, length: int, tags: Sequence[str] | None = None) -> KeyValues:
         """The cache of a self-attention before its first position.
@@ -196,14 +250,13 @@ class Attention(nnx.Module):
           length: the most positions it holds.
           tags: keep these tags and what ``caches.Places`` knows; ``None`` keeps keys and values alone.
         """
-        keys = jnp.zeros((batch, self.heads, self.head_width, length), self.dtype)
+        keys = jnp.zeros((batch, self.key_value_heads, self.head_width, length), self.dtype)
         places = None if tags is None else Places.empty(batch, length, tuple(tags))
         return KeyValues(keys, keys.swapaxes(2, 3), jnp.zeros((), jnp.int32), places)
 
     def keys_values(self, context: Float[Array, "batch keys context_width"]) -> KeyValues:
         """The keys and values of a cross-attention's context, the same for every position."""
-        k, v = self.key_value.heads(context, self.heads, parts=2)
-        k = k if self.key_norm is None else self.key_norm(k)
+        k, v = self._finish_key_value(*self.key_value.heads(context, (self.key_value_heads,) * 2))
         if self.null_keys is not None:
             k, v, *_ = self._prepend_null(k, v, Full(), None, None, None)
         return KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.asarray(k.shape[1]))
@@ -214,14 +267,12 @@ class Attention(nnx.Module):
         """Attends from the next positions to all that the stream holds, and to themselves."""
         cache, asking = stream.recall(), None
         if self.cross:
-            (q,) = self.query.heads(x, self.heads)
-            q = q if self.query_norm is None else self.query_norm(q)
+            q = self._finish_query(*self.query.heads(x, (self.heads,)))
             if key_mask is not None and self.null_keys is not None:
                 key_mask = jnp.pad(key_mask, ((0, 0), (self.null_keys.get_value().shape[1], 0)), constant_values=True)
         else:
             q, k, v = self._project(x, None)
-            if rotary is not None:
-                q, k = rotate(q, rotary), rotate(k, rotary)
+            q, k = self._rotate(q, k, rotary)
             if cache.places is not None:
                 new, key_mask = new | {"exists": key_mask}, None
                 asking = cache.places.next(x.shape[1], **new)
@@ -229,7 +280,7 @@ class Attention(nnx.Module):
             else:
                 cache = cache.append(k, v)
         stream.keep(cache)
-        out = attend_to_cache(q * jnp.asarray(self.head_width**-0.5, q.dtype), cache, mask, key_mask, asking)
+        out = attend_to_cache(q * jnp.asarray(self.scale, q.dtype), cache, mask, key_mask, asking)
         return self.out(out.reshape(*x.shape[:-1], -1))
 
     def _prepend_null(self, k: Array, v: Array, mask: Mask, key_mask: Any, bias: Any, key_bias: Any) -> tuple:
@@ -251,3 +302,7 @@ class Attention(nnx.Module):
         if key_bias is not None:
             key_bias = jnp.pad(key_bias, ((0, 0), (slots, 0)))
         return k, v, key_mask, bias, key_bias
+
+
+def _biased(x: Float[Array, "... heads head_width"], bias: nnx.Variable | None) -> Float[Array, "... heads head_width"]:
+    return x if bias is None else x + bias.get_value().astype(x.dtype)
