@@ -14,7 +14,7 @@ exists = jnp.arange(24)[None] < jnp.array([[24], [16]])
 bias = jax.random.normal(jax.random.key(2), (8, 8, 8))
 CASES = {
     "window with padding, rotary and a text": (
-        dict(context_width=24, null_keys=1, position_generator="bidirectional"),
+        dict(cross_attention={"context_width": 24, "null_keys": 1}, position_generator="bidirectional"),
         dict(attended_axes=3, mask=Window(5), key_mask=exists, rotary=rotary_angles((3, 2, 4), 8), context=context,
              context_mask=context_mask),
     ),
@@ -36,7 +36,7 @@ def outputs(block, call, x):
     return jax.device_get((y, nnx.to_pure_dict(gradients[0]), gradients[1]))
 
 for name, (settings, call) in CASES.items():
-    block = Block(64, 8, 48, **settings, rngs=nnx.Rngs(0))
+    block = Block(64, {"heads": 8}, {"hidden": 48}, **settings, rngs=nnx.Rngs(0))
     grid = jnp.moveaxis(x, 1, 3) if settings.get("time_axis") == 3 else x
     expected = outputs(block, call, grid)
     for sizes in MESHES if name == "prefix" else MESHES[:2]:
@@ -89,11 +89,12 @@ COLLECTIVES = """
 import re
 import jax, jax.numpy as jnp
 from flax import nnx
-from videogen.nn import Block, Stack
+from videogen.nn import block_stack
 from videogen.parallel import make_mesh
 
 def collectives(shape, attended_axes, **settings):
-    abstract = nnx.eval_shape(lambda: Stack(lambda r: Block(64, 4, 128, rngs=r, **settings), 1, rngs=nnx.Rngs(0)))
+    block = dict(attention={"heads": 4}, mlp={"hidden": 128}, **settings)
+    abstract = nnx.eval_shape(lambda: block_stack(64, 1, **block, rngs=nnx.Rngs(0)))
     def loss(params, x):
         return jnp.sum(nnx.merge(nnx.graphdef(abstract), params)(x, attended_axes=attended_axes) ** 2)
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))

@@ -7,6 +7,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from videogen.nn.attention import BACKENDS
 from videogen.nn.cudnn import BACKWARD, FORWARD, cudnn, cudnn_takes
+from videogen.nn.masking import Masking
 from videogen.nn.masks import BlockCausal, Full
 from videogen.parallel.flops import count
 
@@ -21,7 +22,7 @@ def operands(queries, keys, *, padded=False, biased=False):
 
 def gradients(backend, mask=Full()):
     def loss(query, key, value, key_mask, bias):
-        return backend(query, key, value, mask, key_mask, bias).astype(jnp.float32).sum()
+        return backend(query, key, value, Masking(mask, key_mask=key_mask, bias=bias)).astype(jnp.float32).sum()
 
     return jax.grad(loss, argnums=(0, 1, 2))
 
@@ -30,7 +31,7 @@ def step(backend):
     """Output and gradients: for these alone dense attention needs no product of weights and values."""
 
     def both(query, key, value, key_mask, bias):
-        out, pull = jax.vjp(lambda *x: backend(*x, Full(), key_mask, bias), query, key, value)
+        out, pull = jax.vjp(lambda *x: backend(*x, Masking(key_mask=key_mask, bias=bias)), query, key, value)
         return out, pull(out)
 
     return both

@@ -69,5 +69,5 @@ def test_heads_are_the_split_output_on_every_platform(monkeypatch, parts):
     expected = np.split(np.asarray(layer(X)).reshape(2, 3, 4, -1, 2), parts, axis=-2)
     for platform in ("cpu", "tpu"):
         monkeypatch.setattr(linear, "target_platform", lambda platform=platform: platform)
-        heads = layer.heads(X, 12 // parts // 2, parts)
+        heads = layer.heads(X, (12 // parts // 2,) * parts)
         np.testing.assert_allclose(np.stack(heads), np.stack(expected), atol=1e-5)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from videogen.errors import UserError
 from videogen.nn import Block, Stack, TimeEmbedding, lay_out, rotary_angles
+from videogen.nn.attention import PROJECTIONS
 
 WIDTH, MLP_WIDTH, LENGTH = 24, 48, 6
 
@@ -24,7 +25,8 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def stack(**settings) -> Stack:
     def make(rngs: nnx.Rngs) -> Block:
-        return Block(WIDTH, 2, MLP_WIDTH, depth=2, context_width=5, norm="layer", rngs=rngs, **settings)
+        sections = dict(attention={"heads": 2}, mlp={"hidden": MLP_WIDTH}, cross_attention={"context_width": 5})
+        return Block(WIDTH, **sections, depth=2, norm="layer", rngs=rngs, **settings)
 
     return Stack(make, 2, rngs=nnx.Rngs(0))
 
@@ -37,7 +39,7 @@ def test_zero_modulation_is_the_identity_at_the_start_whatever_the_condition():
 @pytest.mark.parametrize(("modulation", "shape"), [("zero", (WIDTH,)), ("single", (6, WIDTH))])
 def test_rows_reach_the_tokens_of_their_group_alone(modulation, shape):
     """Rows given per frame on a grid, per group on a sequence, and for all alike are the same where they are equal."""
-    block = Block(WIDTH, 2, MLP_WIDTH, modulation=modulation, rngs=nnx.Rngs(0))
+    block = Block(WIDTH, {"heads": 2}, {"hidden": MLP_WIDTH}, modulation=modulation, rngs=nnx.Rngs(0))
     if modulation == "zero":
         kernel = block.modulation.linear.kernel
         kernel.set_value(jnp.asarray(0.3 * normal(*kernel.get_value().shape, seed=5)))
@@ -69,12 +71,12 @@ def test_an_unknown_modulation_is_named():
 # Parity with diffusers -----------------------------------------------------------------------------------------------
 
 
-def randomise(module: torch.nn.Module, without_bias: bool = False) -> None:
+def randomise(module: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, value in module.named_parameters():
         drawn = torch.randn(value.shape, generator=generator) / max(value.shape[-1], 1) ** 0.5
         drawn += 1.0 if "norm" in name and value.ndim == 1 and name.endswith("weight") else 0.0
-        value.data = torch.zeros_like(value) if without_bias and name.endswith("bias") else drawn
+        value.data = drawn
 
 
 def array(tensor: torch.Tensor) -> jnp.ndarray:
@@ -111,7 +113,8 @@ def test_zero_modulation_is_the_block_of_dit():
     randomise(theirs)
     condition = torch.tensor(normal(2, WIDTH, seed=1))
     theirs.norm1.emb.forward = lambda *_, **__: condition
-    ours = Block(WIDTH, 2, MLP_WIDTH, modulation="zero", norm="layer", qk_norm=False, rngs=nnx.Rngs(0))
+    sections = dict(attention={"heads": 2, "qk_norm": None}, mlp={"hidden": MLP_WIDTH}, norm="layer")
+    ours = Block(WIDTH, **sections, modulation="zero", rngs=nnx.Rngs(0))
     attention = theirs.attn1
     put(ours.attention.query_key_value.kernel, attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
     put(ours.attention.out.kernel, attention.to_out[0].weight)
@@ -125,26 +128,32 @@ def test_zero_modulation_is_the_block_of_dit():
 
 
 def test_single_modulation_is_the_block_of_wan():
-    """Its queries and keys are normalised over the full width, ours per head: with one head that is the same."""
-    theirs = WanTransformerBlock(WIDTH, MLP_WIDTH, 1, cross_attn_norm=True)
-    randomise(theirs, without_bias=True)
-    ours = Block(WIDTH, 1, MLP_WIDTH, modulation="single", norm="layer", context_width=WIDTH, rngs=nnx.Rngs(0))
-    # Theirs rotates the pairs (2i, 2i + 1), ours (i, i + half).
-    order = np.concatenate([np.arange(0, WIDTH, 2), np.arange(1, WIDTH, 2)])
+    """Queries and keys are normalised over the full width, pairs of channels side by side are rotated."""
+    theirs = WanTransformerBlock(WIDTH, MLP_WIDTH, 2, cross_attn_norm=True)
+    randomise(theirs)
+    attention = {"heads": 2, "qk_norm": "width", "interleaved": True, "bias": PROJECTIONS}
+    sections = dict(mlp={"hidden": MLP_WIDTH, "bias": True}, norm="layer", cross_attention={"context_width": WIDTH})
+    ours = Block(WIDTH, attention, **sections, modulation="single", rngs=nnx.Rngs(0))
     own, cross = theirs.attn1, theirs.attn2
-    put(ours.attention.query_key_value.kernel, own.to_q.weight[order], own.to_k.weight[order], own.to_v.weight)
+    put(ours.attention.query_key_value.kernel, own.to_q.weight, own.to_k.weight, own.to_v.weight)
     put(ours.cross_attention.query.kernel, cross.to_q.weight)
     put(ours.cross_attention.key_value.kernel, cross.to_k.weight, cross.to_v.weight)
-    for attention, reference, places in ((ours.attention, own, order), (ours.cross_attention, cross, slice(None))):
+    for attention, reference in ((ours.attention, own), (ours.cross_attention, cross)):
         put(attention.out.kernel, reference.to_out[0].weight)
-        attention.query_norm.scale.set_value(array(reference.norm_q.weight)[places])
-        attention.key_norm.scale.set_value(array(reference.norm_k.weight)[places])
+        attention.out.bias.set_value(array(reference.to_out[0].bias))
+        attention.query_bias.set_value(array(reference.to_q.bias).reshape(2, -1))
+        attention.key_bias.set_value(array(reference.to_k.bias).reshape(2, -1))
+        attention.value_bias.set_value(array(reference.to_v.bias).reshape(2, -1))
+        attention.query_norm.scale.set_value(array(reference.norm_q.weight))
+        attention.key_norm.scale.set_value(array(reference.norm_k.weight))
     ours.cross_norm.scale.set_value(array(theirs.norm2.weight))
-    put(ours.mlp.up.kernel, theirs.ffn.net[0].proj.weight)
-    put(ours.mlp.down.kernel, theirs.ffn.net[2].weight)
+    ours.cross_norm.shift.set_value(array(theirs.norm2.bias))
+    for linear, reference in ((ours.mlp.up, theirs.ffn.net[0].proj), (ours.mlp.down, theirs.ffn.net[2])):
+        put(linear.kernel, reference.weight)
+        linear.bias.set_value(array(reference.bias))
     ours.modulation.table.set_value(array(theirs.scale_shift_table)[0])
     x, context, shared = normal(2, LENGTH, WIDTH), normal(2, 4, WIDTH, seed=2), normal(2, 6, WIDTH, seed=3)
-    angles = rotary_angles((LENGTH,), WIDTH)
+    angles = rotary_angles((LENGTH,), WIDTH // 2)
     waves = [torch.tensor(np.repeat(wave(angles), 2, axis=-1))[None, :, None] for wave in (np.cos, np.sin)]
     expected = theirs(*(torch.tensor(value) for value in (x, context, shared)), tuple(waves))
     drawn = ours(x, rotary=angles, context=context, condition=shared[:, None])

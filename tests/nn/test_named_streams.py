@@ -16,7 +16,7 @@ class Pair(nnx.Module):
         if extra:
             self.added = Linear(4, 4, rngs=rngs)
         self.first = Linear(4, 4, rngs=rngs)
-        self.stack = Stack(lambda r: Block(8, 2, 8, rngs=r), depth, rngs=rngs)
+        self.stack = Stack(lambda r: Block(8, {"heads": 2}, {"hidden": 8}, rngs=r), depth, rngs=rngs)
         self.quantizer = quantizers.build({"name": "vq", "size": 4, "width": 4}, rngs=rngs)
 
 

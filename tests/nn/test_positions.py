@@ -10,9 +10,11 @@ from flax import nnx
 
 from videogen.errors import UserError
 from videogen.nn import (
+    Attention,
     ContinuousPositionBias,
     LearnedPositions,
     PositionGenerator,
+    angles_at,
     depthwise,
     rotary_angles,
     rotate,
@@ -184,3 +186,52 @@ def test_learned_positions_begin_with_deviation_a_fiftieth():
 
 def test_continuous_bias_computes_in_the_dtype_asked_for():
     assert ContinuousPositionBias(2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(2, 3).dtype == jnp.bfloat16
+
+
+def test_angles_at_places_are_those_of_a_grid():
+    for shape in ((5,), (3, 4), (2, 3, 4)):
+        places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, len(shape))
+        expected = rotary_angles(shape, 12, base=500.0)
+        np.testing.assert_allclose(angles_at(jnp.asarray(places), 12, base=500.0), expected, rtol=1e-6)
+    shifted = angles_at(jnp.array([[[3], [4]], [[0], [1]]]), 8)
+    np.testing.assert_allclose(shifted, np.stack([rotary_angles([2], 8, offset=[o]) for o in (3, 0)]), rtol=1e-6)
+
+
+def test_rotation_of_both_layouts_written_out():
+    x, angles = jax.random.normal(jax.random.key(0), (2, 5, 3, 8)), rotary_angles([5], 8, base=100.0)
+    np.testing.assert_allclose(angles, np.arange(5)[:, None] * 100.0 ** (-np.arange(4) / 4)[None], rtol=1e-6)
+    for interleaved in (False, True):
+        actual = rotate(x, angles, interleaved=interleaved)
+        for place, pair in itertools.product(range(5), range(4)):
+            i, j = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + 4)
+            turned = (np.asarray(x[:, place, :, i]) + 1j * np.asarray(x[:, place, :, j])) * np.exp(
+                1j * angles[place, pair]
+            )
+            np.testing.assert_allclose(actual[:, place, :, i], turned.real, atol=1e-5)
+            np.testing.assert_allclose(actual[:, place, :, j], turned.imag, atol=1e-5)
+    order = np.arange(8).reshape(2, 4).T.ravel()
+    np.testing.assert_allclose(
+        rotate(x[..., order], angles, interleaved=True), rotate(x, angles)[..., order], atol=1e-6
+    )
+
+
+def test_rotation_by_examples():
+    x, starts = jax.random.normal(jax.random.key(0), (2, 3, 2, 8)), (4, 0)
+    angles = angles_at(jnp.array(starts)[:, None, None] + jnp.arange(3)[:, None], 8)
+    for example, start in enumerate(starts):
+        alone = rotate(x[example : example + 1], rotary_angles([3], 8, offset=[start]))
+        np.testing.assert_allclose(rotate(x, angles)[example], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("attended_axes", [1, 2])
+def test_attention_with_angles_of_examples_on_a_grid(attended_axes):
+    attention = Attention(16, 2, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 16))
+    rows = 2 * 3 if attended_axes == 1 else 2
+    positions = jax.random.randint(jax.random.key(1), (rows, 24 // rows, 1), 0, 9)
+    angles = angles_at(positions, 8)
+    actual = attention(x, rotary=angles, attended_axes=attended_axes)
+    flat = x.reshape(rows, -1, 16)
+    for row in range(rows):
+        alone = attention(flat[row : row + 1], rotary=angles[row])[0]
+        np.testing.assert_allclose(actual.reshape(flat.shape)[row], alone, atol=1e-5)

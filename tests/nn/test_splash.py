@@ -129,7 +129,7 @@ def long_step(batch: int, remat: str):
     """A training step of two block-causal layers over 32,768 tokens, and its abstract arguments."""
 
     def make() -> Stack:
-        block = functools.partial(Block, 128, 4, 256, depth=2, dtype=jnp.bfloat16)
+        block = functools.partial(Block, 128, {"heads": 4}, {"hidden": 256}, depth=2, dtype=jnp.bfloat16)
         return Stack(lambda rngs: block(rngs=rngs), 2, remat=remat, rngs=nnx.Rngs(0))
 
     abstract = nnx.eval_shape(make)

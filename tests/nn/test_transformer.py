@@ -20,7 +20,7 @@ def stack(remat: str = "none", depth: int = DEPTH, **settings) -> Stack:
 
 
 def make(rngs: nnx.Rngs, **settings) -> Block:
-    return Block(8, 2, 16, rngs=rngs, **settings)
+    return Block(8, **{"attention": {"heads": 2}, "mlp": {"hidden": 16}, **settings}, rngs=rngs)
 
 
 def tokens() -> jax.Array:
@@ -122,7 +122,7 @@ def test_places_that_do_not_exist_reach_nobody():
 
 
 def test_cross_attention_in_a_stack():
-    module = stack(context_width=5, null_keys=2)
+    module = stack(cross_attention={"context_width": 5, "null_keys": 2})
     context = jax.random.normal(jax.random.key(4), (2, 4, 5))
     context_mask = jnp.array([[True, True, False, False], [False] * 4])
     run = jax.jit(lambda x, context: module(x, context=context, context_mask=context_mask))
@@ -135,13 +135,19 @@ def test_cross_attention_in_a_stack():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"context_width": 5, "null_keys": 1}, {"position_generator": "causal", "time_axis": 3}]
+    "settings",
+    [
+        {"cross_attention": {"context_width": 5, "null_keys": 1}},
+        {"position_generator": "causal", "time_axis": 3},
+        {"attention": {"heads": 2, "key_value_heads": 1, "bias": ("query", "value", "out"), "qk_norm": "width"}},
+        {"mlp": {"hidden": 16, "kind": "swiglu", "bias": True}, "norm": {"name": "layer", "bias": False}},
+    ],
 )
 def test_gradient_reaches_every_parameter(settings):
     graph, state = nnx.split(make(nnx.Rngs(0), **settings))
     x = jax.random.normal(jax.random.key(1), (2, 3, 2, 2, 8))
     call = {"attended_axes": 3}
-    if "context_width" in settings:
+    if "cross_attention" in settings:
         x, call = tokens(), {"context": jax.random.normal(jax.random.key(4), (2, 4, 5))}
     gradient = jax.jit(jax.grad(lambda s: jnp.sum(jnp.sin(nnx.merge(graph, s)(x, **call)))))(state)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -200,13 +206,13 @@ def test_mlp_written_out():
 
 
 def test_a_block_alone_begins_as_a_stack_of_one_layer():
-    std = float(Block(64, 2, 64, rngs=nnx.Rngs(0)).attention.out.kernel.get_value().std())
+    std = float(Block(64, {"heads": 2}, {"hidden": 64}, rngs=nnx.Rngs(0)).attention.out.kernel.get_value().std())
     # Cut off at two deviations.
     assert std == pytest.approx(0.8796 * (2 * 64) ** -0.5, rel=0.05)
 
 
 def test_a_block_with_context_adds_its_three_branches():
-    block = make(nnx.Rngs(0), context_width=5)
+    block = make(nnx.Rngs(0), cross_attention={"context_width": 5})
     x, context = jax.random.normal(jax.random.key(0), (2, 4, 8)), jax.random.normal(jax.random.key(1), (2, 3, 5))
     y = x + block.attention(block.attention_norm(x))
     y = y + block.cross_attention(block.cross_norm(y), context)

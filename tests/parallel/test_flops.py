@@ -43,7 +43,7 @@ def test_convolutions_and_their_gradients_cost_three_times_the_forward_pass():
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_transformer_matches_the_closed_form(remat):
     def make(rngs):
-        return Block(WIDTH, HEADS, MLP, depth=LAYERS, rngs=rngs)
+        return Block(WIDTH, {"heads": HEADS}, {"hidden": MLP}, depth=LAYERS, rngs=rngs)
 
     graph, state = nnx.split(nnx.eval_shape(lambda: Stack(make, LAYERS, remat=remat, rngs=nnx.Rngs(0))))
 

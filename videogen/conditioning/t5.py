@@ -113,7 +113,7 @@ class T5Block(nnx.Module):
     ) -> Float[Array, "batch length width"]:
         """One layer; ``key`` belongs to the call of ``nn.Stack`` and is unused: the encoder is frozen."""
         y = self.attention_norm(x)
-        q, k, v = (projection.heads(y, self.heads)[0] for projection in (self.query, self.key, self.value))
+        q, k, v = (projection.heads(y, (self.heads,))[0] for projection in (self.query, self.key, self.value))
         y = attend(q, k, v, key_mask=key_mask, bias=bias)
         x = x + self.out(y.reshape(x.shape[0], x.shape[1], -1))
         y = self.mlp_norm(x)

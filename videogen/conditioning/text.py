@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from videogen.conditioning.types import Tokens
-from videogen.nn import Block, Embedding, LearnedPositions, RMSNorm, Stack
+from videogen.nn import Embedding, LearnedPositions, RMSNorm, block_stack
 from videogen.ranges import Count, Natural
 
 
@@ -35,11 +35,8 @@ class TextEncoder(nnx.Module):
         self.width = width
         self.embedding = Embedding(vocabulary_size, width, dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(length, width, rngs=rngs)
-        self.stack = Stack(
-            lambda rngs: Block(width, heads, 4 * width, depth=layers, dtype=dtype, rngs=rngs),
-            layers,
-            rngs=rngs,
-        )
+        sections = dict(attention={"heads": heads}, mlp={"hidden": 4 * width})
+        self.stack = block_stack(width, layers, **sections, dtype=dtype, rngs=rngs)
         self.norm = RMSNorm(width, rngs=rngs)
 
     def __call__(self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]) -> Tokens:

@@ -18,11 +18,10 @@ from videogen.errors import UserError
 from videogen.generators.heads import LevelEmbedding
 from videogen.nn import (
     NORMS,
-    Block,
     LearnedPositions,
     Linear,
     MicroBatch,
-    Stack,
+    block_stack,
     named_key,
     rotary_angles,
     truncated_normal,
@@ -72,19 +71,15 @@ class TokenCritic(nnx.Module):
         self.embedding = LevelEmbedding(vocabulary, width, dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
-        self.stack = Stack(
-            lambda r: Block(
-                width,
-                heads,
-                mlp_width,
-                context_width=context_width,
-                position_generator="bidirectional" if position_generator else None,
-                depth=layers,
-                dtype=dtype,
-                rngs=r,
-            ),
+        self.stack = block_stack(
+            width,
             layers,
+            attention={"heads": heads},
+            mlp={"hidden": mlp_width},
+            cross_attention={"context_width": context_width} if context_width else None,
+            position_generator="bidirectional" if position_generator else None,
             remat=remat,
+            dtype=dtype,
             rngs=rngs,
         )
         self.norm = NORMS["rms"](width, rngs=rngs)

@@ -24,15 +24,14 @@ from videogen.generators.latent_statistics import LatentStatistics
 from videogen.nn import (
     MODULATIONS,
     NORMS,
-    Block,
     BlockCausal,
     Embedding,
     Full,
     Linear,
     Mask,
     MicroBatch,
-    Stack,
     TimeEmbedding,
+    block_stack,
     draw,
     lay_out,
     modulate,
@@ -83,7 +82,8 @@ class FlowTransformer(nnx.Module):
       process, prediction, law, weighting: parts of ``videogen.diffusion``: the noise process, what is predicted of it,
         how often each noise level is trained, and how much it counts (empty: the plain error of the prediction).
       shift: of the times (``diffusion.shift_time``): a number or a name in ``SHIFTS``.
-      norm, qk_norm: see ``nn.Block``.
+      norm: before every branch, a name in ``nn.NORMS``.
+      qk_norm: RMS-normalise queries and keys of every head.
       dropout: rate on the residual branches.
       condition_drop: share of examples trained with the null conditioning (for guidance).
     """
@@ -149,23 +149,17 @@ class FlowTransformer(nnx.Module):
         self.text_outer = Linear(width, width, axes=("embed", None), **common) if context_width else None
         single = modulation == "single"
         self.shared = Linear(width, 6 * width, axes=("embed", None), rngs=rngs) if single else None
-        self.stack = Stack(
-            lambda r: Block(
-                width,
-                heads,
-                mlp_width,
-                context_width=width if context_width and not self.joint else None,
-                modulation=modulation,
-                norm=norm,
-                qk_norm=qk_norm,
-                depth=layers,
-                dropout=dropout,
-                dtype=dtype,
-                rngs=r,
-            ),
+        self.stack = block_stack(
+            width,
             layers,
+            attention={"heads": heads, "qk_norm": "head" if qk_norm else None},
+            mlp={"hidden": mlp_width},
+            norm=norm,
+            cross_attention={"context_width": width} if context_width and not self.joint else None,
+            modulation=modulation,
+            dropout=dropout,
             remat=remat,
-            rngs=rngs,
+            **common,
         )
         self.norm = NORMS[norm](width, affine=False, rngs=rngs)
         self.norm_modulation = MODULATIONS[modulation](width, 2, rngs=rngs)

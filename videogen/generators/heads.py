@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videogen.nn import NORMS, Block, Causal, Embedding, Linear, Stack, parameter, truncated_normal
+from videogen.nn import NORMS, Causal, Embedding, Linear, block_stack, parameter, truncated_normal
 from videogen.ranges import Count, Natural
 
 Choose = Callable[[Float[Array, "batch tokens vocabulary"], int], Int[Array, "batch tokens"]]
@@ -94,12 +94,8 @@ class DepthHead(nnx.Module):
         levels = len(vocabulary)
         self.embedding = LevelEmbedding(self.vocabulary, width, dtype=dtype, rngs=rngs)
         self.positions = parameter(rngs, (levels, width), (None, "embed"), truncated_normal(0.02))
-        self.stack = Stack(
-            lambda r: Block(width, heads, 4 * width, depth=layers, dtype=dtype, rngs=r),
-            layers,
-            remat=remat,
-            rngs=rngs,
-        )
+        sections = dict(attention={"heads": heads}, mlp={"hidden": 4 * width})
+        self.stack = block_stack(width, layers, **sections, remat=remat, dtype=dtype, rngs=rngs)
         self.norm = NORMS["rms"](width, rngs=rngs)
         self.head = ParallelHead(self.vocabulary, width, dtype=dtype, rngs=rngs)
 

@@ -23,12 +23,11 @@ from videogen.generators.sampling import guide
 from videogen.generators.sequences import factor_vocabulary, merge_factors, split_factors
 from videogen.nn import (
     NORMS,
-    Block,
     Embedding,
     LearnedPositions,
     Linear,
     MicroBatch,
-    Stack,
+    block_stack,
     draw,
     example_keys,
     named_key,
@@ -121,21 +120,16 @@ class MaskedTransformer(nnx.Module):
         self.embedding = LevelEmbedding([size + 1 for size in self.vocabulary], width, dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
-        self.stack = Stack(
-            lambda r: Block(
-                width,
-                heads,
-                mlp_width,
-                context_width=context_width,
-                null_keys=null_keys,
-                position_generator="bidirectional" if position_generator else None,
-                depth=layers,
-                dropout=dropout,
-                dtype=dtype,
-                rngs=r,
-            ),
+        self.stack = block_stack(
+            width,
             layers,
+            attention={"heads": heads},
+            mlp={"hidden": mlp_width},
+            cross_attention={"context_width": context_width, "null_keys": null_keys} if context_width else None,
+            position_generator="bidirectional" if position_generator else None,
+            dropout=dropout,
             remat=remat,
+            dtype=dtype,
             rngs=rngs,
         )
         self.norm = NORMS["rms"](width, rngs=rngs)

@@ -30,11 +30,10 @@ from videogen.generators.sequences import (
 )
 from videogen.nn import (
     NORMS,
-    Block,
     BlockCausal,
     LearnedPositions,
     MicroBatch,
-    Stack,
+    block_stack,
     named_key,
     parameter,
     rotary_angles,
@@ -67,7 +66,8 @@ class NextBlockTransformer(nnx.Module):
       context_width: width of the conditioning features; ``None`` builds an unconditional model.
       classes: number of class labels; ``None`` means a model without labels.
       rotary: 3-D rotary positions beside the learned table.
-      norm, qk_norm: see ``nn.Block``; the paper's GPT-2 has ``"layer"`` and none.
+      norm: before every branch, a name in ``nn.NORMS``; the paper's GPT-2 has ``"layer"`` …
+      qk_norm: … and no RMS-normalised queries and keys.
       token_drop: share of input codes replaced by random ones in training.
       dropout: rate on the residual branches.
       condition_drop: share of examples trained with the null conditioning (for guidance).
@@ -132,22 +132,16 @@ class NextBlockTransformer(nnx.Module):
         starts = () if start == "given" else (self.block_tokens, width)
         self.start_vectors = parameter(rngs, starts, (None, "embed"), truncated_normal(0.02)) if starts else None
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
-        self.stack = Stack(
-            lambda r: Block(
-                width,
-                heads,
-                mlp_width,
-                context_width=context_width,
-                norm=norm,
-                qk_norm=qk_norm,
-                depth=layers,
-                dropout=dropout,
-                dtype=dtype,
-                rngs=r,
-            ),
+        self.stack = block_stack(
+            width,
             layers,
+            attention={"heads": heads, "qk_norm": "head" if qk_norm else None},
+            mlp={"hidden": mlp_width},
+            norm=norm,
+            cross_attention={"context_width": context_width} if context_width else None,
+            dropout=dropout,
             remat=remat,
-            rngs=rngs,
+            **common,
         )
         self.norm = NORMS[norm](width, rngs=rngs)
         if levels == "depth":

@@ -14,12 +14,11 @@ from videogen.losses.entropy import entropy
 from videogen.losses.terms import Metrics, Modules, Outputs, Scalar, Setting, Term
 from videogen.nn import (
     NORMS,
-    Block,
     Causal,
     LearnedPositions,
     Linear,
     MicroBatch,
-    Stack,
+    block_stack,
     draw,
     example_keys,
     l2_normalize,
@@ -74,13 +73,10 @@ class AutoregressivePrior(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.temperature = temperature
-
-        def make(r: nnx.Rngs) -> Block:
-            return Block(width, heads, 4 * width, norm=NORM, depth=layers, dtype=dtype, rngs=r)
-
+        sections = dict(attention={"heads": heads}, mlp={"hidden": 4 * width}, norm=NORM)
         self.input = Linear(code_width, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(length, width, rngs=rngs)
-        self.stack = Stack(make, layers, remat=remat, rngs=rngs)
+        self.stack = block_stack(width, layers, **sections, remat=remat, dtype=dtype, rngs=rngs)
         self.norm = NORMS[NORM](width, rngs=rngs)
         self.head = Linear(width, code_width, axes=("embed", None), rngs=rngs)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from videogen.nn import NORMS, Block, Linear, Stack, parameter, patchify, sincos_positions, truncated_normal
+from videogen.nn import NORMS, Linear, block_stack, parameter, patchify, sincos_positions, truncated_normal
 from videogen.ranges import Count, Natural
 from videogen.shapes import Compression, Video, VideoShape
 
@@ -40,13 +40,10 @@ class TransformerDiscriminator(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.patch, self.dtype = tuple(patch), dtype
-
-        def make(r: nnx.Rngs) -> Block:
-            return Block(width, heads, 4 * width, norm=NORM, depth=layers, dtype=dtype, rngs=r)
-
+        sections = dict(attention={"heads": heads}, mlp={"hidden": 4 * width}, norm=NORM)
         self.patches = Linear(3 * math.prod(patch), width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         self.token = parameter(rngs, (width,), (None,), truncated_normal(0.02))
-        self.stack = Stack(make, layers, remat=remat, rngs=rngs)
+        self.stack = block_stack(width, layers, **sections, remat=remat, dtype=dtype, rngs=rngs)
         self.norm = NORMS[NORM](width, rngs=rngs)
         self.logit = Linear(width, 1, axes=("embed", None), rngs=rngs)
 

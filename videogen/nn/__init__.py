@@ -1,6 +1,7 @@
 """The parts every network is made of."""
 
 from videogen.nn.attention import Attention, attend
+from videogen.nn.caches import EVICTIONS, KeyValues, SlidingWindow
 from videogen.nn.convolution import (
     AdaptiveGroupNorm,
     Convolution,
@@ -27,27 +28,49 @@ from videogen.nn.linear import (
     truncated_normal,
     zeros,
 )
-from videogen.nn.masks import BlockCausal, Causal, CausalWindow, Full, Mask, PrefixLM, Window, mask_array
+from videogen.nn.masking import carry_key_bias
+from videogen.nn.masks import (
+    BlockCausal,
+    Causal,
+    CausalWindow,
+    Different,
+    Equal,
+    First,
+    Full,
+    Mask,
+    NotEqual,
+    NotLater,
+    PrefixLM,
+    Same,
+    Tags,
+    Window,
+    Within,
+    mask_array,
+)
 from videogen.nn.micro_batches import Mean, MicroBatch, draw, example_keys, named_key, split_keys, whole
+from videogen.nn.mlp import MLP, MLPS, dropout
 from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
-from videogen.nn.norms import LayerNorm, RMSNorm, l2_normalize
+from videogen.nn.norms import NORMS, LayerNorm, RMSNorm, build_norm, l2_normalize
 from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
 from videogen.nn.positions import (
     ContinuousPositionBias,
     LearnedPositions,
     PositionGenerator,
+    angles_at,
     depthwise,
     rotary_angles,
     rotate,
     sincos_positions,
 )
 from videogen.nn.streaming import Stream
-from videogen.nn.transformer import MLP, NORMS, REMAT_POLICIES, Block, Stack, dropout
+from videogen.nn.transformer import REMAT_POLICIES, Block, Stack, block_stack
 from videogen.nn.windows import merge_windows, partition_windows
 
 __all__ = [
+    "EVICTIONS",
     "FULL",
     "MLP",
+    "MLPS",
     "MODULATIONS",
     "NORMS",
     "REMAT_POLICIES",
@@ -60,30 +83,44 @@ __all__ = [
     "ContinuousPositionBias",
     "Convolution",
     "DepthToSpace",
+    "Different",
     "Embedding",
+    "Equal",
     "FactorisedStack",
+    "First",
     "FirstFramePatches",
     "FirstFramePixels",
     "Full",
     "GroupNorm",
     "Initializer",
+    "KeyValues",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
     "Mask",
     "Mean",
     "MicroBatch",
+    "NotEqual",
+    "NotLater",
     "PositionGenerator",
     "PrefixLM",
     "RMSNorm",
     "ResidualBlock",
+    "Same",
+    "SlidingWindow",
     "Stack",
     "Stream",
+    "Tags",
     "TimeEmbedding",
     "Window",
+    "Within",
+    "angles_at",
     "attend",
     "average_pool",
+    "block_stack",
     "blur_pool",
+    "build_norm",
+    "carry_key_bias",
     "checkpointed",
     "convolve",
     "depthwise",

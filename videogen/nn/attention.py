@@ -1,62 +1,30 @@
 """One attention for every network: masks as values, pluggable backends, QK-norm, rotary positions, null keys."""
 
-import dataclasses
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from videogen.errors import UserError, near_matches
+from videogen.nn.caches import KeyValues, Places, attend_to_cache
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
-from videogen.nn.cudnn import Heads, cudnn, cudnn_takes
-from videogen.nn.linear import Linear, parameter, truncated_normal
-from videogen.nn.masks import Full, Mask, mask_array
+from videogen.nn.cudnn import cudnn, cudnn_takes
+from videogen.nn.linear import Linear, parameter, truncated_normal, zeros
+from videogen.nn.masking import Masking, masking
+from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.norms import RMSNorm
 from videogen.nn.positions import rotate
+from videogen.nn.reference import reference
 from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
+from videogen.ranges import Count, Natural
 
-NEGATIVE = -1e30
-
-
-def _reference(
-    query: Heads,
-    key: Heads,
-    value: Heads,
-    mask: Mask,
-    key_mask: Bool[Array, "batch keys"] | None,
-    bias: Float[Array, "heads queries keys"] | None,
-) -> Heads:
-    """Dense softmax attention; batch and heads are folded so that the products are 3-D (fast on every backend)."""
-    batch, queries, heads, width = query.shape
-    keys = key.shape[1]
-    fold = mesh_axis_size("tensor") == 1 and mesh_axis_size("context") == 1
-
-    def arrange(x: Heads) -> Array:
-        x = x.swapaxes(1, 2)
-        return x.reshape(batch * heads, x.shape[2], width) if fold else x
-
-    q, k, v = arrange(query), arrange(key), arrange(value)
-    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-    if bias is not None or key_mask is not None or not isinstance(mask, Full):
-        scores = scores.reshape(batch, heads, queries, keys)
-        if bias is not None:
-            scores = scores + bias.astype(jnp.float32)
-        if not isinstance(mask, Full):
-            scores = jnp.where(mask_array(mask, queries, keys), scores, NEGATIVE)
-        if key_mask is not None:
-            scores = jnp.where(key_mask[:, None, None, :], scores, NEGATIVE)
-        scores = scores.reshape(batch * heads, queries, keys) if fold else scores
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.matmul(weights, v)
-    return out.reshape(batch, heads, queries, width).swapaxes(1, 2)
-
-
-BACKENDS = {"reference": _reference, "cudnn": cudnn, "splash": splash}
+BACKENDS = {"reference": reference, "cudnn": cudnn, "splash": splash}
 SPLASH_LENGTH = 512
 """On a TPU, shorter sequences than this are faster dense."""
 
@@ -69,6 +37,9 @@ def attend(
     mask: Mask = Full(),
     key_mask: Bool[Array, "batch keys"] | None = None,
     bias: Float[Array, "heads queries keys"] | None = None,
+    key_bias: Float[Array, "batch keys"] | None = None,
+    tags: Tags = NONE,
+    key_tags: Tags | None = None,
     backend: str = "auto",
     axes: Sequence[str] = ("sequence",),
     attended_axes: int = 1,
@@ -81,10 +52,15 @@ def attend(
       query: queries, multiplied by their scale.
       key: keys.
       value: values.
-      mask: which positions may see which (``nn.masks``), positions counted in raster order.
+      mask: which tokens may see which (``nn.masks``), positions counted in raster order.
       key_mask: which keys exist; every query must keep at least one key. Its leading axis counts the batch and
         the grid axes that are not attended.
       bias: added to the scores of every batch item (relative positions).
+      key_bias: added to the scores of a key for all queries, such as the logarithm of how many tokens it stands for;
+        laid out as ``key_mask``. Kernels carry it by channels of their own (``masking.carry_key_bias``).
+      tags: of the queries' tokens, by name: NumPy arrays ``[queries]``, known when the program is traced, or arrays
+        laid out as ``key_mask``. A tag ``index`` takes the place of the position.
+      key_tags: of the keys' tokens; by default those of the queries.
       backend: a name in ``BACKENDS``, or ``auto``: splash for long sequences on TPU, cuDNN on GPU where it
         takes the sizes and the precision, else the reference.
       axes: logical names of the grid axes, which say how they are sharded (``parallel.RULES``).
@@ -92,63 +68,38 @@ def attend(
 
     Returns:
       The attended values, in the dtype of ``value``.
+
+    Raises:
+      UserError: there is no such backend, or it was asked for what it cannot do.
     """
+    lengths = tuple(math.prod(x.shape[1:-2][-attended_axes:]) for x in (query, key))
+    arrays = dict(key_mask=key_mask, bias=bias, key_bias=key_bias)
+    batch = math.prod(query.shape[: query.ndim - 2 - attended_axes])
+    given = masking(mask, batch, lengths, tags, tags if key_tags is None else key_tags, **arrays)
     if backend == "auto":
-        queries, keys = (math.prod(x.shape[:-2][-attended_axes:]) for x in (query, key))
-        platform = target_platform()
-        if platform == "tpu" and bias is None and min(queries, keys) >= SPLASH_LENGTH:
-            backend = "splash"
-        elif platform == "gpu" and cudnn_takes(query.dtype, query.shape[-1], queries, keys):
-            backend = "cudnn"
-        else:
-            backend = "reference"
+        backend = _choose(query, key, attended_axes, given)
     if backend not in BACKENDS:
         raise UserError(f"unknown attention backend {backend!r}{near_matches(backend, BACKENDS)}")
-    arguments = (BACKENDS[backend], query, key, value, mask, key_mask, bias)
+    arguments = (BACKENDS[backend], query, key, value, given)
     if on_mesh():
         return attend_on_mesh(*arguments, axes, attended_axes)
     return attend_locally(*arguments, attended_axes)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KeyValues:
-    """Keys and values of the positions seen so far, in buffers of fixed size.
-
-    Attributes:
-      key, value: buffers, laid out as the products want them: transposing them would copy all of them at every step.
-      length: positions that are filled.
-    """
-
-    key: Float[Array, "batch heads head_width positions"]
-    value: Float[Array, "batch heads positions head_width"]
-    length: Int[Array, ""]
-
-    def append(self, key: Heads, value: Heads) -> "KeyValues":
-        """The cache with the keys and values of the next positions."""
-
-        def write(buffer: Array, new: Array, axis: int) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), self.length, axis)
-
-        keys, values = write(self.key, key.transpose(0, 2, 3, 1), 3), write(self.value, value.swapaxes(1, 2), 2)
-        return KeyValues(keys, values, self.length + key.shape[1])
+def _choose(query: Array, key: Array, attended_axes: int, masking: Masking) -> str:
+    """The fastest backend that takes such attention on the platform."""
+    lengths = [math.prod(x.shape[:-2][-attended_axes:]) for x in (query, key)]
+    platform = target_platform()
+    if platform == "tpu" and masking.bias is None and min(lengths) >= SPLASH_LENGTH and masking.in_segments:
+        return "splash"
+    width = query.shape[-1] + (8 if masking.key_bias is not None else 0)
+    return "cudnn" if platform == "gpu" and cudnn_takes(query.dtype, width, *lengths) else "reference"
 
 
-def attend_to_cache(
-    query: Heads, cache: KeyValues, mask: Mask, key_mask: Bool[Array, "batch keys"] | None = None
-) -> Heads:
-    """Attention of the last ``query.shape[1]`` positions of ``cache`` to all of it, already scaled."""
-    q = query.swapaxes(1, 2)
-    scores = jnp.matmul(q, cache.key, preferred_element_type=jnp.float32)
-    queries, positions = scores.shape[-2:]
-    if not isinstance(mask, Full):
-        first = cache.length - queries
-        allowed = mask.allowed(first + jnp.arange(queries)[:, None], jnp.arange(positions)[None, :])
-        scores = jnp.where(allowed, scores, NEGATIVE)
-    if key_mask is not None:
-        scores = jnp.where(key_mask[:, None, None, :], scores, NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(cache.value.dtype)
-    return jnp.matmul(weights, cache.value).swapaxes(1, 2)
+QK_NORMS = {"head": "every head by itself", "width": "all heads together"}
+"""Over what queries and keys are RMS-normalised, with learned scales."""
+
+PROJECTIONS = ("query", "key", "value", "out")
 
 
 class Attention(nnx.Module):
@@ -156,9 +107,15 @@ class Attention(nnx.Module):
 
     Args:
       width: width of the tokens.
-      heads: number of heads; ``width`` must divide by it.
+      heads: number of heads of the queries.
+      key_value_heads: heads of keys and values, each for as many heads of the queries as there are more of these
+        (grouped queries; Ainslie et al., 2023); ``None`` means as many.
+      head_width: of a head; ``None`` means that the heads share ``width``, which then must divide by ``heads``.
       context_width: width of the keys' and values' source; ``None`` means self-attention.
-      qk_norm: RMS-normalise queries and keys per head with learned scales.
+      qk_norm: a name in ``QK_NORMS``; ``None`` leaves queries and keys as they are.
+      bias: the projections that have one, names in ``PROJECTIONS``.
+      scale: of the scores; ``None`` means 1/sqrt(head_width). T5 has 1.
+      interleaved: rotary positions turn channels 2i and 2i + 1, not i and i + head_width/2.
       null_keys: learned key/value slots that are always visible (phenaki-pytorch uses two).
       out_scale: scales the initial output projection (depth-aware initialisation).
     """
@@ -166,32 +123,54 @@ class Attention(nnx.Module):
     def __init__(
         self,
         width: int,
-        heads: int,
+        heads: Count,
         *,
+        key_value_heads: Count | None = None,
+        head_width: Count | None = None,
         context_width: int | None = None,
-        qk_norm: bool = True,
-        null_keys: int = 0,
+        qk_norm: str | None = "head",
+        bias: Sequence[str] = (),
+        scale: float | None = None,
+        interleaved: bool = False,
+        null_keys: Natural = 0,
         out_scale: float = 1.0,
-        backend: str = "auto",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
+        if head_width is None and width % heads:
             raise UserError(f"width {width} does not divide by {heads} heads")
-        self.heads, self.head_width, self.dtype, self.backend = heads, width // heads, dtype, backend
+        shared = key_value_heads or heads
+        if heads % shared:
+            raise UserError(f"{heads} heads do not divide into groups for {shared} heads of keys and values")
+        for name, known in (*((name, PROJECTIONS) for name in bias), *([(qk_norm, QK_NORMS)] if qk_norm else [])):
+            if name not in known:
+                raise UserError(f"unknown {'bias' if name in bias else 'qk_norm'} {name!r}{near_matches(name, known)}")
+        self.heads, self.key_value_heads, self.dtype = heads, shared, dtype
+        self.head_width = head = head_width or width // heads
+        self.scale, self.interleaved = head**-0.5 if scale is None else scale, interleaved
         self.cross = context_width is not None
         common = dict(bias=False, dtype=dtype, rngs=rngs)
         if self.cross:
-            self.query = Linear(width, width, axes=("embed", "heads"), **common)
-            self.key_value = Linear(context_width, 2 * width, axes=("embed", "heads"), **common)
+            self.query = Linear(width, heads * head, axes=("embed", "heads"), **common)
+            self.key_value = Linear(context_width, 2 * shared * head, axes=("embed", "heads"), **common)
         else:
-            self.query_key_value = Linear(width, 3 * width, axes=("embed", "heads"), **common)
-        std = out_scale / width**0.5
-        self.out = Linear(width, width, axes=("heads", "embed"), initializer=truncated_normal(std), **common)
-        self.query_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
-        self.key_norm = RMSNorm(self.head_width, rngs=rngs) if qk_norm else None
-        shape = (2, null_keys, heads, self.head_width)
+            outputs = (heads + 2 * shared) * head
+            self.query_key_value = Linear(width, outputs, axes=("embed", "heads"), **common)
+        initializer = truncated_normal(out_scale / (heads * head) ** 0.5)
+        common["bias"] = "out" in bias
+        self.out = Linear(heads * head, width, axes=("heads", "embed"), initializer=initializer, **common)
+        norm = functools.partial(RMSNorm, rngs=rngs)
+        self.norm_width = qk_norm == "width"
+        self.query_norm = norm(heads * head if self.norm_width else head) if qk_norm else None
+        self.key_norm = norm(shared * head if self.norm_width else head) if qk_norm else None
+        shape = (2, null_keys, shared, head)
         self.null_keys = parameter(rngs, shape, (None,) * 4, truncated_normal(1.0)) if null_keys else None
+
+        def of_heads(name: str, heads: int) -> nnx.Variable | None:
+            return parameter(rngs, (heads, head), ("heads", None), zeros) if name in bias else None
+
+        self.query_bias, self.key_bias = of_heads("query", heads), of_heads("key", shared)
+        self.value_bias = of_heads("value", shared)
 
     def __call__(
         self,
@@ -201,18 +180,23 @@ class Attention(nnx.Module):
         mask: Mask = Full(),
         key_mask: Bool[Array, "batch keys"] | None = None,
         bias: Float[Array, "heads queries keys"] | None = None,
-        rotary: Float[Array, "queries half_head_width"] | None = None,
+        key_bias: Float[Array, "batch keys"] | None = None,
+        tags: Tags = NONE,
+        context_tags: Tags | None = None,
+        rotary: Float[Array, "queries half_head_width"] | Float[Array, "batch queries half_head_width"] | None = None,
         axes: Sequence[str] = ("sequence",),
         attended_axes: int = 1,
         stream: Stream | None = None,
     ) -> Float[Array, "batch *grid width"]:
         """Attends from ``x`` to itself or to ``context``, over the last ``attended_axes`` grid axes.
 
+        Masks, biases and tags are those of ``attend``; ``tags`` are of the tokens of ``x``.
         ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes. With a
-        ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``).
+        ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``); where
+        these know their places, ``key_mask``, ``key_bias`` and ``tags`` are those of ``x``.
         """
         if stream is not None:
-            return self._continue(x, stream, mask, key_mask, rotary)
+            return self._continue(x, stream, mask, key_mask, rotary, dict(bias=key_bias, tags=tags))
         shape = x.shape
         attended = shape[-1 - attended_axes : -1]
         if mesh_axis_size("context") == 1:
@@ -221,54 +205,86 @@ class Attention(nnx.Module):
             attended = x.shape[1:-1]
         q, k, v = self._project(x, context)
         if rotary is not None:
-            rotary = rotary.reshape(*attended, -1)
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            # Angles of examples have a row for each of them and of the grid axes that are not attended.
+            leading = () if rotary.ndim == 2 else x.shape[: x.ndim - 1 - len(attended)]
+            q, k = self._rotate(q, k, rotary.reshape(*leading, *attended, rotary.shape[-1]))
         if self.null_keys is not None:
-            k, v, key_mask, mask, bias = self._prepend_null(k, v, key_mask, mask, bias)
-        q = q * jnp.asarray(self.head_width**-0.5, q.dtype)
-        masks = dict(mask=mask, key_mask=key_mask, bias=bias)
-        out = attend(q, k, v, **masks, backend=self.backend, axes=axes, attended_axes=attended_axes)
+            k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
+        q = q * jnp.asarray(self.scale, q.dtype)
+        if self.key_value_heads < self.heads:
+            k, v = (jnp.repeat(y, self.heads // self.key_value_heads, axis=-2) for y in (k, v))
+        masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags, key_tags=context_tags)
+        out = attend(q, k, v, **masks, axes=axes, attended_axes=attended_axes)
         return self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
 
     def _project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
         """Normalised queries, keys and values, split into heads."""
+        shared = self.key_value_heads
         if self.cross:
-            q, k, v = *self.query.heads(x, self.heads), *self.key_value.heads(context, self.heads, parts=2)
+            q, k, v = *self.query.heads(x, (self.heads,)), *self.key_value.heads(context, (shared, shared))
         else:
-            q, k, v = self.query_key_value.heads(x, self.heads, parts=3)
-        return (q, k, v) if self.query_norm is None else (self.query_norm(q), self.key_norm(k), v)
+            q, k, v = self.query_key_value.heads(x, (self.heads, shared, shared))
+        return self._finish_query(q), *self._finish_key_value(k, v)
 
-    def empty(self, batch: int, length: int) -> KeyValues:
-        """The cache of a self-attention before its first position."""
-        keys = jnp.zeros((batch, self.heads, self.head_width, length), self.dtype)
-        return KeyValues(keys, keys.swapaxes(2, 3), jnp.zeros((), jnp.int32))
+    def _finish_query(self, q: Array) -> Array:
+        return self._normalise(_biased(q, self.query_bias), self.query_norm)
+
+    def _finish_key_value(self, k: Array, v: Array) -> tuple[Array, Array]:
+        return self._normalise(_biased(k, self.key_bias), self.key_norm), _biased(v, self.value_bias)
+
+    def _normalise(self, x: Float[Array, "... heads head_width"], norm: RMSNorm | None) -> Array:
+        if norm is None or not self.norm_width:
+            return x if norm is None else norm(x)
+        return norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
+
+    def _rotate(self, q: Array, k: Array, rotary: Array | None) -> tuple[Array, Array]:
+        if rotary is None:
+            return q, k
+        return tuple(rotate(x, rotary, interleaved=self.interleaved) for x in (q, k))
+
+    def empty(self, batch: int, length: int, tags: Sequence[str] | None = None) -> KeyValues:
+        """The cache of a self-attention before its first position.
+
+        Args:
+          batch: examples.
+          length: the most positions it holds.
+          tags: keep these tags and what ``caches.Places`` knows; ``None`` keeps keys and values alone.
+        """
+        keys = jnp.zeros((batch, self.key_value_heads, self.head_width, length), self.dtype)
+        places = None if tags is None else Places.empty(batch, length, tuple(tags))
+        return KeyValues(keys, keys.swapaxes(2, 3), jnp.zeros((), jnp.int32), places)
 
     def keys_values(self, context: Float[Array, "batch keys context_width"]) -> KeyValues:
         """The keys and values of a cross-attention's context, the same for every position."""
-        k, v = self.key_value.heads(context, self.heads, parts=2)
-        k = k if self.key_norm is None else self.key_norm(k)
+        k, v = self._finish_key_value(*self.key_value.heads(context, (self.key_value_heads,) * 2))
         if self.null_keys is not None:
-            k, v, *_ = self._prepend_null(k, v, None, Full(), None)
+            k, v, *_ = self._prepend_null(k, v, Full(), None, None, None)
         return KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.asarray(k.shape[1]))
 
-    def _continue(self, x: Array, stream: Stream, mask: Mask, key_mask: Array | None, rotary: Array | None) -> Array:
+    def _continue(
+        self, x: Array, stream: Stream, mask: Mask, key_mask: Array | None, rotary: Array | None, new: dict[str, Any]
+    ) -> Array:
         """Attends from the next positions to all that the stream holds, and to themselves."""
-        cache = stream.recall()
+        cache, asking = stream.recall(), None
         if self.cross:
-            (q,) = self.query.heads(x, self.heads)
-            q = q if self.query_norm is None else self.query_norm(q)
+            q = self._finish_query(*self.query.heads(x, (self.heads,)))
             if key_mask is not None and self.null_keys is not None:
                 key_mask = jnp.pad(key_mask, ((0, 0), (self.null_keys.get_value().shape[1], 0)), constant_values=True)
         else:
             q, k, v = self._project(x, None)
-            if rotary is not None:
-                q, k = rotate(q, rotary), rotate(k, rotary)
-            cache = cache.append(k, v)
+            q, k = self._rotate(q, k, rotary)
+            if cache.places is not None:
+                new, key_mask = new | {"exists": key_mask}, None
+                asking = cache.places.next(x.shape[1], **new)
+                cache = cache.append(k, v, **new)
+            else:
+                cache = cache.append(k, v)
         stream.keep(cache)
-        out = attend_to_cache(q * jnp.asarray(self.head_width**-0.5, q.dtype), cache, mask, key_mask)
+        out = attend_to_cache(q * jnp.asarray(self.scale, q.dtype), cache, mask, key_mask, asking)
         return self.out(out.reshape(*x.shape[:-1], -1))
 
-    def _prepend_null(self, k, v, key_mask, mask, bias):
+    def _prepend_null(self, k: Array, v: Array, mask: Mask, key_mask: Any, bias: Any, key_bias: Any) -> tuple:
+        """Keys, values, key mask and biases with the slots that are always visible ahead."""
         if not isinstance(mask, Full):
             raise UserError("null keys work with the Full mask only: they would shift its positions")
         batch, *_, heads, head_width = k.shape
@@ -283,4 +299,10 @@ class Attention(nnx.Module):
             key_mask = jnp.concatenate([jnp.ones((batch, slots), bool), key_mask], 1)
         if bias is not None:
             bias = jnp.pad(bias, ((0, 0), (0, 0), (slots, 0)))
-        return k, v, key_mask, mask, bias
+        if key_bias is not None:
+            key_bias = jnp.pad(key_bias, ((0, 0), (slots, 0)))
+        return k, v, key_mask, bias, key_bias
+
+
+def _biased(x: Float[Array, "... heads head_width"], bias: nnx.Variable | None) -> Float[Array, "... heads head_width"]:
+    return x if bias is None else x + bias.get_value().astype(x.dtype)

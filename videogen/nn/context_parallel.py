@@ -6,16 +6,18 @@ Jacobs et al., 2023): each device sends and receives its own share of queries, k
 and every backend and mask works unchanged. Where attention runs over other axes only, nothing moves.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from videogen.nn.masks import Full, Mask
+from videogen.nn.masking import Masking
 from videogen.parallel import activation_spec, mesh_axis_size
 
 Backend = Callable[..., Float[Array, "batch queries heads head_width"]]
@@ -27,9 +29,7 @@ def attend_locally(
     query: Float[Array, "batch *grid heads head_width"],
     key: Float[Array, "batch *key_grid heads head_width"],
     value: Float[Array, "batch *key_grid heads head_width"],
-    mask: Mask,
-    key_mask: Bool[Array, "batch *folded keys"] | None,
-    bias: Float[Array, "heads queries keys"] | None,
+    masking: Masking,
     attended_axes: int,
 ) -> Float[Array, "batch *grid heads head_width"]:
     """Runs ``backend`` over the last ``attended_axes`` grid axes; the other grid axes are batch."""
@@ -37,9 +37,22 @@ def attend_locally(
     folded = query.shape[: query.ndim - 2 - attended_axes]
     batch = math.prod(folded)
     q, k, v = (x.reshape(batch, -1, *heads) for x in (query, key, value))
-    if key_mask is not None:
-        key_mask = key_mask.reshape(batch, -1)
-    return backend(q, k, v, mask, key_mask, bias).reshape(query.shape)
+    return backend(q, k, v, _by_token(masking, lambda x, _: x.reshape(batch, -1))).reshape(query.shape)
+
+
+def _by_token(masking: Masking, function: Callable[[Any, bool], Any]) -> Masking:
+    """The masking with ``function(array, whether of queries)`` of every array that has an entry for each token."""
+
+    def of(arrays: Any, of_queries: bool = False) -> Any:
+        return jax.tree.map(lambda x: function(x, of_queries), arrays)
+
+    return dataclasses.replace(
+        masking,
+        key_mask=of(masking.key_mask),
+        key_bias=of(masking.key_bias),
+        query_tags=of(masking.query_tags, True),
+        key_tags=of(masking.key_tags),
+    )
 
 
 def attend_on_mesh(
@@ -47,9 +60,7 @@ def attend_on_mesh(
     query: Float[Array, "batch *grid heads head_width"],
     key: Float[Array, "batch *key_grid heads head_width"],
     value: Float[Array, "batch *key_grid heads head_width"],
-    mask: Mask,
-    key_mask: Bool[Array, "folded_batch keys"] | None,
-    bias: Float[Array, "heads queries keys"] | None,
+    masking: Masking,
     axes: Sequence[str],
     attended_axes: int,
 ) -> Float[Array, "batch *grid heads head_width"]:
@@ -60,28 +71,31 @@ def attend_on_mesh(
     """
     first_attended = 1 + len(axes) - attended_axes
     same_grid = key.shape[:-2] == query.shape[:-2]
-    alike = isinstance(mask, Full) and bias is None
+    alike = not masking.mask.needs - set(masking.query_tags) and masking.bias is None
     spec, scattered = _layout(query.shape, axes, first_attended, same_grid, alike)
     batch, heads = spec[0], spec[-2]
     key_spec = spec if same_grid else PartitionSpec(batch, *(None,) * (key.ndim - 3), heads, None)
-    extras, extra_specs = {}, {}
-    if key_mask is not None:
-        extras["key_mask"] = key_mask.reshape(*query.shape[:first_attended], -1)
-        extra_specs["key_mask"] = PartitionSpec(*spec[:first_attended], None)
-    if bias is not None:
-        own_heads = heads if scattered is None else (heads, CONTEXT) if heads else CONTEXT
-        extras["bias"], extra_specs["bias"] = bias, PartitionSpec(own_heads, None, None)
+    # Tags of queries lie where these do when they are attended from; padding and tags of keys are whole everywhere.
+    split = scattered is None and CONTEXT in spec[first_attended:-2]
+    grids = {True: query.shape[:-2] if split else (*query.shape[:first_attended], -1)}
+    grids[False] = (*query.shape[:first_attended], -1)
+    token_specs = {False: PartitionSpec(*spec[:first_attended], None)}
+    token_specs[True] = PartitionSpec(*spec[:-2]) if split else token_specs[False]
+    masking = _by_token(masking, lambda x, of_queries: x.reshape(grids[of_queries]))
+    own_heads = heads if scattered is None else (heads, CONTEXT) if heads else CONTEXT
+    bias_spec = None if masking.bias is None else PartitionSpec(own_heads, None, None)
+    masking_spec = dataclasses.replace(
+        _by_token(masking, lambda _, of_queries: token_specs[of_queries]), bias=bias_spec
+    )
 
-    def local(query: Array, key: Array, value: Array, extras: dict[str, Array]) -> Array:
+    def local(query: Array, key: Array, value: Array, masking: Masking) -> Array:
         if scattered is not None:
             query, key, value = (_all_to_all(x, x.ndim - 2, scattered) for x in (query, key, value))
-        out = attend_locally(
-            backend, query, key, value, mask, extras.get("key_mask"), extras.get("bias"), attended_axes
-        )
+        out = attend_locally(backend, query, key, value, masking, attended_axes)
         return out if scattered is None else _all_to_all(out, scattered, out.ndim - 2)
 
-    specs = (spec, key_spec, key_spec, extra_specs)
-    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(query, key, value, extras)
+    specs = (spec, key_spec, key_spec, masking_spec)
+    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(query, key, value, masking)
 
 
 def _layout(
@@ -94,7 +108,7 @@ def _layout(
       axes: logical names of the grid axes.
       first_attended: the first axis attention runs over.
       same_grid: the keys lie on the queries' grid.
-      alike: neither a mask nor a bias asks for the queries' positions.
+      alike: neither a mask nor a bias asks for the queries' positions in the sequence.
     """
     spec = activation_spec(("batch", *axes, "heads", None), shape)
     context = mesh_axis_size(CONTEXT)

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from videogen.nn.masks import Full, Mask, mask_array
+from videogen.nn.masking import Masking, without_key_bias
 
 Heads = Float[Array, "batch sequence heads head_width"]
 Bias = Float[Array, "batch heads queries keys"]
@@ -22,19 +22,16 @@ def cudnn_takes(dtype: jnp.dtype, width: int, queries: int, keys: int) -> bool:
     return half and width % 8 == 0 and width <= WIDEST and queries % 2 == 0 == keys % 2
 
 
-def cudnn(
-    query: Heads,
-    key: Heads,
-    value: Heads,
-    mask: Mask,
-    key_mask: Bool[Array, "batch keys"] | None,
-    bias: Float[Array, "heads queries keys"] | None,
-) -> Heads:
-    """Attention of scaled queries; masks become arrays, of one head."""
-    lengths = query.shape[1], key.shape[1]
-    dense = None if isinstance(mask, Full) else mask_array(mask, *lengths)[None, None]
-    if key_mask is not None:
-        padding = key_mask[:, None, None, :]
+def cudnn(query: Heads, key: Heads, value: Heads, masking: Masking) -> Heads:
+    """Attention of scaled queries; masks become arrays, of one head, and a bias of keys becomes channels."""
+    if masking.key_bias is not None:
+        return without_key_bias(cudnn, query, key, value, masking)
+    lengths, bias = (query.shape[1], key.shape[1]), masking.bias
+    dense = masking.dense(*lengths)
+    if dense is not None and dense.ndim == 2:
+        dense = dense[None, None]
+    if masking.key_mask is not None:
+        padding = masking.key_mask[:, None, None, :]
         dense = padding if dense is None else dense & padding
     if dense is not None:
         dense = jnp.broadcast_to(dense, (*dense.shape[:2], *lengths))

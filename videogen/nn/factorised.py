@@ -73,7 +73,8 @@ class FactorisedStack(nnx.Module):
         self.reach = temporal_layers * reach if temporal_window or not temporal_layers else None
 
         def make(**positions: Any) -> Any:
-            return lambda r: Block(width, heads, mlp_width, depth=depth, dtype=dtype, rngs=r, **positions)
+            sections = dict(attention={"heads": heads}, mlp={"hidden": mlp_width})
+            return lambda r: Block(width, **sections, depth=depth, dtype=dtype, rngs=r, **positions)
 
         generator = {"position_generator": "causal", "time_axis": 3} if position_generator else {"time_axis": 3}
         self.spatial = Stack(make(), len(spatial), remat=remat, rngs=rngs)

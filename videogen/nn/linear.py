@@ -1,8 +1,9 @@
 """Linear layers, embeddings and the parameters they are made of, each with its logical axis names."""
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -103,19 +104,25 @@ class Linear(nnx.Module):
             y = y + self.bias.get_value().astype(self.dtype)
         return y.reshape(*leading, self.outputs)
 
-    def heads(
-        self, x: Float[Array, "... inputs"], heads: int, parts: int = 1
-    ) -> list[Float[Array, "... heads head_width"]]:
-        """The output in equal ``parts`` (queries, keys, values), each split into heads.
+    def heads(self, x: Float[Array, "... inputs"], counts: Sequence[int]) -> list[Float[Array, "... heads head_width"]]:
+        """The output in parts (queries, keys, values) of so many heads, all equally wide.
 
         On a TPU every part is a product that has an axis of heads. Its compiler then keeps the sequence innermost where
         heads are narrower than the 128 lanes, instead of padding them, and normalises them as they are written: split
         afterwards they were copied in float32, which took a quarter of a step (docs/scaling.md).
         """
+        ends = list(itertools.accumulate(counts))
+        width = self.outputs // ends[-1]
         if target_platform() != "tpu" or self.bias is not None:
-            return [y.reshape(*y.shape[:-1], heads, -1) for y in jnp.split(self(x), parts, axis=-1)]
-        kernel = self.kernel.get_value().astype(self.dtype).reshape(self.inputs, parts, heads, -1)
-        return [jnp.einsum("...i,iho->...ho", x.astype(self.dtype), kernel[:, part]) for part in range(parts)]
+            parts = jnp.split(self(x), [end * width for end in ends[:-1]], axis=-1)
+            return [y.reshape(*y.shape[:-1], heads, -1) for y, heads in zip(parts, counts, strict=True)]
+        kernel = self.kernel.get_value().astype(self.dtype)
+        if len(set(counts)) == 1:
+            kernel = kernel.reshape(self.inputs, len(counts), counts[0], -1)
+            kernels = [kernel[:, part] for part in range(len(counts))]
+        else:
+            kernels = jnp.split(kernel.reshape(self.inputs, ends[-1], -1), ends[:-1], axis=1)
+        return [jnp.einsum("...i,iho->...ho", x.astype(self.dtype), kernel) for kernel in kernels]
 
 
 class Embedding(nnx.Module):

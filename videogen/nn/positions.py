@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
 from videogen.nn.context_parallel import with_neighbours
@@ -30,15 +30,35 @@ def rotary_angles(
     Returns:
       ``[prod(shape), head_width // 2]`` angles in radians.
     """
-    if head_width % 2 or head_width // 2 < len(shape):
-        raise UserError(f"rotary positions over {len(shape)} axes need an even head width of at least {2 * len(shape)}")
-    pairs = head_width // 2
-    share = [pairs // len(shape)] * len(shape)
-    share[0] += pairs - sum(share)
+    frequencies = _frequencies(len(shape), head_width, base)
     starts = offset or [0] * len(shape)
     grids = np.meshgrid(*(np.arange(n) + o for n, o in zip(shape, starts, strict=True)), indexing="ij")
-    angles = [grid.reshape(-1, 1) * base ** (-np.arange(n) / n) for grid, n in zip(grids, share, strict=True)]
+    angles = [grid.reshape(-1, 1) * own for grid, own in zip(grids, frequencies, strict=True)]
     return np.concatenate(angles, axis=-1).astype(np.float32)
+
+
+def angles_at(
+    positions: Int[Array, "*batch tokens axes"], head_width: int, *, base: float = 10_000.0
+) -> Float[Array, "*batch tokens half_head_width"]:
+    """Rotation angles of tokens anywhere, such as those of examples that begin at different places.
+
+    Args:
+      positions: along one to three axes; on a grid the angles are those of ``rotary_angles``.
+      head_width, base: as for ``rotary_angles``.
+    """
+    frequencies = _frequencies(positions.shape[-1], head_width, base)
+    angles = [positions[..., axis, None] * own.astype(np.float32) for axis, own in enumerate(frequencies)]
+    return jnp.concatenate(angles, axis=-1).astype(jnp.float32)
+
+
+def _frequencies(axes: int, head_width: int, base: float) -> list[Float[np.ndarray, "share"]]:
+    """Radians per step along each axis, for the pairs of channels that it has."""
+    if head_width % 2 or head_width // 2 < axes:
+        raise UserError(f"rotary positions over {axes} axes need an even head width of at least {2 * axes}")
+    pairs = head_width // 2
+    share = [pairs // axes] * axes
+    share[0] += pairs - sum(share)
+    return [base ** (-np.arange(n) / n) for n in share]
 
 
 def sincos_positions(shape: Sequence[int], width: int) -> Float[np.ndarray, "sequence width"]:
@@ -53,12 +73,24 @@ def sincos_positions(shape: Sequence[int], width: int) -> Float[np.ndarray, "seq
 
 
 def rotate(
-    x: Float[Array, "batch *grid heads head_width"], angles: Float[Array, "*attended half_head_width"]
+    x: Float[Array, "batch *grid heads head_width"],
+    angles: Float[Array, "*attended half_head_width"] | Float[Array, "batch *attended half_head_width"],
+    *,
+    interleaved: bool = False,
 ) -> Float[Array, "batch *grid heads head_width"]:
-    """Rotates the pairs (i, i + head_width/2) of every head by the angles of its position, in float32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Rotates pairs of channels of every head by the angles of its position, in float32.
+
+    The pairs are (i, i + head_width/2), or (2i, 2i + 1) where they are ``interleaved``; which of the two a network has
+    is a matter of the order of the channels of its queries and keys.
+    """
+    if interleaved:
+        pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+    else:
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    rotated = jnp.stack(parts, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(parts, axis=-1)
     return rotated.astype(x.dtype)
 
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
+from videogen.nn.masking import Masking, without_key_bias
 from videogen.nn.masks import Full, Mask
 from videogen.parallel import target_platform
 
@@ -30,15 +31,19 @@ FUSED_KEYS = 2048
 """Up to so many keys that all queries see, one kernel computes all gradients. It takes five products for the seven of
 two kernels, but writes a partial gradient of the queries for every block of keys, so all keys must be one block."""
 
+NOBODY = -(2**31)
+"""The segment of keys that no query sees: the tag of no token."""
+
 MOST_PADDING = 1 / 8
 """A larger block is not worth more padding than this share of the sequence."""
 
 
 @dataclasses.dataclass(frozen=True)
-class LazyMask(splash_attention.Mask):
+class TableMask(splash_attention.Mask):
     """A mask value of ``nn.masks`` as splash attention takes it: evaluated block by block, never as a whole.
 
-    Equal masks are equal (and hash equally), so the kernel's block tables are made once for all layers.
+    Equal masks are equal (and hash equally), so the kernel's block tables are made once for all layers. The kernel is
+    given the blocks that are partly visible.
 
     Attributes:
       mask: the mask value.
@@ -58,7 +63,13 @@ class LazyMask(splash_attention.Mask):
 
     def __getitem__(self, index: tuple[slice, slice]) -> Bool[np.ndarray, "q k"]:
         rows, columns = (np.arange(*i.indices(n), dtype=np.int32) for n, i in zip(self.padded, index, strict=True))
-        return self(np.minimum(rows, self.queries - 1)[:, None], columns[None, :])
+        rows, places = np.minimum(rows, self.queries - 1), np.minimum(columns, self.keys - 1)
+        return self.mask.allowed(rows[:, None], places[None, :]) & (columns < self.keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyMask(TableMask):
+    """A mask by positions alone, which the kernel computes in the blocks that are partly visible."""
 
     @property
     def q_sequence(self) -> np.ndarray:
@@ -71,7 +82,7 @@ class LazyMask(splash_attention.Mask):
         return self
 
     def __call__(self, query: Array, key: Array) -> Array:
-        """Who sees whom, by positions: of NumPy arrays for the block tables, of traced ones inside the kernel."""
+        """Who sees whom, by positions traced inside the kernel."""
         allowed = self.mask.allowed(query, key)
         return allowed if self.padded[1] == self.keys else allowed & (key < self.keys)
 
@@ -88,17 +99,19 @@ def splash(
     query: Float[Array, "batch queries heads head_width"],
     key: Float[Array, "batch keys heads head_width"],
     value: Float[Array, "batch keys heads head_width"],
-    mask: Mask,
-    key_mask: Bool[Array, "batch keys"] | None,
-    bias: Float[Array, "heads queries keys"] | None,
+    masking: Masking,
 ) -> Float[Array, "batch queries heads head_width"]:
     """Splash attention of scaled queries on one device (``nn.context_parallel`` takes it onto a mesh).
 
     Raises:
-      UserError: there is a bias, which the kernel cannot add.
+      UserError: there is a bias, which the kernel cannot add, or the mask compares tags that depend on the data in
+        another way than one ``Same``, which becomes the kernel's segments.
     """
-    if bias is not None:
+    if masking.bias is not None:
         raise UserError("splash attention cannot add a bias to the scores; use backend='auto' or 'reference'")
+    if masking.key_bias is not None:
+        return without_key_bias(splash, query, key, value, masking)
+    mask, tag = masking.segments()
     queries, keys = query.shape[1], key.shape[1]
     block_q, block_kv = block_length(queries), block_length(keys)
     padding = -queries % block_q, -keys % block_kv
@@ -108,14 +121,35 @@ def splash(
         return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, pad), (0, 0)))
 
     segments = None
-    if key_mask is not None:
-        # The kernel knows padding as segments: a query sees the keys of its own one, and all queries are in 1.
-        segments = splash_attention.SegmentIds(
-            jnp.ones((query.shape[0], queries + padding[0]), jnp.int32),
-            jnp.pad(key_mask.astype(jnp.int32), ((0, 0), (0, padding[1]))),
-        )
+    if tag is not None or masking.key_mask is not None:
+        segments = splash_attention.SegmentIds(*_segments(masking, tag, (query.shape[0], queries, keys), padding))
     out = jax.vmap(kernel)(arrange(query, padding[0]), arrange(key, padding[1]), arrange(value, padding[1]), segments)
     return out[:, :, :queries].swapaxes(1, 2).astype(value.dtype)
+
+
+def _segments(
+    masking: Masking, tag: str | None, sizes: tuple[int, int, int], padding: tuple[int, int]
+) -> tuple[Int[Array, "batch queries"], Int[Array, "batch keys"]]:
+    """The kernel's segments: a query sees the keys of its own one. Padding is in one of its own.
+
+    Args:
+      masking: padding and tags.
+      tag: of which a query sees its own value only; ``None`` means all keys that exist.
+      sizes: batch, queries and keys.
+      padding: of queries and keys.
+    """
+    batch, queries, keys = sizes
+    if tag is None:
+        # All queries are in 1.
+        kv = jnp.pad(masking.key_mask.astype(jnp.int32), ((0, 0), (0, padding[1])))
+        return jnp.ones((batch, queries + padding[0]), jnp.int32), kv
+    q, kv = masking.query_tags[tag].astype(jnp.int32), masking.key_tags[tag].astype(jnp.int32)
+    if masking.key_mask is not None:
+        kv = jnp.where(masking.key_mask, kv, NOBODY)
+    # Rows of padded queries, which nobody reads, stay finite as those of the last query.
+    return jnp.pad(q, ((0, 0), (0, padding[0])), mode="edge"), jnp.pad(
+        kv, ((0, 0), (0, padding[1])), constant_values=NOBODY
+    )
 
 
 def _kernel(
@@ -129,7 +163,8 @@ def _kernel(
     """The kernel ``(query, key, value, segments) -> out`` of one batch item."""
     shape = lengths[0] + padding[0], lengths[1] + padding[1]
     whole = isinstance(mask, Full) and not padding[1]
-    lazy = splash_attention.FullMask(shape) if whole else LazyMask(mask, *lengths, shape)
+    kind = TableMask if mask.table else LazyMask
+    lazy = splash_attention.FullMask(shape) if whole else kind(mask, *lengths, shape)
     block_q, block_kv = blocks
     fused = isinstance(mask, Full) and shape[1] <= FUSED_KEYS
     # With the sequence innermost narrow heads are not padded, in memory and on their way to the kernel.

@@ -1,6 +1,6 @@
 """Transformer blocks and scanned stacks of them: compile time does not grow with depth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,19 +9,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from videogen import building
 from videogen.errors import UserError, near_matches
-from videogen.nn.attention import Attention, KeyValues
-from videogen.nn.linear import Linear, for_each_layer, next_key, truncated_normal
-from videogen.nn.masks import Full, Mask
-from videogen.nn.micro_batches import draw, example_keys, named_key, split_keys
+from videogen.nn.attention import Attention
+from videogen.nn.caches import KeyValues
+from videogen.nn.linear import for_each_layer, next_key
+from videogen.nn.masks import NONE, Full, Mask, Tags
+from videogen.nn.micro_batches import named_key, split_keys
+from videogen.nn.mlp import MLP, dropout
 from videogen.nn.modulation import MODULATIONS, lay_out, modulate
-from videogen.nn.norms import LayerNorm, RMSNorm
+from videogen.nn.norms import build_norm
 from videogen.nn.positions import PositionGenerator
 from videogen.nn.splash import RESIDUALS
 from videogen.nn.streaming import Stream
 from videogen.parallel import GRID_AXES, constrain, on_mesh, target_platform
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 _KERNEL_RESIDUALS = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
     "none": None,
@@ -39,77 +41,43 @@ UNROLLED_ON_CPU = 4
 step. On a mesh one layer at a time is gathered."""
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """Zeroes a share ``rate`` of the entries and rescales the rest; the identity without a key.
-
-    Args:
-      x: what is thinned out.
-      rate: the share.
-      key: one, or one of each example of the leading axis.
-    """
-    if key is None or rate == 0:
-        return x
-    keep = draw(lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape), example_keys(key, len(x)), x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
-class MLP(nnx.Module):
-    """Two linear layers around GELU."""
-
-    def __init__(
-        self, width: int, hidden: int, *, out_scale: float = 1.0, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
-    ):
-        self.up = Linear(width, hidden, axes=("embed", "mlp"), bias=False, dtype=dtype, rngs=rngs)
-        std = out_scale / hidden**0.5
-        self.down = Linear(
-            hidden, width, axes=("mlp", "embed"), bias=False, initializer=truncated_normal(std), dtype=dtype, rngs=rngs
-        )
-
-    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        return self.down(jax.nn.gelu(self.up(x)))
-
-
 class Block(nnx.Module):
     """Pre-norm block: [position generator] → self-attention → [cross-attention] → MLP.
 
     Args:
       width: token width.
-      heads: attention heads.
-      mlp_width: hidden width of the MLP.
-      context_width: width of the cross-attended context; ``None`` leaves cross-attention out.
+      attention: settings of the self-attention: ``{heads, …}`` as ``nn.Attention`` takes them.
+      mlp: settings of the MLP: ``{hidden, kind, …}`` as ``nn.MLP`` takes them.
+      norm: the norm before every branch: a name in ``NORMS``, or ``{name, epsilon, …}``.
+      cross_attention: settings of the cross-attention that ``attention`` does not give already, such as
+        ``{context_width, null_keys}``; ``None`` leaves it out.
       position_generator: ``"causal"`` or ``"bidirectional"`` in time; ``None`` leaves it out.
       time_axis: grid axis (1 or 3) of time, for the position generator.
-      null_keys: learned always-visible key/value slots of the cross-attention.
       modulation: a name in ``MODULATIONS``: a condition sets shift, scale and gate of self-attention and MLP. The
         block's norms then have no parameters, and its cross-attention begins at 0.
       depth: number of layers of the stack; residual outputs start at 1/sqrt(2·depth).
-      dropout: rate on both residual branches.
+      dropout: rate on the residual branches.
     """
 
     def __init__(
         self,
         width: int,
-        heads: int,
-        mlp_width: int,
+        attention: Mapping[str, Any],
+        mlp: Mapping[str, Any],
         *,
-        context_width: int | None = None,
+        norm: str | Mapping[str, Any] = "rms",
+        cross_attention: Mapping[str, Any] | None = None,
         position_generator: str | None = None,
         time_axis: int = 1,
-        null_keys: int = 0,
         modulation: str | None = None,
-        norm: str = "rms",
-        qk_norm: bool = True,
         depth: int = 1,
         dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if norm not in NORMS:
-            raise UserError(f"unknown norm {norm!r}{near_matches(norm, NORMS)}")
         if modulation not in (*MODULATIONS, None):
             raise UserError(f"unknown modulation {modulation!r}{near_matches(modulation, MODULATIONS)}")
-        out_scale = (2 * depth) ** -0.5
-        common = dict(dtype=dtype, rngs=rngs, out_scale=out_scale)
+        common = dict(width=width, out_scale=(2 * depth) ** -0.5, dtype=dtype, rngs=rngs)
         self.time_axis, self.dropout = time_axis, dropout
         self.position_generator = (
             PositionGenerator(width, causal=position_generator == "causal", dtype=dtype, rngs=rngs)
@@ -118,24 +86,22 @@ class Block(nnx.Module):
         )
         plain = modulation is None
         self.modulation = None if plain else MODULATIONS[modulation](width, 6, rngs=rngs)
-        self.attention_norm = NORMS[norm](width, affine=plain, rngs=rngs)
-        self.attention = Attention(width, heads, qk_norm=qk_norm, **common)
-        cross = context_width is not None
-        self.cross_norm = NORMS[norm](width, rngs=rngs) if cross else None
+        self.attention_norm = build_norm(norm, width, affine=plain, rngs=rngs)
+        self.attention = _part(Attention, "attention", attention, common)
+        cross = cross_attention is not None
+        self.cross_norm = build_norm(norm, width, rngs=rngs) if cross else None
         self.cross_attention = (
-            Attention(
-                width,
-                heads,
-                context_width=context_width,
-                qk_norm=qk_norm,
-                null_keys=null_keys,
-                **(common if plain else common | {"out_scale": 0.0}),
+            _part(
+                Attention,
+                "cross-attention",
+                {**attention, **cross_attention},
+                common if plain else common | {"out_scale": 0.0},
             )
             if cross
             else None
         )
-        self.mlp_norm = NORMS[norm](width, affine=plain, rngs=rngs)
-        self.mlp = MLP(width, mlp_width, **common)
+        self.mlp_norm = build_norm(norm, width, affine=plain, rngs=rngs)
+        self.mlp = _part(MLP, "mlp", mlp, common)
 
     def __call__(
         self,
@@ -144,7 +110,9 @@ class Block(nnx.Module):
         mask: Mask = Full(),
         key_mask: Bool[Array, "batch sequence"] | None = None,
         bias: Float[Array, "heads queries keys"] | None = None,
-        rotary: Float[Array, "sequence half_head_width"] | None = None,
+        key_bias: Float[Array, "batch sequence"] | None = None,
+        tags: Tags = NONE,
+        rotary: Float[Array, "sequence angles"] | Float[Array, "batch sequence angles"] | None = None,
         context: Float[Array, "batch keys context_width"] | None = None,
         context_mask: Bool[Array, "batch keys"] | None = None,
         condition: Float[Array, "batch groups ..."] | None = None,
@@ -170,7 +138,8 @@ class Block(nnx.Module):
         grid = dict(axes=axes, attended_axes=attended_axes, stream=stream)
         first, second = _branches(self.modulation, condition, x, group_of)
         y = modulate(self.attention_norm(x), *first[:2]) if first else self.attention_norm(x)
-        y = self.attention(y, mask=mask, key_mask=key_mask, bias=bias, rotary=rotary, **grid)
+        masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags)
+        y = self.attention(y, **masks, rotary=rotary, **grid)
         x = x + dropout(y * first[2] if first else y, self.dropout, keys["attention"])
         if self.cross_attention is not None:
             grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
@@ -181,13 +150,26 @@ class Block(nnx.Module):
         return constrain(x, "batch", *axes, "embed")
 
     def begin(
-        self, batch: int, length: int, context: Float[Array, "batch keys context_width"] | None = None
+        self,
+        batch: int,
+        length: int,
+        context: Float[Array, "batch keys context_width"] | None = None,
+        *,
+        tags: Sequence[str] | None = None,
     ) -> tuple[KeyValues, ...]:
-        """The caches of an empty sequence of at most ``length`` positions, for decoding with a ``stream``."""
+        """The caches of an empty sequence of at most ``length`` positions, for decoding with a ``stream``.
+
+        With ``tags``, none or some, the cache of the self-attention knows its places (``nn.caches.Places``).
+        """
         if self.position_generator is not None:
             raise UserError("a position generator looks at its neighbours: it cannot decode position by position")
-        caches = (self.attention.empty(batch, length),)
+        caches = (self.attention.empty(batch, length, tags),)
         return caches if self.cross_attention is None else (*caches, self.cross_attention.keys_values(context))
+
+
+def _part(kind: type, name: str, config: Mapping[str, Any], common: dict[str, Any]) -> nnx.Module:
+    """A part of a block from its section."""
+    return building.build({name: kind}, {"name": name, **config}, "part", **common)
 
 
 def _branches(
@@ -270,9 +252,22 @@ class Stack(nnx.Module):
             stream.keep(contexts)
         return x
 
+    def begin(self, *arguments: Any, layers: slice = slice(None), **settings: Any) -> tuple[KeyValues, ...]:
+        """The caches of every layer, or of some ``layers``, stacked; a block's ``begin`` says with what."""
+        graph, state = nnx.split(self.layers)
+        state = jax.tree.map(lambda stacked: stacked[layers], state)
+        return jax.vmap(lambda state: nnx.merge(graph, state).begin(*arguments, **settings))(state)
+
     def unstacked(self) -> list[nnx.Module]:
         """The layers one by one: loops that decode are faster over separate arrays than over slices of stacked ones."""
         if self.layers is None:
             return []
         graph, state = nnx.split(self.layers)
         return [nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(self.depth)]
+
+
+def block_stack(
+    width: int, layers: int, *, remat: str = "none", dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **block: Any
+) -> Stack:
+    """A stack of ``layers`` equal blocks; ``block`` are their settings, as ``Block`` takes them."""
+    return Stack(lambda r: Block(width, depth=layers, dtype=dtype, rngs=r, **block), layers, remat=remat, rngs=rngs)

@@ -14,10 +14,9 @@ from videogen.errors import UserError
 from videogen.nn import (
     FULL,
     NORMS,
-    Block,
     Linear,
     Mean,
-    Stack,
+    block_stack,
     grid_of,
     normal,
     parameter,
@@ -83,11 +82,9 @@ class Larp(nnx.Module):
         self.places = self.clip.grid(Compression(*patch, first_alone=False)).shape
         area = math.prod(patch) * channels
 
-        def stack(layers: int) -> Stack:
-            def make(r: nnx.Rngs) -> Block:
-                return Block(width, heads, mlp_width, norm=NORM, depth=layers, dtype=dtype, rngs=r)
-
-            return Stack(make, layers, remat=remat, rngs=rngs)
+        def stack(layers: int) -> nnx.Module:
+            sections = dict(attention={"heads": heads}, mlp={"hidden": mlp_width}, norm=NORM)
+            return block_stack(width, layers, **sections, remat=remat, dtype=dtype, rngs=rngs)
 
         self.patches = Linear(area, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         self.queries = parameter(rngs, (queries, width), (None, "embed"), normal(query_scale))
