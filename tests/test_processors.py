@@ -9,14 +9,15 @@ import pytest
 from tests.processes import REPOSITORY, environment
 
 NUMERIC = (
-    "tests/losses",
-    "tests/metrics",
-    "tests/diffusion/test_processes.py",
+    "tests/losses/test_adversarial.py",
+    "tests/losses/test_perceptual.py",
+    "tests/losses/test_prior.py",
+    "tests/metrics/test_fidelity.py",
     "tests/nn/test_attention.py",
     "tests/nn/test_context_parallel.py",
-    "tests/nn/test_convolution.py",
-    "tests/nn/test_transformer.py",
-    "tests/quantizers",
+    "tests/quantizers/test_micro_batches.py",
+    "tests/quantizers/test_residual.py",
+    "tests/quantizers/test_vector.py",
 )
 
 
