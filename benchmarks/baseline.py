@@ -4,14 +4,15 @@
     python benchmarks/baseline.py --against=docs/results/baseline.json [--only=phenaki,larp]
 
 Every stage of every system takes 20 steps from its seed on one batch of noise. A row of the file holds the loss and the
-gradient norm of each step and the parameters; the seconds of a step are the median, and those of this machine alone.
+gradient norm of each step and the parameters. Compare on one machine with one set of XLA_FLAGS, which the file names:
+sums round differently on others.
 ``--against`` prints one line per stage: the relative difference of the first loss and of the first gradient norm, which
 are that of rounding where nothing changed, and of the loss of step 20, where rounding has grown. It ends with code 1
 where a stage is further off than 1e-6 at first or 1e-3 at last, or has other parameters.
 """
 
 import json
-import statistics
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,6 @@ def row_of(argument: str) -> dict[str, Any]:
     return {
         "config": argument,
         "parameters": done["parameters"],
-        "seconds_per_step": round(statistics.median(done["times"][1:]), 4),
         "losses": [step["loss"] for step in done["metrics"]],
         "gradient_norms": {name: [step[name] for step in done["metrics"]] for name in norms},
     }
@@ -71,7 +71,6 @@ def differences(row: dict[str, Any], before: dict[str, Any]) -> dict[str, float]
         "loss_1": relative(row["losses"][0], before["losses"][0]),
         "gradient_norm_1": max(norms),
         f"loss_{STEPS}": relative(row["losses"][-1], before["losses"][-1]),
-        "seconds": row["seconds_per_step"] / before["seconds_per_step"],
     }
 
 
@@ -94,7 +93,8 @@ def main() -> None:
         else:
             print(json.dumps(row), flush=True)
         if OUT.value:
-            record = {"command": f"python {' '.join(sys.argv)}", "rows": rows}
+            flags_of_xla = os.environ.get("XLA_FLAGS", "")
+            record = {"command": f"python {' '.join(sys.argv)}", "XLA_FLAGS": flags_of_xla, "rows": rows}
             Path(OUT.value).write_text(json.dumps(record, indent=1) + "\n")
     if off:
         sys.exit(1)
