@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +138,7 @@ class Attention(nnx.Module):
       scale: of the scores; ``None`` means 1/sqrt(head_width). T5 has 1.
       interleaved: rotary positions turn channels 2i and 2i + 1, not i and i + head_width/2.
       null_keys: learned key/value slots that are always visible (phenaki-pytorch uses two).
+      lora: ``{rank, alpha}`` of a low-rank update of all projections; queries, keys and values have one together.
       out_scale: scales the initial output projection (depth-aware initialisation).
     """
 
@@ -154,6 +155,7 @@ class Attention(nnx.Module):
         scale: float | None = None,
         interleaved: bool = False,
         null_keys: Natural = 0,
+        lora: Mapping[str, Any] | None = None,
         out_scale: float = 1.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -170,7 +172,7 @@ class Attention(nnx.Module):
         self.head_width = head = head_width or width // heads
         self.scale, self.interleaved = head**-0.5 if scale is None else scale, interleaved
         self.cross = context_width is not None
-        common = dict(bias=False, dtype=dtype, rngs=rngs)
+        common = dict(bias=False, lora=lora, dtype=dtype, rngs=rngs)
         if self.cross:
             self.query = Linear(width, heads * head, axes=("embed", "heads"), **common)
             self.key_value = Linear(context_width, 2 * shared * head, axes=("embed", "heads"), **common)
