@@ -1,6 +1,6 @@
 """The parts every network is made of."""
 
-from videogen.nn.attention import Attention, attend
+from videogen.nn.attention import Attended, Attention, attend
 from videogen.nn.caches import EVICTIONS, KeyValues, SlidingWindow
 from videogen.nn.convolution import (
     AdaptiveGroupNorm,
@@ -14,14 +14,18 @@ from videogen.nn.convolution import (
     convolve,
     repeat,
 )
+from videogen.nn.extra_keys import ExtraKeys
 from videogen.nn.factorised import FactorisedStack
 from videogen.nn.linear import (
     FULL,
     Embedding,
     Initializer,
     Linear,
+    LowRank,
+    beside_lora,
     draw_by_name,
     lecun_normal,
+    merged,
     normal,
     ones,
     parameter,
@@ -63,6 +67,7 @@ from videogen.nn.positions import (
     sincos_positions,
 )
 from videogen.nn.streaming import Stream
+from videogen.nn.tower import Hook, Transformer, build_transformer
 from videogen.nn.transformer import REMAT_POLICIES, Block, Stack, block_stack
 from videogen.nn.windows import merge_windows, partition_windows
 
@@ -75,6 +80,7 @@ __all__ = [
     "NORMS",
     "REMAT_POLICIES",
     "AdaptiveGroupNorm",
+    "Attended",
     "Attention",
     "Block",
     "BlockCausal",
@@ -86,17 +92,20 @@ __all__ = [
     "Different",
     "Embedding",
     "Equal",
+    "ExtraKeys",
     "FactorisedStack",
     "First",
     "FirstFramePatches",
     "FirstFramePixels",
     "Full",
     "GroupNorm",
+    "Hook",
     "Initializer",
     "KeyValues",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
+    "LowRank",
     "Mask",
     "Mean",
     "MicroBatch",
@@ -112,14 +121,17 @@ __all__ = [
     "Stream",
     "Tags",
     "TimeEmbedding",
+    "Transformer",
     "Window",
     "Within",
     "angles_at",
     "attend",
     "average_pool",
+    "beside_lora",
     "block_stack",
     "blur_pool",
     "build_norm",
+    "build_transformer",
     "carry_key_bias",
     "checkpointed",
     "convolve",
@@ -134,6 +146,7 @@ __all__ = [
     "lecun_normal",
     "mask_array",
     "merge_windows",
+    "merged",
     "modulate",
     "named_key",
     "normal",

@@ -1,24 +1,27 @@
 """One attention for every network: masks as values, pluggable backends, QK-norm, rotary positions, null keys."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn.caches import KeyValues, Places, attend_to_cache
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
 from videogen.nn.cudnn import cudnn, cudnn_takes
+from videogen.nn.extra_keys import ExtraKeys, append_keys
 from videogen.nn.linear import Linear, parameter, truncated_normal, zeros
 from videogen.nn.masking import Masking, masking
 from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.norms import RMSNorm
 from videogen.nn.positions import rotate
-from videogen.nn.reference import reference
+from videogen.nn.reference import probe_mass, reference
 from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
@@ -43,7 +46,8 @@ def attend(
     backend: str = "auto",
     axes: Sequence[str] = ("sequence",),
     attended_axes: int = 1,
-) -> Float[Array, "batch *grid heads head_width"]:
+    probe: Int[Array, "batch probes"] | None = None,
+) -> Float[Array, "batch *grid heads head_width"] | tuple[Array, Float[Array, "batch heads keys"]]:
     """Softmax attention of already scaled queries, over the last ``attended_axes`` grid axes.
 
     On a mesh every device computes its share of the examples, heads and the grid (``nn.context_parallel``).
@@ -65,9 +69,11 @@ def attend(
         takes the sizes and the precision, else the reference.
       axes: logical names of the grid axes, which say how they are sharded (``parallel.RULES``).
       attended_axes: how many of the last grid axes form the sequence; the others are batch.
+      probe: places of queries of which the weights are wanted.
 
     Returns:
-      The attended values, in the dtype of ``value``.
+      The attended values, in the dtype of ``value``; with a ``probe`` also the mass that its queries give each key:
+      their weights, float32, summed over these queries.
 
     Raises:
       UserError: there is no such backend, or it was asked for what it cannot do.
@@ -81,9 +87,10 @@ def attend(
     if backend not in BACKENDS:
         raise UserError(f"unknown attention backend {backend!r}{near_matches(backend, BACKENDS)}")
     arguments = (BACKENDS[backend], query, key, value, given)
-    if on_mesh():
-        return attend_on_mesh(*arguments, axes, attended_axes)
-    return attend_locally(*arguments, attended_axes)
+    out = attend_on_mesh(*arguments, axes, attended_axes) if on_mesh() else attend_locally(*arguments, attended_axes)
+    if probe is None:
+        return out
+    return out, probe_mass(*(x.reshape(batch, -1, *x.shape[-2:]) for x in (query, key)), probe, given)
 
 
 def _choose(query: Array, key: Array, attended_axes: int, masking: Masking) -> str:
@@ -102,6 +109,20 @@ QK_NORMS = {"head": "every head by itself", "width": "all heads together"}
 PROJECTIONS = ("query", "key", "value", "out")
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Attended:
+    """What the queries of a probe saw; keys in the order: null keys, those of the tokens, extra ones.
+
+    Attributes:
+      mass: the weight that each key has, summed over the queries of the probe.
+      key: normalised and rotated keys, by which tokens may be compared.
+    """
+
+    mass: Float[Array, "batch heads keys"]
+    key: Float[Array, "batch keys key_value_heads head_width"]
+
+
 class Attention(nnx.Module):
     """Multi-head self- or cross-attention.
 
@@ -117,6 +138,7 @@ class Attention(nnx.Module):
       scale: of the scores; ``None`` means 1/sqrt(head_width). T5 has 1.
       interleaved: rotary positions turn channels 2i and 2i + 1, not i and i + head_width/2.
       null_keys: learned key/value slots that are always visible (phenaki-pytorch uses two).
+      lora: ``{rank, alpha}`` of a low-rank update of all projections; queries, keys and values have one together.
       out_scale: scales the initial output projection (depth-aware initialisation).
     """
 
@@ -133,6 +155,7 @@ class Attention(nnx.Module):
         scale: float | None = None,
         interleaved: bool = False,
         null_keys: Natural = 0,
+        lora: Mapping[str, Any] | None = None,
         out_scale: float = 1.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -149,7 +172,7 @@ class Attention(nnx.Module):
         self.head_width = head = head_width or width // heads
         self.scale, self.interleaved = head**-0.5 if scale is None else scale, interleaved
         self.cross = context_width is not None
-        common = dict(bias=False, dtype=dtype, rngs=rngs)
+        common = dict(bias=False, lora=lora, dtype=dtype, rngs=rngs)
         if self.cross:
             self.query = Linear(width, heads * head, axes=("embed", "heads"), **common)
             self.key_value = Linear(context_width, 2 * shared * head, axes=("embed", "heads"), **common)
@@ -187,15 +210,23 @@ class Attention(nnx.Module):
         axes: Sequence[str] = ("sequence",),
         attended_axes: int = 1,
         stream: Stream | None = None,
-    ) -> Float[Array, "batch *grid width"]:
+        extra_kv: ExtraKeys | None = None,
+        probe: Int[Array, "batch probes"] | None = None,
+    ) -> Float[Array, "batch *grid width"] | tuple[Array, "Attended"]:
         """Attends from ``x`` to itself or to ``context``, over the last ``attended_axes`` grid axes.
 
         Masks, biases and tags are those of ``attend``; ``tags`` are of the tokens of ``x``.
         ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes. With a
         ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``); where
-        these know their places, ``key_mask``, ``key_bias`` and ``tags`` are those of ``x``.
+        these know their places, ``key_mask``, ``key_bias`` and ``tags`` are those of ``x``. The keys ``extra_kv`` are
+        seen besides. With a ``probe``, the places of some queries, the second result is what they saw.
+
+        Raises:
+          UserError: extra keys or a probe come with a stream.
         """
         if stream is not None:
+            if extra_kv is not None or probe is not None:
+                raise UserError("with a stream there are no extra keys (append them to the cache) and no probes")
             return self._continue(x, stream, mask, key_mask, rotary, dict(bias=key_bias, tags=tags))
         shape = x.shape
         attended = shape[-1 - attended_axes : -1]
@@ -211,11 +242,19 @@ class Attention(nnx.Module):
         if self.null_keys is not None:
             k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
         q = q * jnp.asarray(self.scale, q.dtype)
+        masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags, key_tags=context_tags)
+        if extra_kv is not None:
+            k, v, masks = append_keys(k, v, extra_kv, math.prod(attended), masks)
+        own_keys = k
         if self.key_value_heads < self.heads:
             k, v = (jnp.repeat(y, self.heads // self.key_value_heads, axis=-2) for y in (k, v))
-        masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags, key_tags=context_tags)
-        out = attend(q, k, v, **masks, axes=axes, attended_axes=attended_axes)
-        return self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
+        out = attend(q, k, v, **masks, axes=axes, attended_axes=attended_axes, probe=probe)
+        attended = None
+        if probe is not None:
+            out, mass = out
+            attended = Attended(mass, own_keys.reshape(len(mass), -1, *own_keys.shape[-2:]))
+        out = self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
+        return out if probe is None else (out, attended)
 
     def _project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
         """Normalised queries, keys and values, split into heads."""

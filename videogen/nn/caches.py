@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
-from videogen.nn.masking import Masking
+from videogen.nn.masking import NEGATIVE, Masking
 from videogen.nn.masks import INDEX, NONE, Full, Mask, Tags
-from videogen.nn.reference import NEGATIVE, Heads, masked
+from videogen.nn.reference import Heads, masked
 
 
 @jax.tree_util.register_dataclass

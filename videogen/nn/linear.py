@@ -4,14 +4,17 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from videogen import building
 from videogen.nn.micro_batches import named_key
 from videogen.parallel import mesh_axis_size, target_platform
+from videogen.ranges import Count, Positive
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
@@ -76,7 +79,8 @@ class Linear(nnx.Module):
     Leading axes are flattened to one matrix product: XLA's CPU backend reaches its fast routine only for
     2-D products, and GPUs do the same internally. The TPU compiler chooses better layouts where the axes stay.
     Where the sequence axis is sharded (context parallelism) flattening would mix two sharded axes.
-    ``precision`` is that of the product (``FULL`` next to quantizers), by default the platform's.
+    ``precision`` is that of the product (``FULL`` next to quantizers), by default the platform's. ``lora`` are the
+    settings ``{rank, alpha}`` of a ``LowRank`` update that is added; without, there is none.
     """
 
     def __init__(
@@ -88,18 +92,23 @@ class Linear(nnx.Module):
         bias: bool = True,
         initializer: Initializer = lecun_normal,
         precision: jax.lax.Precision | None = None,
+        lora: Mapping[str, Any] | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.inputs, self.outputs, self.precision, self.dtype = inputs, outputs, precision, dtype
         self.kernel = parameter(rngs, (inputs, outputs), axes, initializer)
         self.bias = parameter(rngs, (outputs,), (axes[1],), zeros) if bias else None
+        sizes = dict(inputs=inputs, outputs=outputs, axes=axes, dtype=dtype, rngs=rngs)
+        self.lora = building.build({"lora": LowRank}, {"name": "lora", **lora}, "update", **sizes) if lora else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         leading = x.shape[:-1]
         if target_platform() != "tpu" and mesh_axis_size("context") == 1:
             x = x.reshape(math.prod(leading), self.inputs)
         y = jnp.matmul(x.astype(self.dtype), self.kernel.get_value().astype(self.dtype), precision=self.precision)
+        if self.lora is not None:
+            y = y + self.lora(x)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(self.dtype)
         return y.reshape(*leading, self.outputs)
@@ -113,7 +122,7 @@ class Linear(nnx.Module):
         """
         ends = list(itertools.accumulate(counts))
         width = self.outputs // ends[-1]
-        if target_platform() != "tpu" or self.bias is not None:
+        if target_platform() != "tpu" or self.bias is not None or self.lora is not None:
             parts = jnp.split(self(x), [end * width for end in ends[:-1]], axis=-1)
             return [y.reshape(*y.shape[:-1], heads, -1) for y, heads in zip(parts, counts, strict=True)]
         kernel = self.kernel.get_value().astype(self.dtype)
@@ -123,6 +132,56 @@ class Linear(nnx.Module):
         else:
             kernels = jnp.split(kernel.reshape(self.inputs, ends[-1], -1), ends[:-1], axis=1)
         return [jnp.einsum("...i,iho->...ho", x.astype(self.dtype), kernel) for kernel in kernels]
+
+
+class LowRank(nnx.Module):
+    """The update ``alpha / rank · down @ up`` of a kernel, at first 0 (LoRA; Hu et al., 2021).
+
+    Args:
+      inputs, outputs, axes, dtype: of the layer.
+      rank: of the update.
+      alpha: what the update is multiplied by, times its rank.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        rank: Count,
+        alpha: Positive,
+        axes: tuple[str | None, str | None],
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.scale, self.dtype = alpha / rank, dtype
+        self.down = parameter(rngs, (inputs, rank), (axes[0], None), lecun_normal)
+        self.up = parameter(rngs, (rank, outputs), (None, axes[1]), zeros)
+
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        x = jnp.matmul(x.astype(self.dtype), self.down.get_value().astype(self.dtype))
+        return jnp.matmul(x, self.up.get_value().astype(self.dtype)) * jnp.asarray(self.scale, self.dtype)
+
+    def kernel(self) -> Float[Array, "*layers inputs outputs"]:
+        """What is added to the kernel, or to those of stacked layers."""
+        return jnp.matmul(self.down.get_value(), self.up.get_value(), precision=FULL) * self.scale
+
+
+def merged(module: nnx.Module) -> nnx.Module:
+    """A copy of a module in which every ``LowRank`` update is a part of the kernel that it updates."""
+    module = nnx.clone(module)
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, Linear) and part.lora is not None:
+            part.kernel.set_value(part.kernel.get_value() + part.lora.kernel())
+            part.lora = None
+    return module
+
+
+def beside_lora(module: nnx.Module) -> tuple[str, ...]:
+    """The dotted paths of all parameters but those of ``LowRank`` updates: what ``optimizer.GROUP.freeze`` freezes."""
+    updates = {path for path, part in nnx.iter_modules(module) if isinstance(part, LowRank)}
+    paths = [path for path, value in nnx.iter_graph(module) if isinstance(value, nnx.Param)]
+    return tuple(sorted(".".join(map(str, path)) for path in paths if path[:-1] not in updates))
 
 
 class Embedding(nnx.Module):

@@ -25,6 +25,9 @@ from videogen.nn.masks import (
     mask_array,
 )
 
+NEGATIVE = -1e30
+"""The score of a hidden key."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,18 @@ class Masking:
             return None
         allowed = mask_array(self.mask, queries, keys, self.query_tags, self.key_tags)
         return allowed if allowed.ndim == 2 else allowed[:, None]
+
+    def rows(self, places: Int[Array, "batch some"], keys: int) -> "Masking":
+        """The masking of some queries, by their places: all their masks and biases as one bias of every example."""
+        query, key = places[:, :, None], jnp.arange(keys)[None, None, :]
+        pairs = {
+            tag: (jnp.take_along_axis(values, places, axis=1)[:, :, None], self.key_tags[tag][:, None, :])
+            for tag, values in self.query_tags.items()
+        }
+        query, key = pairs.get(INDEX, (query, key))
+        allowed = self.mask.allowed(query, key, pairs)
+        bias = 0.0 if self.bias is None else jnp.moveaxis(self.bias[:, places], 0, 1)
+        return Masking(bias=jnp.where(allowed[:, None], bias, NEGATIVE), key_mask=self.key_mask, key_bias=self.key_bias)
 
     def segments(self) -> tuple[Mask, str | None]:
         """The mask by positions alone, and the tag of which a query sees its own value only.

@@ -1,6 +1,8 @@
 """The layers of a block that see one token at a time."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,7 @@ class MLP(nnx.Module):
       hidden: width in between.
       kind: a name in ``MLPS``.
       bias: all linear layers have one.
+      lora: ``{rank, alpha}`` of a low-rank update of all linear layers.
       out_scale: scales the initial output projection (depth-aware initialisation).
     """
 
@@ -51,6 +54,7 @@ class MLP(nnx.Module):
         *,
         kind: str = "gelu_tanh",
         bias: bool = False,
+        lora: Mapping[str, Any] | None = None,
         out_scale: float = 1.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -58,7 +62,7 @@ class MLP(nnx.Module):
         if kind not in MLPS:
             raise UserError(f"unknown MLP {kind!r}{near_matches(kind, MLPS)}")
         self.activation, gated = MLPS[kind]
-        common = dict(bias=bias, dtype=dtype, rngs=rngs)
+        common = dict(bias=bias, lora=lora, dtype=dtype, rngs=rngs)
         self.up = Linear(width, hidden, axes=("embed", "mlp"), **common)
         initializer = truncated_normal(out_scale / hidden**0.5)
         self.down = Linear(hidden, width, axes=("mlp", "embed"), initializer=initializer, **common)

@@ -2,16 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from videogen.nn.masking import Masking
+from videogen.nn.masking import NEGATIVE, Masking
 from videogen.nn.masks import Full
 from videogen.parallel import mesh_axis_size
 
 Heads = Float[Array, "batch sequence heads head_width"]
-
-NEGATIVE = -1e30
-"""The score of a hidden key."""
 
 
 def reference(query: Heads, key: Heads, value: Heads, masking: Masking) -> Heads:
@@ -52,3 +49,20 @@ def masked(scores: Float[Array, "... queries keys"], masking: Masking, shape: tu
     if masking.key_mask is not None:
         scores = jnp.where(masking.key_mask[:, None, None, :], scores, NEGATIVE)
     return scores.reshape(folded)
+
+
+def probe_mass(
+    query: Heads, key: Heads, probe: Int[Array, "batch probes"], masking: Masking
+) -> Float[Array, "batch heads keys"]:
+    """How much of the attention of some queries every key gets: their softmax weights, summed.
+
+    Args:
+      query: scaled queries.
+      key: keys.
+      probe: the places of the queries that are asked.
+      masking: of the attention.
+    """
+    asked = jnp.take_along_axis(query, probe[:, :, None, None], axis=1)
+    scores = jnp.einsum("bphd,bkhd->bhpk", asked, key, preferred_element_type=jnp.float32)
+    scores = masked(scores, masking.rows(probe, key.shape[1]), scores.shape)
+    return jax.nn.softmax(scores, axis=-1).sum(axis=2)

@@ -1,6 +1,7 @@
 """Transformer blocks and scanned stacks of them: compile time does not grow with depth."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen import building
 from videogen.errors import UserError, near_matches
-from videogen.nn.attention import Attention
+from videogen.nn.attention import Attended, Attention
 from videogen.nn.caches import KeyValues
+from videogen.nn.extra_keys import ExtraKeys
 from videogen.nn.linear import for_each_layer, next_key
 from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.micro_batches import named_key, split_keys
@@ -120,12 +122,16 @@ class Block(nnx.Module):
         attended_axes: int = 1,
         key: jax.Array | None = None,
         stream: Stream | None = None,
+        extra_kv: ExtraKeys | None = None,
+        probe: Int[Array, "batch probes"] | None = None,
+        between: Callable[[Array, Attended | None], Array] | None = None,
     ) -> Float[Array, "batch *grid width"]:
         """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch.
 
         A block with a modulation needs its ``condition``, laid out on the tokens by ``group_of``
         (``modulation.lay_out``). With a ``stream`` of the caches of ``begin``, ``x [batch, positions, width]``
-        continues the sequence they hold.
+        continues the sequence they hold. The self-attention sees ``extra_kv`` besides. ``between`` is called with the
+        tokens before the MLP, and with what the queries of the ``probe`` saw; it may return another number of tokens.
         """
         parts = ("attention", "cross_attention", "mlp")
         keys = {part: None if key is None else named_key(key, part) for part in parts}
@@ -139,12 +145,15 @@ class Block(nnx.Module):
         first, second = _branches(self.modulation, condition, x, group_of)
         y = modulate(self.attention_norm(x), *first[:2]) if first else self.attention_norm(x)
         masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags)
-        y = self.attention(y, **masks, rotary=rotary, **grid)
+        y = self.attention(y, **masks, rotary=rotary, extra_kv=extra_kv, probe=probe, **grid)
+        y, attended = (y, None) if probe is None else y
         x = x + dropout(y * first[2] if first else y, self.dropout, keys["attention"])
         if self.cross_attention is not None:
             grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
             y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, **grid)
             x = x + dropout(y, self.dropout, keys["cross_attention"])
+        if between is not None:
+            x = between(x, attended)
         y = self.mlp(modulate(self.mlp_norm(x), *second[:2]) if second else self.mlp_norm(x))
         x = x + dropout(y * second[2] if second else y, self.dropout, keys["mlp"])
         return constrain(x, "batch", *axes, "embed")
@@ -218,36 +227,46 @@ class Stack(nnx.Module):
         x: Float[Array, "batch *grid width"],
         *,
         key: jax.Array | None = None,
+        keys: jax.Array | None = None,
         stream: Stream | None = None,
         layers: slice = slice(None),
+        per_layer: Mapping[str, Any] = MappingProxyType({}),
         **call: Any,
     ) -> Array:
         """Applies every layer, or some ``layers`` of them.
 
-        ``call`` goes to each block, ``key`` is split among them, and so is a ``stream``.
+        Args:
+          x: tokens.
+          key: split among the layers that are applied, unless they have their own ``keys``.
+          keys: of every layer that is applied.
+          stream: the context of each of these layers, stacked.
+          layers: which are applied, in order.
+          per_layer: arguments of each layer of the stack, by name: arrays with the layers in front.
+          **call: arguments of every layer.
         """
         if self.layers is None:
             return x
         graph, state = nnx.split(self.layers)
         depth = len(range(self.depth)[layers])
         if depth < self.depth:
-            state = jax.tree.map(lambda stacked: stacked[layers], state)
+            state, per_layer = jax.tree.map(lambda stacked: stacked[layers], (state, dict(per_layer)))
         past = None if stream is None else stream.recall()
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, Any]:
-            layer_state, layer_key, layer_past = scanned
+            layer_state, layer_key, layer_past, own = scanned
             block = nnx.merge(graph, layer_state)
             if stream is None:
-                return block(x, key=layer_key, **call), None
+                return block(x, key=layer_key, **own, **call), None
             inner = Stream(layer_past)
-            return block(x, key=layer_key, stream=inner, **call), inner.cache
+            return block(x, key=layer_key, stream=inner, **own, **call), inner.cache
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        keys = None if key is None else split_keys(key, depth)
+        if keys is None and key is not None:
+            keys = split_keys(key, depth)
         alone = target_platform() == "cpu" and not on_mesh()
         few = min(depth, UNROLLED_ON_CPU) if alone else 1
-        x, contexts = jax.lax.scan(layer, x, (state, keys, past), unroll=few)
+        x, contexts = jax.lax.scan(layer, x, (state, keys, past, dict(per_layer)), unroll=few)
         if stream is not None:
             stream.keep(contexts)
         return x
@@ -257,6 +276,11 @@ class Stack(nnx.Module):
         graph, state = nnx.split(self.layers)
         state = jax.tree.map(lambda stacked: stacked[layers], state)
         return jax.vmap(lambda state: nnx.merge(graph, state).begin(*arguments, **settings))(state)
+
+    def layer(self, number: int) -> nnx.Module:
+        """One layer by itself."""
+        graph, state = nnx.split(self.layers)
+        return nnx.merge(graph, jax.tree.map(lambda stacked: stacked[number], state))
 
     def unstacked(self) -> list[nnx.Module]:
         """The layers one by one: loops that decode are faster over separate arrays than over slices of stacked ones."""
@@ -270,4 +294,9 @@ def block_stack(
     width: int, layers: int, *, remat: str = "none", dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **block: Any
 ) -> Stack:
     """A stack of ``layers`` equal blocks; ``block`` are their settings, as ``Block`` takes them."""
-    return Stack(lambda r: Block(width, depth=layers, dtype=dtype, rngs=r, **block), layers, remat=remat, rngs=rngs)
+
+    def make(rngs: nnx.Rngs) -> Block:
+        common = dict(width=width, depth=layers, dtype=dtype, rngs=rngs)
+        return building.build({"block": Block}, {"name": "block", **block}, "transformer", **common)
+
+    return Stack(make, layers, remat=remat, rngs=rngs)
