@@ -1,12 +1,15 @@
 """Decoding by diffusion: one step is one prediction, an oracle is found in any steps, chunks are the whole."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from tests.tokenizers.test_invariants import random_parameter
+from tests.parameters import with_random_parameters
 from videogen.detokenizers import build
 from videogen.detokenizers.decoders import START
 from videogen.errors import UserError
@@ -20,21 +23,24 @@ def make(**changes) -> nnx.Module:
     """A decoder with random parameters; latents are five channels wide."""
     config = CONFIG | changes
     config |= {"noise_steps": 64} if config["name"] == "diffusion" else {}
-    model = nnx.eval_shape(lambda: build(config, inputs=5, remat="none", dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    random = np.random.default_rng(0)
-    graph, state = nnx.split(model)
-    values = [(path, random_parameter(path, v.get_value().shape, random)) for path, v in nnx.to_flat_state(state)]
-    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping({p: jnp.asarray(v) for p, v in values}))
-    return nnx.merge(graph, state)
+    abstract = nnx.eval_shape(lambda: build(config, inputs=5, remat="none", dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return with_random_parameters(abstract, seed=0)
+
+
+@functools.cache
+def compiled(name: str) -> tuple[nnx.Module, Callable, Callable]:
+    """A decoder of this name, and its ``decode`` and ``decode_chunk``, which all tests share."""
+    model = make(name=name)
+    return model, jax.jit(model.decode), jax.jit(model.decode_chunk)
 
 
 LATENTS = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 3, 3, 5)), jnp.float32)
 """Three rows and columns: the stride below them does not divide a side."""
 
 
-def chunked(model: nnx.Module, cuts: tuple[int, ...]) -> jax.Array:
-    """The clip decoded in chunks that end at these latents."""
-    decode, cache, videos = jax.jit(model.decode_chunk), None, []
+def chunked(decode: Callable, cuts: tuple[int, ...]) -> jax.Array:
+    """The clip decoded by ``decode_chunk`` in chunks that end at these latents."""
+    cache, videos = None, []
     for start, stop in zip((0, *cuts), cuts, strict=False):
         cache, video = decode(cache, LATENTS[:, start:stop])
         videos.append(video)
@@ -42,8 +48,8 @@ def chunked(model: nnx.Module, cuts: tuple[int, ...]) -> jax.Array:
 
 
 def test_one_step_is_the_prediction_from_reduced_noise():
-    model = make()
-    video = jax.jit(model.decode)(LATENTS)
+    model, decode, _ = compiled("diffusion")
+    video = decode(LATENTS)
     assert video.shape == (2, 5, 6, 6, 3)
 
     @jax.jit
@@ -64,7 +70,7 @@ def test_an_oracle_is_found_in_any_number_of_steps(monkeypatch, steps, solver):
 
 
 def test_noise_of_a_frame_depends_on_its_number_alone():
-    model = make()
+    model, *_ = compiled("diffusion")
     whole = model.noise(START, 0, (5, 2, 2, 3))
     np.testing.assert_array_equal(model.noise(START, 1, (4, 2, 2, 3)), whole[1:])
     assert float(jnp.abs(model.noise(1, 0, (5, 2, 2, 3)) - whole).min()) > 0
@@ -72,8 +78,7 @@ def test_noise_of_a_frame_depends_on_its_number_alone():
 
 
 def test_decoding_is_the_same_for_every_place_in_a_batch_and_every_length():
-    model = make()
-    decode = jax.jit(model.decode)
+    _, decode, _ = compiled("diffusion")
     whole = decode(LATENTS)
     np.testing.assert_allclose(decode(LATENTS[::-1])[::-1], whole, atol=1e-5)
     np.testing.assert_allclose(decode(LATENTS[:, :2]), whole[:, :3], atol=1e-5)
@@ -82,17 +87,17 @@ def test_decoding_is_the_same_for_every_place_in_a_batch_and_every_length():
 @pytest.mark.parametrize("name", ["diffusion", "regression"])
 @pytest.mark.parametrize("cuts", [(1, 2, 3), (2, 3)])
 def test_chunks_of_any_size_are_the_whole(name, cuts):
-    model = make(name=name)
-    np.testing.assert_allclose(chunked(model, cuts), jax.jit(model.decode)(LATENTS), atol=1e-4)
+    _, decode, decode_chunk = compiled(name)
+    np.testing.assert_allclose(chunked(decode_chunk, cuts), decode(LATENTS), atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", [{"name": "ddim"}, {"name": "ddim", "eta": 1.0}])
 def test_chunks_are_the_whole_in_two_steps_and_need_the_context_of_each(solver):
     model = make(steps=2, solver=solver)
     whole = jax.jit(model.decode)(LATENTS)
-    assert float(jnp.abs(whole - jax.jit(make().decode)(LATENTS)).max()) > 1e-2
-    np.testing.assert_allclose(chunked(model, (1, 3)), whole, atol=1e-4)
+    assert float(jnp.abs(whole - compiled("diffusion")[1](LATENTS)).max()) > 1e-2
     decode = jax.jit(model.decode_chunk)
+    np.testing.assert_allclose(chunked(decode, (1, 3)), whole, atol=1e-4)
     (begun, features, levels), _ = decode(None, LATENTS[:, :1])
     # What the first step kept is wrong for the second: each sees the frames before at its own noise level.
     mixed = jax.tree.map(lambda kept: kept[::-1], levels)
@@ -101,7 +106,7 @@ def test_chunks_are_the_whole_in_two_steps_and_need_the_context_of_each(solver):
 
 
 def test_training_sees_a_noisy_video_and_the_latents():
-    model = make()
+    model, *_ = compiled("diffusion")
     video = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (2, 5, 6, 6, 3)), jnp.float32)
     denoise = jax.jit(model.denoise)
     first = denoise(LATENTS, video, jax.random.key(0))
@@ -115,9 +120,9 @@ def test_training_sees_a_noisy_video_and_the_latents():
 
 
 def test_regression_sees_no_video():
-    model = make(name="regression")
+    model, decode, _ = compiled("regression")
     video = jnp.zeros((2, 5, 6, 6, 3))
-    np.testing.assert_array_equal(model.denoise(LATENTS, video, jax.random.key(0)), model.decode(LATENTS))
+    np.testing.assert_array_equal(jax.jit(model.denoise)(LATENTS, video, jax.random.key(0)), decode(LATENTS))
 
 
 @pytest.mark.parametrize(

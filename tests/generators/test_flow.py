@@ -1,6 +1,7 @@
 """Invariants of the diffusion transformer: times, masks, given frames, guidance, batches, and what training reaches."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -72,12 +73,21 @@ def keys(batch: int) -> jax.Array:
 
 @functools.cache
 def predictor(name: str):
-    model = make(name)
-    return jax.jit(lambda x, t, conditioning: model.predict(x, t, model.prepare(conditioning)))
+    """Compiled once for the fresh model and the one with random numbers."""
+    graph = nnx.graphdef(fresh(name))
+
+    def predict(state, x, t, conditioning):
+        model = nnx.merge(graph, state)
+        return model.predict(x, t, model.prepare(conditioning))
+
+    return jax.jit(predict)
 
 
-def predict(name: str, x: jax.Array, t: jax.Array, conditioning: Conditioning | None = None) -> jax.Array:
-    return predictor(name)(x, t, told(name, len(x)) if conditioning is None else conditioning)
+def predict(
+    name: str, x: jax.Array, t: jax.Array, conditioning: Conditioning | None = None, build: Callable = make
+) -> jax.Array:
+    told_of = told(name, len(x)) if conditioning is None else conditioning
+    return predictor(name)(nnx.state(build(name)), x, t, told_of)
 
 
 def draw(name: str, sampler: FlowSampler, batch: slice = slice(2), prefix=None, grid: TokenGrid = GRID) -> jax.Array:
@@ -92,8 +102,7 @@ SAMPLER = FlowSampler(steps=3, guidance_scale=2.0)
 
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_is_predicted_at_the_start(name):
-    model = fresh(name)
-    np.testing.assert_array_equal(model.predict(latents(), jnp.full(2, 0.5), model.prepare(told(name, 2))), 0)
+    np.testing.assert_array_equal(predict(name, latents(), jnp.full(2, 0.5), build=fresh), 0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,7 +137,15 @@ def test_the_conditioning_matters_and_padding_does_not(name):
         np.testing.assert_allclose(predict(name, latents(), t, other), one, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cross", "causal, joint", "frames", "prefix"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("cross", marks=pytest.mark.slow),
+        "causal, joint",
+        pytest.param("frames", marks=pytest.mark.slow),
+        "prefix",
+    ],
+)
 def test_gradient_reaches_every_parameter_after_two_steps(name):
     graph, params, others = nnx.split(fresh(name), nnx.Param, ...)
 
@@ -259,7 +276,12 @@ def test_an_image_is_a_clip_of_one_frame():
 
 @pytest.mark.parametrize(
     ("process", "prediction"),
-    [("rectified_flow", "x0"), ("variance_preserving", "v"), ("variance_preserving", "epsilon"), ("edm", "edm")],
+    [
+        ("rectified_flow", "x0"),
+        pytest.param("variance_preserving", "v", marks=pytest.mark.slow),
+        ("variance_preserving", "epsilon"),
+        pytest.param("edm", "edm", marks=pytest.mark.slow),
+    ],
 )
 def test_other_processes_and_predictions_train_and_sample(process, prediction):
     settings = {"process": {"name": process}, "prediction": prediction, "law": {"name": "uniform"}}

@@ -162,7 +162,7 @@ def test_gradient_reaches_every_parameter():
         return nnx.merge(graph, params).loss(codes(8), conditioning, jax.random.key(0))[0]
 
     # condition_drop is 0.1 of 8 examples: a key that drops at least one reaches the null embedding too.
-    grads = nnx.to_flat_state(jax.grad(loss)(params))
+    grads = nnx.to_flat_state(jax.jit(jax.grad(loss))(params))
     silent = {path[-1] for path, g in grads if not jnp.abs(g.get_value()).max() > 0}
     assert silent <= {"null_text"}
 
@@ -182,7 +182,7 @@ def test_learns_a_deterministic_rule():
         def loss(params):
             return nnx.merge(graph, params).loss(batch, Conditioning(label=labels), key)[0]
 
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        updates, state = optimizer.update(jax.jit(jax.grad(loss))(params), state)
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)

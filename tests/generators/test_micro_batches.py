@@ -71,7 +71,16 @@ def assert_whole_equals_parts(loss, nonlinear: bool) -> None:
     assert bool(means) == nonlinear
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("masked", marks=pytest.mark.slow),  # the next case has all that this one has
+        "masked, short clips and a critic",
+        "next block",
+        "flow, given frames",
+        pytest.param("flow, times of frames", marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_in_parts_is_the_batch(name):
     make, data = CASES[name]
     graph, params, rest = nnx.split(jax.jit(make)(), nnx.Param, ...)

@@ -35,6 +35,11 @@ MODELS = {
     "three levels in depth": {"vocabulary": (8, 6, 4), "block": (1, 1, 2), "levels": "depth"},
 }
 
+FIRST_TIER = ("next token", "rows, token start", "prefix LM", "factors", "three levels, delayed tokens")
+FIRST_TIER += ("three levels in depth",)
+"""One model for every kind of block, start, prefix and level; the others are compiled in the second tier."""
+EVERY = [name if name in FIRST_TIER else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
 
 @functools.cache
 def make(name: str) -> NextBlockTransformer:
@@ -71,7 +76,7 @@ def test_block_mask_is_causal_for_tokens_and_full_for_one_block():
     assert seen[:, :4].all() and not seen[:4, 4:].any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
     """By gradients with respect to one-hot-like embeddings of every place of the sequence."""
     model = make(name)
@@ -92,7 +97,7 @@ def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
         return copy.features(ids, text(1), GRID)
 
     # Another weight for each place and channel, or the norm would hide the gradient of a plain sum.
-    jacobian = jax.jacobian(lambda e: jnp.sum(features(e)[0] ** 3, axis=-1))(embedded)
+    jacobian = jax.jit(jax.jacobian(lambda e: jnp.sum(features(e)[0] ** 3, axis=-1)))(embedded)
     seen = np.abs(np.asarray(jacobian)).sum(axis=(1, 3, 4)) > 0
     predicted = np.arange(places)[places - seen.shape[0] :]
     place = np.arange(places)
@@ -105,8 +110,11 @@ def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
     np.testing.assert_array_equal(seen, expected)
 
 
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "guided"),
+    [(name, True) for name in MODELS]
+    + [pytest.param(name, False, marks=() if name == "next token" else pytest.mark.slow) for name in MODELS],
+)
 def test_cached_decoding_equals_the_full_forward(name, guided):
     model = make(name)
     ids, sampler = model._sequence(codes(model)), BlockSampler(guidance_scale=float(guided))
@@ -130,7 +138,7 @@ def test_cached_decoding_equals_the_full_forward(name, guided):
         np.testing.assert_allclose(parts[2:], model.features(ids, text(2).null(), GRID), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name):
     """The logits of the finished clip, with the sampler's own random numbers, give the clip back."""
     model, sampler = make(name), BlockSampler(temperature=0.7, top_k=5, guidance_scale=0.5)
@@ -250,7 +258,7 @@ def test_gradient_reaches_every_parameter(name):
         conditioning = text(2).drop(jnp.array([False, True]))
         return nnx.merge(graph, params).loss(codes(model), conditioning, jax.random.key(0), train=False)[0]
 
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     dead = [path for path, g in jax.tree_util.tree_leaves_with_path(grads) if not jnp.abs(g).sum() > 0]
     assert not dead
 

@@ -119,7 +119,7 @@ class Student:
         return self.structure.modules(state["params"], state["variables"]) | self.frozen
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["generator", pytest.param("detokenizer", marks=pytest.mark.slow)])
 def student(request, tmp_path_factory):
     return Student(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -165,10 +165,9 @@ def test_an_export_has_no_teacher_and_draws_with_the_few_steps(student):
         assert loaded.tokenizer.detokenizer.steps == 2
 
 
+@pytest.mark.parametrize("student", ["generator"], indirect=True)
 def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(student, monkeypatch):
     """A sample of the student is the end of the path that its states begin."""
-    if student.group != "generator":
-        return
     model = student.modules(2)["generator"].generator
     conditioning = student.task.conditioning(student.modules(2), jax.tree.map(jnp.asarray, batch(FRAMES, 2)))
     sampler, key = student.task.sampler, jax.random.key(3)
@@ -189,9 +188,8 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
     np.testing.assert_allclose(end, drawn, atol=1e-3 * np.abs(drawn).max())
 
 
+@pytest.mark.parametrize("student", ["generator"], indirect=True)
 def test_given_frames_are_those_of_the_clip_at_time_0(student):
-    if student.group != "generator":
-        return
     model = student.modules(0)["generator"].generator
     latents = jax.random.normal(jax.random.key(0), (32, *student.task.grid.shape, model.channels))
     grid, start = student.task._begin(model, latents, jax.random.key(3), True, MicroBatch())
@@ -232,9 +230,8 @@ def test_teachers_of_another_kind_are_refused():
         tasks.build(masked)
 
 
+@pytest.mark.parametrize("student", ["generator"], indirect=True)
 def test_a_run_needs_its_teacher_and_takes_its_text(tmp_path, student):
-    if student.group != "generator":
-        return
     assert new_text_tokenizer(student.config, build_source(student.config, "train")).length == 6
     config = generator_config("distill")
     (tmp_path / "export").symlink_to(student.folder / "teacher")

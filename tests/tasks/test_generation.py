@@ -127,7 +127,9 @@ def test_windows_and_videos_have_noise_of_their_own(generator, monkeypatch):
     assert len({tuple(key) for keys in (*seen[:3], seen[6]) for key in keys}) == 8
 
 
-@pytest.mark.parametrize(("block", "legal"), [((2, 1, 4), [3, 7]), ((1, 1, 4), [1, 3, 5, 7, 9])])
+@pytest.mark.parametrize(
+    ("block", "legal"), [((2, 1, 4), [3, 7]), pytest.param((1, 1, 4), [1, 3, 5, 7, 9], marks=pytest.mark.slow)]
+)
 def test_first_frames_are_whole_blocks(block, legal):
     """Six latents of 11 frames. A block of two frames is drawn at once, so one of them cannot be given."""
     config = nbp.generator("debug", "700M")

@@ -48,6 +48,7 @@ def test_latents_are_the_mean_and_have_no_ids():
         model.detokenize(codes)
 
 
+@pytest.mark.slow
 def test_a_fresh_model_learns_with_every_parameter_after_one_step():
     """The head begins as zero: what is below it hears nothing in the first step, and must in the second."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: build(SMALL | GAUSSIAN, rngs=nnx.Rngs(0))))
@@ -82,6 +83,7 @@ def test_a_perceptual_gradient_flows_through_the_denoiser_into_the_encoder():
     assert float(optax.tree.norm(jax.jit(jax.grad(loss))(params)["encoder"])) > 0
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient():
     state, video = nnx.state(make(SMALL)), clip(3)
     gradients = []
@@ -116,7 +118,10 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [x if x in ("tubelets", "latents") else pytest.param(x, marks=pytest.mark.slow) for x in COMBINATIONS],
+)
 def test_a_de_tokenizer_decodes_the_codes_of_any_tokenizer(name):
     *arguments, changes = COMBINATIONS[name]
     model = detokenized(*arguments, **changes)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.parameters import random_parameter as random_parameter
+from tests.parameters import with_random_parameters
 from tests.processes import REPOSITORY
 from videogen import building
 from videogen.errors import UserError
@@ -65,22 +68,15 @@ FIXED = ("larp",)
 SIDE = 8
 
 
-def random_parameter(path: tuple, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Away from the zeros of a fresh model, so that every path matters to the tests."""
-    noise = random.normal(size=shape).astype(np.float32)
-    if "kernel" in path or "codebook" in path:
-        return noise / np.sqrt(np.prod(shape[-5:-1]))
-    return 0.1 * noise + (path[-1] == "scale")
+def tiered(names: Iterable[str]) -> list:
+    """The second kind of convolutions is compiled in the second tier."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "convolutional, blurred" else name for name in names]
 
 
 def make(config: dict, seed: int = 1, **changes) -> nnx.Module:
-    """A tokenizer with random parameters; drawn by NumPy, which unlike initialisers compiles nothing."""
-    model = nnx.eval_shape(lambda: building.build(KNOWN, config | changes, "tokenizer", rngs=nnx.Rngs(0)))
-    random = np.random.default_rng(seed)
-    graph, state = nnx.split(model)
-    values = [(path, random_parameter(path, v.get_value().shape, random)) for path, v in nnx.to_flat_state(state)]
-    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping({p: jnp.asarray(v) for p, v in values}))
-    return nnx.merge(graph, state)
+    """A tokenizer with random parameters."""
+    abstract = nnx.eval_shape(lambda: building.build(KNOWN, config | changes, "tokenizer", rngs=nnx.Rngs(0)))
+    return with_random_parameters(abstract, seed)
 
 
 @functools.cache
@@ -119,7 +115,7 @@ def influence(function, x: jax.Array) -> np.ndarray:
     return np.asarray(jnp.abs(jacobian).max((1, 3, 4, 5)))
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", tiered(CAUSAL))
 def test_a_latent_depends_on_no_later_frame(name):
     compression = model_of(name).compression
     for latent, row in enumerate(influence(model_of(name).encode, video_of(name))):
@@ -129,7 +125,7 @@ def test_a_latent_depends_on_no_later_frame(name):
         assert latent == 0 or row[: own.start].max() > 0, (latent, row)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", tiered(CAUSAL))
 def test_a_frame_depends_on_no_later_latent(name):
     compression = model_of(name).compression
     for frame, row in enumerate(influence(model_of(name).decode, latents_of(name)[1])):
@@ -138,7 +134,7 @@ def test_a_frame_depends_on_no_later_latent(name):
         assert own == 0 or row[:own].max() > 0, (frame, row)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", tiered(CAUSAL))
 def test_an_image_is_a_one_frame_video_and_a_prefix_has_a_prefix_of_the_latents(name):
     (encode, decode), video, (latents, quantized) = run(name), video_of(name), latents_of(name)
     frames = model_of(name).compression.frames
@@ -149,7 +145,7 @@ def test_an_image_is_a_one_frame_video_and_a_prefix_has_a_prefix_of_the_latents(
         np.testing.assert_allclose(part, whole[:, : frames(length)], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", tiered(CAUSAL))
 def test_chunks_together_equal_the_whole(name):
     model, video = model_of(name), video_of(name)
     latents, quantized = latents_of(name)
@@ -218,7 +214,7 @@ def test_codes_say_all_that_the_decoder_gets(name):
     np.testing.assert_allclose(jax.jit(model.detokenize)(codes), jnp.clip(run(name)[1](quantized), -1, 1), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", tiered(CONFIGS))
 def test_gradient_reaches_every_parameter(name):
     graph, params, rest = nnx.split(model_of(name), nnx.Param, ...)
 

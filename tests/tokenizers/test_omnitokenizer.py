@@ -144,7 +144,7 @@ def test_only_the_quantizer_head_differs_between_codes_and_a_gaussian():
     ("name", "changes"),
     [
         ("cvivit", {}),
-        ("omnitokenizer", {"encoder_temporal": 2}),
+        pytest.param("omnitokenizer", {"encoder_temporal": 2}, marks=pytest.mark.slow),
         ("omnitokenizer", {"encoder_temporal": 3, "position_generator": False}),
     ],
 )

@@ -110,6 +110,7 @@ def test_nan_stops_with_the_last_finite_state_saved(tmp_path):
     assert all(np.isfinite(w).all() for w in weights(tmp_path))
 
 
+@pytest.mark.slow  # in one process: test_start.py
 def test_a_run_with_other_settings_is_refused(tmp_path):
     finish(start(tmp_path, "--config.steps=1"))
     before = sorted(p.name for p in tmp_path.rglob("*"))
