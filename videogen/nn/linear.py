@@ -128,7 +128,7 @@ class Linear(nnx.Module):
         kernel = self.kernel.get_value().astype(self.dtype)
         if len(set(counts)) == 1:
             kernel = kernel.reshape(self.inputs, len(counts), counts[0], -1)
-            kernels = [kernel[:, part] for part in range(len(counts))]
+            kernels = (kernel[:, part] for part in range(len(counts)))
         else:
             kernels = jnp.split(kernel.reshape(self.inputs, ends[-1], -1), ends[:-1], axis=1)
         return [jnp.einsum("...i,iho->...ho", x.astype(self.dtype), kernel) for kernel in kernels]

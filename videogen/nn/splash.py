@@ -122,34 +122,31 @@ def splash(
 
     segments = None
     if tag is not None or masking.key_mask is not None:
-        segments = splash_attention.SegmentIds(*_segments(masking, tag, (query.shape[0], queries, keys), padding))
+        segments = splash_attention.SegmentIds(*_segments(masking, tag, (query.shape[0], queries), padding))
     out = jax.vmap(kernel)(arrange(query, padding[0]), arrange(key, padding[1]), arrange(value, padding[1]), segments)
     return out[:, :, :queries].swapaxes(1, 2).astype(value.dtype)
 
 
 def _segments(
-    masking: Masking, tag: str | None, sizes: tuple[int, int, int], padding: tuple[int, int]
+    masking: Masking, tag: str | None, sizes: tuple[int, int], padding: tuple[int, int]
 ) -> tuple[Int[Array, "batch queries"], Int[Array, "batch keys"]]:
     """The kernel's segments: a query sees the keys of its own one. Padding is in one of its own.
 
     Args:
       masking: padding and tags.
       tag: of which a query sees its own value only; ``None`` means all keys that exist.
-      sizes: batch, queries and keys.
+      sizes: batch and queries.
       padding: of queries and keys.
     """
-    batch, queries, keys = sizes
     if tag is None:
-        # All queries are in 1.
-        kv = jnp.pad(masking.key_mask.astype(jnp.int32), ((0, 0), (0, padding[1])))
-        return jnp.ones((batch, queries + padding[0]), jnp.int32), kv
+        q = jnp.ones((sizes[0], sizes[1] + padding[0]), jnp.int32)
+        return q, jnp.pad(masking.key_mask.astype(jnp.int32), ((0, 0), (0, padding[1])))
     q, kv = masking.query_tags[tag].astype(jnp.int32), masking.key_tags[tag].astype(jnp.int32)
     if masking.key_mask is not None:
         kv = jnp.where(masking.key_mask, kv, NOBODY)
     # Rows of padded queries, which nobody reads, stay finite as those of the last query.
-    return jnp.pad(q, ((0, 0), (0, padding[0])), mode="edge"), jnp.pad(
-        kv, ((0, 0), (0, padding[1])), constant_values=NOBODY
-    )
+    q = jnp.pad(q, ((0, 0), (0, padding[0])), mode="edge")
+    return q, jnp.pad(kv, ((0, 0), (0, padding[1])), constant_values=NOBODY)
 
 
 def _kernel(
