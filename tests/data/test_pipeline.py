@@ -114,7 +114,7 @@ def test_seed_changes_order():
     assert ids(take(make(seed=1), 3)) != ids(take(make(seed=2), 3))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_by_start_and_by_state_continue_identically(workers):
     images = {"image_batch_size": 2}
     straight = take(make(**images), 7)
