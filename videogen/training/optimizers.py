@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
 
 from videogen.errors import UserError, near_matches
 from videogen.schedules import decay
@@ -69,29 +68,6 @@ def _muon(config: Mapping[str, Any], rate: optax.Schedule) -> optax.GradientTran
     )
 
 
-def norm(tree: Any) -> Float[Array, ""]:
-    """The norm of all arrays of a tree together.
-
-    The barrier keeps the compiler from taking the norm again in the update of every single parameter: that takes
-    minutes to compile where there are hundreds of them.
-    """
-    return jax.lax.optimization_barrier(optax.tree.norm(tree))
-
-
-def clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """Scales gradients whose ``norm`` is above ``largest`` down to it (``optax.clip_by_global_norm``)."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        found = norm(updates)
-
-        def clip(x: Array) -> Array:
-            return jnp.where(found < largest, x, x / found.astype(x.dtype) * largest)
-
-        return jax.tree.map(clip, updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
 def is_frozen(path: tuple, prefixes: Sequence[str]) -> bool:
     """Whether a parameter's or variable's path (of ``jax.tree_util``) begins with one of the dotted ``prefixes``."""
     name = ".".join(str(part.key) for part in path)
@@ -114,7 +90,7 @@ def build_optimizer(config: Mapping[str, Any], steps: int) -> tuple[optax.Gradie
     rate = learning_rate(config, steps)
     transform = OPTIMIZERS[config["name"]](config, rate)
     if config["clip"]:
-        transform = optax.chain(clip_by_norm(config["clip"]), transform)
+        transform = optax.chain(optax.clip_by_global_norm(config["clip"]), transform)
     if freeze := config.get("freeze", ()):
 
         def labels(params: Any) -> Any:
