@@ -30,13 +30,13 @@ class DetokenizerTask(TokenizerTask):
         self.config = config
         # Only its arithmetic is used here; the weights are a frozen module.
         self.tokenizer = nnx.eval_shape(self._build_tokenizer)
-        super().__init__(config)
-        # The codebook is the frozen tokenizer's and stays as it is.
-        del self.updates[self.group]
         clip = config.data.clip
         shape = VideoShape(clip.frames, clip.height, clip.width)
         if self.tokenizer.grid(shape).shape != shape.grid(self.tokenizer.compression).shape:
             raise UserError("the codes of this tokenizer have no place in the picture; no de-tokenizer fits them")
+        super().__init__(config)
+        # The codebook is the frozen tokenizer's and stays as it is.
+        del self.updates[self.group]
 
     def _build_tokenizer(self) -> nnx.Module:
         model = self.config.tokenizer.model
