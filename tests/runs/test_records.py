@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from videogen.configuration import load_config, save_config
 from videogen.data.video_io import write_video
-from videogen.tasks import Picture
+from videogen.reporting.run_page import write_run_report
 from videogen.runs import records as metrics
 from videogen.runs.records import MetricsWriter, Progress, last_result, read_metrics
-from videogen.reporting.run_page import write_run_report
+from videogen.tasks import Picture
 
 
 @pytest.fixture
