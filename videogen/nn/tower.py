@@ -186,7 +186,8 @@ def build_transformer(
     Args:
       config: ``{width, layers, attention: {heads, …}, mlp: {hidden, …}, norm, dropout, remat, …}``: the arguments of
         ``block_stack``; the last norm is as those of the blocks.
-      hooks, taps: as ``Transformer`` takes them.
+      hooks: as ``Transformer`` takes them.
+      taps: as ``Transformer`` takes them.
       dtype: of the products.
       rngs: random streams.
     """
