@@ -137,8 +137,8 @@ class Adversarial(Term):
     """How real a discriminator finds the prediction; the discriminator is a parameter group of its own.
 
     Args:
-      objective: a name in ``ADVERSARIAL``.
-      discriminator: ``{name, …}``, the name one of ``DISCRIMINATORS``.
+      objective: form of the loss, a name in ``ADVERSARIAL``: hinge or nonsaturating.
+      discriminator: what judges: ``{name, …}``, a name in ``DISCRIMINATORS`` and its settings.
       start: the first step that counts; before it the discriminator rests too: it would only learn to win.
       adaptive: the weight follows the gradients at the decoder's last layer (``terms.combine``).
       every: the discriminator is updated in one of so many steps …

@@ -160,7 +160,7 @@ class Perceptual(Term):
     """Distance in the features of a frozen network, of prediction and target.
 
     Args:
-      path: safetensors file with the network's weights.
+      path: safetensors file with the network's weights; 'untrained' has none.
     """
 
     def __init__(self, weight: Weight | Mapping[str, Any], setting: Setting, *, path: str = ""):

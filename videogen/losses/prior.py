@@ -144,7 +144,9 @@ class LearnedPrior(Term):
     """How well a small autoregressive model predicts the codes, which it is trained on as a group of its own.
 
     Args:
-      width, layers, heads: of the ``AutoregressivePrior``.
+      width: token width of the prior.
+      layers: number of its layers.
+      heads: its attention heads.
       temperature: of its cosine logits. At 1, the published value, predictions are almost uniform.
     """
 

@@ -106,7 +106,7 @@ class Term:
     """One term of a loss.
 
     Attributes:
-      weight: by which its value counts; a number, or ``{start, final, steps}``.
+      weight: how much the term counts, 0 leaves it out; a number, or ``{start, final, steps}``.
       reads: the pass it compares; empty where it reads something else.
       adaptive: whether its weight follows the gradients of the other terms.
       group: the parameter group that it brings; empty for none.
