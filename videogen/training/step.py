@@ -237,7 +237,7 @@ def apply_updates(
     modules, metrics = structure.modules(state["params"], state["variables"]), {}
     for group in task.losses:
         if group in task.updates:
-            rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found.rows[group].values())
+            rows = jax.tree.map(lambda *rows: jnp.concatenate(rows), *found.rows[group].values())
             metrics |= task.updates[group](modules, found.sums[group], rows, named_key(key, group), state["step"])
     _, params, variables = split(modules)
     changed = {"params": params, "variables": variables}
