@@ -96,7 +96,7 @@ def entries(workdir: Path) -> list[Entry]:
     if OF.value == "generators":
         if not (Path(TOKENIZER.value) / "config.json").exists():
             raise UserError("--tokenizer is the run directory of a trained tokenizer, e.g. runs/quickstart/tokenizer")
-        shared.append(f"--config.tokenizer.checkpoint={TOKENIZER.value}")
+        shared.append(f"--config.parts.tokenizer.checkpoint={TOKENIZER.value}")
     rows = []
     for name in ONLY.value or known:
         config, *settings = known[name].split()

@@ -6,10 +6,10 @@ the same decoder as a de-tokenizer of codes that another tokenizer has learned (
 ``tokenizer`` trains encoder, KL bottleneck and decoder together: diffusion loss, KL and a perceptual loss, no
 discriminator. ``fsq`` is MAGVIT-v2's tokenizer with finite scalar quantization, ``detokenizer`` a new decoder for its
 codes, which stay as they are. ``launch/local.py`` runs these three; by hand the last takes any tokenizer with codes or
-latents that have a place: --config.tokenizer.checkpoint=RUN_OR_EXPORT, with strides in config.model.pyramid that
+latents that have a place: --config.parts.tokenizer.checkpoint=RUN_OR_EXPORT, with strides in config.model.pyramid that
 multiply to its compression. ``decoder=l2`` is the same network without noise, trained on squared errors alone.
 ``distill`` teaches a trained de-tokenizer to do in two steps what it does in eight, and needs both:
---config.tokenizer.checkpoint=… and --config.teacher.checkpoint=RUN_OR_EXPORT, which is its start as well.
+--config.parts.tokenizer.checkpoint=… and --config.parts.teacher.checkpoint=RUN_OR_EXPORT, which is its start as well.
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the network of
 the public code (17 × 256 × 256, 16 channels of 4 × 8 × 8 pixels). Weights of losses, noise levels of training,
@@ -21,13 +21,13 @@ stand-in, that loss is off until the user names a file: --config.losses.perceptu
 from ml_collections import ConfigDict
 
 from configs import magvit2
-from configs.common import adversarial, base, loss_terms, optimizer
+from configs.common import adversarial, base, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "fsq", "detokenizer")
 
-TOKENIZED_BY = {"detokenizer": "fsq"}
-"""Stage -> the stage whose codes it decodes, for launch/local.py."""
+PARTS = {"detokenizer": {"tokenizer": "fsq"}}
+"""Stage -> frozen part -> the stage that it comes from, where their names differ, for launch/local.py."""
 
 SWEEPS = {
     "perceptual": [{"losses.perceptual.weight": weight} for weight in (0.0, 0.1, 0.3, 1.0)],
@@ -102,7 +102,7 @@ def detokenizer(size: str, decoder: str) -> ConfigDict:
     config.task = "detokenizer"
     codes = fsq(size)
     # Model and hash are filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": codes.model, "hash": ""}
+    config.parts.tokenizer = frozen(codes.model)
     config.data.clip = codes.data.clip
     config.model = network(size, decoder) | {"pyramid": pyramid(size)}
     if decoder == "diffusion":
@@ -115,7 +115,8 @@ def distill(size: str, decoder: str) -> ConfigDict:
     config = detokenizer(size, decoder)
     # One loss, and the teacher's noise levels do not matter: the student learns at those it decodes at.
     config.losses.perceptual.weight = 0.0
-    config.teacher = {"checkpoint": "", "steps": 8, "solver": {"name": "ddim"}}
+    config.parts.teacher = frozen()
+    config.distillation = {"steps": 8, "solver": {"name": "ddim"}}
     config.model.steps = 2
     group = config.optimizer.detokenizer
     group.learning_rate /= 4

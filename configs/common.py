@@ -18,6 +18,8 @@ def base(dtype: str) -> ConfigDict:
     config.accumulate = 1
     # A run directory or export whose weights a new run begins with, where names and shapes agree; empty: fresh ones.
     # "last" (causal) or "central" also inflates 2-D kernels to 3-D ones, into that slice of time.
+    # Frozen networks by name: {"checkpoint": run or export, "model": config, "hash": of the weights}; see ``frozen``.
+    config.parts = {}
     config.start_from = {"run": "", "inflate": ""}
     config.ema = {"decay": 0.0}
     config.parallel = {
@@ -64,6 +66,11 @@ def base(dtype: str) -> ConfigDict:
         "workers": 0,
     }
     return config
+
+
+def frozen(model: dict | ConfigDict | None = None) -> dict:
+    """A part of ``config.parts``. The run that the user names says what it is; until then it is of this ``model``."""
+    return {"checkpoint": "", "model": model or {}, "hash": ""}
 
 
 def loss_terms(l2: float = 0.0, l1: float = 0.0, **terms: dict) -> dict:

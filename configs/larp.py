@@ -21,7 +21,7 @@ whose layers those counts leave out.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import adversarial, base, bpe_text, loss_terms, optimizer
+from configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -122,8 +122,8 @@ def generator(size: str, model: str) -> ConfigDict:
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": larp(size), "hash": ""}
-    config.data.clip.update(dict(zip(("frames", "height", "width"), config.tokenizer.model.clip, strict=True)))
+    config.parts.tokenizer = frozen(larp(size))
+    config.data.clip.update(dict(zip(("frames", "height", "width"), config.parts.tokenizer.model.clip, strict=True)))
     config.model = {"name": "next_block", "block": (1, 1, 1), "qk_norm": False, "condition_drop": 0.1}
     config.sampler = {
         "name": "blocks",

@@ -19,7 +19,7 @@ clip rather than for each step.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import adversarial, base, bpe_text, loss_terms, optimizer
+from configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -128,7 +128,7 @@ def generator(size: str, model: str) -> ConfigDict:
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": magvit(size), "hash": ""}
+    config.parts.tokenizer = frozen(magvit(size))
     config.tasks = dict.fromkeys(TASKS, 1.0)
     config.model = {
         "name": "masked",

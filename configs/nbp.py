@@ -16,7 +16,7 @@ how it weighs L1 and L2 was not found, and here it is L2 alone; its Adam has MAG
 from ml_collections import ConfigDict, config_dict
 
 from configs import magvit2, phenaki
-from configs.common import base, bpe_text, optimizer
+from configs.common import base, bpe_text, frozen, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -82,7 +82,7 @@ def generator(size: str, model: str) -> ConfigDict:
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": tokenizer(size).model, "hash": ""}
+    config.parts.tokenizer = frozen(tokenizer(size).model)
     config.model = {"name": "next_block", "start": "tokens", "given": 0, "condition_drop": 0.1}
     config.sampler = {
         "name": "blocks",

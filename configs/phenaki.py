@@ -11,7 +11,7 @@ the weights, which the paper does not mention, is kept; text goes through T5-XXL
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import adversarial, base, bpe_text, loss_terms, optimizer
+from configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -91,7 +91,7 @@ def generator(size: str) -> ConfigDict:
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": cvivit(size), "hash": ""}
+    config.parts.tokenizer = frozen(cvivit(size))
     config.model = {"name": "masked", "training_schedule": "linear", "condition_drop": 0.1}
     # Layers of a critic that is trained along and decides which codes decoding keeps; 0 leaves it out.
     config.model.critic = {"layers": 0, "weight": 1.0}

@@ -6,7 +6,7 @@ autoregressive generator whose head goes through the channels of a place one aft
 ``tokenizer`` trains with a Gaussian bottleneck, as for diffusion. ``quantized`` begins with its weights and trains
 nothing: its steps measure mean and deviation of every channel of the latents, by which ``per_dimension`` then rounds
 them. ``launch/local.py`` runs all three; by hand ``quantized`` takes --config.start_from.run=DIRECTORY, ``generator``
-the directory of ``quantized`` by --config.tokenizer.checkpoint. Values per channel are free:
+the directory of ``quantized`` by --config.parts.tokenizer.checkpoint. Values per channel are free:
 --config.model.quantizer.bins=16 of the stage ``quantized``, and of any tokenizer with a Gaussian bottleneck.
 
 ``debug`` and ``small`` are videos; ``paper`` is the published setting, images of 256 × 256 in 16 × 16 places of 16
@@ -20,7 +20,7 @@ published counts leave out; the autoencoder is trained with the losses of ``conf
 from ml_collections import ConfigDict, config_dict
 
 from configs import magvit2, phenaki
-from configs.common import base, bpe_text, optimizer
+from configs.common import base, bpe_text, frozen, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "quantized", "generator")
@@ -28,8 +28,8 @@ STAGES = ("tokenizer", "quantized", "generator")
 START_FROM = {"quantized": "tokenizer"}
 """Stage -> the stage whose weights it begins with, for launch/local.py."""
 
-TOKENIZED_BY = {"generator": "quantized"}
-"""Stage -> the stage whose codes it learns, for launch/local.py."""
+PARTS = {"generator": {"tokenizer": "quantized"}}
+"""Stage -> frozen part -> the stage that it comes from, where their names differ, for launch/local.py."""
 
 MODELS = {
     "L": {"layers": 32, "width": 1024, "heads": 16, "mlp_width": 4096, "depth_layers": 4},
@@ -105,7 +105,7 @@ def generator(size: str, model: str) -> ConfigDict:
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": rounded(size), "hash": ""}
+    config.parts.tokenizer = frozen(rounded(size))
     config.model = {"name": "next_block", "block": (1, 1, 1), "levels": "depth", "condition_drop": 0.1}
     config.sampler = {
         "name": "blocks",

@@ -8,7 +8,7 @@ LTX-Video (2B) at 81 × 720 × 1280, which are 21 × 90 × 160 latents of 16 cha
 settings are not public, so those here are ours. Wan normalises queries and keys over the full width, we per head.
 
 ``distill`` teaches the trained generator to draw in four steps without guidance what it draws in many with it:
---config.teacher.checkpoint=RUN_OR_EXPORT, which is its start as well. ``launch/local.py`` runs all three stages.
+--config.parts.teacher.checkpoint=RUN_OR_EXPORT, which is its start as well. ``launch/local.py`` runs all three stages.
 
 Per-frame noise levels (diffusion forcing), frames that see only the past, text as tokens of the same sequence:
 --config.model.times=frame --config.model.causal=true --config.model.text=joint
@@ -17,13 +17,13 @@ Per-frame noise levels (diffusion forcing), frames that see only the past, text 
 from ml_collections import ConfigDict, config_dict
 
 from configs import magvit2, phenaki
-from configs.common import base, bpe_text, optimizer
+from configs.common import base, bpe_text, frozen, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator", "distill")
 
-START_FROM = {"distill": "generator"}
-"""Stage -> the stage that it begins with and learns from, for launch/local.py."""
+PARTS = {"distill": {"teacher": "generator"}}
+"""Stage -> frozen part -> the stage that it comes from, where their names differ, for launch/local.py."""
 
 MODELS = {
     "1.3B": {"layers": 30, "width": 1536, "heads": 12, "mlp_width": 8960},
@@ -78,7 +78,7 @@ def generator(size: str, model: str) -> ConfigDict:
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
-    config.tokenizer = {"checkpoint": "", "model": continuous(size), "hash": ""}
+    config.parts.tokenizer = frozen(continuous(size))
     config.model = {
         "name": "flow",
         "patch": (1, 1, 1),
@@ -113,7 +113,8 @@ def distill(size: str, model: str) -> ConfigDict:
     config = generator(size, model)
     guided = {key: config.sampler[key] for key in ("guidance_scale", "guidance")}
     # The teacher's steps are of a whole clip: so many to each step of the student as 4 go into them.
-    config.teacher = {"checkpoint": "", "steps": 16, "solver": {"name": "unipc"}, **guided}
+    config.parts.teacher = frozen()
+    config.distillation = {"steps": 16, "solver": {"name": "unipc"}, **guided}
     config.sampler.update({"steps": 4, "solver": {"name": "euler"}, "guidance_scale": 1.0})
     group = config.optimizer.generator
     if size == "debug":
@@ -122,11 +123,11 @@ def distill(size: str, model: str) -> ConfigDict:
         group.learning_rate = 8e-3
     elif size == "small":
         config.steps, config.eval_every, config.checkpoint_every = 10_000, 1000, 1000
-        config.teacher.steps = 32
+        config.distillation.steps = 32
         group.update({"learning_rate": 1e-4, "warmup": 200})
     else:
         config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
-        config.teacher.steps = 48
+        config.distillation.steps = 48
         config.ema.decay = 0.999
         group.update({"learning_rate": 1e-5, "warmup": 200})
     return config

@@ -39,8 +39,6 @@ CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips of ev
 
 COMMAND = ("python", "-m")
 
-TOKENIZER = "tokenizer"
-"""The stage whose codes generators learn; a config's ``TOKENIZED_BY`` names another one for a stage."""
 
 PROTOCOLS = {"tokenizer": "reconstruction", "detokenizer": "reconstruction", "generator": "prompt_fidelity"}
 """Task -> how it is evaluated; generators with ``config.tasks`` by the protocol ``tasks``."""
@@ -97,7 +95,7 @@ def plan(
         raise UserError("leave stage= out of --config: all stages run; videogen.train trains a single one")
     module = module_of(file)
     names, origins = stages_of(file, module), getattr(module, "START_FROM", {})
-    tokenizers = getattr(module, "TOKENIZED_BY", {})
+    makers = getattr(module, "PARTS", {})
     given = "".join(f",{part}" for part in arguments.split(",") if part)
     plain = {name: f"--config={file}:stage={name}{given}" for name in names}
     configs = {name: read_config([argument]) for name, argument in plain.items()}
@@ -106,11 +104,10 @@ def plan(
         chosen = [plain[name], *_data_settings(configs[name], data, clip), *settings_of(settings, name, names, configs)]
         current = read_config(chosen)
         if name in origins:
-            role = "teacher.checkpoint" if "teacher" in current else "start_from.run"
-            chosen.append(f"--config.{role}={workdir / origins[name]}")
-        tokenizer = tokenizers.get(name, TOKENIZER) if "tokenizer" in current else None
-        if tokenizer:
-            chosen.append(f"--config.tokenizer.checkpoint={workdir / tokenizer}")
+            chosen.append(f"--config.start_from.run={workdir / origins[name]}")
+        made_by = {part: makers.get(name, {}).get(part, part) for part in current.parts}
+        chosen += [f"--config.parts.{part}.checkpoint={workdir / stage}" for part, stage in made_by.items()]
+        tokenizer = made_by.get("tokenizer")
         stages[name] = make_stage(name, chosen, workdir / name, stages[tokenizer].config if tokenizer else None)
     return list(stages.values())
 

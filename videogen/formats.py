@@ -4,7 +4,7 @@ from typing import Any
 
 from videogen.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Of the configs that runs and exports write; one without a number is of format 1."""
 
 
@@ -24,7 +24,21 @@ def to_present(config: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(
             f"{where} has format {found!r}, and this videogen reads up to {FORMAT}; use the one that wrote it"
         )
-    return _terms_by_name(config) if found == 1 else config
+    for convert in (_terms_by_name, _frozen_parts)[found - 1 :]:
+        config = convert(config)
+    return config
+
+
+def _frozen_parts(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 -> 3: the tokenizer and the teacher became ``parts``, and how the teacher draws ``distillation``."""
+    config, parts = dict(config), {}
+    for name in ("tokenizer", "teacher"):
+        if isinstance(old := config.pop(name, None), dict):
+            keys = ("checkpoint", "model", "hash")
+            parts[name] = {"checkpoint": "", "model": {}, "hash": "", **{key: old[key] for key in keys if key in old}}
+            if name == "teacher":
+                config["distillation"] = {key: value for key, value in old.items() if key not in keys}
+    return {**config, "parts": parts}
 
 
 def _terms_by_name(config: dict[str, Any]) -> dict[str, Any]:

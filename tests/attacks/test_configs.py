@@ -47,10 +47,8 @@ def mutate(rng: random.Random) -> tuple[dict, str]:
 @pytest.fixture
 def alone(monkeypatch):
     """What a start reads from other runs is there in shape only."""
-    monkeypatch.setattr(
-        start, "complete_config", lambda config, _: complete_for_planning(config) if "tokenizer" in config else None
-    )
-    monkeypatch.setattr(start, "new_frozen", lambda task: nnx.eval_shape(lambda: task.frozen(None)))
+    monkeypatch.setattr(start, "complete_config", lambda config, *_: complete_for_planning(config))
+    monkeypatch.setattr(start, "new_frozen", lambda task, _: nnx.eval_shape(lambda: task.frozen(None)))
     monkeypatch.setattr(start, "starting_weights", lambda *_: None)
 
 

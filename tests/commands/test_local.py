@@ -113,7 +113,7 @@ def test_stages_run_in_order_and_later_ones_get_the_tokenizer(start):
         + ["--protocol=reconstruction", f"--out={workdir}/tokenizer/evaluation.json"]
         + [f"--pictures={workdir}/tokenizer/pictures"],
         ["python", "-m", "videogen.train", "--config=configs/phenaki.py:stage=generator,size=debug"]
-        + ["--config.steps=20", f"--config.tokenizer.checkpoint={workdir}/tokenizer"]
+        + ["--config.steps=20", f"--config.parts.tokenizer.checkpoint={workdir}/tokenizer"]
         + [f"--workdir={workdir}/generator"],
         ["python", "-m", "videogen.evaluate", f"--checkpoint={workdir}/generator"]
         + ["--protocol=prompt_fidelity", f"--out={workdir}/generator/evaluation.json"]
@@ -182,7 +182,9 @@ def test_stages_begin_with_the_weights_of_the_stage_their_config_names(tmp_path)
 def test_a_student_begins_with_and_learns_from_the_stage_its_config_names(tmp_path):
     *_, generator, student = local.plan("configs/videodit.py:size=debug", tmp_path, [])
     assert (generator.name, student.name) == ("generator", "distill")
-    assert student.config.start_from.run == "" and student.config.teacher.checkpoint == str(tmp_path / "generator")
+    assert student.config.start_from.run == "" and student.config.parts.teacher.checkpoint == str(
+        tmp_path / "generator"
+    )
     assert "--protocol=prompt_fidelity" in student.evaluate
 
 
@@ -190,7 +192,7 @@ def test_a_stage_decodes_the_codes_of_the_stage_its_config_names(tmp_path):
     stages = local.plan("configs/cdt.py:size=debug", tmp_path, [])
     assert [stage.name for stage in stages] == ["tokenizer", "fsq", "detokenizer"]
     given = [[part for part in stage.train if "tokenizer.checkpoint" in part] for stage in stages]
-    assert given == [[], [], [f"--config.tokenizer.checkpoint={tmp_path / 'fsq'}"]]
+    assert given == [[], [], [f"--config.parts.tokenizer.checkpoint={tmp_path / 'fsq'}"]]
     assert all("--protocol=reconstruction" in stage.evaluate for stage in stages)
 
 

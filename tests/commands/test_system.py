@@ -44,7 +44,7 @@ def system(run_command, tmp_path_factory):
 
     config = "--config=configs/phenaki.py:size=debug,stage="
     run("train", config + "tokenizer", f"--workdir={root}/tokenizer", *TINY, *SMALL_TOKENIZER)
-    checkpoint = f"--config.tokenizer.checkpoint={root}/tokenizer"
+    checkpoint = f"--config.parts.tokenizer.checkpoint={root}/tokenizer"
     run("train", config + "generator", f"--workdir={root}/generator", checkpoint, *TINY, *SMALL_GENERATOR)
     return root, run, [config + "generator", checkpoint, *TINY, *SMALL_GENERATOR]
 

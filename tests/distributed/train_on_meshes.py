@@ -34,7 +34,7 @@ def tiny(stage: str, remat: str) -> Any:
     config = phenaki.get_config(f"stage={stage},size=debug")
     config.data.batch_size, config.steps, config.parallel.remat = BATCH, STEPS, remat
     config.data.clip.update({"frames": 5, "height": 8, "width": 32})
-    tokenizer = config.model if stage == "tokenizer" else config.tokenizer.model
+    tokenizer = config.model if stage == "tokenizer" else config.parts.tokenizer.model
     tokenizer.update(TOKENIZER)
     tokenizer.quantizer.update({"size": 64, "restart_threshold": 0.0})
     if stage == "generator":
@@ -63,7 +63,7 @@ class Training:
         self.config, self.task = config, tasks.build(config)
         self.structure, self.abstract = structure_of(self.task, config)
         self.frozen = self.task.frozen(
-            lambda _: tokenizers.build(config.tokenizer.model, remat="none", rngs=nnx.Rngs(1))
+            lambda *_: tokenizers.build(config.parts.tokenizer.model, remat="none", rngs=nnx.Rngs(1))
         )
         self.weights = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in self.frozen.items()}
 

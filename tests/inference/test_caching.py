@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs import larp, phenaki, tokenbridge, videodit
-from videogen import data, tasks, tokenizers
+from videogen import data, tasks
 from videogen.data.inputs import clip_of
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
@@ -24,11 +24,11 @@ def generator_config(system: str):
     config = {"masked": phenaki, "larp": larp, "tokenbridge": tokenbridge}[system].get_config(
         "stage=generator,size=debug"
     )
-    config.tokenizer.model.update(NARROW)
+    config.parts.tokenizer.model.update(NARROW)
     if system == "larp":
-        config.tokenizer.model.update({"queries": 8, "encoder_layers": 1, "decoder_layers": 1})
+        config.parts.tokenizer.model.update({"queries": 8, "encoder_layers": 1, "decoder_layers": 1})
     else:
-        config.tokenizer.model.update({"decoder_layers": (1, 1)})
+        config.parts.tokenizer.model.update({"decoder_layers": (1, 1)})
     config.model.update({**NARROW, "layers": 1})
     config.text.encoder.update({"width": 16, "heads": 2})
     return config
@@ -37,8 +37,9 @@ def generator_config(system: str):
 def tokenizer_run(directory, task: GeneratorTask) -> Loaded:
     """The tokenizer of a generator as its own run would be loaded."""
     config = task.config.copy_and_resolve_references()
-    config.model, config.task = config.tokenizer.model, "tokenizer"
-    return Loaded(directory, config, None, {"tokenizer": task._build_tokenizer()}, step=0)
+    config.model, config.task, config.losses = config.parts.tokenizer.model, "tokenizer", {}
+    config.parts = {}
+    return Loaded(directory, config, tasks.build(config), {"tokenizer": task.structure_of_part("tokenizer")}, step=0)
 
 
 @pytest.mark.parametrize("system", ["masked", "larp", "tokenbridge"])
@@ -73,13 +74,14 @@ def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
 def test_only_a_tokenizer_writes_a_cache(tmp_path):
     config = generator_config("masked")
     with pytest.raises(UserError, match="holds a generator, not a tokenizer"):
-        write_token_cache(Loaded(tmp_path, config, None, {}, 0), tmp_path / "cache", None, 1, 1)
+        write_token_cache(Loaded(tmp_path, config, tasks.build(config), {}, 0), tmp_path / "cache", None, 1, 1)
 
 
 def test_latents_are_refused(tmp_path):
     config = videodit.get_config("stage=tokenizer,size=debug")
     config.model.update({**NARROW, "decoder_layers": (1, 1)})
-    run = Loaded(tmp_path, config, None, {"tokenizer": tokenizers.build(config.model, rngs=nnx.Rngs(0))}, step=0)
+    task = tasks.build(config)
+    run = Loaded(tmp_path, config, task, task.init(nnx.Rngs(0)), step=0)
     with pytest.raises(UserError, match="makes latents and no codes to cache"):
         write_token_cache(run, tmp_path / "cache", None, clips=1, batch_size=1)
     assert not (tmp_path / "cache").exists()

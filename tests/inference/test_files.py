@@ -30,7 +30,7 @@ def root(tmp_path_factory):
     config.data.batch_size = config.data.eval_batch_size = 2
     config.steps = config.eval_every = config.checkpoint_every = 1
     config.sampler.steps = 2
-    config.tokenizer.checkpoint = str(root / "runs" / "tokenizer")
+    config.parts.tokenizer.checkpoint = str(root / "runs" / "tokenizer")
     train(config, root / "runs" / "generator")
     (root / "my_videos").mkdir()
     write_video(root / "my_videos" / "kitten.mp4", moving(30), 16.0, scale=1)

@@ -129,7 +129,7 @@ def test_paper_generator_matches_the_closed_form_to_two_percent():
 
 
 def generator_flops(config, frames, length):
-    model, vocabulary = config.model, config.tokenizer.model.quantizer.size
+    model, vocabulary = config.model, config.parts.tokenizer.model.quantizer.size
     w, tokens = model.width, tokens_of(config, frames)
     projections = 2 * (4 * w * w + 2 * w * w + 2 * w * model.mlp_width)
     attention = 4 * w * (tokens + length)
@@ -140,7 +140,7 @@ def generator_flops(config, frames, length):
 
 
 def tokenizer_flops(config, frames):
-    model = config.tokenizer.model
+    model = config.parts.tokenizer.model
     time, height, width = model.patch
     places = config.data.clip.height // height * (config.data.clip.width // width)
     latents = tokens_of(config, frames) // places
@@ -162,6 +162,6 @@ def t5_flops(config, length):
 
 
 def tokens_of(config, frames):
-    time, height, width = config.tokenizer.model.patch
+    time, height, width = config.parts.tokenizer.model.patch
     clip = config.data.clip
     return int((1 + (frames - 1) / time) * np.prod([clip.height // height, clip.width // width]))

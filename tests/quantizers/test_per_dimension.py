@@ -112,7 +112,7 @@ def test_a_tokenizer_with_continuous_latents_gets_ids_after_training():
     continuous, codes, _, _ = model.bottleneck(latents)
     assert codes.indices.shape == (2, 2, 2, 2, 0)
     model.quantizer = PerDimensionQuantizer(4)
-    model.quantizer.fit(model.to_code(latents))
+    model.quantizer.fit(latents)
     codes = model.tokenize(video)
     assert model.vocabulary == (64,) * 4 and codes.indices.shape == (2, 2, 2, 2, 4)
     exact = jnp.clip(model.decode(continuous), -1, 1)

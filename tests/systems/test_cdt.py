@@ -77,8 +77,8 @@ def narrow() -> ConfigDict:
     config = cdt.get_config("stage=detokenizer,size=debug")
     config.steps = 10
     config.data.clip.update({"frames": 3, "height": 16, "width": 16})
-    config.tokenizer.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2})
-    config.tokenizer.model.update({"spatial_strides": (2,), "temporal_strides": (2,)})
+    config.parts.tokenizer.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2})
+    config.parts.tokenizer.model.update({"spatial_strides": (2,), "temporal_strides": (2,)})
     config.model.update({"widths": (4, 4), "context_width": 2, "steps": 2})
     config.model.pyramid.update({"widths": (4,), "spatial_strides": (2,), "temporal_strides": (2,)})
     return config
@@ -89,7 +89,7 @@ def built() -> tuple[ConfigDict, tasks.Task, dict[str, nnx.Module]]:
     """The config, the task, and its modules with random parameters: the frozen tokenizer's and the de-tokenizer's."""
     config = narrow()
     task = tasks.build(config)
-    abstract = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer()))
+    abstract = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)) | task.frozen(None))
     return config, task, {name: with_random_parameters(module) for name, module in abstract.items()}
 
 
@@ -117,7 +117,7 @@ def test_only_the_de_tokenizer_learns():
     config = narrow()
     task = tasks.build(config)
     structure, _ = structure_of(task, config)
-    frozen = task.frozen(lambda directory: task._build_tokenizer())
+    frozen = task.frozen(None)
     graphs = {name: nnx.graphdef(module) for name, module in frozen.items()}
     arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in frozen.items()}
     states = [jax.jit(lambda: new_state(task, structure, config))()]
@@ -136,9 +136,15 @@ def test_only_the_de_tokenizer_learns():
 def test_a_tokenizer_without_places_is_refused(built):
     config = built[0].copy_and_resolve_references()
     with config.unlocked():
-        config.tokenizer.model = {"name": "larp", "clip": (3, 16, 16), "patch": (3, 8, 8), "queries": 5, "width": 12}
-        config.tokenizer.model.update({"heads": 2, "mlp_width": 24, "encoder_layers": 1, "decoder_layers": 1})
-        config.tokenizer.model.quantizer = {"name": "stochastic", "size": 64, "width": 6}
+        config.parts.tokenizer.model = {
+            "name": "larp",
+            "clip": (3, 16, 16),
+            "patch": (3, 8, 8),
+            "queries": 5,
+            "width": 12,
+        }
+        config.parts.tokenizer.model.update({"heads": 2, "mlp_width": 24, "encoder_layers": 1, "decoder_layers": 1})
+        config.parts.tokenizer.model.quantizer = {"name": "stochastic", "size": 64, "width": 6}
     with pytest.raises(UserError, match="no place in the picture"):
         tasks.build(config)
 
@@ -156,7 +162,7 @@ def test_an_export_is_a_tokenizer_with_both_decoders_measured(built, tmp_path):
     other = Loaded(tmp_path, config, task, {"tokenizer": live["tokenizer"]}, 0)
     assert loaded.hash == other.hash
     common = dict(remat="none", dtype=np.float32)
-    built = nnx.eval_shape(lambda: tokenizers.build(loaded.tokenizer_model, **common, rngs=nnx.Rngs(0)))
+    built = nnx.eval_shape(lambda: tokenizers.build(loaded.model_of("tokenizer"), **common, rngs=nnx.Rngs(0)))
     assert parameter_count(nnx.state(built)) == parameter_count(nnx.state(loaded.tokenizer))
     record, clips = evaluate(loaded, "reconstruction", 2, 0)
     assert {"psnr", "gradient_sharpness", "deterministic_psnr", "judge_on_deterministic"} <= record["metrics"].keys()

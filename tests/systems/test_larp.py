@@ -146,7 +146,7 @@ def test_a_prior_of_a_tokenizer_without_code_vectors_is_refused():
 
 def generator(argument: str, **tokenizer) -> tuple[tasks.Task, nnx.Module]:
     config = larp.get_config(f"stage=generator,{argument}")
-    config.tokenizer.model.quantizer.update(tokenizer)
+    config.parts.tokenizer.model.quantizer.update(tokenizer)
     task = tasks.build(config)
     return task, nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))["generator"].generator
 
@@ -177,12 +177,14 @@ def test_smaller_generators_build(size, codes):
 @pytest.fixture(scope="module")
 def drawing():
     config = larp.get_config("stage=generator,size=debug")
-    config.tokenizer.model.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1})
-    config.tokenizer.model.update({"queries": 8})
+    config.parts.tokenizer.model.update(
+        {"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1}
+    )
+    config.parts.tokenizer.model.update({"queries": 8})
     config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 32})
     config.text.encoder.update({"width": 32, "heads": 2})
     task = tasks.build(config)
-    return task, task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    return task, task.init(nnx.Rngs(0)) | task.frozen(None)
 
 
 def test_a_generator_draws_whole_clips(drawing):
@@ -203,7 +205,7 @@ def test_what_needs_codes_with_a_place_is_refused(drawing):
         with pytest.raises(UserError, match="codes 4 frames as a whole"):
             generator.generate(**{"story": story, "seed": 0, **call})
     config = magvit.get_config("stage=generator,size=debug")
-    config.tokenizer.model = larp.larp("debug")
+    config.parts.tokenizer.model = larp.larp("debug")
     config.data.clip.update({"frames": 4})
     with pytest.raises(UserError, match="no place in the picture"):
         tasks.build(config)

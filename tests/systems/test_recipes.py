@@ -66,6 +66,6 @@ def test_nbp():
     assert generator.steps * generator.data.batch_size == pytest.approx(77 * 390_000, rel=0.01)
     tokenizer = nbp.get_config("stage=tokenizer,size=paper")
     assert tokenizer.steps * tokenizer.data.batch_size == pytest.approx(100 * 390_000, rel=0.01)
-    assert tokenizer.model.padding == generator.tokenizer.model.padding == "replicate"
+    assert tokenizer.model.padding == generator.parts.tokenizer.model.padding == "replicate"
     rate = tokenizer.optimizer.tokenizer
     assert (rate.learning_rate, rate.schedule, rate.warmup) == (1e-4, "linear", round(0.01 * tokenizer.steps))

@@ -16,6 +16,7 @@ from videogen.data.text import build_text_tokenizer
 from videogen.errors import UserError
 from videogen.nn import MicroBatch, named_key
 from videogen.planning.programs import abstract_run, complete_for_planning
+from videogen.tasks.distillation import check_teacher
 from videogen.training.loading import Loaded, export_safetensors, load
 from videogen.training.state import new_state, structure_of
 from videogen.training.step import make_train_step
@@ -29,13 +30,13 @@ FRAMES = 5
 def generator_config(stage: str):
     config = videodit.get_config(f"stage={stage},size=debug")
     config.data.clip.update({"frames": FRAMES, "height": 16, "width": 16})
-    config.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32, "decoder_layers": (1, 1)})
-    config.tokenizer.model.quantizer.width = 4
+    config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32, "decoder_layers": (1, 1)})
+    config.parts.tokenizer.model.quantizer.width = 4
     config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "prefix_share": 0.5})
     config.text.encoder.update({"width": 16, "heads": 2})
     config.text.tokenizer.update({"name": "bytes", "vocabulary_size": 257, "length": 6})
     if stage == "distill":
-        config.sampler.steps, config.teacher.steps = 2, 4
+        config.sampler.steps, config.distillation.steps = 2, 4
     return config
 
 
@@ -43,12 +44,12 @@ def detokenizer_config(stage: str):
     config = cdt.get_config(f"stage={stage},size=debug")
     config.losses.perceptual.weight = 0.0
     config.data.clip.update({"frames": 3, "height": 16, "width": 16})
-    config.tokenizer.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2})
-    config.tokenizer.model.update({"spatial_strides": (2,), "temporal_strides": (2,)})
+    config.parts.tokenizer.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2})
+    config.parts.tokenizer.model.update({"spatial_strides": (2,), "temporal_strides": (2,)})
     config.model.update({"widths": (4, 4), "context_width": 2})
     config.model.pyramid.update({"widths": (4,), "spatial_strides": (2,), "temporal_strides": (2,)})
     if stage == "distill":
-        config.teacher.steps = 4
+        config.distillation.steps = 4
     return config
 
 
@@ -69,15 +70,13 @@ class Student:
         self.group, self.folder, teacher = group, folder, folder / "teacher"
         self.teacher = self._export_teacher(CONFIGS[group](group), teacher)
         self.config = config = CONFIGS[group]("distill")
-        config.teacher.checkpoint, config.tokenizer.hash = str(teacher), load(teacher).config.tokenizer.hash
-        tasks.check_teacher(config, load(teacher).config)
+        loaded = load(teacher)
+        config.parts.teacher.checkpoint, config.parts.tokenizer.hash = str(teacher), loaded.config.parts.tokenizer.hash
+        tasks.class_of(config).complete(config, {"teacher": loaded.config})
         self.task = tasks.build(config)
         self.structure, _ = structure_of(self.task, config)
         # As a run loads them, but for the tokenizer, which is that of the teacher here.
-        loaded = load(teacher)
-        self.frozen = self.task.frozen(
-            lambda directory, what="tokenizer": loaded.teacher if what == "teacher" else loaded.modules[what]
-        )
+        self.frozen = self.task.frozen(lambda _, what: loaded.trained if what == "trained" else loaded.modules[what])
         weights = starting_weights(config, folder / "student", self.task)
         state = jax.jit(lambda: new_state(self.task, self.structure, config))()
 
@@ -109,8 +108,8 @@ class Student:
             return jax.tree.unflatten(tree, leaves), state["variables"]
 
         trained = structure.modules(*numbers())
-        frozen = task.frozen(lambda directory: task._build_tokenizer())
-        config.tokenizer.hash = hash_weights(nnx.to_pure_dict(nnx.state(frozen["tokenizer"])))
+        frozen = task.frozen(None)
+        config.parts.tokenizer.hash = hash_weights(nnx.to_pure_dict(nnx.state(frozen["tokenizer"])))
         export_safetensors(Loaded(with_text(config, self.folder), config, task, trained | frozen, 7), out)
         return trained[self.group]
 
@@ -204,10 +203,10 @@ def test_given_frames_are_those_of_the_clip_at_time_0(student):
     [
         ("generator", {"sampler.guidance_scale": 2.0}, "sampler.guidance_scale=1"),
         ("generator", {"sampler.solver.name": "heun"}, "euler or ddim"),
-        ("generator", {"teacher.steps": 5}, "multiple of the student's 2"),
+        ("generator", {"distillation.steps": 5}, "multiple of the student's 2"),
         ("detokenizer", {"losses.perceptual.weight": 0.1}, "one loss"),
         ("detokenizer", {"losses.adversarial.weight": 0.1}, "one loss"),
-        ("detokenizer", {"teacher.steps": 3}, "multiple of the student's 2"),
+        ("detokenizer", {"distillation.steps": 3}, "multiple of the student's 2"),
         ("detokenizer", {"model.name": "regression"}, "no steps to save"),
     ],
 )
@@ -220,12 +219,12 @@ def test_settings_that_cannot_work_are_named(group, changes, message):
 
 def test_teachers_of_another_kind_are_refused():
     student, teacher = generator_config("distill"), generator_config("generator")
-    tasks.check_teacher(student, teacher)
+    check_teacher(student, teacher)
     teacher.model.width = 32
     with pytest.raises(UserError, match="config.model.width differs"):
-        tasks.check_teacher(student, teacher)
+        check_teacher(student, teacher)
     masked = phenaki.get_config("stage=generator,size=debug")
-    masked.teacher = {"checkpoint": ""}
+    masked.parts.teacher = {"checkpoint": "", "model": {}, "hash": ""}
     with pytest.raises(UserError, match="only generators of latents"):
         tasks.build(masked)
 
@@ -235,8 +234,8 @@ def test_a_run_needs_its_teacher_and_takes_its_text(tmp_path, student):
     assert new_text_tokenizer(student.config, build_source(student.config, "train")).length == 6
     config = generator_config("distill")
     (tmp_path / "export").symlink_to(student.folder / "teacher")
-    config.tokenizer.checkpoint = ""
-    with pytest.raises(UserError, match="pass --config.tokenizer.checkpoint"):
+    config.parts.tokenizer.checkpoint = ""
+    with pytest.raises(UserError, match="pass --config.parts.teacher.checkpoint"):
         complete_config(config, tmp_path)
 
 

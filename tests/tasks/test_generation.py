@@ -16,13 +16,13 @@ WINDOW = 5
 def make(frames: int, side: int, tokenizer) -> tasks.VideoGenerator:
     config = phenaki.get_config("stage=generator,size=debug")
     config.data.clip.update({"frames": frames, "height": side, "width": side})
-    config.tokenizer.model = tokenizer
+    config.parts.tokenizer.model = tokenizer
     config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
     config.text.encoder.update({"width": 32, "heads": 2})
     config.sampler.update({"steps": 3, "guidance_scale": 1.0, "choice_temperature": 1.0})
     task = tasks.build(config)
     rngs = nnx.Rngs(0)
-    modules = task.init(rngs) | task.frozen(lambda directory: task._build_tokenizer())
+    modules = task.init(rngs) | task.frozen(None)
     # Untrained text hardly moves an untrained generator: stronger text makes the prompt matter.
     text = modules["generator"].text_encoder.embedding.table
     text.set_value(text.get_value() * 500)
@@ -136,10 +136,10 @@ def test_first_frames_are_whole_blocks(block, legal):
     config.data.clip.update({"frames": 11, "height": 16, "width": 16})
     config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "block": block, "start": "block"})
     config.text.encoder.update({"width": 16, "heads": 2})
-    config.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
-    config.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
+    config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
+    config.parts.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
     task = tasks.build(config)
-    modules = task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    modules = task.init(nnx.Rngs(0)) | task.frozen(None)
     generator = tasks.VideoGenerator(task, modules)
     assert generator.prefix_lengths() == legal and generator.default_overlap() in legal
     clip = np.random.default_rng(0).integers(0, 256, (1, 11, 16, 16, 3)).astype(np.uint8)
@@ -159,12 +159,12 @@ def untold(config) -> tuple[tasks.Task, dict]:
     """A tiny system that is told nothing."""
     config.data.clip.update({"frames": 5, "height": 16, "width": 16})
     config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
-    config.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
-    config.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
+    config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
+    config.parts.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
     with config.unlocked():
         config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
     task = tasks.build(config)
-    return task, task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    return task, task.init(nnx.Rngs(0)) | task.frozen(None)
 
 
 def test_pictures_of_clips_of_which_nothing_is_known():

@@ -25,8 +25,8 @@ from videogen.inference import sampling
 def config(**weights: float):
     config = magvit.get_config("stage=generator,size=debug")
     config.data.clip.update({"frames": 4, "height": 16, "width": 16})
-    config.tokenizer.model.update({"width": 8, "multipliers": (1, 1, 1), "norm_groups": 2})
-    config.tokenizer.model.quantizer.size = 32
+    config.parts.tokenizer.model.update({"width": 8, "multipliers": (1, 1, 1), "norm_groups": 2})
+    config.parts.tokenizer.model.quantizer.size = 32
     config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
     config.text.encoder.update({"width": 32, "heads": 2})
     config.sampler.update({"steps": 3})
@@ -37,7 +37,7 @@ def config(**weights: float):
 @pytest.fixture(scope="module")
 def system():
     task = tasks.build(config(inpaint_dynamic=0))
-    return task, task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    return task, task.init(nnx.Rngs(0)) | task.frozen(None)
 
 
 def batch(count: int) -> dict[str, np.ndarray]:

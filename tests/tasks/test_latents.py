@@ -17,8 +17,8 @@ WINDOW = 5
 def config(**model):
     config = videodit.get_config("stage=generator,size=debug")
     config.data.clip.update({"frames": WINDOW, "height": 16, "width": 16})
-    config.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32, "decoder_layers": (1, 1)})
-    config.tokenizer.model.quantizer.width = 4
+    config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32, "decoder_layers": (1, 1)})
+    config.parts.tokenizer.model.quantizer.width = 4
     config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "times": "frame", **model})
     config.text.encoder.update({"width": 16, "heads": 2})
     config.sampler.update({"steps": 3, "guidance_scale": 2.0})
@@ -28,7 +28,7 @@ def config(**model):
 @pytest.fixture(scope="module")
 def system():
     task = tasks.build(config())
-    modules = task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    modules = task.init(nnx.Rngs(0)) | task.frozen(None)
     # A fresh network predicts nothing: a random head makes the prompt matter.
     for kernel in (modules["generator"].generator.head.kernel, modules["generator"].text_encoder.embedding.table):
         kernel.set_value(jax.random.normal(jax.random.key(0), kernel.get_value().shape))
@@ -112,7 +112,7 @@ def test_classes_without_text():
     changed = config()
     changed.classes, changed.text.encoder = 5, {"name": "none"}
     task = tasks.build(changed)
-    modules = task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    modules = task.init(nnx.Rngs(0)) | task.frozen(None)
     assert modules["generator"].generator.context is None and modules["generator"].generator.label.size == 6
     video = tasks.VideoGenerator(task, modules).generate({"label": np.array([1, 2])}, WINDOW, seed=0)
     assert video.shape == (2, WINDOW, 16, 16, 3)
@@ -120,11 +120,11 @@ def test_classes_without_text():
 
 def test_generators_and_tokenizers_that_do_not_fit_are_refused():
     codes = config()
-    codes.tokenizer.model = phenaki.cvivit("debug")
+    codes.parts.tokenizer.model = phenaki.cvivit("debug")
     with pytest.raises(UserError, match="quantizer.name = gaussian"):
         tasks.build(codes)
     masked = phenaki.get_config("stage=generator,size=debug")
-    masked.tokenizer.model = videodit.continuous("debug")
+    masked.parts.tokenizer.model = videodit.continuous("debug")
     with pytest.raises(UserError, match="needs codes"):
         tasks.build(masked)
     cached = config()

@@ -160,10 +160,10 @@ def test_a_model_without_captions_draws_unlabelled_too():
     changed.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
     changed.text.encoder.update({"width": 16, "heads": 2})
     changed.sampler.steps = 2
-    changed.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
-    changed.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
+    changed.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
+    changed.parts.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
     task = tasks.build(changed)
-    modules = task.init(nnx.Rngs(0)) | task.frozen(lambda directory: task._build_tokenizer())
+    modules = task.init(nnx.Rngs(0)) | task.frozen(None)
     generator = tasks.VideoGenerator(task, modules)
     nothing = generator.generate({}, 5, seed=0, count=2)
     np.testing.assert_array_equal(generator.generate(task.unprompted(2), 5, seed=0), nothing)

@@ -43,7 +43,7 @@ def steps(config):
     """States and metrics of four steps; the discriminator starts at the third."""
     task = tasks.build(config)
     structure, _ = structure_of(task, config)
-    frozen = task.frozen(lambda directory: None)
+    frozen = task.frozen(None)
     graphs = {name: nnx.graphdef(module) for name, module in frozen.items()}
     arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in frozen.items()}
     step = jax.jit(make_train_step(task, structure, graphs, config))

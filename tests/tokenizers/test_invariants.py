@@ -60,9 +60,6 @@ CONFIGS = {
     | {"quantizer": {"name": "stochastic", "size": 64, "width": 6}},
     "the guide's": {"name": "mine", "width": 16, "heads": 2, "quantizer": VECTORS},
 }
-CAUSAL = [name for name in CONFIGS if name not in ("magvit", "larp")]
-UNBOUNDED = ("cvivit", "omnitokenizer", "the guide's")
-"""Attention over the whole past of a clip."""
 FIXED = ("larp",)
 """Clips of one length only."""
 SIDE = 8
@@ -82,6 +79,9 @@ def make(config: dict, seed: int = 1, **changes) -> nnx.Module:
 @functools.cache
 def model_of(name: str) -> nnx.Module:
     return make(CONFIGS[name])
+
+
+CAUSAL = [name for name, config in CONFIGS.items() if KNOWN[config["name"]].prefix_equal]
 
 
 def frames_of(name: str) -> int:
@@ -158,11 +158,12 @@ def test_chunks_together_equal_the_whole(name):
         decoder_cache, pixels = decode(decoder_cache, quantized[:, i : i + 1])
         parts.append(part)
         frames.append(pixels)
-        sizes.append([x.shape for x in jax.tree.leaves((encoder_cache, decoder_cache))])
+        sizes.append([tuple(x.shape for x in jax.tree.leaves(cache)) for cache in (encoder_cache, decoder_cache)])
     np.testing.assert_allclose(jnp.concatenate(parts, 1), latents, atol=1e-4)
     np.testing.assert_allclose(jnp.concatenate(frames, 1), run(name)[1](quantized), atol=1e-4)
     # Attention sees the whole past and has to keep it; convolutions do not.
-    assert name in UNBOUNDED or all(size == sizes[0] for size in sizes)
+    encoded, decoded = (len({s[i] for s in sizes}) > 1 for i in range(2))
+    assert model.streams and (encoded, decoded) == ("encode" in model.growing, "decode" in model.growing)
     with pytest.raises(UserError, match="later chunk must have"):
         model.encode_chunk(encoder_cache, video[:, :1])
 
@@ -191,6 +192,23 @@ def test_every_legal_length_has_its_grid_and_comes_back(name):
         assert jax.eval_shape(model.detokenize, codes).shape == video.shape
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in CAUSAL])
+def test_who_promises_neither_prefixes_nor_chunks_has_none(name):
+    model, video = model_of(name), video_of(name)
+    for call in (model.encode_chunk, model.decode_chunk):
+        with pytest.raises(UserError, match="as a whole"):
+            call(None, video)
+    if name not in FIXED:
+        short = video[:, : model.compression.frames(1)]
+        assert np.abs(run(name)[0](short) - latents_of(name)[0][:, :1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_codes_have_places_where_that_is_promised(name):
+    model, shape = model_of(name), VideoShape(frames_of(name), SIDE, SIDE)
+    assert (model.grid(shape).shape == shape.grid(model.compression).shape) == model.on_grid
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bytes_and_missing_axes_are_refused_by_name(name):
     with pytest.raises(UserError, match="got uint8"):
@@ -210,6 +228,8 @@ def test_ids_and_codes_are_a_bijection(name):
 def test_codes_say_all_that_the_decoder_gets(name):
     model = model_of(name)
     latents, quantized = latents_of(name)
+    assert latents.dtype == quantized.dtype == jnp.float32
+    assert (latents.shape[-1], quantized.shape[-1]) == (model.quantizer.input_width, model.quantizer.width)
     codes = model.bottleneck(latents)[1]
     np.testing.assert_allclose(jax.jit(model.detokenize)(codes), jnp.clip(run(name)[1](quantized), -1, 1), atol=1e-4)
 

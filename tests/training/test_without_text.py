@@ -85,7 +85,7 @@ def trained(request, tokenizer, tmp_path_factory):
     config.model.update(SMALL)
     with config.unlocked():
         config.text = NO_TEXT
-    config.tokenizer.checkpoint = tokenizer(tokens)
+    config.parts.tokenizer.checkpoint = tokenizer(tokens)
     if "steps" in config.sampler:
         config.sampler.steps = 2
     workdir = tmp_path_factory.mktemp("generator")

@@ -20,7 +20,7 @@ def tokenizer_of(tmp_path, **changes) -> epath.Path:
 
 def test_the_data_of_the_tokenizer_is_taken_and_said_in_one_line(tmp_path, caplog):
     config = phenaki.get_config("stage=generator")
-    config.tokenizer.checkpoint = str(tokenizer_of(tmp_path))
+    config.parts.tokenizer.checkpoint = str(tokenizer_of(tmp_path))
     with caplog.at_level("INFO", logger="absl"):
         data_of_tokenizer(config, tmp_path / "run", ["data.clip.height"])
     assert config.data.source.path == "my_videos" and config.data.clip.frames == 9
@@ -45,7 +45,7 @@ def test_the_command_keeps_what_it_says_itself(run_command, tmp_path):
     done = run_command(
         "train",
         "--config=phenaki:stage=generator",
-        f"--config.tokenizer.checkpoint={tokenizer_of(tmp_path)}",
+        f"--config.parts.tokenizer.checkpoint={tokenizer_of(tmp_path)}",
         "--config.data.clip.frames=7",
         "--config.data.clip.width=24",
         f"--workdir={tmp_path}/run",

@@ -44,8 +44,8 @@ def build_source(config: Any, split: str, clip: data.Clip | None = None) -> data
     """
     seed = config.seed if split == "train" else config.seed + 1
     settings = config.data.source.to_dict()
-    if settings["name"] in ("tokens", "mixture") and "tokenizer" in config:
-        settings["tokenizer_hash"] = config.tokenizer.hash
+    if settings["name"] in ("tokens", "mixture") and "tokenizer" in config.parts:
+        settings["tokenizer_hash"] = config.parts.tokenizer.hash
     return data.build(settings, clip=clip or clip_of(config), seed=seed, split=split)
 
 
@@ -77,9 +77,9 @@ def new_text_tokenizer(config: Any, source: data.Source) -> Any:
             "(--config.text.encoder.name=none), or train on empty ones (--config.data.source.uncaptioned=True)"
         )
     settings = config.text.tokenizer.to_dict()
-    if "teacher" in config:
+    if "teacher" in config.parts:
         # A student reads captions as its teacher does.
-        return text_tokenizer(config, config.teacher.checkpoint)
+        return text_tokenizer(config, config.parts.teacher.checkpoint)
     if settings["name"] == "bpe" and not settings.get("path"):
         tokenizer = train_bpe(_captions(source), settings["vocabulary_size"], settings["length"])
     else:

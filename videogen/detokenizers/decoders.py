@@ -38,6 +38,8 @@ class ConditionedDecoder(nnx.Module):
     """
 
     last_layer = ("denoiser", "output")
+    diffuses = False
+    """Whether pixels are drawn by a diffusion process, whose number of steps ``decode`` takes as ``steps``."""
 
     def __init__(
         self,
@@ -124,6 +126,8 @@ class DiffusionDecoder(ConditionedDecoder):
       temperature: standard deviation of the noise that decoding starts from.
       solver: ``{name, …}`` (``diffusion.SOLVERS``); one that calls the denoiser once a step.
     """
+
+    diffuses = True
 
     def __init__(
         self,

@@ -21,7 +21,6 @@ from videogen import data
 from videogen.conditioning import TASKS
 from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
-from videogen.detokenizers import DiffusionDecoder
 from videogen.errors import UserError, near_matches
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics import region_psnr
@@ -140,8 +139,7 @@ def reconstruction(evaluation: Evaluation) -> Result:
 def denoising_steps(evaluation: Evaluation) -> Result:
     """PSNR, SSIM and sharpness on held-out clips by the number of diffusion steps of the decoder."""
     model = evaluation.loaded.tokenizer
-    decoder = getattr(model, "detokenizer", None) or model.decoder
-    if not isinstance(decoder, DiffusionDecoder):
+    if not model.diffuses:
         raise UserError("denoising_steps needs a tokenizer with a diffusion decoder (configs/cdt.py)")
     metrics = {}
     for steps in DENOISING_STEPS:

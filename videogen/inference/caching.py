@@ -38,9 +38,8 @@ def write_token_cache(
     Returns:
       The number of clips written.
     """
-    if loaded.config.task != "tokenizer":
-        raise UserError(f"{loaded.directory} holds a {loaded.config.task}, not a tokenizer")
-    if not loaded.modules["tokenizer"].vocabulary:
+    model = loaded.tokenizer
+    if not model.vocabulary:
         raise UserError(f"{loaded.directory} makes latents and no codes to cache; train its generator from the videos")
     config = loaded.config
     if source is not None:
@@ -54,7 +53,6 @@ def write_token_cache(
             "written; --windows draws more",
             *(clips, len(reader), windows, available),
         )
-    model = loaded.modules["tokenizer"]
     graph, state = nnx.split(model)
     encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)).indices)
     clip = clip_of(config)

@@ -144,8 +144,8 @@ def abstract_step(run: AbstractRun, config: Any, mesh: Mesh | AbstractMesh) -> t
 def complete_for_planning(config: Any) -> list[str]:
     """Fills in what a run would learn from its frozen modules; returns what was assumed."""
     assumed = []
-    if config.task == "generator":
-        tasks.GeneratorTask.complete(config, config.tokenizer.model, "")
+    tasks.class_of(config).complete(config, {})
+    if "text" in config:
         encoder = config.text.encoder
         if encoder.name == "t5" and not encoder.architecture:
             if encoder.width not in T5_V1_1:

@@ -44,11 +44,10 @@ MEANINGS = {
     "data.image_batch_size": "images beside the videos of a batch",
     "data.eval_batch_size": "clips that an evaluation has in memory at a time",
     "data.workers": "processes that decode; 0 decodes in the training process",
-    "tokenizer.checkpoint": "run or export of the frozen tokenizer",
-    "tokenizer.hash": "found by a run: of the tokenizer's weights",
-    "teacher.checkpoint": "run or export that a student learns from",
-    "teacher.guidance_scale": "guidance that the teacher is asked with",
-    "teacher.steps": "steps of the teacher that the student learns to take at once",
+    "parts.*.checkpoint": "run or export of this frozen network",
+    "parts.*.hash": "found by a run: of its weights",
+    "distillation.guidance_scale": "guidance that the teacher is asked with",
+    "distillation.steps": "steps of the teacher that the student learns to take at once",
     "tasks.*": "weight of this task among those that clips are completed by; 0 leaves it out",
     "text.encoder.name": "transformer (trained along), t5 (frozen) or none",
     "text.encoder.path": "directory of the published encoder",
@@ -118,10 +117,10 @@ def config_help(config: ConfigDict) -> str:
 
 
 def walk(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values in the order of the config; the model that a tokenizer's run decides is left out."""
+    """Dotted keys and values in the order of the config; what other runs decide is left out."""
     for key in section:
         name, value = f"{prefix}{key}", section[key]
-        if name in ("tokenizer.model", "data.made_from"):
+        if name == "data.made_from" or _fits(name, "parts.*.model"):
             continue
         if isinstance(value, ConfigDict):
             yield from walk(value, f"{name}.")

@@ -5,7 +5,7 @@ from typing import Any
 from videogen.errors import UserError, near_matches
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, Task, to_pixels, to_video
 from videogen.tasks.detokenizer import DetokenizerTask
-from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask, check_teacher
+from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
 from videogen.tasks.latents import LatentGeneratorTask
@@ -19,17 +19,22 @@ STUDENTS = {LatentGeneratorTask: DistilledGeneratorTask, DetokenizerTask: Distil
 
 
 def build(config: Any) -> Task:
-    """Builds the task ``config.task`` of a whole stage config; with a ``teacher``, its student's."""
+    """Builds the task of a whole stage config."""
+    return class_of(config)(config)
+
+
+def class_of(config: Any) -> type[Task]:
+    """The class of the task ``config.task``; of a stage with a part ``teacher``, its student's."""
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}{near_matches(config.task, TASKS)}")
     task = TASKS[config.task]
     if config.task == "generator" and config.model.name in LATENT_GENERATORS:
         task = LatentGeneratorTask
-    if "teacher" in config:
+    if "teacher" in config.parts:
         if task not in STUDENTS:
             raise UserError("only generators of latents (flow) and de-tokenizers learn from a teacher; leave it out")
         task = STUDENTS[task]
-    return task(config)
+    return task
 
 
 __all__ = [
@@ -48,7 +53,7 @@ __all__ = [
     "TokenizerTask",
     "VideoGenerator",
     "build",
-    "check_teacher",
+    "class_of",
     "reconstruct",
     "to_pixels",
     "to_video",

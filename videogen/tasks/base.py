@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
+from videogen import tokenizers
 from videogen.errors import UserError, near_matches
 from videogen.nn import MicroBatch
 from videogen.parallel import on_host
@@ -64,6 +65,9 @@ class Picture(NamedTuple):
 class Task:
     """Networks + losses + metrics + pictures of one stage; the loop knows tasks only through this."""
 
+    config: Any
+    """The config of the stage."""
+
     losses: Mapping[str, LossFunction]
     """Parameter group -> its loss, in the order they are updated."""
 
@@ -72,6 +76,10 @@ class Task:
 
     active: Mapping[str, ActiveFunction] = {}
     """Parameter group -> whether it moves in a step; a group that is not named always does."""
+
+    parts: Mapping[str, str] = {}
+    """Frozen networks by their name in ``config.parts`` -> what each is of the run it comes from: its ``tokenizer``, or
+    what the run has ``trained``."""
 
     exported: Sequence[str]
     """Parameter groups that an export holds; the others serve training only."""
@@ -86,14 +94,42 @@ class Task:
         """One module per parameter group, with fresh parameters."""
         raise NotImplementedError
 
-    def frozen(self, load: Callable[..., Any] | None) -> dict[str, nnx.Module]:
-        """Modules that are used but not trained.
+    @classmethod
+    def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
+        """Writes into a config what is read from other files, so that the run directory needs nothing else.
 
-        With ``load`` (directory -> its tokenizer, with a second argument ``"teacher"`` what it trains) their weights
-        come from where the config says; without it the modules only give the structure (the call is traced), and the
-        weights come from the run directory. Most stages have none.
+        Args:
+          config: the stage config, whose ``parts`` are complete.
+          origins: the configs of the runs that its parts come from, by part; without those that are not there any more.
         """
-        return {}
+
+    def frozen(self, load: Callable[[str, str], nnx.Module] | None) -> dict[str, nnx.Module]:
+        """Modules that are used but not trained: ``parts``, and what further networks a task brings.
+
+        With ``load`` (a run or export, what of it -> module) their weights come from where the config says; without it
+        the modules only give the structure (the call is traced), and the weights come from the run directory.
+        """
+        if load is None:
+            return {name: self.structure_of_part(name) for name in self.parts}
+        return {name: load(self.config.parts[name].checkpoint, what) for name, what in self.parts.items()}
+
+    def structure_of_part(self, name: str) -> nnx.Module:
+        """A frozen part as its ``model`` describes it, with any weights."""
+        model = self.config.parts[name].model
+        return tokenizers.build(model, dtype=dtype_of(self.config), remat="none", rngs=nnx.Rngs(0))
+
+    def assembled(self, modules: Modules) -> nnx.Module | None:
+        """The tokenizer of this stage, ready to use; ``None`` where the stage trains no part of one."""
+        return None
+
+    @property
+    def assembled_model(self) -> Any:
+        """The config that builds what ``assembled`` gives."""
+        return self.config.model
+
+    def drawing(self, modules: Modules, sampler: Any = None) -> Any:
+        """What draws videos with the modules, by the config's sampler or another one; ``None`` where nothing does."""
+        return None
 
     def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
         """The videos and the images of a batch with what frozen modules make of both in one pass; no gradient."""

@@ -1,10 +1,10 @@
 """Few-step distillation of a trained generator of latents or de-tokenizer (see ``diffusion.distillation``).
 
-A stage with a ``teacher`` section trains a student: the networks of its task, which begin with the teacher's weights
+A stage with a part ``teacher`` trains a student: the networks of its task, which begin with the teacher's weights
 (``training.warm_start``) and draw with the stage's own few steps what the teacher draws with many, guidance included.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,12 +21,12 @@ from videogen.tasks.base import Batch, Modules, Outcome, to_video
 from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.latents import LatentGeneratorTask
 
-SHARED = ("task", "model", "tokenizer", "text", "classes")
+SHARED = ("task", "model", "parts", "text", "classes")
 """Sections of a config in which a student is like its teacher, but for the keys of ``OWN``."""
 
 OWN = (
     *("model.steps", "model.solver", "model.prefix_share"),
-    *("tokenizer.checkpoint", "text.tokenizer.path", "text.encoder.path"),
+    *("parts.tokenizer.checkpoint", "parts.teacher", "text.tokenizer.path", "text.encoder.path"),
 )
 
 
@@ -45,18 +45,21 @@ def check_teacher(config: Any, teacher: Any) -> None:
 class _Student:
     """What the students of both tasks share: the frozen module ``teacher``, and the one loss."""
 
+    parts = {"tokenizer": "tokenizer", "teacher": "trained"}
     training_only: Sequence[str] = ("teacher",)
 
-    def frozen(self, load: Callable[..., Any] | None) -> dict[str, nnx.Module]:
-        if load is None:
-            teacher = self.init(nnx.Rngs(0))[self.exported[0]]
-        else:
-            teacher = load(self.config.teacher.checkpoint, "teacher")
-        return {**super().frozen(load), "teacher": teacher}
+    @classmethod
+    def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
+        super().complete(config, origins)
+        if "teacher" in origins:
+            check_teacher(config, origins["teacher"])
+
+    def structure_of_part(self, name: str) -> nnx.Module:
+        return self.init(nnx.Rngs(0))[self.exported[0]] if name == "teacher" else super().structure_of_part(name)
 
     def _read_steps(self, intervals: int) -> None:
         """The teacher's solver and its steps in each of the student's ``intervals``."""
-        settings = self.config.teacher
+        settings = self.config.distillation
         self.solver = diffusion.build("solver", settings.solver)
         self.substeps = diffusion.substeps_of(self.solver, settings.steps, intervals)
 
@@ -79,8 +82,8 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
     """As ``LatentGeneratorTask``, but the generator learns few steps without guidance from a frozen teacher.
 
     ``config.sampler`` is what the student is trained for and drawn with: its steps, grid and shift, without guidance.
-    ``config.teacher`` is ``{checkpoint, steps, solver, guidance_scale, guidance}``: the run or export of the trained
-    generator and how it draws; its ``steps``, over a whole clip, are a multiple of the student's.
+    ``config.parts.teacher`` is the trained generator, ``config.distillation = {steps, solver, guidance_scale,
+    guidance}`` how it draws; its ``steps``, over a whole clip, are a multiple of the student's.
     """
 
     def __init__(self, config: Any):
@@ -92,7 +95,7 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
                 "a student learns the guidance of its teacher, for all frames of a clip together: set "
                 "sampler.guidance_scale=1 and sampler.lag=0"
             )
-        settings = {key: config.teacher[key] for key in ("steps", "solver", "guidance_scale", "guidance")}
+        settings = {key: config.distillation[key] for key in ("steps", "solver", "guidance_scale", "guidance")}
         self.teacher_sampler = generators.build_sampler({"name": "flow", **settings})
         self._read_steps(self.sampler.steps)
 
@@ -154,8 +157,8 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
 class DistilledDetokenizerTask(_Student, DetokenizerTask):
     """As ``DetokenizerTask``, but a diffusion decoder learns few steps from a frozen teacher, and has no other loss.
 
-    ``config.model.steps`` are what the student is trained for and decodes with. ``config.teacher`` is ``{checkpoint,
-    steps, solver}``: the run or export of the trained de-tokenizer and how it decodes.
+    ``config.model.steps`` are what the student is trained for and decodes with. ``config.parts.teacher`` is the trained
+    de-tokenizer, ``config.distillation = {steps, solver}`` how it decodes.
     """
 
     def __init__(self, config: Any):

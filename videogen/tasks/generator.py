@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from videogen import generators, tokenizers
+from videogen import generators
 from videogen.conditioning import (
     NULL_LABEL,
     TASKS,
@@ -56,12 +56,13 @@ class TextToCodes(nnx.Module):
 class GeneratorTask(Task):
     """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, for T5, ``text_encoder``.
 
-    ``config.tokenizer.model`` is the frozen tokenizer's model config, ``config.text.encoder`` the text encoder
-    (``name = "none"`` for a generator without text), ``config.classes`` the number of labels or ``None``.
+    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text), ``config.classes`` the
+    number of labels or ``None``.
     ``config.tasks`` are weights of ``conditioning.TASKS``: each clip is then completed from the pixels that a task
     drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
 
+    parts = {"tokenizer": "tokenizer"}
     label_as_vector = False
     """Whether the generator takes labels beside the keys it attends to."""
 
@@ -74,7 +75,7 @@ class GeneratorTask(Task):
         if self.text not in known:
             raise UserError(f"unknown text encoder {self.text!r}{near_matches(self.text, known)}")
         # Only its arithmetic is used here; the weights are a frozen module.
-        self.tokenizer = nnx.eval_shape(self._build_tokenizer)
+        self.tokenizer = nnx.eval_shape(lambda: self.structure_of_part("tokenizer"))
         clip = config.data.clip
         self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
         self._check_latents()
@@ -107,9 +108,7 @@ class GeneratorTask(Task):
             raise UserError("weights of tasks must not be negative")
         if self.config.model.name != "masked":
             raise UserError(f"a {self.config.model.name!r} generator takes no given pixels; leave tasks empty")
-        clip = self.config.data.clip
-        shape = VideoShape(clip.frames, clip.height, clip.width)
-        if self.grid.shape != shape.grid(self.tokenizer.compression).shape:
+        if not self.tokenizer.on_grid:
             raise UserError("the codes of this tokenizer have no place in the picture; leave tasks empty")
         if self.config.data.source.name == "tokens":
             raise UserError("tasks need pixels, which a token cache does not hold; train from the videos")
@@ -137,11 +136,6 @@ class GeneratorTask(Task):
         """How many frames every clip begins with that are given; 0 for most generators."""
         known = self.generator.given_frames
         return self.tokenizer.compression.frames(known) if known else 0
-
-    def _build_tokenizer(self) -> nnx.Module:
-        return tokenizers.build(
-            self.config.tokenizer.model, dtype=dtype_of(self.config), remat="none", rngs=nnx.Rngs(0)
-        )
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         dtype = dtype_of(self.config)
@@ -173,7 +167,7 @@ class GeneratorTask(Task):
         return {"vocabulary": self.tokenizer.vocabulary}
 
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
-        modules = {"tokenizer": self._build_tokenizer() if load is None else load(self.config.tokenizer.checkpoint)}
+        modules = super().frozen(load)
         if self.text == "t5":
             settings, dtype = self.config.text.encoder, dtype_of(self.config)
             if load is None:
@@ -183,10 +177,9 @@ class GeneratorTask(Task):
                 modules["text_encoder"] = T5Encoder.load(settings.path, dtype=dtype)
         return modules
 
-    @staticmethod
-    def complete(config: Any, tokenizer_model: Any, tokenizer_hash: str) -> None:
-        """Writes into a config what the frozen parts decide, so that the run directory needs nothing else."""
-        config.tokenizer.model, config.tokenizer.hash = tokenizer_model, tokenizer_hash
+    @classmethod
+    def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
+        super().complete(config, origins)
         encoder = config.text.encoder
         if encoder.name == "t5" and encoder.path:
             architecture = T5Config.read(epath.Path(encoder.path) / "config.json")
@@ -274,6 +267,9 @@ class GeneratorTask(Task):
     def _measured(self, modules: Modules, codes: Any) -> dict[str, Array]:
         """What the generator's own statistics need of codes; most have none."""
         return {}
+
+    def drawing(self, modules: Modules, sampler: Any = None) -> VideoGenerator:
+        return VideoGenerator(self, modules, sampler)
 
     def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
         """Loss and accuracy on held-out batches, without condition dropping; the same masks every time."""

@@ -13,7 +13,7 @@ from videogen.tasks.generator import GeneratorTask
 class LatentGeneratorTask(GeneratorTask):
     """As ``GeneratorTask``, but latents of a tokenizer with continuous ones stand in the place of codes.
 
-    The tokenizer maps with ``to_latents`` and ``from_latents``; the generator measures the scale of the latents.
+    The generator measures the scale of the latents.
     """
 
     label_as_vector = True
@@ -26,16 +26,19 @@ class LatentGeneratorTask(GeneratorTask):
         if self.tokenizer.vocabulary:
             raise UserError(
                 "a flow generator models continuous latents, and this tokenizer makes codes; take one with a Gaussian "
-                "bottleneck (config.tokenizer.model.quantizer.name = gaussian)"
+                "bottleneck (config.parts.tokenizer.model.quantizer.name = gaussian)"
             )
-        if not hasattr(self.tokenizer, "to_latents"):
-            raise UserError(f"a {self.config.tokenizer.model.name!r} tokenizer gives no latents to model; take another")
+        if not self.tokenizer.on_grid:
+            raise UserError(
+                f"the latents of a {self.config.parts.tokenizer.model.name!r} tokenizer have no place in the picture, "
+                "which a flow generator needs; take another"
+            )
         if self.config.data.source.name == "tokens":
             raise UserError("a token cache holds codes, and a flow generator needs latents; train from the videos")
 
     def check_sampler(self, sampler: Any) -> None:
         super().check_sampler(sampler)
-        if sampler.extension == "queue" and not hasattr(self.tokenizer, "decode_chunk"):
+        if sampler.extension == "queue" and not self.tokenizer.streams:
             raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
 
     def _modelled(self) -> dict[str, Any]:
@@ -57,4 +60,4 @@ class LatentGeneratorTask(GeneratorTask):
         return {}
 
     def detokenize(self, modules: Modules, codes: Latents) -> Video:
-        return modules["tokenizer"].from_latents(codes)
+        return modules["tokenizer"].to_pixels(codes)

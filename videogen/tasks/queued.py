@@ -29,7 +29,7 @@ class QueuedFrames:
         self.task, self.graphs, self.grid, self.sampler = task, graphs, grid, sampler
         self._begin = jax.jit(lambda *arguments: self._queue(*arguments).begin())
         self._advance = jax.jit(lambda carry, *arguments: self._queue(*arguments).advance(carry))
-        self._decode = jax.jit(lambda states, *chunk: self._modules(states)["tokenizer"].from_latents_chunk(*chunk))
+        self._decode = jax.jit(lambda states, *chunk: self._modules(states)["tokenizer"].decode_chunk(*chunk))
 
     def _modules(self, states: Mapping[str, Any]) -> dict[str, nnx.Module]:
         return {name: nnx.merge(graph, states[name]) for name, graph in self.graphs.items()}
@@ -45,7 +45,7 @@ class QueuedFrames:
         """Videos of so many latent frames; ``story`` holds for all of them."""
         arguments, cache, pixels = (states, dict(story), keys), None, []
         carry = self._begin(*arguments)
-        overlap, done = overlap_of(getattr(self.task.tokenizer, "decoder", None), self.grid.time), 0
+        overlap, done = overlap_of(self.task.tokenizer, "decode", self.grid.time), 0
         for size in lengths(latent_frames, self.grid.time, overlap):
             window = []
             for _ in range(min(size, latent_frames - done)):

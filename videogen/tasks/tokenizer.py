@@ -39,8 +39,8 @@ class TokenizerTask(Task):
     ``config.losses = {term: {name, weight, …}}`` are terms of ``losses.TERMS``; a weight of 0 leaves a term and its
     network out.
 
-    A model with a diffusion decoder has ``denoise(latents, video, key)``: training then compares with the video what
-    the decoder sees in a noisy one (``l2`` is the diffusion loss), where others are compared by what they decode.
+    Training compares with the video what ``Tokenizer.denoise`` gives: of a diffusion decoder what it sees in a noisy
+    video (``l2`` is the diffusion loss), of others what they decode.
     """
 
     group = "tokenizer"
@@ -85,12 +85,12 @@ class TokenizerTask(Task):
         return model, model
 
     def assembled(self, modules: Modules) -> nnx.Module:
-        """The tokenizer of this stage, ready to use: what is trained, evaluated and shown."""
+        """What is trained, evaluated and shown."""
         return modules["tokenizer"]
 
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
         found = {label: term.frozen(structure_only=load is None) for label, term in self.terms.items()}
-        return {label: module for label, module in found.items() if module is not None}
+        return super().frozen(load) | {label: module for label, module in found.items() if module is not None}
 
     def forward(
         self, modules: Modules, batch: Batch, key: jax.Array, micro: MicroBatch
@@ -104,7 +104,7 @@ class TokenizerTask(Task):
         )
 
         def decode(model: nnx.Module) -> Video:
-            return _decode(model, latents, video, key, micro)
+            return model.denoise(latents, video, named_key(key, "decoder"), micro)
 
         pull = None
         if any(term.adaptive for term in self.terms.values()):
@@ -112,7 +112,7 @@ class TokenizerTask(Task):
         else:
             reconstruction = decode(model)
         quantizer, codebook = model.quantizer, None
-        if len(quantizer.vocabulary) == 1 and latents.shape[-1] == quantizer.width:
+        if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
         passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
         return losses.Outputs(passes, latents, codes.indices, codebook, of_quantizer, measured), pull
@@ -185,13 +185,6 @@ class TokenizerTask(Task):
         video = np.asarray(batch["video"])[:4]
         rebuilt = reconstruct(self.assembled(modules), video)
         return [Picture("reconstructions", list(zip(video, rebuilt, strict=True)), [""] * len(video))]
-
-
-def _decode(model: nnx.Module, latents: Array, video: Video, key: jax.Array, micro: MicroBatch) -> Video:
-    """What training compares with ``video``."""
-    if hasattr(model, "denoise"):
-        return model.denoise(latents, video, named_key(key, "decoder"), micro)
-    return model.decode(latents)
 
 
 def _to_last_layer(model: nnx.Module, decode: Callable[[nnx.Module], Video]) -> tuple[Video, Callable[[Video], Any]]:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videogen import building, detokenizers
+from videogen.tokenizers.base import Tokenizer
 from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
-from videogen.tokenizers.detokenized import Detokenized, vector_width
+from videogen.tokenizers.detokenized import Detokenized
 from videogen.tokenizers.inflation import inflate
 from videogen.tokenizers.larp import Larp
 from videogen.tokenizers.magvit import Magvit
@@ -28,7 +29,7 @@ def build_detokenized(
     """A tokenizer with a de-tokenizer in the place of its decoder, from the configs ``{name, …}`` of both."""
     common = dict(remat=remat, dtype=dtype, rngs=rngs)
     model = build(tokenizer, **common)
-    return Detokenized(model, detokenizers.build(detokenizer, inputs=vector_width(model), **common))
+    return Detokenized(model, detokenizers.build(detokenizer, inputs=model.quantizer.width, **common))
 
 
 TOKENIZERS = {
@@ -56,7 +57,7 @@ __all__ = [
     "Larp",
     "Magvit",
     "OmniTokenizer",
+    "Tokenizer",
     "build",
     "inflate",
-    "vector_width",
 ]

@@ -13,7 +13,8 @@ from videogen.detokenizers import Down, Pyramid, Residual
 from videogen.nn import FULL, Linear, MicroBatch, Stream, checkpointed
 from videogen.ranges import Count
 from videogen.shapes import Latents, Video, VideoShape
-from videogen.tokenizers.convolutional import Autoencoder, Cache
+from videogen.tokenizers.base import Tokenizer
+from videogen.tokenizers.convolutional import Cache
 
 
 class Encoder(nnx.Module):
@@ -51,7 +52,7 @@ class Encoder(nnx.Module):
         return y + self.output(x)
 
 
-class Cdt(Autoencoder):
+class Cdt(Tokenizer):
     """Latents are means (and log variances) at the end of a causal encoder; decoding is one prediction from noise.
 
     Latent j depends on frames up to j·t only, frame f on latents up to ceil(f/t) only, and a clip may come in chunks.
@@ -66,6 +67,7 @@ class Cdt(Autoencoder):
     """
 
     last_layer = ("decoder", "denoiser", "output")
+    prefix_equal = streams = True
 
     def __init__(
         self,
@@ -85,8 +87,15 @@ class Cdt(Autoencoder):
         self.encoder = Encoder(levels, outputs=self.quantizer.input_width, **common)
         self.decoder = detokenizers.build(decoder, inputs=self.quantizer.width, pyramid=levels, **common)
 
+    @property
+    def diffuses(self) -> bool:
+        return self.decoder.diffuses
+
+    def encode(self, video: Video) -> Latents:
+        self.grid(VideoShape(*video.shape[1:4]))
+        return self.encoder(video)
+
     def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
-        """What training compares with ``video``: the clean video that the decoder sees in a noisy one."""
         return self.decoder.denoise(latents, video, key, micro)
 
     def decode(self, latents: Latents, **settings: Any) -> Video:
@@ -94,20 +103,10 @@ class Cdt(Autoencoder):
         return self.decoder.decode(latents, **settings)
 
     def encode_chunk(self, cache: Cache | None, chunk: Video) -> tuple[Cache, Latents]:
-        """Encodes the next frames of a clip of any length; all chunks together equal ``encode`` of the whole.
-
-        Args:
-          cache: what the call before returned; ``None`` begins a clip. Its size does not grow.
-          chunk: 1 + k·t frames at the beginning, k·t frames later.
-
-        Returns:
-          The cache for the next chunk, and the chunk's latents.
-        """
-        self.grid(self.compression.chunk(VideoShape(*chunk.shape[1:4]), first=cache is None))
+        self.check_chunk(chunk, first=cache is None)
         stream = Stream(cache)
         latents = self.encoder(chunk, stream)
         return stream.cache, latents
 
     def decode_chunk(self, cache: Cache | None, latents: Latents) -> tuple[Cache, Video]:
-        """Decodes the next quantised latents of a clip; all chunks together equal ``decode`` of the whole."""
         return self.decoder.decode_chunk(cache, latents)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from videogen import quantizers
 from videogen.errors import UserError, near_matches
@@ -20,19 +20,17 @@ from videogen.nn import (
     DepthToSpace,
     GroupNorm,
     Linear,
-    Mean,
     ResidualBlock,
     Stack,
     Stream,
     average_pool,
     blur_pool,
     checkpointed,
-    grid_of,
     repeat,
-    whole,
 )
 from videogen.ranges import Count, Natural
-from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape, check_video
+from videogen.shapes import Compression, Latents, Video, VideoShape
+from videogen.tokenizers.base import Tokenizer
 
 DOWNSAMPLING = ("strided", "blurred", "average")
 """A strided convolution; blur pooling and a convolution; the mean of boxes (not causal)."""
@@ -220,11 +218,8 @@ class Decoder(nnx.Module):
         return self.output(jax.nn.swish(self.norm(x)), stream).astype(jnp.float32)
 
 
-class Autoencoder(nnx.Module):
-    """Encoder, quantizer and decoder of one layout: the tokenizer contract without streaming.
-
-    Latents have the quantizer's width already (a Gaussian posterior is twice as wide as its code).
-    """
+class Autoencoder(Tokenizer):
+    """Encoder, quantizer and decoder of one layout, without streaming."""
 
     last_layer = ("decoder", "output")
 
@@ -244,53 +239,12 @@ class Autoencoder(nnx.Module):
         self.encoder = Encoder(layout, channels, self.quantizer.input_width, **common)
         self.decoder = Decoder(layout, self.quantizer.width, channels, **common)
 
-    @property
-    def vocabulary(self) -> tuple[int, ...]:
-        """Number of codes of each level."""
-        return self.quantizer.vocabulary
-
-    def grid(self, shape: VideoShape) -> TokenGrid:
-        """The token grid of a clip; raises ``UserError`` for a shape the tokenizer cannot take."""
-        return shape.grid(self.compression, levels=len(self.vocabulary))
-
     def encode(self, video: Video) -> Latents:
-        """Pixels to latents before quantisation, float32."""
         self.grid(VideoShape(*video.shape[1:4]))
         return self.encoder(video)
 
-    def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
-        """Quantises latents: ``(latents, codes, losses, Quantized.measured)``, called as a quantizer is."""
-        quantized = self.quantizer(latents, key=key, train=train, mean=mean)
-        codes = Codes(quantized.indices, grid_of(latents, len(self.vocabulary)))
-        return quantized.latents, codes, quantized.losses, quantized.measured
-
     def decode(self, latents: Latents) -> Video:
-        """Quantised latents to pixels."""
         return self.decoder(latents)
-
-    def tokenize(self, video: Video) -> Codes:
-        """Pixels to codes."""
-        check_video(video)
-        return self.bottleneck(self.encode(video))[1]
-
-    def to_latents(self, video: Video) -> Latents:
-        """Pixels to the latents that a diffusion generator models: as wide as a code, float32, the posterior's mean."""
-        return self.quantizer(self.encode(video)).latents
-
-    def from_latents(self, latents: Latents) -> Video:
-        """The way back from ``to_latents``; pixels clipped to [-1, 1]."""
-        return jnp.clip(self.decode(latents), -1.0, 1.0)
-
-    def from_latents_chunk(self, cache: Any, latents: Latents) -> tuple[Any, Video]:
-        """``from_latents`` of the next latents of a clip, where there is ``decode_chunk``, whose cache it has."""
-        cache, video = self.decode_chunk(cache, latents)
-        return cache, jnp.clip(video, -1.0, 1.0)
-
-    def detokenize(self, codes: Codes) -> Video:
-        """Codes to pixels, clipped to [-1, 1]."""
-        return self.from_latents(self.quantizer.lookup(codes.indices))
 
 
 class ConvolutionalTokenizer(Autoencoder):
@@ -311,6 +265,8 @@ class ConvolutionalTokenizer(Autoencoder):
       channels: colour channels.
       remat: what the backward pass keeps of each residual block (``nn.REMAT_POLICIES``).
     """
+
+    prefix_equal = streams = True
 
     def __init__(
         self,
@@ -350,22 +306,12 @@ class ConvolutionalTokenizer(Autoencoder):
         super().__init__(layout, quantizer, channels=channels, remat=remat, dtype=dtype, rngs=rngs)
 
     def encode_chunk(self, cache: Cache | None, chunk: Video) -> tuple[Cache, Latents]:
-        """Encodes the next frames of a clip of any length; all chunks together equal ``encode`` of the whole.
-
-        Args:
-          cache: what the call before returned; ``None`` begins a clip. Its size does not grow.
-          chunk: 1 + k·t frames at the beginning, k·t frames later.
-
-        Returns:
-          The cache for the next chunk, and the chunk's latents.
-        """
-        self.grid(self.compression.chunk(VideoShape(*chunk.shape[1:4]), first=cache is None))
+        self.check_chunk(chunk, first=cache is None)
         stream = Stream(cache)
         latents = self.encoder(chunk, stream)
         return stream.cache, latents
 
     def decode_chunk(self, cache: Cache | None, latents: Latents) -> tuple[Cache, Video]:
-        """Decodes the next quantised latents of a clip; all chunks together equal ``decode`` of the whole."""
         stream = Stream(cache)
         video = self.decoder(latents, stream)
         return stream.cache, video

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 from videogen.errors import UserError
 from videogen.nn import Mean, MicroBatch, whole
 from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
+from videogen.tokenizers.base import Tokenizer
 
 
-class Detokenized(nnx.Module):
+class Detokenized(Tokenizer):
     """Encoder and quantizer of one module, decoder of the other; the codes are those of the tokenizer.
 
     The de-tokenizer sees the code vectors that ids stand for, or the latents of a tokenizer without ids. It is causal:
@@ -51,16 +52,30 @@ class Detokenized(nnx.Module):
         return self.tokenizer.quantizer
 
     @property
-    def vocabulary(self) -> tuple[int, ...]:
-        """Number of codes of each level."""
-        return self.tokenizer.vocabulary
+    def coder(self) -> Tokenizer:
+        return self.tokenizer
+
+    @property
+    def prefix_equal(self) -> bool:
+        return self.tokenizer.prefix_equal
+
+    @property
+    def streams(self) -> bool:
+        return self.tokenizer.streams
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        # The decoder's features have a bounded past.
+        return tuple(name for name in self.tokenizer.growing if name == "encode")
+
+    @property
+    def diffuses(self) -> bool:
+        return self.detokenizer.diffuses
 
     def grid(self, shape: VideoShape) -> TokenGrid:
-        """The token grid of a clip; raises ``UserError`` for a shape the tokenizer cannot take."""
         return self.tokenizer.grid(shape)
 
     def encode(self, video: Video) -> Latents:
-        """Pixels to the tokenizer's latents before quantisation."""
         return self.tokenizer.encode(video)
 
     def bottleneck(
@@ -68,10 +83,10 @@ class Detokenized(nnx.Module):
     ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
         """``(code vectors, codes, no losses, statistics)``; always as in evaluation, whatever the arguments."""
         quantized, codes, _, statistics = self.tokenizer.bottleneck(latents)
-        return self._vectors(quantized, codes), codes, {}, statistics
+        vectors = self.quantizer.lookup(codes.indices) if self.vocabulary else quantized
+        return vectors, codes, {}, statistics
 
     def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
-        """What training compares with ``video``: the clean video that the de-tokenizer sees in a noisy one."""
         if self.compression.first_alone:
             return self.detokenizer.denoise(latents, video, key, micro)
         video = jnp.concatenate([video[:, :1], video], axis=1)
@@ -83,35 +98,15 @@ class Detokenized(nnx.Module):
         return video if self.compression.first_alone else video[:, 1:]
 
     def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Latents]:
-        """The tokenizer's own; there is none where it is not causal."""
         return self.tokenizer.encode_chunk(cache, chunk)
 
     def decode_chunk(self, cache: Any, latents: Latents) -> tuple[Any, Video]:
-        """Decodes the next code vectors of a clip; all chunks together equal ``decode`` of the whole."""
         if self.compression.first_alone:
             return self.detokenizer.decode_chunk(cache, latents)
         begins = cache is None
         cache, video = self.detokenizer.decode_chunk(cache, self.causal(latents) if begins else latents)
         return cache, video[:, 1:] if begins else video
 
-    def tokenize(self, video: Video) -> Codes:
-        """Pixels to codes."""
-        return self.tokenizer.tokenize(video)
-
-    def detokenize(self, codes: Codes) -> Video:
-        """Codes to pixels, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(self.quantizer.lookup(codes.indices)), -1.0, 1.0)
-
     def causal(self, latents: Latents) -> Latents:
         """Latents as the de-tokenizer takes them: where the first is not of one frame alone, it comes twice."""
         return latents if self.compression.first_alone else jnp.concatenate([latents[:, :1], latents], axis=1)
-
-    def _vectors(self, quantized: Latents, codes: Codes) -> Latents:
-        return self.quantizer.lookup(codes.indices) if self.vocabulary else quantized
-
-
-def vector_width(tokenizer: nnx.Module) -> int:
-    """The width of what a de-tokenizer sees of a tokenizer."""
-    if tokenizer.vocabulary or not hasattr(tokenizer, "from_code"):
-        return tokenizer.quantizer.width
-    return tokenizer.from_code.outputs

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -15,25 +14,23 @@ from videogen.nn import (
     FULL,
     NORMS,
     Linear,
-    Mean,
     block_stack,
-    grid_of,
     normal,
     parameter,
     patchify,
     sincos_positions,
     truncated_normal,
     unpatchify,
-    whole,
     zeros,
 )
 from videogen.ranges import Count, Natural, Positive, Triple
-from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape, check_video
+from videogen.shapes import Compression, Latents, TokenGrid, Video, VideoShape
+from videogen.tokenizers.base import Tokenizer
 
 NORM = "layer"
 
 
-class Larp(nnx.Module):
+class Larp(Tokenizer):
     """Holistic tokenizer: clips of one fixed shape become ``queries`` codes, each of which may depend on every pixel.
 
     Encoder and decoder are transformers over a joint sequence in which everything sees everything: patches and learned
@@ -58,6 +55,7 @@ class Larp(nnx.Module):
     """
 
     last_layer = ("pixels",)
+    on_grid = False
 
     def __init__(
         self,
@@ -99,11 +97,6 @@ class Larp(nnx.Module):
         self.decoder, self.decoder_norm = stack(decoder_layers), NORMS[NORM](width, rngs=rngs)
         self.pixels = Linear(width, area, axes=("embed", None), initializer=zeros, dtype=dtype, rngs=rngs)
 
-    @property
-    def vocabulary(self) -> tuple[int, ...]:
-        """Number of codes of each level."""
-        return self.quantizer.vocabulary
-
     def grid(self, shape: VideoShape) -> TokenGrid:
         """One row with a place for every query; raises ``UserError`` for any clip but those it was built for."""
         if shape != self.clip:
@@ -120,14 +113,6 @@ class Larp(nnx.Module):
         x = self.encoder(jnp.concatenate([patches, queries], axis=1))[:, patches.shape[1] :]
         return self.to_code(self.encoder_norm(x).astype(jnp.float32))[:, None, None]
 
-    def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
-        """Quantises latents: ``(latents, codes, losses, Quantized.measured)``, called as a quantizer is."""
-        quantized = self.quantizer(latents.astype(jnp.float32), key=key, train=train, mean=mean)
-        codes = Codes(quantized.indices, grid_of(latents, len(self.vocabulary)))
-        return quantized.latents, codes, quantized.losses, quantized.measured
-
     def decode(self, latents: Latents) -> Video:
         """Quantised latents to pixels; every pixel may depend on every code."""
         codes = self.from_code(latents[:, 0, 0])
@@ -137,15 +122,6 @@ class Larp(nnx.Module):
         x = jnp.concatenate([codes, jnp.broadcast_to(patches, (batch, *patches.shape))], axis=1)
         x = self.pixels(self.decoder_norm(self.decoder(x)[:, count:]))
         return unpatchify(x.reshape(batch, *self.places, -1), self.patch).astype(jnp.float32)
-
-    def tokenize(self, video: Video) -> Codes:
-        """Pixels to codes."""
-        check_video(video)
-        return self.bottleneck(self.encode(video))[1]
-
-    def detokenize(self, codes: Codes) -> Video:
-        """Codes to pixels, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(self.quantizer.lookup(codes.indices)), -1.0, 1.0)
 
     def _places(self, width: int) -> Float[Array, "patches width"]:
         """Fixed features of every patch's place."""

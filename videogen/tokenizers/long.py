@@ -20,18 +20,20 @@ from jaxtyping import Float, Int
 
 from videogen.parallel import on_host
 from videogen.shapes import Codes, TokenGrid, VideoShape, check_video
+from videogen.tokenizers.base import Tokenizer
 
 Coded = Int[np.ndarray, "batch time height width levels"] | Float[np.ndarray, "batch time height width channels"]
 
 
-def overlap_of(part: Any, window: int) -> int:
-    """Latents that a window of a part shares with the one before: half, where temporal layers see the whole past.
+def overlap_of(model: Tokenizer, direction: str, window: int) -> int:
+    """Latents that a window shares with the one before: half of it where layers see the whole past, else none.
 
     Args:
-      part: an encoder or decoder.
+      model: a tokenizer that streams.
+      direction: ``encode`` or ``decode``.
       window: latents of a clip in training.
     """
-    return window // 2 if getattr(part, "reach", 0) is None else 0
+    return window // 2 if direction in model.growing else 0
 
 
 def lengths(total: int, window: int, overlap: int) -> Iterator[int]:
@@ -55,16 +57,14 @@ class LongVideos:
       clip: the shape of a clip in training; height and width are those of every video.
     """
 
-    def __init__(self, model: nnx.Module, clip: VideoShape):
+    def __init__(self, model: Tokenizer, clip: VideoShape):
         self.model = model
         self.window = model.grid(clip).time
         self.frames = clip.frames
-        # A de-tokenizer's own methods are there whether or not its tokenizer has them.
-        self.streams = hasattr(getattr(model, "tokenizer", model), "encode_chunk")
+        self.streams = model.streams
         self._graph, self._state = nnx.split(model)
-        encoder = getattr(getattr(model, "tokenizer", model), "encoder", None)
-        self.encoder_overlap = overlap_of(encoder, self.window) if self.streams else 0
-        self.decoder_overlap = overlap_of(getattr(model, "decoder", None), self.window) if self.streams else 0
+        self.encoder_overlap = overlap_of(model, "encode", self.window)
+        self.decoder_overlap = overlap_of(model, "decode", self.window)
         if overlap := max(self.encoder_overlap, self.decoder_overlap):
             logging.info(
                 "its attention sees the whole past: beyond %d frames this tokenizer goes by windows of %d latents, "
@@ -127,7 +127,7 @@ class LongVideos:
 class _Coder:
     """One window of a tokenizer, in codes where it has any."""
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: Tokenizer):
         self.model = model
 
     def encode(self, video: jax.Array) -> jax.Array:
@@ -135,20 +135,16 @@ class _Coder:
 
     def encode_chunk(self, cache: Any, video: jax.Array) -> tuple[Any, jax.Array]:
         cache, latents = self.model.encode_chunk(cache, video)
-        if self.model.vocabulary:
-            return cache, self.model.bottleneck(latents)[1].indices
-        latents = self.model.to_code(latents.astype(jnp.float32)) if hasattr(self.model, "to_code") else latents
-        return cache, self.model.quantizer(latents).latents
+        quantized, codes, *_ = self.model.bottleneck(latents)
+        return cache, codes.indices if self.model.vocabulary else quantized
 
     def decode(self, coded: jax.Array) -> jax.Array:
         if not self.model.vocabulary:
-            return self.model.from_latents(coded)
+            return self.model.to_pixels(coded)
         return self.model.detokenize(Codes(coded, TokenGrid(*coded.shape[1:])))
 
     def decode_chunk(self, cache: Any, coded: jax.Array) -> tuple[Any, jax.Array]:
         vectors = self.model.quantizer.lookup(coded) if self.model.vocabulary else coded
-        if hasattr(self.model, "from_latents_chunk"):
-            return self.model.from_latents_chunk(cache, vectors)
         cache, video = self.model.decode_chunk(cache, vectors)
         return cache, jnp.clip(video, -1.0, 1.0)
 

@@ -72,7 +72,7 @@ def _tiles(model: nnx.Module, shape: VideoShape, tile: tuple[int, int], overlap:
         if overlap % patch:
             raise UserError(f"the overlap of tiles must be a multiple of the patch {patch}, got {overlap}")
     part = model.grid(VideoShape(shape.frames, *tile))
-    if part.shape != (whole.time, tile[0] // unit.height, tile[1] // unit.width):
+    if not model.on_grid:
         raise UserError(f"{type(model).__name__} has no latents for each place of the frame, hence no tiles")
     rows = Tiles(whole.height, part.height, overlap // unit.height)
     return rows, Tiles(whole.width, part.width, overlap // unit.width)

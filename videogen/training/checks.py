@@ -35,13 +35,13 @@ SECTIONS = (
     "optimizer",
     "parallel",
     "parallel.mesh",
+    "parts",
     "sampler",
     "start_from",
     "text",
     "text.encoder",
     "text.tokenizer",
-    "tokenizer",
-    "teacher",
+    "distillation",
 )
 """Keys that hold keys of their own, in the stages that have them."""
 
@@ -56,6 +56,7 @@ REQUIRED = (
     "parallel.mesh",
     "checkpoint.keep_best",
     "ema",
+    "parts",
     "start_from",
 )
 """Keys without which no stage works; ``configs/common.py`` has the base of them all."""
@@ -93,8 +94,6 @@ SETTINGS = {
     "text.tokenizer.path": str,
     "text.tokenizer.length": Count,
     "text.tokenizer.vocabulary_size": Count,
-    "tokenizer.checkpoint": str,
-    "teacher.checkpoint": str,
 }
 """Key of a stage config -> what its value may be. Settings of parts are checked where the parts are declared."""
 
@@ -125,9 +124,12 @@ def check_config(config: Any) -> None:
         if _find(config, key) is _ABSENT:
             raise UserError(f"config.{key} is missing; configs/common.py has the base of every stage")
     _check_sections(config, SECTIONS)
+    parts = [f"parts.{name}" for name in config.parts]
+    _check_sections(config, [*parts, *(f"{part}.model" for part in parts)])
     optimizers = [f"optimizer.{group}" for group in config.optimizer]
     _check_sections(config, optimizers)
     rules = dict(SETTINGS)
+    rules |= {f"{part}.{key}": str for part in parts for key in ("checkpoint", "hash")}
     rules |= {f"{optimizer}.{key}": rule for optimizer in optimizers for key, rule in OPTIMIZER.items()}
     rules |= {f"parallel.mesh.{axis}": Annotated[int, Number(int, -1)] for axis in config.parallel.mesh}
     for key, rule in rules.items():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from videogen.data.inputs import save_text_tokenizer, text_tokenizer
 from videogen.errors import UserError
 from videogen.ranges import Natural
 from videogen.runs.checkpoints import Checkpoints
-from videogen.tokenizers import Detokenized
+from videogen.tokenizers import Tokenizer
 from videogen.training.checks import building, check_config
 from videogen.training.state import averaged, new_state, split, structure_of
 from videogen.weights import hash_weights, load_weights, save_weights
@@ -68,8 +69,7 @@ class Loaded:
 
         A de-tokenizer has the hash of the tokenizer whose codes it decodes.
         """
-        name = "generator" if self.config.task == "generator" else "tokenizer"
-        return _hash(self.modules[name])
+        return hash_of(self.task.assembled(self.modules) or self.trained)
 
     @property
     def tokenizer(self) -> Any:
@@ -78,18 +78,22 @@ class Loaded:
         Raises:
           UserError: this is a generator.
         """
-        if self.config.task == "generator":
-            raise UserError(f"{self.directory} holds a generator, not a tokenizer")
-        return self.task.assembled(self.modules)
+        if (tokenizer := self.task.assembled(self.modules)) is None:
+            raise UserError(f"{self.directory} holds a {self.config.task}, not a tokenizer")
+        return tokenizer
 
     @property
-    def tokenizer_model(self) -> Any:
-        """The config that builds ``tokenizer``."""
-        return getattr(self.task, "assembled_model", self.config.model)
+    def coder(self) -> Any:
+        """The tokenizer that this stage trains, or whose codes its generator learns."""
+        return self.task.assembled(self.modules) or self.modules["tokenizer"]
+
+    def model_of(self, what: str) -> Any:
+        """The config that builds ``tokenizer``, or what this stage has ``trained``, by that name."""
+        return self.task.assembled_model if what == "tokenizer" else self.config.model
 
     @property
-    def teacher(self) -> nnx.Module:
-        """What this stage has trained and exports, for a student to learn from."""
+    def trained(self) -> nnx.Module:
+        """What this stage has trained and exports."""
         return self.modules[self.task.exported[0]]
 
     def generator(self, sampler: dict[str, Any] | None = None) -> tasks.VideoGenerator:
@@ -98,9 +102,9 @@ class Loaded:
         Raises:
           UserError: this is no generator.
         """
-        if self.config.task != "generator":
+        if (generator := self.task.drawing(self.modules, sampler)) is None:
             raise UserError(f"{self.directory} holds a {self.config.task}, not a generator")
-        return tasks.VideoGenerator(self.task, self.modules, sampler)
+        return generator
 
 
 def load(directory: epath.PathLike) -> Loaded:
@@ -134,23 +138,23 @@ def load(directory: epath.PathLike) -> Loaded:
         params, variables, step = averaged(state), state["variables"], int(state["step"])
     modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in names}
     frozen = load_frozen(task, directory)
-    _check_tokenizer(config, frozen, directory)
+    _check_parts(config, frozen, directory)
     return Loaded(directory, config, task, modules | frozen, step)
 
 
-def _check_tokenizer(config: Any, frozen: dict[str, nnx.Module], directory: epath.Path) -> None:
-    """Refuses a frozen tokenizer that is not the one this stage was trained on: its codes mean something else."""
-    wanted, tokenizer = config.get("tokenizer", {}).get("hash", ""), frozen.get("tokenizer")
-    if isinstance(tokenizer, Detokenized):
-        tokenizer = tokenizer.tokenizer  # whose codes both decoders read
-    if wanted and tokenizer is not None and _hash(tokenizer) != wanted:
-        raise UserError(
-            f"{directory / FROZEN} holds another tokenizer than {CONFIG} names (hash {wanted[:12]}); restore it from "
-            "the run that wrote it"
-        )
+def _check_parts(config: Any, frozen: dict[str, nnx.Module], directory: epath.Path) -> None:
+    """Refuses frozen parts that are not those this stage was trained with: their codes would mean something else."""
+    for name, part in config.parts.items():
+        if part.hash and name in frozen and hash_of(frozen[name]) != part.hash:
+            raise UserError(
+                f"{directory / FROZEN} holds another {name} than {CONFIG} names (hash {part.hash[:12]}); restore it "
+                "from the run that wrote it"
+            )
 
 
-def _hash(module: nnx.Module) -> str:
+def hash_of(module: nnx.Module) -> str:
+    """SHA-256 of the weights of a module; of a tokenizer with another decoder that of the one whose codes it reads."""
+    module = module.coder if isinstance(module, Tokenizer) else module
     return hash_weights(nnx.to_pure_dict(nnx.state(module)))
 
 
@@ -217,6 +221,6 @@ def holds_frozen(task: tasks.Task, directory: epath.PathLike) -> bool:
     return all((epath.Path(directory) / FROZEN / f"{name}.safetensors").exists() for name in names)
 
 
-def new_frozen(task: tasks.Task) -> dict[str, nnx.Module]:
-    """The frozen modules of a run, from where its config says."""
-    return task.frozen(lambda directory, what="tokenizer": getattr(load(directory), what))
+def new_frozen(task: tasks.Task, read: Callable[[str], Loaded] = load) -> dict[str, nnx.Module]:
+    """The frozen modules of a run, from where its config says; ``read`` reads a run or export."""
+    return task.frozen(lambda directory, what: getattr(read(directory), what))

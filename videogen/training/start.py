@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ from videogen.parallel.distributed import process_zero_first
 from videogen.runs.checkpoints import abstract_state
 from videogen.runs.stops import storage_errors
 from videogen.training.checks import building, check_config, check_memory, check_same_everywhere
-from videogen.training.loading import holds_frozen, load_frozen, new_frozen, save_frozen
+from videogen.training.loading import holds_frozen, load, load_frozen, new_frozen, save_frozen
 from videogen.training.state import (
     State,
     Structure,
@@ -122,7 +123,9 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
     mesh = make_mesh(config.parallel.mesh)
     check_same_everywhere(config)
     check_batch(config, mesh.shape)
-    complete_config(config, workdir)
+    # Each run that parts and first weights come from is read once.
+    read = functools.cache(load)
+    complete_config(config, workdir, read)
     earlier = earlier_start(config, workdir)
     source, unseen = build_source(config, "train"), build_source(config, "eval")
     keep_findings(config, source)
@@ -142,9 +145,9 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
     )
     check_memory(shapes, placement, batch)
     # Weights of other runs are read onto one device, hence outside the mesh.
-    weights = starting_weights(config, workdir, task)
+    weights = starting_weights(config, workdir, task, read)
     text = new_text_tokenizer(config, source) if earlier.step is None else text_tokenizer(config, workdir)
-    frozen = load_frozen(task, workdir) if earlier.same and holds_frozen(task, workdir) else new_frozen(task)
+    frozen = load_frozen(task, workdir) if earlier.same and holds_frozen(task, workdir) else new_frozen(task, read)
     evaluated = held_out(unseen, EVAL_BATCHES * config.data.eval_batch_size)
     with jax.set_mesh(mesh), building("the train step"):
         step, traced = _trace(config, mesh, task, structure, shapes, placement, frozen, batch)

@@ -4,6 +4,7 @@ Only the first start reads the other run. It then saves the new run's step 0, so
 nothing but its own directory.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,9 @@ SMALLEST_CONVOLUTION = 5
 """Axes of a 3-D convolution's kernel; what has fewer is not inflated."""
 
 
-def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weights | None:
+def starting_weights(
+    config: Any, workdir: epath.PathLike, task: Task, read: Callable[[str], Loaded] = load
+) -> Weights | None:
     """What a new run takes over from the run or export ``config.start_from.run``; call it outside any mesh.
 
     A student begins with its teacher's weights unless another run is named.
@@ -41,6 +44,7 @@ def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weight
       config: the complete config of the new run.
       workdir: its directory.
       task: its task.
+      read: how a run or export is read.
 
     Returns:
       The arrays in the shapes and dtypes of the new run; ``None`` when it starts afresh or has a checkpoint already.
@@ -51,10 +55,10 @@ def starting_weights(config: Any, workdir: epath.PathLike, task: Task) -> Weight
     settings = config.start_from
     if settings.inflate and settings.inflate not in SLICES:
         raise UserError(f"unknown start_from.inflate {settings.inflate!r}{near_matches(settings.inflate, SLICES)}")
-    run = settings.run or config.get("teacher", {}).get("checkpoint", "")
+    run = settings.run or config.parts.get("teacher", {}).get("checkpoint", "")
     if not run or latest_step(workdir) is not None:
         return None
-    origin = load(run)
+    origin = read(run)
     found, modules = _arrays(origin.modules), structure_of(task, config)[1]
     wanted = _arrays(modules)
     frames = {(group, *path): n for group, module in modules.items() for path, n in new_frames(module).items()}

@@ -1,7 +1,7 @@
 """A run's directory: the config it is run with, checked against an earlier start."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from videogen.errors import UserError
 from videogen.runs.checkpoints import latest_step
 from videogen.runs.stops import storage_errors
 from videogen.training.checks import check_config
-from videogen.training.loading import CONFIG, MODEL, load
+from videogen.training.loading import CONFIG, MODEL, Loaded, hash_of, load
 from videogen.training.optimizers import learning_rate
 
 DATA = "data.json"
@@ -34,36 +34,37 @@ FREE_KEYS = (
     "data.held_out",
     "data.own",
     "parallel.mesh",
-    "tokenizer.checkpoint",
-    "teacher.checkpoint",
 )
-"""Config keys that may change between two starts of one run, beside every ``optimizer.GROUP.horizon``."""
+"""Config keys that may change between two starts of one run, beside every ``optimizer.GROUP.horizon`` and every
+``parts.NAME.checkpoint``."""
 
 
-def complete_config(config: Any, workdir: epath.Path) -> None:
-    """Writes into the config of a generator or de-tokenizer what its tokenizer and text encoder decide.
+def complete_config(config: Any, workdir: epath.Path, read: Callable[[str], Loaded] = load) -> None:
+    """Writes into a config what its frozen parts are, and what else its task reads from other files.
+
+    Args:
+      config: the stage config; changed in place.
+      workdir: its run directory, where an earlier start has said what the parts are.
+      read: how a run or export is read.
 
     Raises:
-      UserError: there is no tokenizer, neither named by the config nor known from an earlier start; or no teacher for a
-        student, or one of another model.
+      UserError: a part is neither named by the config nor known from an earlier start, or does not fit the task.
     """
-    if "tokenizer" not in config:
-        return
-    if config.tokenizer.checkpoint:
-        loaded = load(config.tokenizer.checkpoint)
-        model, digest = loaded.tokenizer_model, loaded.hash
-    elif (workdir / CONFIG).exists():
-        earlier = load_config(workdir / CONFIG).tokenizer
-        model, digest = earlier.model, earlier.hash
-    else:
-        raise UserError(f"a {config.task} needs its tokenizer: pass --config.tokenizer.checkpoint=RUN_OR_EXPORT")
-    tasks.TASKS[config.task].complete(config, model, digest)
-    if "teacher" not in config:
-        return
-    if config.teacher.checkpoint:
-        tasks.check_teacher(config, load_config(epath.Path(config.teacher.checkpoint) / CONFIG))
-    elif not (workdir / CONFIG).exists():
-        raise UserError("a student needs its teacher: pass --config.teacher.checkpoint=RUN_OR_EXPORT")
+    task, origins = tasks.class_of(config), {}
+    if wrong := set(config.parts) ^ set(task.parts):
+        known = ", ".join(task.parts) or "none"
+        raise UserError(f"config.parts.{sorted(wrong)[0]}: the frozen parts of a {config.task} are: {known}")
+    for name, part in config.parts.items():
+        if part.checkpoint:
+            origin = read(part.checkpoint)
+            part.model, part.hash = origin.model_of(task.parts[name]), hash_of(getattr(origin, task.parts[name]))
+            origins[name] = origin.config
+        elif (workdir / CONFIG).exists():
+            earlier = load_config(workdir / CONFIG).parts[name]
+            part.model, part.hash = earlier.model, earlier.hash
+        else:
+            raise UserError(f"a {config.task} needs its {name}: pass --config.parts.{name}.checkpoint=RUN_OR_EXPORT")
+    task.complete(config, origins)
 
 
 def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]) -> None:
@@ -74,9 +75,10 @@ def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]
       workdir: its run directory: an earlier start there knows the data, too.
       given: dotted keys that the command says.
     """
-    if not isinstance(config.get("tokenizer"), ConfigDict):
+    part = config.parts.get("tokenizer")
+    if not isinstance(part, ConfigDict):
         return
-    checkpoint = config.tokenizer.get("checkpoint")
+    checkpoint = part.get("checkpoint")
     origin = epath.Path(checkpoint or workdir) / CONFIG
     with remote_errors(origin):
         if not origin.exists():
@@ -116,6 +118,7 @@ def earlier_start(config: Any, workdir: epath.Path) -> Earlier:
         return Earlier(False)
     earlier, step = load_config(workdir / CONFIG), latest_step(workdir)
     free = [*FREE_KEYS, *(f"optimizer.{group}.horizon" for group in config.optimizer)]
+    free += [f"parts.{name}.checkpoint" for name in config.parts]
     if changed := differences(earlier, config, ignore=free):
         if step is not None:
             raise UserError(
