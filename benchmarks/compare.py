@@ -122,7 +122,7 @@ def speeds(directory: Path) -> dict[str, float]:
     loaded = videogen.load(directory)
     frames = CLIPS * loaded.config.data.clip.frames
     batch = held_out(build_source(loaded.config, "eval"), CLIPS).batches(CLIPS, loaded.text)[0]
-    if loaded.config.task == "generator":
+    if loaded.task.draws:
         generator = loaded.generator()
         text = {key: value for key, value in batch.items() if key.startswith("text")}
         seconds = median_seconds(lambda: generator.generate(text, loaded.config.data.clip.frames, 0))

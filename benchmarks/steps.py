@@ -24,7 +24,7 @@ from videogen.training.step import jit_train_step
 def random_batch(shapes: dict[str, Any], task: tasks.Task) -> dict[str, Any]:
     """Noise in the place of pixels, and ids that exist."""
     random = np.random.default_rng(0)
-    highest = {"video": 256, "indices": min(getattr(getattr(task, "tokenizer", None), "vocabulary", None) or (2,))}
+    highest = {"video": 256, "tokens/video": min(getattr(getattr(task, "tokenizer", None), "vocabulary", None) or (2,))}
 
     def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         return random.integers(0, highest.get(path[-1].key, 2), shape.shape).astype(shape.dtype)

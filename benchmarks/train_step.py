@@ -24,7 +24,7 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from videogen import generators, tokenizers  # noqa: E402
-from videogen.conditioning import Conditioning, Tokens  # noqa: E402
+from videogen.conditioning import Conditioning, EncodedText  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
 from videogen.shapes import Codes, TokenGrid  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
@@ -103,7 +103,7 @@ def ours(dtype: jnp.dtype) -> dict[str, tuple[Callable[[], None], tuple[int, ...
         return jnp.mean((model.decode(latents) - video) ** 2) + sum(losses.values())
 
     def masked(model: nnx.Module, ids: jax.Array, features: jax.Array) -> jax.Array:
-        conditioning = Conditioning(Tokens(features, jnp.ones(features.shape[:2], bool)))
+        conditioning = Conditioning(EncodedText(features, jnp.ones(features.shape[:2], bool)))
         return model.loss(Codes(ids, grid), conditioning, jax.random.key(0))[0]
 
     tokenizer = tokenizers.build(CVIVIT, dtype=dtype, remat="none", rngs=nnx.Rngs(0))

@@ -5,8 +5,9 @@
 
 --data and --clip are for all stages. Other settings: --set=data.batch_size=4 (of every stage that has the key),
 --set=tokenizer.steps=1000 (of one stage). A stage named in the config's START_FROM begins with the weights of the stage
-named there, its teacher if it has one. The work directory gets a run directory per stage, report.html and metrics.json.
-The same command again goes on where the first one stopped.
+named there. A frozen part of a stage comes from the stage of that name, or from the one that PARTS names. The work
+directory gets a run directory per stage, report.html and metrics.json. The same command again goes on where the first
+one stopped.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from launch.children import Children  # noqa: E402
 from launch.common import CONFIG, SET, WORKDIR  # noqa: E402
 from launch.local_report import flatten, headline, report  # noqa: E402
 from launch.systems import module_of, read_config, settings_of, stages_of  # noqa: E402
-from videogen import app  # noqa: E402
+from videogen import app, tasks  # noqa: E402
 from videogen.configuration import replace_text, take_data  # noqa: E402
 from videogen.data import Clip, build  # noqa: E402
 from videogen.errors import UserError  # noqa: E402
@@ -38,10 +39,6 @@ DATA = flags.DEFINE_string("data", None, "Folder of videos (several: commas betw
 CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips of every stage, e.g. 9x64x64.")
 
 COMMAND = ("python", "-m")
-
-
-PROTOCOLS = {"tokenizer": "reconstruction", "detokenizer": "reconstruction", "generator": "prompt_fidelity"}
-"""Task -> how it is evaluated; generators with ``config.tasks`` by the protocol ``tasks``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,20 +146,17 @@ def make_stage(name: str, arguments: list[str], directory: Path, tokenizer: Any 
     if tokenizer is not None:
         # As videogen.train does.
         take_data(config, tokenizer, [a.removeprefix("--config.").partition("=")[0] for a in arguments])
-    completes = bool(config.get("tasks"))
+    protocol = tasks.class_of(config).default_protocol(config)
     train = [*COMMAND, "videogen.train", *arguments, f"--workdir={directory}"]
     evaluate = [
         *COMMAND,
         "videogen.evaluate",
         f"--checkpoint={directory}",
-        f"--protocol={'tasks' if completes else PROTOCOLS[config.task]}",
+        f"--protocol={protocol}",
         f"--out={directory / 'evaluation.json'}",
         f"--pictures={directory / 'pictures'}",
     ]
-    # Prompts and labels are judged from pixels, which only the shapes allow.
-    told = config.get("classes") or config.get("text", {}).get("encoder", {}).get("name", "none") != "none"
-    judged = config.task != "generator" or completes or (told and config.data.source.name == "shapes")
-    return Stage(name, config, directory, train, evaluate if judged else None)
+    return Stage(name, config, directory, train, evaluate if protocol else None)
 
 
 def run_stage(stage: Stage, children: Children) -> None:

@@ -11,6 +11,7 @@ from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
 from videogen.data.video_io import read_video
 from videogen.reporting.page import Clips, Curves, Figures, Pairs, Section, Table, write_report
 from videogen.reporting.run_page import command_line, goodput_section, of_clips
+from videogen.tasks import class_of
 
 if TYPE_CHECKING:
     from launch.local import Stage
@@ -63,12 +64,12 @@ def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
     """The few numbers that say how well it went."""
     items = []
     for stage in stages:
-        alike = [other for other in stages if (other.config.task == "generator") == (stage.config.task == "generator")]
+        alike = [other for other in stages if class_of(other.config).draws == class_of(stage.config).draws]
         results, of = metrics.get(stage.name, {}), f" ({stage.name})" if len(alike) > 1 else ""
         if "psnr" in results:
             quality = f"{results['psnr']:.1f} dB"
             items.append((f"PSNR of reconstructions{of}", quality, "likeness of the pixels; higher is better"))
-        if stage.config.task == "detokenizer":
+        if "deterministic_gradient_sharpness" in results:
             distances = [f"{results[key]:.2f}" for key in ("deterministic_gradient_sharpness", "gradient_sharpness")]
             meaning = "grey levels, of the frozen decoder and of the new one; lower is better"
             items.append((f"distance in sharpness{of}", " → ".join(distances), meaning))
@@ -88,8 +89,8 @@ def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
 
 def tokenizer_sections(stage: "Stage", fps: float, held_out: bool | None = True) -> list[Section]:
     """Of a de-tokenizer too, which is shown beside the decoder it replaces."""
-    replaces = stage.config.task == "detokenizer"
     with np.load(stage.clips, allow_pickle=False) as clips:
+        replaces = "deterministic" in clips
         between = [clips["deterministic"]] if replaces else []
         columns, captions = (clips["originals"], clips["reconstructions"]), [str(c) for c in clips["captions"]]
     if replaces:
@@ -182,7 +183,7 @@ def report(stages: list["Stage"], metrics: dict[str, Any], workdir: Path, config
     """Writes ``report.html``; returns its path."""
     sections = [headline(stages, metrics)]
     for stage in stages:
-        sections_of = generator_sections if stage.config.task == "generator" else tokenizer_sections
+        sections_of = generator_sections if class_of(stage.config).draws else tokenizer_sections
         held_out = metrics["protocol"].get(stage.name, {}).get("held_out")
         sections += sections_of(stage, shown_rate(stage.config), held_out)
         time_spent = goodput_section(stage.directory / "metrics.jsonl", f"{stage.name.capitalize()}: time")

@@ -26,13 +26,8 @@ def build(table: Mapping[str, Callable], config: Mapping[str, Any], what: str, *
       UserError: unknown ``name`` or keyword, with the near matches; or a value that is not of the declared type or out
         of the declared range (``videogen.ranges``).
     """
-    arguments = {key: config[key] for key in config}
-    name = arguments.pop("name", None)
-    if name is None:
-        raise UserError(f"the {what} config has no 'name'; known: {', '.join(sorted(table))}")
-    if not isinstance(name, str) or name not in table:
-        raise UserError(f"unknown {what} {shown(name)}{near_matches(name, table)}")
-    target = table[name]
+    arguments, target = {key: config[key] for key in config}, look_up(table, config, what)
+    name = arguments.pop("name")
     # A class is asked for its __init__: the metaclass of nnx modules hides the signature.
     parameters = dict(inspect.signature(target.__init__ if inspect.isclass(target) else target).parameters)
     parameters.pop("self", None)
@@ -48,6 +43,16 @@ def build(table: Mapping[str, Callable], config: Mapping[str, Any], what: str, *
     for key, value in arguments.items():
         check_value(f"{key} of {what} {name!r}", parameters[key].annotation, value)
     return target(**arguments, **shared)
+
+
+def look_up(table: Mapping[str, Any], config: Mapping[str, Any], what: str) -> Any:
+    """``table[config["name"]]``; raises ``UserError`` with the near matches where there is no such name."""
+    name = config.get("name")
+    if name is None:
+        raise UserError(f"the {what} config has no 'name'; known: {', '.join(sorted(table))}")
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f"unknown {what} {shown(name)}{near_matches(name, table)}")
+    return table[name]
 
 
 def check_value(name: str, declared: Any, value: Any) -> None:

@@ -1,6 +1,7 @@
 """Configs with one wrong value each: refused in one line with nothing written, or a run that can be traced."""
 
 import importlib
+import logging
 import random
 
 import jax
@@ -50,6 +51,10 @@ def alone(monkeypatch):
     monkeypatch.setattr(start, "complete_config", lambda config, *_: complete_for_planning(config))
     monkeypatch.setattr(start, "new_frozen", lambda task, _: nnx.eval_shape(lambda: task.frozen(None)))
     monkeypatch.setattr(start, "starting_weights", lambda *_: None)
+    # pytest keeps what is logged until the test ends, with every stack and all that it refers to: 16 GB.
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def attack(tmp_path, seed: int, count: int) -> dict[str, int]:

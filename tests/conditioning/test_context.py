@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.conditioning import Conditioning, NullableContext, Tokens
+from videogen.conditioning import Conditioning, EncodedText, NullableContext
 from videogen.errors import UserError
 from videogen.nn import Attention
 
 MASK = jnp.array([[True, True, False], [False, False, False], [True, True, True]])
 
 
-def text() -> Tokens:
-    return Tokens(jax.random.normal(jax.random.key(0), (3, 3, 8)), MASK)
+def text() -> EncodedText:
+    return EncodedText(jax.random.normal(jax.random.key(0), (3, 3, 8)), MASK)
 
 
 def test_text_is_kept_and_absent_text_becomes_the_null_vector():
@@ -35,7 +35,7 @@ def test_null_text_depends_on_nothing_but_the_null_embedding():
     query = jax.random.normal(jax.random.key(1), (3, 5, 8))
 
     def attended(state, features):
-        conditioning = Conditioning(text=Tokens(features, MASK), label=jnp.array([0, -1, 2]))
+        conditioning = Conditioning(text=EncodedText(features, MASK), label=jnp.array([0, -1, 2]))
         context, mask = nnx.merge(graph, state)(conditioning)
         return attention(query, context, key_mask=mask)
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videogen.conditioning import NULL_LABEL, Conditioning, Tokens
+from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText
 from videogen.errors import UserError
 
 
 def example() -> Conditioning:
     mask = jnp.array([[True, True, False], [True, False, False], [True, True, True]])
-    return Conditioning(text=Tokens(jnp.ones((3, 3, 4)), mask), label=jnp.array([5, 0, 7]))
+    return Conditioning(text=EncodedText(jnp.ones((3, 3, 4)), mask), label=jnp.array([5, 0, 7]))
 
 
 def test_null_is_absent_everywhere_with_the_same_shapes():

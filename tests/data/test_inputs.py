@@ -11,6 +11,7 @@ from videogen.configuration import shown_rate
 from videogen.data import inputs
 from videogen.data.tokens import TokenWriter
 from videogen.errors import UserError
+from videogen.tokens import Layout, SegmentLayout
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_unequal_shares_are_refused(held, slices):
 
 def text_config(**settings):
     tokenizer = {"name": "bytes", "path": "", "vocabulary_size": 257, "length": 8} | settings
-    return ConfigDict({"text": {"encoder": {"name": "transformer"}, "tokenizer": tokenizer}})
+    return ConfigDict({"parts": {}, "text": {"encoder": {"name": "transformer"}, "tokenizer": tokenizer}})
 
 
 class Captioned(data.Source):
@@ -107,7 +108,7 @@ def test_ids_beyond_the_table_of_the_encoder_are_refused():
 def run_config(name="tokens", fps=8.0, frame_rate=24.0, made_from=None):
     clip = {"frames": 9, "height": 8, "width": 8, "fps": fps}
     found = {"frame_rate": frame_rate, "made_from": made_from or {}}
-    return ConfigDict({"seed": 0, "data": {"source": {"name": name, "path": "x"}, "clip": clip, **found}})
+    return ConfigDict({"seed": 0, "parts": {}, "data": {"source": {"name": name, "path": "x"}, "clip": clip, **found}})
 
 
 def test_rates_are_those_of_the_clips_that_were_learned():
@@ -123,9 +124,10 @@ def test_rates_are_those_of_the_clips_that_were_learned():
 
 def test_a_run_keeps_what_its_source_says(tmp_path):
     source = {"name": "shapes", "turn": 0.5}
-    meta = {"tokenizer_hash": "a", "vocabulary": [9], "frames": 9, "height": 8, "width": 8, "fps": 24.0}
-    with TokenWriter(tmp_path / "cache", meta | {"made_from": {"source": source, "split": "train"}}) as writer:
-        writer.write(np.zeros((1, 2, 2, 1), np.int32), "x")
+    layout = Layout.of(video=SegmentLayout((("time", 1), ("height", 2), ("width", 2)), (9,)))
+    meta = {"tokenizer_hash": "a", "frames": 9, "height": 8, "width": 8, "fps": 24.0}
+    with TokenWriter(tmp_path / "cache", layout, meta | {"made_from": {"source": source, "split": "train"}}) as writer:
+        writer.write({"video": np.zeros((1, 2, 2, 1), np.int32)}, "x")
     config = run_config(frame_rate=None)
     config.data.source.path = str(tmp_path / "cache")
     inputs.keep_findings(config, inputs.build_source(config, "train"))

@@ -10,6 +10,7 @@ from videogen.data import Pipeline
 from videogen.data.clip import Clip
 from videogen.data.tokens import TokenWriter
 from videogen.errors import UserError
+from videogen.tokens import Layout, SegmentLayout
 
 CLIP = Clip(2, 16, 16)
 
@@ -85,16 +86,17 @@ def test_labels_only_where_all_parts_have_the_same(tmp_path, make_video, monkeyp
 
 def test_token_caches_mix_and_are_checked_against_the_tokenizer(tmp_path):
     meta = {"tokenizer_hash": "a", "vocabulary": [9], "frames": 2, "height": 16, "width": 16, "fps": None}
+    layout = Layout.of(video=SegmentLayout((("time", 1), ("height", 2), ("width", 2)), (9,)))
     parts = []
     for number in range(2):
         path = tmp_path / f"{number}"
-        with TokenWriter(path, meta) as writer:
+        with TokenWriter(path, layout, meta) as writer:
             for i in range(3):
-                writer.write(np.full((1, 2, 2, 1), 3 * number + i), f"{number} {i}")
+                writer.write({"video": np.full((1, 2, 2, 1), 3 * number + i)}, f"{number} {i}")
         parts.append({"name": "tokens", "path": str(path), "weight": 1})
     mixture = build(parts, tokenizer_hash="a")
     pipeline = Pipeline(mixture, batch_size=6, seed=0, workers=0, text=None)
-    codes = next(pipeline)["indices"]
+    codes = next(pipeline)["tokens/video"]
     pipeline.close()
     assert codes.shape == (6, 1, 2, 2, 1) and sorted(codes[:, 0, 0, 0, 0]) == [*range(6)]
     with pytest.raises(UserError, match="made by tokenizer a"):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from videogen.conditioning import Conditioning, Tokens
+from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.critic import TokenCritic
@@ -25,7 +25,7 @@ def build(critic=None, vocabulary=(6,), **settings) -> MaskedTransformer:
 
 
 def text(batch: int) -> Conditioning:
-    return Conditioning(Tokens(jax.random.normal(jax.random.key(0), (batch, 3, 8)), jnp.ones((batch, 3), bool)))
+    return Conditioning(EncodedText(jax.random.normal(jax.random.key(0), (batch, 3, 8)), jnp.ones((batch, 3), bool)))
 
 
 def codes(batch: int, vocabulary=(6,), mask=None) -> Codes:
@@ -58,7 +58,7 @@ def test_generator_and_critic_learn_from_their_own_losses_alone(vocabulary):
     graph, params = nnx.split(model, nnx.Param)
 
     def losses(params, features) -> tuple:
-        conditioning = Conditioning(Tokens(features, text(8).text.mask), jnp.arange(8) % 3)
+        conditioning = Conditioning(EncodedText(features, text(8).text.mask), jnp.arange(8) % 3)
         loss, terms = nnx.merge(graph, params).loss(codes(8, vocabulary), conditioning, jax.random.key(0), train=False)
         return loss - terms["loss"], terms["loss"]
 

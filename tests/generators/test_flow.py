@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from videogen import diffusion
-from videogen.conditioning import Conditioning, Tokens
+from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import FlowSampler, FlowTransformer
 from videogen.shapes import TokenGrid
@@ -59,7 +59,7 @@ def told(name: str, batch: int) -> Conditioning:
     model, text = fresh(name), None
     if model.context is not None:
         features = jax.random.normal(jax.random.key(0), (batch, 5, 8))
-        text = Tokens(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int))
+        text = EncodedText(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int))
     return Conditioning(text, jnp.arange(batch) if model.label is not None else None)
 
 
@@ -133,7 +133,7 @@ def test_the_conditioning_matters_and_padding_does_not(name):
     assert (np.abs(one - null).max(axis=(1, 2, 3, 4)) > 1e-4).all()
     if conditioning.text is not None:
         features = jnp.where(conditioning.text.mask[..., None], conditioning.text.features, 9.0)
-        other = Conditioning(Tokens(features, conditioning.text.mask), conditioning.label)
+        other = Conditioning(EncodedText(features, conditioning.text.mask), conditioning.label)
         np.testing.assert_allclose(predict(name, latents(), t, other), one, atol=1e-6)
 
 

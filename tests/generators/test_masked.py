@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.conditioning import Conditioning, Tokens
+from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.masked import random_mask
@@ -24,7 +24,7 @@ def model():
 
 def text(batch: int, seed: int = 0) -> Conditioning:
     features = jax.random.normal(jax.random.key(seed), (batch, 5, 8))
-    return Conditioning(Tokens(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int)))
+    return Conditioning(EncodedText(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int)))
 
 
 def codes(batch: int, grid: TokenGrid = GRID, mask=None) -> Codes:

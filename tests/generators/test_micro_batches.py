@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from videogen import diffusion
-from videogen.conditioning import Conditioning, Tokens
+from videogen.conditioning import Conditioning, EncodedText
 from videogen.diffusion import Euler, RectifiedFlow
 from videogen.generators import FlowTransformer, MaskedTransformer, NextBlockTransformer
 from videogen.nn import MicroBatch
@@ -17,7 +17,7 @@ GRID, BATCH, COUNT = TokenGrid(3, 2, 2), 8, 4
 RANDOM = {"context_width": 8, "condition_drop": 0.5, "dropout": 0.3}
 CODES = jax.random.randint(jax.random.key(7), (BATCH, *GRID.shape, 1), 0, 6)
 LATENTS = jax.random.normal(jax.random.key(8), (BATCH, *GRID.shape, 3))
-TEXT = Tokens(jax.random.normal(jax.random.key(0), (BATCH, 3, 8)), jnp.ones((BATCH, 3), bool))
+TEXT = EncodedText(jax.random.normal(jax.random.key(0), (BATCH, 3, 8)), jnp.ones((BATCH, 3), bool))
 SHORT = jnp.arange(GRID.tokens) < 4 * (1 + jnp.arange(BATCH)[:, None] % 3)
 """Clips of one to three latent frames."""
 
@@ -88,7 +88,7 @@ def test_a_batch_in_parts_is_the_batch(name):
     params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
 
     def loss(rows, micro):
-        conditioning = Conditioning(Tokens(TEXT.features[rows], TEXT.mask[rows]), None)
+        conditioning = Conditioning(EncodedText(TEXT.features[rows], TEXT.mask[rows]), None)
 
         def value(params):
             value, metrics = nnx.merge(graph, params, rest).loss(

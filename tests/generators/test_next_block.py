@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.conditioning import Conditioning, Tokens
+from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import BlockSampler, NextBlockTransformer
 from videogen.generators.block_decoding import Decoding
@@ -50,7 +50,7 @@ def make(name: str) -> NextBlockTransformer:
 
 def text(batch: int, seed: int = 0) -> Conditioning:
     features = jax.random.normal(jax.random.key(seed), (batch, 5, 8))
-    return Conditioning(Tokens(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int)))
+    return Conditioning(EncodedText(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int)))
 
 
 def codes(model: NextBlockTransformer, batch: int = 2, grid: TokenGrid = GRID) -> Codes:

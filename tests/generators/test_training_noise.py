@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.conditioning import Conditioning, NullableContext, Tokens
+from videogen.conditioning import Conditioning, EncodedText, NullableContext
 from videogen.generators import FlowTransformer, MaskedTransformer, NextBlockTransformer
 from videogen.shapes import Codes, TokenGrid
 
@@ -37,7 +37,7 @@ def clips(kind: str, batch: int = BATCH):
 
 
 def text(batch: int = BATCH) -> Conditioning:
-    return Conditioning(Tokens(jax.random.normal(jax.random.key(0), (batch, 3, 4)), jnp.ones((batch, 3), bool)))
+    return Conditioning(EncodedText(jax.random.normal(jax.random.key(0), (batch, 3, 4)), jnp.ones((batch, 3), bool)))
 
 
 def loss(model, kind: str, *, train: bool = True, seed: int = 0, batch: int = BATCH):

@@ -57,7 +57,7 @@ def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
     text = {"text_ids": np.arange(72).reshape(3, 24) % 50, "text_mask": np.ones((3, 24), bool)}
     batches = [
         text | {key: np.stack([source[i][key] for i in range(3)])}
-        for source, key in ((pixels, "video"), (cache, "indices"))
+        for source, key in ((pixels, "video"), (cache, "tokens/video"))
     ]
     modules = task.init(nnx.Rngs(0)) | run.modules
 
@@ -114,8 +114,8 @@ def test_several_windows_are_drawn_from_each_video_and_more_clips_than_there_are
         assert write_token_cache(run, tmp_path / "cache", source, clips=99, batch_size=4, windows=3) == 6
     assert "99 clips were asked for: the source has 2 samples, of each of which 3 windows are drawn" in caplog.text
     cache = data.build({"name": "tokens", "path": str(tmp_path / "cache")}, clip=clip, seed=0, split="train")
-    assert len({cache[i]["indices"].tobytes() for i in range(6)}) > 2
+    assert len({cache[i]["tokens/video"].tobytes() for i in range(6)}) > 2
     assert write_token_cache(run, tmp_path / "first", source, clips=None, batch_size=4) == 2
     first = data.build({"name": "tokens", "path": str(tmp_path / "first")}, clip=clip, seed=0, split="train")
     for i in range(2):
-        np.testing.assert_array_equal(first[i]["indices"], cache[i]["indices"])
+        np.testing.assert_array_equal(first[i]["tokens/video"], cache[i]["tokens/video"])

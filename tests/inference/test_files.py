@@ -67,7 +67,7 @@ def test_codes_of_a_file_are_those_of_its_frames(root, tmp_path):
     coded = encode(loaded, video, tmp_path / "x.npz")
     frames, fps = read_fitted(video, Clip(5, 16, 16, 8.0))
     assert frames.shape == (15, 16, 16, 3) and fps == 8
-    first = loaded.tokenizer.tokenize(frames[None, :5].astype(np.float32) / 127.5 - 1).indices
+    first = loaded.tokenizer.tokenize(frames[None, :5].astype(np.float32) / 127.5 - 1).only.values
     np.testing.assert_array_equal(coded[:3], first[0])
     arrays = np.load(tmp_path / "x.npz")
     assert arrays["frames"] == 15 and arrays["fps"] == 8 and str(arrays["tokenizer"]) == loaded.hash

@@ -155,7 +155,7 @@ def test_an_export_is_a_tokenizer_with_both_decoders_measured(built, tmp_path):
     loaded = load(tmp_path / "export")
     video = np.random.default_rng(0).uniform(-1, 1, (1, 3, 16, 16, 3)).astype(np.float32)
     codes = jax.jit(loaded.tokenizer.tokenize)(video)
-    assert codes.indices.shape == (1, 2, 8, 8, 1)
+    assert codes.only.values.shape == (1, 2, 8, 8, 1)
     rebuilt, expected = (jax.jit(m.detokenize)(codes) for m in (loaded.tokenizer, task.assembled(live)))
     np.testing.assert_array_equal(rebuilt, expected)
     # Whoever has codes of the frozen tokenizer can decode them here.

@@ -186,8 +186,8 @@ def test_pictures_begin_with_the_given_frames_of_held_out_clips_or_codes():
     for original, drawn in picture.rows:
         np.testing.assert_array_equal(drawn[:3], original[:3])
     codes = np.asarray(task.codes(modules, {"video": clip}).indices)
-    (cached,) = task.pictures(modules, {"indices": codes}, seed=0)
-    decoded = tasks.base.to_pixels(task.detokenize(modules, task.codes(modules, {"indices": codes})))
+    (cached,) = task.pictures(modules, {"tokens/video": codes}, seed=0)
+    decoded = tasks.base.to_pixels(task.detokenize(modules, task.codes(modules, {"tokens/video": codes})))
     assert len(cached.rows) == 4
     for (original, drawn), expected in zip(cached.rows, decoded, strict=False):
         # Whole numbers of a pixel, up to the rounding of another batch.

@@ -81,7 +81,7 @@ def test_tasks_are_drawn_by_weight(system, monkeypatch):
 
     monkeypatch.setattr(task, "given", given)
     generator = SimpleNamespace(generator=SimpleNamespace(loss=loss), text_encoder=modules["generator"].text_encoder)
-    many = {"indices": jnp.zeros((4000, 2, 4, 4, 1), int), "video": np.zeros((4000, 2, 1, 1, 3), np.uint8)}
+    many = {"tokens/video": jnp.zeros((4000, 2, 4, 4, 1), int), "video": np.zeros((4000, 2, 1, 1, 3), np.uint8)}
     monkeypatch.setattr(task, "conditioning", lambda modules, batch: Conditioning(label=jnp.zeros(4000, int)))
     task.generator_loss({"generator": generator}, many, jax.random.key(0), jnp.zeros((), int))
     shares = np.bincount(seen[0], minlength=len(TASKS)) / 4000

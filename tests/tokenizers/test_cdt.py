@@ -12,6 +12,7 @@ from videogen.errors import UserError
 from videogen.losses import UntrainedFeatures
 from videogen.shapes import VideoShape
 from videogen.tokenizers import Detokenized, build
+from videogen.tokenizers.base import Encoded
 
 GAUSSIAN = {"quantizer": {"name": "gaussian", "width": 3, "kl_weight": 1e-3}}
 CDT = CONFIGS["cdt"]
@@ -31,21 +32,20 @@ def test_chunks_of_any_size_are_encoded_as_the_whole(cuts):
     encode, cache, parts = jax.jit(model.encode_chunk), None, []
     for start, stop in zip((0, *cuts), cuts, strict=False):
         cache, latents = encode(cache, video[:, start:stop])
-        parts.append(latents)
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), jax.jit(model.encode)(video), atol=1e-5)
+        parts.append(latents.values)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), jax.jit(model.encode)(video).values, atol=1e-5)
 
 
 def test_latents_are_the_mean_and_have_no_ids():
     model = make(CDT, **GAUSSIAN)
-    latents = jax.jit(model.encode)(clip(5))
+    latents = jax.jit(model.encode)(clip(5)).values
     assert latents.shape == (1, 2, 4, 4, 6) and latents.dtype == jnp.float32
-    mean, codes, losses, _ = model.bottleneck(latents)
+    mean, codes, losses, _ = model.bottleneck(Encoded(latents))
     np.testing.assert_array_equal(mean, latents[..., :3])
-    assert model.vocabulary == () and codes.indices.shape[-1] == 0
-    assert model.bottleneck(jnp.zeros_like(latents))[2]["kl"] == 0 < losses["kl"]
-    assert jnp.isfinite(model.bottleneck(latents.at[..., 3:].set(1e4))[2]["kl"])
-    with pytest.raises(UserError, match="continuous latents have no ids"):
-        model.detokenize(codes)
+    assert model.vocabulary == () and codes.only.values.shape == mean.shape
+    assert model.bottleneck(Encoded(jnp.zeros_like(latents)))[2]["kl"] == 0 < losses["kl"]
+    assert jnp.isfinite(model.bottleneck(Encoded(latents.at[..., 3:].set(1e4)))[2]["kl"])
+    np.testing.assert_allclose(model.detokenize(codes), jnp.clip(model.decode(mean), -1, 1), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -138,8 +138,10 @@ def test_a_de_tokenizer_decodes_the_codes_of_any_tokenizer(name):
         return codes, model.tokenizer.tokenize(video), losses, model.decode(vectors), chunks, pixels, denoised
 
     codes, own, losses, rebuilt, chunks, pixels, denoised = run(video)
-    assert codes.grid == model.grid(VideoShape(*video.shape[1:4])) and model.vocabulary == model.tokenizer.vocabulary
-    np.testing.assert_array_equal(codes.indices, own.indices)
+    assert (
+        codes.layout == model.layout(VideoShape(*video.shape[1:4])) and model.vocabulary == model.tokenizer.vocabulary
+    )
+    np.testing.assert_array_equal(codes.only.values, own.only.values)
     assert rebuilt.shape == denoised.shape == video.shape and not losses
     if model.vocabulary:
         np.testing.assert_allclose(pixels, jnp.clip(rebuilt, -1, 1), atol=1e-5)

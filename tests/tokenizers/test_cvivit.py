@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from videogen.errors import UserError
-from videogen.shapes import Codes, VideoShape
+from videogen.shapes import VideoShape
 from videogen.tokenizers import build
+from videogen.tokens import Tokens
 
 CONFIG = {
     "name": "cvivit",
@@ -43,7 +44,7 @@ def video():
 
 
 def test_latents_depend_on_no_later_frame(model, video):
-    encode = jax.jit(model.encode)
+    encode = jax.jit(lambda v: model.encode(v).values)
     latents = encode(video)
     for frame in range(FRAMES):
         changed = encode(video.at[:, frame].set(-video[:, frame]))
@@ -54,7 +55,7 @@ def test_latents_depend_on_no_later_frame(model, video):
 
 def test_frames_depend_on_no_later_latent(model):
     decode = jax.jit(model.decode)
-    latents = jax.random.normal(jax.random.key(3), (1, 5, 4, 4, 32))
+    latents = jax.random.normal(jax.random.key(3), (1, 5, 4, 4, model.quantizer.width))
     video = decode(latents)
     for latent in range(5):
         changed = decode(latents.at[:, latent].add(1.0))
@@ -67,7 +68,7 @@ def test_every_frame_depends_on_every_earlier_frame(model, video):
     """Causality alone would hold for a model that ignores time."""
 
     def last_latent(pixels):
-        return jnp.sum(model.encode(pixels)[:, -1] ** 2)
+        return jnp.sum(model.encode(pixels).values[:, -1] ** 2)
 
     influence = jnp.abs(jax.jit(jax.grad(last_latent))(video)).sum((0, 2, 3, 4))
     assert (influence > 1e-6).all()
@@ -77,14 +78,14 @@ def test_every_frame_depends_on_every_earlier_frame(model, video):
 def test_codes_of_a_prefix_are_a_prefix_of_the_codes(model, video, frames):
     tokenize = jax.jit(model.tokenize)
     whole, part = tokenize(video), tokenize(video[:, :frames])
-    np.testing.assert_array_equal(whole.indices[:, : part.grid.time], part.indices)
-    assert part.grid == model.grid(VideoShape(frames, 16, 16))
+    np.testing.assert_array_equal(whole.only.values[:, : part.only.values.shape[1]], part.only.values)
+    assert part.layout == model.layout(VideoShape(frames, 16, 16))
 
 
 def test_an_image_is_a_one_frame_video(model, video):
     image = model.tokenize(video[:, :1])
-    assert image.grid.shape == (1, 4, 4)
-    np.testing.assert_array_equal(image.indices, model.tokenize(video).indices[:, :1])
+    assert image.layout.only.shape == (1, 4, 4)
+    np.testing.assert_array_equal(image.only.values, model.tokenize(video).only.values[:, :1])
     assert model.detokenize(image).shape == (2, 1, 16, 16, 3)
 
 
@@ -95,12 +96,12 @@ def test_frame_counts_off_the_grid_are_refused(model, frames):
 
 
 def test_codes_are_unit_vectors_and_cosine_agrees_with_euclid(model, video):
-    z = model.encode(video)
+    z = model.encode(video).values
     codes = model.quantizer.lookup(jnp.arange(64)[:, None])
     np.testing.assert_allclose(jnp.linalg.norm(codes, axis=-1), 1.0, atol=1e-5)
     unit = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
     distance = jnp.linalg.norm(unit[..., None, :] - codes, axis=-1)
-    np.testing.assert_array_equal(distance.argmin(-1), model.tokenize(video).indices[..., 0])
+    np.testing.assert_array_equal(distance.argmin(-1), model.tokenize(video).only.values[..., 0])
 
 
 def test_first_frame_and_tubelets_have_weights_of_their_own(model, video):
@@ -108,7 +109,7 @@ def test_first_frame_and_tubelets_have_weights_of_their_own(model, video):
     graph, state = nnx.split(model)
 
     def first_latent(state):
-        return jnp.sum(nnx.merge(graph, state).encode(video)[:, 0] ** 2)
+        return jnp.sum(nnx.merge(graph, state).encode(video).values[:, 0] ** 2)
 
     grads = nnx.to_pure_dict(jax.jit(jax.grad(first_latent, allow_int=True))(state))["patches"]
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads["first"]))
@@ -141,5 +142,5 @@ def test_detokenize_inverts_tokenize_up_to_the_codes(model, video):
     latents, codes, _, _ = jax.jit(lambda video: model.bottleneck(model.encode(video)))(video)
     pixels, decoded = jax.jit(model.detokenize)(codes), jax.jit(model.decode)(latents)
     np.testing.assert_allclose(pixels, jnp.clip(decoded, -1, 1), atol=1e-4)
-    assert isinstance(codes, Codes) and codes.indices.shape == (2, 5, 4, 4, 1)
-    assert codes.indices.min() >= 0 and codes.indices.max() < model.vocabulary[0]
+    assert isinstance(codes, Tokens) and codes.only.values.shape == (2, 5, 4, 4, 1)
+    assert codes.only.values.min() >= 0 and codes.only.values.max() < model.vocabulary[0]

@@ -7,8 +7,9 @@ import pytest
 
 from tests.tokenizers.test_invariants import CONFIGS, FIXED, SIDE, frames_of, make, model_of
 from videogen.errors import UserError
-from videogen.shapes import Codes, TokenGrid, VideoShape
+from videogen.shapes import VideoShape
 from videogen.tokenizers.long import LongVideos, lengths
+from videogen.tokens import Segment, Tokens
 
 CODELESS = {"kl": CONFIGS["cvivit"] | {"quantizer": {"name": "gaussian", "width": 4}}}
 
@@ -16,6 +17,10 @@ CODELESS = {"kl": CONFIGS["cvivit"] | {"quantizer": {"name": "gaussian", "width"
 def long_of(name: str) -> LongVideos:
     model = make(CODELESS[name]) if name in CODELESS else model_of(name)
     return LongVideos(model, VideoShape(frames_of("cvivit" if name in CODELESS else name), SIDE, SIDE))
+
+
+def tokens_of(model, values: np.ndarray) -> Tokens:
+    return Tokens.of(video=Segment(jnp.asarray(values), model.layout_of(values.shape[1:-1]).only))
 
 
 def video_of(frames: int, seed: int = 0) -> np.ndarray:
@@ -29,10 +34,10 @@ def test_convolutions_give_what_the_whole_gives(name):
     model, videos = model_of(name), long_of(name)
     video = video_of(model.compression.frames(2 * videos.window + 1))
     codes = videos.encode(video)
-    np.testing.assert_array_equal(codes, jax.jit(model.tokenize)(jnp.asarray(video)).indices)
+    np.testing.assert_array_equal(codes, jax.jit(model.tokenize)(jnp.asarray(video)).only.values)
     if name == "cdt":  # whose decoder draws
         return
-    whole = jax.jit(model.detokenize)(Codes(jnp.asarray(codes), TokenGrid(*codes.shape[1:])))
+    whole = jax.jit(model.detokenize)(tokens_of(model, codes))
     np.testing.assert_allclose(videos.decode(codes), whole, atol=1e-4)
 
 
@@ -45,7 +50,7 @@ def test_attention_goes_by_windows_that_are_exact_inside(name):
     video = video_of(frames(latents + 2 * (latents - overlap)))
     codes = videos.encode(video)
     # The first window is that of a clip in training.
-    clip = jax.jit(model.tokenize)(jnp.asarray(video[:, : videos.frames])).indices
+    clip = jax.jit(model.tokenize)(jnp.asarray(video[:, : videos.frames])).only.values
     np.testing.assert_array_equal(codes[:, :latents], clip)
     # Later latents see no further back than their window, and all that is in it.
     last = latents + (latents - overlap)
@@ -59,7 +64,7 @@ def test_attention_goes_by_windows_that_are_exact_inside(name):
     after = videos.decode(changed)
     np.testing.assert_array_equal(after[:, frames(last) :], pixels[:, frames(last) :])
     assert np.abs(after[:, : frames(last)] - pixels[:, : frames(last)]).max() > 1e-3
-    whole = jax.jit(model.detokenize)(Codes(jnp.asarray(codes[:, :latents]), TokenGrid(latents, *codes.shape[2:])))
+    whole = jax.jit(model.detokenize)(tokens_of(model, codes[:, :latents]))
     np.testing.assert_allclose(pixels[:, : videos.frames], whole, atol=1e-4)
 
 
@@ -78,7 +83,7 @@ def test_clips_that_are_coded_as_a_whole_take_window_after_window(name):
     model, videos = model_of(name), long_of(name)
     video = video_of(2 * videos.frames)
     codes = videos.encode(video[:, : videos.frames + 1])
-    first = jax.jit(model.tokenize)(jnp.asarray(video[:, : videos.frames])).indices
+    first = jax.jit(model.tokenize)(jnp.asarray(video[:, : videos.frames])).only.values
     np.testing.assert_array_equal(codes[:, : videos.window], first)
     assert codes.shape[1] == 2 * videos.window
     assert videos.decode(codes, videos.frames + 1).shape[1] == videos.frames + 1
@@ -88,8 +93,10 @@ def test_latents_of_a_tokenizer_without_codes_come_back():
     videos = long_of("kl")
     video = video_of(videos.frames)
     latents = videos.encode(video)
-    np.testing.assert_allclose(latents, videos.model.to_latents(jnp.asarray(video)), atol=1e-4)
-    np.testing.assert_allclose(videos.decode(latents), videos.model.to_pixels(jnp.asarray(latents)), atol=1e-4)
+    np.testing.assert_allclose(latents, videos.model.tokenize(jnp.asarray(video)).only.values, atol=1e-4)
+    np.testing.assert_allclose(
+        videos.decode(latents), videos.model.detokenize(tokens_of(videos.model, latents)), atol=1e-4
+    )
 
 
 def test_windows_cover_all_latents():

@@ -94,8 +94,8 @@ def test_codes_by_gradient_restart_through_the_step():
     new, metrics = jax.jit(make_train_step(task, structure, graphs, config))(state, arrays, batch(images=False))
     model = structure.modules(state["params"], state["variables"])["tokenizer"]
     video = tasks.to_video(jnp.asarray(batch(images=False)["video"]))
-    latents = model.encode(video).reshape(-1, 4)
-    ids = model.tokenize(video).indices.reshape(-1)
+    latents = model.encode(video).values.reshape(-1, 4)
+    ids = model.tokenize(video).only.values.reshape(-1)
     counts = np.bincount(ids, minlength=16)
     dead = 0.01 * counts < 0.5
     assert dead.sum() > 8

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 
-from videogen.conditioning.types import Tokens
+from videogen.conditioning.types import EncodedText
 from videogen.errors import UserError
 from videogen.nn import Embedding, Linear, RMSNorm, Stack, attend
 
@@ -142,12 +142,12 @@ class T5Encoder(nnx.Module):
             if weight is not None:
                 weight.set_value(weight.get_value().astype(module.dtype))
 
-    def __call__(self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]) -> Tokens:
+    def __call__(self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]) -> EncodedText:
         """Encodes padded texts of any length; features at padded places are zero."""
         buckets = relative_buckets(ids.shape[1], buckets=self.config.buckets, max_distance=self.config.max_distance)
         bias = jnp.moveaxis(self.position_bias(buckets), -1, 0)
         x = self.norm(self.stack(self.embedding(jnp.where(mask, ids, 0)), key_mask=mask, bias=bias))
-        return Tokens(jax.lax.stop_gradient(jnp.where(mask[..., None], x, 0)), mask)
+        return EncodedText(jax.lax.stop_gradient(jnp.where(mask[..., None], x, 0)), mask)
 
     @classmethod
     def structure(cls, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) -> "T5Encoder":

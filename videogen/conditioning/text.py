@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
-from videogen.conditioning.types import Tokens
+from videogen.conditioning.types import EncodedText
 from videogen.nn import Embedding, LearnedPositions, RMSNorm, block_stack
 from videogen.ranges import Count, Natural
 
@@ -39,7 +39,7 @@ class TextEncoder(nnx.Module):
         self.stack = block_stack(width, layers, **sections, dtype=dtype, rngs=rngs)
         self.norm = RMSNorm(width, rngs=rngs)
 
-    def __call__(self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]) -> Tokens:
+    def __call__(self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]) -> EncodedText:
         """Encodes padded texts.
 
         Args:
@@ -56,4 +56,4 @@ class TextEncoder(nnx.Module):
         x = self.embedding(jnp.where(mask, ids, 0))
         x = x + self.positions(ids.shape[1]).astype(x.dtype)
         x = self.norm(self.stack(x, key_mask=mask))
-        return Tokens(jnp.where(mask[..., None], x, 0), mask)
+        return EncodedText(jnp.where(mask[..., None], x, 0), mask)

@@ -14,7 +14,7 @@ NULL_LABEL = -1
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class EncodedText:
     """Encoded text.
 
     Attributes:
@@ -38,7 +38,7 @@ class Conditioning:
       label: class indices, ``NULL_LABEL`` for none.
     """
 
-    text: Tokens | None = None
+    text: EncodedText | None = None
     label: Int[Array, "batch"] | None = None
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from videogen.building import build as build_entry
+from videogen.building import look_up
 from videogen.data.array_record import ArrayRecordSource
 from videogen.data.buckets import Bucket, read_buckets
 from videogen.data.clip import Clip
@@ -24,7 +25,12 @@ SOURCES = {
     "video_folder": VideoFolderSource,
 }
 
-__all__ = ["SOURCES", "Bucket", "Clip", "Pipeline", "SampleError", "Source", "build", "read_buckets"]
+__all__ = ["SOURCES", "Bucket", "Clip", "Pipeline", "SampleError", "Source", "build", "class_of", "read_buckets"]
+
+
+def class_of(config: Mapping[str, Any]) -> type[Source]:
+    """The class of a source config; raises ``UserError`` for an unknown name."""
+    return look_up(SOURCES, config, "source")
 
 
 def build(config: Mapping[str, Any], *, clip: Clip, seed: int, split: str) -> Source:

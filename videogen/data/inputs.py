@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,9 +19,11 @@ from jax.sharding import Mesh
 from videogen import data
 from videogen.data.pipeline import Collate
 from videogen.data.text import build_text_tokenizer, load_text_tokenizer, train_bpe
+from videogen.data.token_files import PREFIX
 from videogen.errors import UserError
 from videogen.parallel import batch_axes, batch_sharding
 from videogen.parallel.mesh import BATCH_AXES
+from videogen.tokens import Layout
 
 TEXT_DIRECTORY = "text_tokenizer"
 CAPTIONS_FOR_BPE = 4096
@@ -44,7 +47,8 @@ def build_source(config: Any, split: str, clip: data.Clip | None = None) -> data
     """
     seed = config.seed if split == "train" else config.seed + 1
     settings = config.data.source.to_dict()
-    if settings["name"] in ("tokens", "mixture") and "tokenizer" in config.parts:
+    takes = inspect.signature(data.class_of(settings)).parameters
+    if "tokenizer_hash" in takes and "tokenizer" in config.parts:
         settings["tokenizer_hash"] = config.parts.tokenizer.hash
     return data.build(settings, clip=clip or clip_of(config), seed=seed, split=split)
 
@@ -105,7 +109,7 @@ def _captions(source: data.Source) -> list[str]:
 
 def keep_findings(config: Any, source: data.Source) -> None:
     """Writes into a config what the source says of its samples, for commands that run without the source."""
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():
         config.data.frame_rate = source.fps
         config.data.made_from = source.made_from or {}
         config.data.held_out = source.keeps_apart
@@ -114,7 +118,7 @@ def keep_findings(config: Any, source: data.Source) -> None:
 def sample_clip(config: Any) -> data.Clip:
     """The size and rate of what a stage learned: ``clip_of``, of a token cache at the rate of its clips."""
     clip = clip_of(config)
-    of_cache = config.data.source.name == "tokens" and config.data.get("frame_rate")
+    of_cache = data.class_of(config.data.source).field != "video" and config.data.get("frame_rate")
     return dataclasses.replace(clip, fps=of_cache) if of_cache else clip
 
 
@@ -124,7 +128,7 @@ def pixel_source(config: Any) -> dict[str, Any]:
     Raises:
       UserError: a token cache that does not say what it was made from.
     """
-    if config.data.source.name != "tokens":
+    if data.class_of(config.data.source).field == "video":
         return config.data.source.to_dict()
     made_from = config.data.get("made_from") or {}
     if not made_from.get("source"):
@@ -219,22 +223,30 @@ def largest_bucket(config: Any) -> data.Bucket:
     return max(data.read_buckets(config.data), key=lambda bucket: bucket.shape.pixels * bucket.batch_size)
 
 
-def abstract_batch(config: Any, task: Any, labels: bool | None = None) -> dict[str, Any]:
+def token_fields(layout: Layout) -> dict[str, tuple[tuple[int, ...], type]]:
+    """The arrays of a sample of tokens without masks, as ``Source.fields``."""
+    return {
+        f"{PREFIX}{name}": ((*segment.shape, segment.width), np.int32 if segment.vocabulary else np.float32)
+        for name, segment in layout.segments
+    }
+
+
+def abstract_batch(config: Any, task: Any, source: data.Source | None = None) -> dict[str, Any]:
     """Shapes of the global batch the input pipeline of a config makes; of the bucket with the most pixels.
 
     Args:
       config: the stage config.
       task: its task.
-      labels: whether samples have labels; ``None`` takes what the config says.
+      source: the training source; without one samples have what the config and the task say.
     """
     section, largest = config.data, largest_bucket(config)
     shape = largest.shape
-    labels = bool(config.get("classes")) if labels is None else labels
+    labels = bool(config.get("classes") if source is None else source.classes)
 
     def part(count: int, frames: int) -> dict[str, Any]:
-        if section.source.name == "tokens":
-            grid = task.grid
-            batch = {"indices": ((count, *grid.shape, grid.levels), jnp.int32)}
+        if data.class_of(section.source).field == "tokens":
+            fields = token_fields(task.layout) if source is None else source.fields
+            batch = {name: ((count, *shape), dtype) for name, (shape, dtype) in fields.items()}
         else:
             batch = {"video": ((count, frames, shape.height, shape.width, 3), jnp.uint8)}
         if has_text(config):

@@ -1,5 +1,6 @@
 """Several sources as one, in fixed proportions."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,6 @@ from absl import logging
 from videogen.data.clip import Clip
 from videogen.data.source import Source, proportions
 from videogen.errors import UserError
-
-TOKENS = "tokens"
 
 
 class MixtureSource(Source):
@@ -45,7 +44,7 @@ class MixtureSource(Source):
         tokenizer_hash: str | None = None,
     ):
         # The table of sources has this class in it, so it can only be looked up late.
-        from videogen.data import build
+        from videogen.data import build, class_of
 
         super().__init__(clip=clip, seed=seed, split=split)
         if isinstance(parts, str) or not parts or not all(hasattr(part, "keys") for part in parts):
@@ -53,11 +52,11 @@ class MixtureSource(Source):
         weights = [part.get("weight", 0) for part in parts]
         self._weights = proportions(weights, "part of a mixture needs a positive weight")
         self._parts: list[Source] = []
-        if len({part.get("name") == TOKENS for part in parts}) > 1:
+        if len({class_of(part).field for part in parts}) > 1:
             raise UserError("a mixture cannot join token caches and pixels; tokenize all of its parts")
         for number, part in enumerate(parts):
             settings = {key: part[key] for key in part if key != "weight"}
-            if settings.get("name") == TOKENS:
+            if "tokenizer_hash" in inspect.signature(class_of(part)).parameters:
                 settings["tokenizer_hash"] = tokenizer_hash
             own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
             self._parts.append(build(settings, clip=clip, seed=own_seed, split=split))
@@ -80,6 +79,10 @@ class MixtureSource(Source):
     def fps(self) -> float | None:
         """The rate of the parts; of the first where they differ."""
         return self._parts[0].fps
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        return self._parts[0].fields
 
     def __len__(self) -> int:
         return self._length

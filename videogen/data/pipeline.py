@@ -22,9 +22,11 @@ from jaxtyping import Bool, Int32
 
 from videogen.data.buckets import BucketSchedule
 from videogen.data.source import SampleError, Source
+from videogen.data.token_files import PREFIX
 from videogen.errors import UserError
 
-_ARRAYS = ("video", "indices", "audio")
+_ARRAYS = ("video", "audio")
+"""Beside these a sample has the arrays of its tokens."""
 _REPORTS = ("skipped", "cut")
 """Fields of a batch that the pipeline keeps to itself."""
 _DIED = "Worker process was terminated unexpectedly"  # Grain's words
@@ -95,7 +97,8 @@ class Collate:
         self._has_label = has_label
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = {key: np.stack([s[key] for s in samples]) for key in _ARRAYS if key in samples[0]}
+        keys = [key for key in samples[0] if key in _ARRAYS or key.startswith(PREFIX)]
+        batch = {key: np.stack([s[key] for s in samples]) for key in keys}
         if self._text is not None:
             captions = [s["caption"] for s in samples]
             batch["text_ids"], batch["text_mask"] = self._text.encode(captions)
@@ -157,7 +160,7 @@ class Pipeline:
 
     A batch is a dict of this process's share:
 
-    * ``video uint8 [batch, time, height, width, 3]`` (the token source: ``indices int32 [batch, *grid]``);
+    * ``video uint8 [batch, time, height, width, 3]`` (the token source: ``tokens/SEGMENT [batch, *sides, …]``);
     * with a text tokenizer ``text_ids int32 [batch, length]`` and ``text_mask bool [batch, length]``;
     * where the source has classes ``label int32 [batch]``;
     * where it gives audio ``audio float32 [batch, samples, channels]``;

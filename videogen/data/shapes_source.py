@@ -197,6 +197,8 @@ class ShapesSource(Source):
 
     classes = tuple(f"{colour} {form}" for form in FORMS for colour in COLOURS)
 
+    judged = True
+
     def __init__(
         self,
         *,

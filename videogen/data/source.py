@@ -34,7 +34,7 @@ class SampleError(Exception):
 class Source:
     """A list of samples.
 
-    A sample is a dict: ``video uint8 [time, height, width, 3]`` (the token source: ``indices`` instead),
+    A sample is a dict: ``video uint8 [time, height, width, 3]`` (the token source: ``tokens/SEGMENT`` instead),
     ``caption str`` ('' when there is none), ``fps float``, ``label int`` where ``classes`` is not empty, and
     ``audio float32 [samples, channels]`` where it was asked for.
 
@@ -47,7 +47,12 @@ class Source:
       uncaptioned: whether it was asked for to train models of text without any caption.
       keeps_apart: whether samples of 'eval' do not occur in 'train'.
       made_from: of a token cache, the ``source`` config, ``clip`` and ``split`` of the videos, where it says so.
+      field: what a sample is learned from: ``video``, or ``tokens``.
+      judged: whether captions name all there is to see, so that ``metrics.judge`` can read them back from videos.
     """
+
+    field = "video"
+    judged = False
 
     classes: tuple[str, ...] = ()
     captioned: int | None = None
@@ -61,6 +66,11 @@ class Source:
         self.clip = clip
         self.seed = seed
         self.split = split
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Name -> shape and dtype of the arrays of a sample that training reads, sound aside."""
+        return {"video": ((self.clip.frames, self.clip.height, self.clip.width, 3), np.uint8)}
 
     @property
     def fps(self) -> float | None:

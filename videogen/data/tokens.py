@@ -1,14 +1,15 @@
-"""The token cache: clips as codes of one tokenizer, so that generators train without decoding video.
+"""The token cache: clips as tokens of one tokenizer, so that generators train without decoding video.
 
-The cache is keyed by the hash of the tokenizer's weights; codes mean nothing to another tokenizer. It is a
+The cache is keyed by the hash of the tokenizer's weights; tokens mean nothing to another tokenizer. It is a
 directory of little-endian arrays, which are memory-mapped: reading a clip costs the same however large the
 cache is, and all worker processes share one copy in memory.
 
-* ``indices.bin``: the codes of one clip after another, ``uint16`` or ``int32 [count, *grid]``;
+* ``SEGMENT.bin``: the tokens of one clip after another: bits, codes of 1, 2 or 4 bytes, or float32;
+* ``SEGMENT.exists.bin``, ``SEGMENT.kept.bin``: which tokens exist and are kept, as bits, where there are such masks;
 * ``captions.bin``: the UTF-8 of one caption after another, and ``caption_ends.bin``: ``int64 [count]``;
 * ``labels.bin``: ``int32 [count]``, -1 where there is none;
-* ``checksums.bin``: ``uint32 [count]``, the CRC-32 of a clip's codes, caption and label, one after another;
-* ``meta.json``: what the codes are, and what they were made from. Written last: a directory without it is unfinished,
+* ``checksums.bin``: ``uint32 [count]``, the CRC-32 of a clip's tokens, masks, caption and label, one after another;
+* ``meta.json``: what the tokens are, and what they were made from. Written last: a directory without it is unfinished,
   and refused.
 """
 
@@ -21,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from videogen.data.captions import clean_text
 from videogen.data.clip import Clip
 from videogen.data.records import new_directory
 from videogen.data.source import SampleError, Source, held_out
+from videogen.data.token_files import FORMAT, MASKS, META, PREFIX, describe, layout_of, read_meta, stored, wrong_values
 from videogen.errors import UserError
+from videogen.tokens import Layout
 
-META = "meta.json"
-_FILES = ("indices", "captions", "caption_ends", "labels", "checksums")
-_DTYPES = ("<u2", "<i4")
+_FILES = ("captions", "caption_ends", "labels", "checksums")
 
 
 class TokenWriter:
@@ -39,54 +39,63 @@ class TokenWriter:
 
     Args:
       directory: made here; must not exist.
-      meta: ``tokenizer_hash``, ``vocabulary`` (codes per level), ``frames``, ``height``, ``width``, ``fps``
-        of the clips, ``classes`` where they have labels, and ``made_from``: the ``source`` config, ``clip`` and
-        ``split`` of the videos; ``count``, ``dtype`` and ``grid``, the shape [time, height, width, levels] of a clip's
-        codes, are added.
+      layout: of the tokens of every clip.
+      meta: ``tokenizer_hash``, ``frames``, ``height``, ``width``, ``fps`` of the clips, ``classes`` where they have
+        labels, and ``made_from``: the ``source`` config, ``clip`` and ``split`` of the videos; ``format``, ``count``,
+        ``segments`` and ``space`` (tokens are as the tokenizer gives them: raw) are added.
 
     Raises:
       UserError: the directory exists or cannot be made.
     """
 
-    def __init__(self, directory: str | os.PathLike, meta: Mapping[str, Any]):
-        self._directory = new_directory(directory)
-        dtype = "<u2" if max(meta["vocabulary"]) <= 2**16 else "<i4"
-        self.meta = {**meta, "dtype": dtype, "checksums": True, "count": 0}
+    def __init__(self, directory: str | os.PathLike, layout: Layout, meta: Mapping[str, Any]):
+        self._directory, self._layout = new_directory(directory), layout
+        self.meta = {**meta, "format": FORMAT, "space": "raw", "checksums": True, "count": 0}
         self._text_bytes = 0
 
     def __enter__(self) -> "TokenWriter":
         self._files = {name: (self._directory / f"{name}.bin").open("wb") for name in _FILES}
         return self
 
-    def write(
-        self,
-        indices: Int[np.ndarray, "time height width levels"],
-        caption: str = "",
-        label: int | None = None,
-    ) -> None:
-        """Appends the codes of one clip.
+    def write(self, tokens: Mapping[str, np.ndarray], caption: str = "", label: int | None = None) -> None:
+        """Appends the tokens of one clip.
+
+        Args:
+          tokens: values of every segment by its name, and its masks as ``SEGMENT/exists`` and ``SEGMENT/kept``, which
+            all clips have or none.
+          caption: of the clip.
+          label: of the clip; ``None``: it has none.
 
         Raises:
-          UserError: a grid unlike that of the clips before, codes outside the vocabulary, or a label that is
-            none of the classes.
+          UserError: shapes or masks unlike those of the layout and of the clips before, codes outside the vocabulary,
+            values that are not finite, or a label that is none of the classes.
         """
-        indices = np.asarray(indices)
-        vocabulary, classes = self.meta["vocabulary"], self.meta.get("classes", ())
-        grid = self.meta.setdefault("grid", [*indices.shape[:3], len(vocabulary)])
-        if list(indices.shape) != grid:
-            raise UserError(f"the codes of this token cache are {grid}, got {list(indices.shape)}")
-        if indices.min() < 0 or (indices >= np.array(vocabulary)).any():
-            raise UserError(f"codes outside the vocabulary {vocabulary}")
+        tokens = {name: np.asarray(array) for name, array in tokens.items()}
+        if "segments" not in self.meta:
+            masks = {name: [mask for mask in MASKS if f"{name}/{mask}" in tokens] for name in self._layout.names}
+            self.meta["segments"] = describe(self._layout, masks)
+            self._arrays = stored(self.meta)
+            self._files |= {name: (self._directory / a.file).open("wb") for name, a in self._arrays.items()}
+        if set(tokens) != set(self._arrays):
+            raise UserError(f"the clips of this token cache have {', '.join(self._arrays)}, got {', '.join(tokens)}")
+        for name, array in self._arrays.items():
+            if tokens[name].shape != array.shape:
+                raise UserError(f"{name} of this token cache is {list(array.shape)}, got {list(tokens[name].shape)}")
+        for name, segment in self._layout.segments:
+            if wrong := wrong_values(tokens[name], segment):
+                raise UserError(wrong)
+        classes = self.meta.get("classes", ())
         if classes and (label is None or not 0 <= label < len(classes)):
             raise UserError(f"label {label} is none of the {len(classes)} classes")
-        text, codes = clean_text(caption).encode(), indices.astype(self.meta["dtype"]).tobytes()
-        number = np.array(-1 if label is None else label, "<i4").tobytes()
+        packed = {name: array.pack(tokens[name]) for name, array in self._arrays.items()}
+        text, number = clean_text(caption).encode(), np.array(-1 if label is None else label, "<i4").tobytes()
         self._text_bytes += len(text)
-        self._files["indices"].write(codes)
+        for name, content in packed.items():
+            self._files[name].write(content)
         self._files["captions"].write(text)
         self._files["caption_ends"].write(np.array(self._text_bytes, "<i8").tobytes())
         self._files["labels"].write(number)
-        self._files["checksums"].write(np.array(_checksum(codes, text, number), "<u4").tobytes())
+        self._files["checksums"].write(np.array(_checksum(*packed.values(), text, number), "<u4").tobytes())
         self.meta["count"] += 1
 
     def __exit__(self, kind, error, trace) -> None:
@@ -104,24 +113,28 @@ class TokenWriter:
 class TokenSource(Source):
     """The clips of a token cache as codes.
 
-    A sample has ``indices int32 [time, height, width, levels]`` instead of ``video``, and ``caption``; where
-    the cache has classes ``label``; where it tells the rate of the clips ``fps``.
+    Instead of ``video`` a sample has ``tokens/SEGMENT``, int32 ``[*sides, levels]`` or float32 ``[*sides, channels]``,
+    and the masks ``tokens/SEGMENT/exists`` and ``/kept`` where there are some. It has ``caption``; where the cache has
+    classes ``label``; where it tells the rate of the clips ``fps``.
 
     Args:
       clip: must be the clip the cache was made of, its ``fps`` aside.
-      seed: unused, nothing is random about reading codes.
+      seed: unused, nothing is random about reading tokens.
       split: both splits hold all clips unless ``holdout`` keeps some for 'eval'.
       path: the directory of the cache.
-      tokenizer_hash: the tokenizer that will decode the codes; ``None`` does not compare.
+      tokenizer_hash: the tokenizer that will decode the tokens; ``None`` does not compare.
       holdout: share of the captions (of the clips, where they have none) that only 'eval' has, by their hash.
       uncaptioned: whether models of text may train on it although no clip has a caption.
 
     Attributes:
       meta: what the cache says about itself.
+      layout: of the tokens of a clip.
 
     Raises:
       UserError: no complete cache, or one of another tokenizer or clip size.
     """
+
+    field = "tokens"
 
     def __init__(
         self,
@@ -139,13 +152,19 @@ class TokenSource(Source):
             raise UserError(f"holdout is a share of the clips in [0, 1), got {holdout}")
         self.uncaptioned = uncaptioned
         self.keeps_apart = bool(holdout)
-        self.meta = _read_meta(Path(path))
+        self.meta = read_meta(Path(path))
+        self.layout = layout_of(self.meta)
         self.made_from = self.meta.get("made_from")
         self.classes = tuple(self.meta.get("classes", ()))
         self._path = path
         self._check(path, tokenizer_hash)
         count = self.meta["count"]
-        self._codes = _Mapped(Path(path) / "indices.bin", self.meta["dtype"], (count, *self.meta["grid"]))
+        self._arrays = stored(self.meta)
+        rows = {name: array.row for name, array in self._arrays.items()}
+        self._tokens = {
+            name: _Mapped(Path(path) / self._arrays[name].file, dtype, (count, *shape))
+            for name, (shape, dtype) in rows.items()
+        }
         self._ends = _Mapped(Path(path) / "caption_ends.bin", "<i8", (count,))
         self._labels = _Mapped(Path(path) / "labels.bin", "<i4", (count,))
         # Caches of earlier versions have none.
@@ -157,6 +176,11 @@ class TokenSource(Source):
             keys = (self._caption(row) or str(row) for row in range(count))
             self._rows = np.flatnonzero([held_out(key, holdout) == (split == "eval") for key in keys])
         self.captioned = int(np.count_nonzero(np.diff(self._ends.values, prepend=0)))
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        kinds = {name: np.int32 if layout.vocabulary else np.float32 for name, layout in self.layout.segments}
+        return {f"{PREFIX}{name}": (array.shape, kinds.get(name, bool)) for name, array in self._arrays.items()}
 
     @property
     def fps(self) -> float | None:
@@ -179,21 +203,25 @@ class TokenSource(Source):
         return len(self._rows)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Reads the codes of one clip; nothing about that is random.
+        """Reads the tokens of one clip; nothing about that is random.
 
         Raises:
-          SampleError: they are not what was written, or beyond the vocabulary.
+          SampleError: they are not what was written, or cannot be.
         """
         row = int(self._rows[index])
-        codes, label = self._codes.values[row], self._labels.values[row]
+        rows, label = {name: mapped.values[row] for name, mapped in self._tokens.items()}, self._labels.values[row]
         name = f"{self._path}, clip {row}"
         if self._checksums is not None:
-            found = _checksum(codes.tobytes(), self._text_of(row), label.tobytes())
+            found = _checksum(*(array.tobytes() for array in rows.values()), self._text_of(row), label.tobytes())
             if found != self._checksums.values[row]:
                 raise SampleError(name, "damaged: its checksum differs")
-        if (codes < 0).any() or (codes >= np.array(self.meta["vocabulary"])).any():
-            raise SampleError(name, f"codes beyond the vocabulary {self.meta['vocabulary']}")
-        sample = {"indices": codes.astype(np.int32), "caption": self._caption(row)}
+        arrays = {segment: array.unpack(rows[segment]) for segment, array in self._arrays.items()}
+        for segment, layout in self.layout.segments:
+            arrays[segment] = arrays[segment].astype(np.int32 if layout.vocabulary else np.float32, copy=False)
+            if wrong := wrong_values(arrays[segment], layout):
+                raise SampleError(name, wrong)
+        sample = {f"{PREFIX}{segment}": array for segment, array in arrays.items()}
+        sample["caption"] = self._caption(row)
         if self.classes:
             if not 0 <= label < len(self.classes):
                 raise SampleError(name, f"label {label} is none of the {len(self.classes)} classes")
@@ -213,8 +241,11 @@ class TokenSource(Source):
         return self._text.values[start : int(self._ends.values[row])].tobytes()
 
 
-def _checksum(codes: bytes, text: bytes, label: bytes) -> int:
-    return zlib.crc32(label, zlib.crc32(text, zlib.crc32(codes)))
+def _checksum(*parts: bytes) -> int:
+    found = 0
+    for part in parts:
+        found = zlib.crc32(part, found)
+    return found
 
 
 class _Mapped:
@@ -236,52 +267,3 @@ class _Mapped:
 
     def __reduce__(self) -> tuple:
         return _Mapped, self._arguments
-
-
-def _read_meta(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise UserError(f"no directory {directory}; set data.source.path to a token cache")
-    if not (directory / META).exists():
-        raise UserError(f"{directory} is no complete token cache (no {META}); remove it and write it again")
-    try:
-        meta = json.loads((directory / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise UserError(f"{directory / META} cannot be read; write the token cache again") from None
-    if not isinstance(meta, dict):
-        raise UserError(f"{directory} is no token cache: its {META} is no JSON object")
-    missing = set(_FIELDS) - set(meta)
-    if missing:
-        raise UserError(f"{directory} is no token cache: its {META} has no {', '.join(sorted(missing))}")
-    wrong = [name for name, right in _FIELDS.items() if not right(meta[name])]
-    wrong += ["classes"] if not _texts(meta.get("classes", [])) else []
-    wrong += ["fps"] if not (meta.get("fps") is None or _positive(meta["fps"])) else []
-    wrong += ["made_from"] if not isinstance(meta.get("made_from", {}), dict) else []
-    if wrong or len(meta["vocabulary"]) != meta["grid"][-1]:
-        name = wrong[0] if wrong else "vocabulary"
-        raise UserError(f"{directory / META} has a wrong {name}: {meta[name]!r}; write the token cache again"[:300])
-    return meta
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**62
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-_FIELDS = {
-    "tokenizer_hash": lambda value: isinstance(value, str),
-    "vocabulary": lambda value: isinstance(value, list) and bool(value) and all(map(_whole, value)),
-    "grid": lambda value: isinstance(value, list) and len(value) == 4 and all(map(_whole, value)),
-    "dtype": lambda value: value in _DTYPES,
-    "count": _whole,
-    "frames": _whole,
-    "height": _whole,
-    "width": _whole,
-}
-"""What every ``meta.json`` says, and what that must be."""

@@ -124,12 +124,12 @@ def reconstruction(evaluation: Evaluation) -> Result:
     loaded = evaluation.loaded
     metrics: dict[str, Any] = loaded.task.evaluate(loaded.modules, evaluation.batches(), evaluation.seed)
     models = {"reconstructions": loaded.tokenizer}
-    if loaded.config.task == "detokenizer":
-        models = {DETERMINISTIC: loaded.modules["tokenizer"], **models}
+    if loaded.tokenizer.coder is not loaded.tokenizer:
+        models = {DETERMINISTIC: loaded.tokenizer.coder, **models}
     rebuilt = {name: evaluation.rebuilt(model) for name, model in models.items()}
     metrics["clips"] = len(evaluation.clips.samples)
     captions = [sample["caption"] for sample in evaluation.clips.samples]
-    if loaded.config.data.source.name == "shapes":
+    if data.class_of(loaded.config.data.source).judged:
         for name, videos in rebuilt.items():
             metrics[f"judge_on_{name}"] = fidelity(videos, captions)
     pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
@@ -313,7 +313,7 @@ def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str
     """
     section = loaded.config.data
     if clip is not None:
-        if loaded.config.task == "generator":
+        if loaded.task.draws:
             raise UserError("--clip is for tokenizers: a generator draws clips of the one size it was trained on")
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", clip):
             raise UserError(f"--clip={clip} must be FRAMESxHEIGHTxWIDTH, e.g. --clip=9x64x64")
@@ -322,10 +322,11 @@ def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str
         section.clip.update({"frames": shape.frames, "height": shape.height, "width": shape.width})
     if source is None and path is None:
         return False
-    reads_files = section.source.name in ("video_folder", "array_record", "tfds")
+    own = data.class_of(section.source)
+    reads_files = own.field == "video" and "path" in inspect.signature(own).parameters
     name = source or (section.source.name if reads_files else "video_folder")
     # Of a test set nothing is kept back.
-    takes = inspect.signature(data.SOURCES[name]).parameters if name in data.SOURCES else {}
+    takes = inspect.signature(data.class_of({"name": name})).parameters
     section.source = {"name": name, "path": path or "", **({"holdout": 0.0} if "holdout" in takes else {})}
     return True
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen import diffusion
-from videogen.conditioning import NULL_LABEL, Conditioning, NullableContext, Tokens
+from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
 from videogen.errors import UserError, near_matches
 from videogen.generators.flow_sampling import SHIFTS, FlowSampler, check_prefix, frame_noise
 from videogen.generators.latent_statistics import LatentStatistics
@@ -60,7 +60,7 @@ class Prepared:
       label: rows that are added to the time embedding.
     """
 
-    text: Tokens | None
+    text: EncodedText | None
     label: Float[Array, "batch width"] | None
 
 
@@ -204,7 +204,7 @@ class FlowTransformer(nnx.Module):
         if self.context is not None:
             features, mask = self.context(dataclasses.replace(conditioning, label=None))
             features = self.text_outer(jax.nn.gelu(self.text_inner(features)))
-            text = Tokens(features, mask)
+            text = EncodedText(features, mask)
         return Prepared(text, label)
 
     def predict(

@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from videogen import data
 from videogen.data.inputs import build_source, clip_of
+from videogen.data.token_files import MASKS
 from videogen.data.tokens import TokenWriter
-from videogen.errors import UserError
+from videogen.shapes import VideoShape
 from videogen.tasks import to_video
+from videogen.tokens import Tokens
 from videogen.training.loading import Loaded
 
 
@@ -39,8 +41,6 @@ def write_token_cache(
       The number of clips written.
     """
     model = loaded.tokenizer
-    if not model.vocabulary:
-        raise UserError(f"{loaded.directory} makes latents and no codes to cache; train its generator from the videos")
     config = loaded.config
     if source is not None:
         config.data.source = source
@@ -54,11 +54,10 @@ def write_token_cache(
             *(clips, len(reader), windows, available),
         )
     graph, state = nnx.split(model)
-    encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)).indices)
+    encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
     clip = clip_of(config)
     meta = {
         "tokenizer_hash": loaded.hash,
-        "vocabulary": list(model.vocabulary),
         "frames": clip.frames,
         "height": clip.height,
         "width": clip.width,
@@ -67,7 +66,8 @@ def write_token_cache(
         "classes": list(reader.classes),
     }
     written = 0
-    with TokenWriter(out, meta) as writer, tqdm(total=total, unit="clip") as bar:
+    layout = model.layout(VideoShape(clip.frames, clip.height, clip.width))
+    with TokenWriter(out, layout, meta) as writer, tqdm(total=total, unit="clip") as bar:
         pending: list[dict[str, Any]] = []
         for index in range(total):
             try:
@@ -77,12 +77,23 @@ def write_token_cache(
             if pending and (len(pending) == batch_size or index == total - 1):
                 # The last batch is padded so that one program serves all.
                 video = np.stack([s["video"] for s in pending] + [pending[-1]["video"]] * (batch_size - len(pending)))
-                for sample, indices in zip(pending, np.asarray(encode(state, video)), strict=False):
-                    writer.write(indices, sample["caption"], sample.get("label"))
+                arrays = _arrays(encode(state, video))
+                for row, sample in enumerate(pending):
+                    tokens = {name: array[row] for name, array in arrays.items()}
+                    writer.write(tokens, sample["caption"], sample.get("label"))
                 written += len(pending)
                 bar.update(len(pending))
                 pending = []
     return written
+
+
+def _arrays(tokens: Tokens) -> dict[str, np.ndarray]:
+    """The arrays of a batch of tokens as ``TokenWriter.write`` names them."""
+    arrays = {}
+    for name, segment in tokens.items():
+        masks = {f"{name}/{mask}": getattr(segment, mask) for mask in MASKS}
+        arrays |= {name: segment.values} | {key: mask for key, mask in masks.items() if mask is not None}
+    return jax.tree.map(np.asarray, arrays)
 
 
 def _window(reader: data.Source, index: int, window: int) -> dict[str, Any]:

@@ -81,6 +81,9 @@ class Task:
     """Frozen networks by their name in ``config.parts`` -> what each is of the run it comes from: its ``tokenizer``, or
     what the run has ``trained``."""
 
+    draws: bool = False
+    """Whether it makes new videos; others make given ones again."""
+
     exported: Sequence[str]
     """Parameter groups that an export holds; the others serve training only."""
 
@@ -130,6 +133,11 @@ class Task:
     def drawing(self, modules: Modules, sampler: Any = None) -> Any:
         """What draws videos with the modules, by the config's sampler or another one; ``None`` where nothing does."""
         return None
+
+    @classmethod
+    def default_protocol(cls, config: Any) -> str | None:
+        """The name of the protocol that says how good a stage is; ``None`` where nothing can be measured."""
+        return "reconstruction"
 
     def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
         """The videos and the images of a batch with what frozen modules make of both in one pass; no gradient."""

@@ -12,22 +12,23 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from videogen import generators
+from videogen import data, generators
 from videogen.conditioning import (
     NULL_LABEL,
     TASKS,
     TEXT_ENCODERS,
     TOLD,
     Conditioning,
+    EncodedText,
     Given,
     T5Config,
     T5Encoder,
     TaskTables,
     TextEncoder,
-    Tokens,
     task_index,
 )
 from videogen.data import read_buckets
+from videogen.data.token_files import MASKS, PREFIX
 from videogen.errors import UserError, near_matches
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import constrain
@@ -43,6 +44,7 @@ from videogen.tasks.base import (
     to_video,
 )
 from videogen.tasks.generation import VideoGenerator
+from videogen.tokens import Segment, Tokens
 
 
 class TextToCodes(nnx.Module):
@@ -62,6 +64,7 @@ class GeneratorTask(Task):
     drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
 
+    draws = True
     parts = {"tokenizer": "tokenizer"}
     label_as_vector = False
     """Whether the generator takes labels beside the keys it attends to."""
@@ -77,7 +80,8 @@ class GeneratorTask(Task):
         # Only its arithmetic is used here; the weights are a frozen module.
         self.tokenizer = nnx.eval_shape(lambda: self.structure_of_part("tokenizer"))
         clip = config.data.clip
-        self.grid = self.tokenizer.grid(VideoShape(clip.frames, clip.height, clip.width))
+        self.layout = self.tokenizer.layout(VideoShape(clip.frames, clip.height, clip.width))
+        self.grid = self.layout.only.grid
         self._check_latents()
         self.tasks = self._read_tasks()
         self.buckets = [self._bucket_grid(bucket.shape) for bucket in read_buckets(config.data)]
@@ -110,7 +114,7 @@ class GeneratorTask(Task):
             raise UserError(f"a {self.config.model.name!r} generator takes no given pixels; leave tasks empty")
         if not self.tokenizer.on_grid:
             raise UserError("the codes of this tokenizer have no place in the picture; leave tasks empty")
-        if self.config.data.source.name == "tokens":
+        if data.class_of(self.config.data.source).field != "video":
             raise UserError("tasks need pixels, which a token cache does not hold; train from the videos")
         return shares / shares.sum()
 
@@ -206,14 +210,25 @@ class GeneratorTask(Task):
 
     def codes(self, modules: Modules, batch: Batch) -> Codes:
         """Codes of a batch: from the token cache, or by the frozen tokenizer."""
-        if "indices" in batch:
-            time, height, width, levels = batch["indices"].shape[1:]
-            return Codes(batch["indices"], TokenGrid(time, height, width, levels))
-        return modules["tokenizer"].tokenize(to_video(batch["video"]))
+        return to_codes(self.tokens(modules, batch))
+
+    def tokens(self, modules: Modules, batch: Batch) -> Tokens:
+        """Tokens of a batch: from the token cache, or by the frozen tokenizer."""
+        if not any(name.startswith(PREFIX) for name in batch):
+            return modules["tokenizer"].tokenize(to_video(batch["video"]))
+        segments = {}
+        for name, layout in self.layout.segments:
+            values, masks = batch[f"{PREFIX}{name}"], (batch.get(f"{PREFIX}{name}/{mask}") for mask in MASKS)
+            segments[name] = Segment(values.reshape(-1, *layout.shape, layout.width), layout, *masks)
+        return Tokens.of(**segments)
 
     def detokenize(self, modules: Modules, codes: Codes) -> Video:
         """What ``codes`` gave, or a generator has drawn, as pixels."""
-        return modules["tokenizer"].detokenize(codes)
+        tokenizer, grid = modules["tokenizer"], codes.grid
+        lengths = grid.shape if tokenizer.on_grid else (grid.tokens,)
+        layout = tokenizer.layout_of(lengths)
+        values = codes.indices.reshape(-1, *layout.only.shape, grid.levels)
+        return tokenizer.detokenize(Tokens.of(**{layout.names[0]: Segment(values, layout.only)}))
 
     def unprompted(self, count: int) -> dict[str, np.ndarray]:
         """The text and label parts of a batch of which nothing is said."""
@@ -232,7 +247,7 @@ class GeneratorTask(Task):
         """
         tables = TaskTables(VideoShape(*video.shape[1:4]), self.tokenizer.compression)
         filled = tables.fill(video, task)
-        codes = jax.lax.stop_gradient(modules["tokenizer"].tokenize(filled))
+        codes = jax.lax.stop_gradient(to_codes(modules["tokenizer"].tokenize(filled)))
         return Given(codes.indices, tables.region(task), task), filled
 
     @staticmethod
@@ -268,6 +283,13 @@ class GeneratorTask(Task):
         """What the generator's own statistics need of codes; most have none."""
         return {}
 
+    @classmethod
+    def default_protocol(cls, config: Any) -> str | None:
+        if config.get("tasks"):
+            return "tasks"
+        told = config.get("classes") or config.text.encoder.name != "none"
+        return "prompt_fidelity" if told and data.class_of(config.data.source).judged else None
+
     def drawing(self, modules: Modules, sampler: Any = None) -> VideoGenerator:
         return VideoGenerator(self, modules, sampler)
 
@@ -299,7 +321,7 @@ class GeneratorTask(Task):
         columns, first = self._originals(modules, batch), None
         if self.given_frames:
             first = columns[0][:, : self.given_frames]
-        count = len(next(v for k, v in batch.items() if k in ("video", "indices"))[:4])
+        count = len(next(v for k, v in batch.items() if k == "video" or k.startswith(PREFIX))[:4])
         drawn = VideoGenerator(self, modules).generate(
             small, self.config.data.clip.frames, seed, count=count, first_frames=first
         )
@@ -312,7 +334,8 @@ class GeneratorTask(Task):
             return [np.asarray(batch["video"])[:4]]
         if not self.given_frames:
             return []
-        return [to_pixels(self.detokenize(modules, self.codes(modules, {"indices": batch["indices"][:4]})))]
+        first = {name: array[:4] for name, array in batch.items() if name.startswith(PREFIX)}
+        return [to_pixels(self.detokenize(modules, self.codes(modules, first)))]
 
     def _completions(self, modules: Modules, batch: Batch, seed: int) -> Picture:
         names = [name for name, share in zip(TASKS, self.tasks, strict=True) if share]
@@ -324,7 +347,14 @@ class GeneratorTask(Task):
         return Picture("tasks", rows, names, labels)
 
 
-def encode_jointly(encoder: nnx.Module, batches: Sequence[Batch]) -> list[Tokens]:
+def to_codes(tokens: Tokens) -> Codes:
+    """The one segment of tokens as a generator takes it."""
+    segment = tokens.only
+    grid = segment.layout.grid
+    return Codes(segment.values.reshape(-1, *grid.shape, grid.levels), grid)
+
+
+def encode_jointly(encoder: nnx.Module, batches: Sequence[Batch]) -> list[EncodedText]:
     """The text of each batch, encoded in one pass over all of them."""
     counts = [len(batch["text_ids"]) for batch in batches]
     # Laid out in turns, so that every device encodes its own share of each batch.
@@ -341,6 +371,6 @@ def encode_jointly(encoder: nnx.Module, batches: Sequence[Batch]) -> list[Tokens
     )
     # Each batch may be shared by other devices than all of them together.
     return [
-        Tokens(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
+        EncodedText(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
         for f, m in zip(features, masks, strict=True)
     ]

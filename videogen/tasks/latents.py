@@ -6,8 +6,9 @@ from jaxtyping import Array
 
 from videogen.errors import UserError
 from videogen.shapes import Latents, Video
-from videogen.tasks.base import Batch, Modules, to_video
+from videogen.tasks.base import Batch, Modules
 from videogen.tasks.generator import GeneratorTask
+from videogen.tokens import Segment, Tokens
 
 
 class LatentGeneratorTask(GeneratorTask):
@@ -33,8 +34,6 @@ class LatentGeneratorTask(GeneratorTask):
                 f"the latents of a {self.config.parts.tokenizer.model.name!r} tokenizer have no place in the picture, "
                 "which a flow generator needs; take another"
             )
-        if self.config.data.source.name == "tokens":
-            raise UserError("a token cache holds codes, and a flow generator needs latents; train from the videos")
 
     def check_sampler(self, sampler: Any) -> None:
         super().check_sampler(sampler)
@@ -45,8 +44,8 @@ class LatentGeneratorTask(GeneratorTask):
         return {"channels": self.tokenizer.quantizer.width}
 
     def codes(self, modules: Modules, batch: Batch) -> Latents:
-        """Latents of a batch, by the frozen tokenizer."""
-        return modules["tokenizer"].to_latents(to_video(batch["video"]))
+        """Latents of a batch: from a token cache, or by the frozen tokenizer."""
+        return self.tokens(modules, batch).only.values
 
     def _measured(self, modules: Modules, codes: Latents) -> dict[str, Array]:
         return modules["generator"].generator.statistics.sums(codes)
@@ -60,4 +59,6 @@ class LatentGeneratorTask(GeneratorTask):
         return {}
 
     def detokenize(self, modules: Modules, codes: Latents) -> Video:
-        return modules["tokenizer"].to_pixels(codes)
+        tokenizer = modules["tokenizer"]
+        layout = tokenizer.layout_of(codes.shape[1:-1])
+        return tokenizer.detokenize(Tokens.of(**{layout.names[0]: Segment(codes, layout.only)}))

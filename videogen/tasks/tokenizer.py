@@ -99,7 +99,7 @@ class TokenizerTask(Task):
         decoder's last layer, where a term asks for it."""
         model, video = self.assembled(modules), to_video(batch["video"])
         keys = micro.keys(named_key(key, "quantizer"), len(video))
-        latents, codes, of_quantizer, measured = model.bottleneck(
+        latents, tokens, of_quantizer, measured = model.bottleneck(
             model.encode(video), key=keys, train=True, mean=micro.mean
         )
 
@@ -115,7 +115,7 @@ class TokenizerTask(Task):
         if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
         passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
-        return losses.Outputs(passes, latents, codes.indices, codebook, of_quantizer, measured), pull
+        return losses.Outputs(passes, latents, tokens.only.values, codebook, of_quantizer, measured), pull
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videogen import building, detokenizers
-from videogen.tokenizers.base import Tokenizer
+from videogen.tokenizers.base import Encoded, Tokenizer
 from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
@@ -54,6 +54,7 @@ __all__ = [
     "Cdt",
     "ConvolutionalTokenizer",
     "Detokenized",
+    "Encoded",
     "Larp",
     "Magvit",
     "OmniTokenizer",

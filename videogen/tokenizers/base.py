@@ -1,20 +1,38 @@
 """The contract of tokenizers, and what all of them share."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from videogen.errors import UserError
-from videogen.nn import Mean, MicroBatch, grid_of, whole
-from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape, check_video
+from videogen.nn import Mean, MicroBatch, whole
+from videogen.shapes import Compression, Latents, TokenGrid, Video, VideoShape, check_video
+from videogen.tokens import GRID, Layout, Segment, SegmentLayout, Tokens
+
+SEGMENT = "video"
+"""The name of the one segment of most tokenizers."""
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of a clip.
+
+    Attributes:
+      values: latents before quantisation, float32 ``[batch, *sides, quantizer.input_width]``.
+      exists: which of them are no padding, ``[batch, *sides]``; ``None``: all.
+      extra: what else a system's bottleneck or losses need, by name.
+    """
+
+    values: Float[Array, "batch ..."]
+    exists: Bool[Array, "batch ..."] | None = None
+    extra: Mapping[str, Any] = {}
 
 
 class Tokenizer(nnx.Module):
-    """Video -> latents -> codes -> video.
+    """Video -> latents -> tokens -> video.
 
     A system gives ``compression``, ``quantizer``, ``last_layer``, ``encode`` and ``decode``; one that streams gives
     ``encode_chunk`` and ``decode_chunk``, too. The other methods follow from these.
@@ -23,8 +41,9 @@ class Tokenizer(nnx.Module):
       compression: pixels per latent along each axis.
       quantizer: makes codes of latents.
       last_layer: path of the last layer of the decoder, where adaptive weights of losses compare gradients.
-      prefix_equal: codes of the first frames of a clip are the first codes of the clip.
-      on_grid: every code has a place in the picture: their grid is that of the compression.
+      sides: names of the sides that tokens lie along.
+      prefix_equal: tokens of the first frames of a clip are the first tokens of the clip.
+      drops: the decoder can do without some of the tokens (``Segment.kept``).
       streams: there are ``encode_chunk`` and ``decode_chunk``, so that a video may be longer than memory.
       growing: of the directions ``encode`` and ``decode`` those that see the whole past of a clip, whose caches grow.
       diffuses: pixels are drawn by a diffusion process, whose number of steps ``decode`` takes as ``steps``.
@@ -33,21 +52,33 @@ class Tokenizer(nnx.Module):
     compression: Compression
     quantizer: nnx.Module
     last_layer: tuple[str, ...]
+    sides: tuple[str, ...] = GRID
     prefix_equal: bool = False
-    on_grid: bool = True
+    drops: bool = False
     streams: bool = False
     growing: Sequence[str] = ()
     diffuses: bool = False
 
-    def encode(self, video: Video) -> Latents:
-        """Pixels to latents before quantisation: float32, as wide as ``quantizer.input_width``."""
+    def encode(self, video: Video, request: Any = None) -> Encoded:
+        """Pixels to latents before quantisation.
+
+        Args:
+          video: in [-1, 1].
+          request: how many tokens, or how good a reconstruction is asked for; of tokenizers that let one choose.
+        """
         raise NotImplementedError
 
-    def decode(self, latents: Latents, **settings: Any) -> Video:
-        """Quantised latents, as wide as ``quantizer.width``, to pixels."""
+    def decode(self, latents: Latents, kept: Bool[Array, "batch ..."] | None = None, **settings: Any) -> Video:
+        """Quantised latents, as wide as ``quantizer.width``, to pixels.
+
+        Args:
+          latents: ``[batch, *sides, width]``.
+          kept: those that may be seen; ``None``: all. Only tokenizers with ``drops`` take another.
+          **settings: of a decoder that draws.
+        """
         raise NotImplementedError
 
-    def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Latents]:
+    def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Encoded]:
         """Encodes the next frames of a clip; all chunks together equal ``encode`` of the whole.
 
         Args:
@@ -80,35 +111,51 @@ class Tokenizer(nnx.Module):
         """The tokenizer whose codes these are: this one, unless only the decoder is its own."""
         return self
 
+    @property
+    def on_grid(self) -> bool:
+        """Whether every token has a place in the picture."""
+        return self.sides == GRID
+
+    def layout(self, shape: VideoShape) -> Layout:
+        """The tokens of a clip; raises ``UserError`` for a shape the tokenizer cannot take."""
+        return self.layout_of(shape.grid(self.compression).shape)
+
+    def layout_of(self, lengths: Sequence[int]) -> Layout:
+        """The layout of tokens whose ``sides`` have these lengths."""
+        channels = 0 if self.vocabulary else self.quantizer.width
+        sides = tuple(zip(self.sides, lengths, strict=True))
+        return Layout.of(**{SEGMENT: SegmentLayout(sides, self.vocabulary, channels)})
+
     def grid(self, shape: VideoShape) -> TokenGrid:
-        """The token grid of a clip; raises ``UserError`` for a shape the tokenizer cannot take."""
-        return shape.grid(self.compression, levels=len(self.vocabulary))
+        """The one segment of a clip as time × height × width; raises ``UserError`` as ``layout`` does."""
+        return self.layout(shape).only.grid
 
     def check_chunk(self, chunk: Video, first: bool) -> None:
         """Raises ``UserError`` for a chunk of a length, or of a height or width, that cannot be coded."""
-        self.grid(self.compression.chunk(VideoShape(*chunk.shape[1:4]), first=first))
+        self.layout(self.compression.chunk(VideoShape(*chunk.shape[1:4]), first=first))
 
     def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
-        """Quantises latents: ``(latents, codes, losses, Quantized.measured)``, called as a quantizer is."""
-        quantized = self.quantizer(latents.astype(jnp.float32), key=key, train=train, mean=mean)
-        codes = Codes(quantized.indices, grid_of(latents, len(self.vocabulary)))
-        return quantized.latents, codes, quantized.losses, quantized.measured
+        self, encoded: Encoded, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
+    ) -> tuple[Latents, Tokens, dict[str, Float[Array, ""]], dict[str, Any]]:
+        """Quantises latents: ``(quantised latents, tokens, losses, Quantized.measured)``, called as a quantizer is."""
+        quantized = self.quantizer(encoded.values.astype(jnp.float32), key=key, train=train, mean=mean)
+        layout = self.layout_of(encoded.values.shape[1:-1])
+        values = quantized.indices if self.vocabulary else quantized.latents
+        segments = {name: Segment(values, segment, encoded.exists) for name, segment in layout.segments}
+        return quantized.latents, Tokens.of(**segments), quantized.losses, quantized.measured
 
-    def tokenize(self, video: Video) -> Codes:
-        """Pixels to codes."""
+    def tokenize(self, video: Video, request: Any = None) -> Tokens:
+        """Pixels to tokens: codes, or of a continuous tokenizer the mean of its posterior."""
         check_video(video)
-        return self.bottleneck(self.encode(video))[1]
+        return self.bottleneck(self.encode(video, request))[1]
 
-    def detokenize(self, codes: Codes) -> Video:
-        """Codes to pixels, clipped to [-1, 1]."""
-        return self.to_pixels(self.quantizer.lookup(codes.indices))
+    def detokenize(self, tokens: Tokens) -> Video:
+        """Tokens to pixels, clipped to [-1, 1]."""
+        kept = tokens.only.seen
+        if kept is not None and not self.drops:
+            raise UserError(f"{type(self).__name__} decodes whole clips of tokens only, and some are left out here")
+        return jnp.clip(self.decode(self.lookup(tokens), **({} if kept is None else {"kept": kept})), -1.0, 1.0)
 
-    def to_latents(self, video: Video) -> Latents:
-        """Pixels to the quantised latents that a diffusion generator models; the mean of a Gaussian posterior."""
-        return self.bottleneck(self.encode(video))[0]
-
-    def to_pixels(self, latents: Latents) -> Video:
-        """Quantised latents to pixels, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(latents), -1.0, 1.0)
+    def lookup(self, tokens: Tokens) -> Latents:
+        """The quantised latents that tokens stand for."""
+        return self.quantizer.lookup(tokens.only.values) if self.vocabulary else tokens.only.values

@@ -13,7 +13,7 @@ from videogen.detokenizers import Down, Pyramid, Residual
 from videogen.nn import FULL, Linear, MicroBatch, Stream, checkpointed
 from videogen.ranges import Count
 from videogen.shapes import Latents, Video, VideoShape
-from videogen.tokenizers.base import Tokenizer
+from videogen.tokenizers.base import Encoded, Tokenizer
 from videogen.tokenizers.convolutional import Cache
 
 
@@ -91,9 +91,9 @@ class Cdt(Tokenizer):
     def diffuses(self) -> bool:
         return self.decoder.diffuses
 
-    def encode(self, video: Video) -> Latents:
-        self.grid(VideoShape(*video.shape[1:4]))
-        return self.encoder(video)
+    def encode(self, video: Video, request: None = None) -> Encoded:
+        self.layout(VideoShape(*video.shape[1:4]))
+        return Encoded(self.encoder(video))
 
     def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
         return self.decoder.denoise(latents, video, key, micro)
@@ -102,11 +102,11 @@ class Cdt(Tokenizer):
         """Quantised latents to pixels; ``settings`` go to the decoder's ``decode`` (``steps`` of a diffusion)."""
         return self.decoder.decode(latents, **settings)
 
-    def encode_chunk(self, cache: Cache | None, chunk: Video) -> tuple[Cache, Latents]:
+    def encode_chunk(self, cache: Cache | None, chunk: Video) -> tuple[Cache, Encoded]:
         self.check_chunk(chunk, first=cache is None)
         stream = Stream(cache)
         latents = self.encoder(chunk, stream)
-        return stream.cache, latents
+        return stream.cache, Encoded(latents)
 
     def decode_chunk(self, cache: Cache | None, latents: Latents) -> tuple[Cache, Video]:
         return self.decoder.decode_chunk(cache, latents)

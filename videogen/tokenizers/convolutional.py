@@ -30,7 +30,7 @@ from videogen.nn import (
 )
 from videogen.ranges import Count, Natural
 from videogen.shapes import Compression, Latents, Video, VideoShape
-from videogen.tokenizers.base import Tokenizer
+from videogen.tokenizers.base import Encoded, Tokenizer
 
 DOWNSAMPLING = ("strided", "blurred", "average")
 """A strided convolution; blur pooling and a convolution; the mean of boxes (not causal)."""
@@ -239,9 +239,9 @@ class Autoencoder(Tokenizer):
         self.encoder = Encoder(layout, channels, self.quantizer.input_width, **common)
         self.decoder = Decoder(layout, self.quantizer.width, channels, **common)
 
-    def encode(self, video: Video) -> Latents:
-        self.grid(VideoShape(*video.shape[1:4]))
-        return self.encoder(video)
+    def encode(self, video: Video, request: None = None) -> Encoded:
+        self.layout(VideoShape(*video.shape[1:4]))
+        return Encoded(self.encoder(video))
 
     def decode(self, latents: Latents) -> Video:
         return self.decoder(latents)
@@ -305,11 +305,11 @@ class ConvolutionalTokenizer(Autoencoder):
         )
         super().__init__(layout, quantizer, channels=channels, remat=remat, dtype=dtype, rngs=rngs)
 
-    def encode_chunk(self, cache: Cache | None, chunk: Video) -> tuple[Cache, Latents]:
+    def encode_chunk(self, cache: Cache | None, chunk: Video) -> tuple[Cache, Encoded]:
         self.check_chunk(chunk, first=cache is None)
         stream = Stream(cache)
         latents = self.encoder(chunk, stream)
-        return stream.cache, latents
+        return stream.cache, Encoded(latents)
 
     def decode_chunk(self, cache: Cache | None, latents: Latents) -> tuple[Cache, Video]:
         stream = Stream(cache)

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from videogen.errors import UserError
 from videogen.nn import Mean, MicroBatch, whole
-from videogen.shapes import Codes, Compression, Latents, TokenGrid, Video, VideoShape
-from videogen.tokenizers.base import Tokenizer
+from videogen.shapes import Compression, Latents, Video, VideoShape
+from videogen.tokenizers.base import Encoded, Tokenizer
+from videogen.tokens import Layout, Tokens
 
 
 class Detokenized(Tokenizer):
@@ -56,6 +57,10 @@ class Detokenized(Tokenizer):
         return self.tokenizer
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        return self.tokenizer.sides
+
+    @property
     def prefix_equal(self) -> bool:
         return self.tokenizer.prefix_equal
 
@@ -72,19 +77,18 @@ class Detokenized(Tokenizer):
     def diffuses(self) -> bool:
         return self.detokenizer.diffuses
 
-    def grid(self, shape: VideoShape) -> TokenGrid:
-        return self.tokenizer.grid(shape)
+    def layout(self, shape: VideoShape) -> Layout:
+        return self.tokenizer.layout(shape)
 
-    def encode(self, video: Video) -> Latents:
-        return self.tokenizer.encode(video)
+    def encode(self, video: Video, request: Any = None) -> Encoded:
+        return self.tokenizer.encode(video, request)
 
     def bottleneck(
-        self, latents: Latents, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
-    ) -> tuple[Latents, Codes, dict[str, Float[Array, ""]], dict[str, Any]]:
-        """``(code vectors, codes, no losses, statistics)``; always as in evaluation, whatever the arguments."""
-        quantized, codes, _, statistics = self.tokenizer.bottleneck(latents)
-        vectors = self.quantizer.lookup(codes.indices) if self.vocabulary else quantized
-        return vectors, codes, {}, statistics
+        self, encoded: Encoded, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
+    ) -> tuple[Latents, Tokens, dict[str, Float[Array, ""]], dict[str, Any]]:
+        """``(code vectors, tokens, no losses, statistics)``; always as in evaluation, whatever the arguments."""
+        _, tokens, _, statistics = self.tokenizer.bottleneck(encoded)
+        return self.lookup(tokens), tokens, {}, statistics
 
     def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
         if self.compression.first_alone:
@@ -97,7 +101,7 @@ class Detokenized(Tokenizer):
         video = self.detokenizer.decode(self.causal(latents), **settings)
         return video if self.compression.first_alone else video[:, 1:]
 
-    def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Latents]:
+    def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Encoded]:
         return self.tokenizer.encode_chunk(cache, chunk)
 
     def decode_chunk(self, cache: Any, latents: Latents) -> tuple[Any, Video]:

@@ -24,8 +24,9 @@ from videogen.nn import (
     zeros,
 )
 from videogen.ranges import Count, Natural, Positive, Triple
-from videogen.shapes import Compression, Latents, TokenGrid, Video, VideoShape
-from videogen.tokenizers.base import Tokenizer
+from videogen.shapes import Compression, Latents, Video, VideoShape
+from videogen.tokenizers.base import Encoded, Tokenizer
+from videogen.tokens import Layout
 
 NORM = "layer"
 
@@ -55,7 +56,7 @@ class Larp(Tokenizer):
     """
 
     last_layer = ("pixels",)
-    on_grid = False
+    sides = ("query",)
 
     def __init__(
         self,
@@ -97,25 +98,25 @@ class Larp(Tokenizer):
         self.decoder, self.decoder_norm = stack(decoder_layers), NORMS[NORM](width, rngs=rngs)
         self.pixels = Linear(width, area, axes=("embed", None), initializer=zeros, dtype=dtype, rngs=rngs)
 
-    def grid(self, shape: VideoShape) -> TokenGrid:
-        """One row with a place for every query; raises ``UserError`` for any clip but those it was built for."""
+    def layout(self, shape: VideoShape) -> Layout:
+        """A token for every query; raises ``UserError`` for any clip but those it was built for."""
         if shape != self.clip:
             built, got = ("×".join(map(str, (s.frames, s.height, s.width))) for s in (self.clip, shape))
             raise UserError(f"this tokenizer codes clips of {built} as a whole, got {got}; set data.clip to that")
-        return TokenGrid(1, 1, self.queries.get_value().shape[0], len(self.vocabulary))
+        return self.layout_of(self.queries.get_value().shape[:1])
 
-    def encode(self, video: Video) -> Latents:
-        """Pixels to ``[batch, 1, 1, queries, code]`` before quantisation, float32."""
-        self.grid(VideoShape(*video.shape[1:4]))
+    def encode(self, video: Video, request: None = None) -> Encoded:
+        """Pixels to ``[batch, queries, code]`` before quantisation, float32."""
+        self.layout(VideoShape(*video.shape[1:4]))
         patches = self.patches(patchify(video.astype(self.dtype), self.patch))
         patches = patches.reshape(video.shape[0], -1, patches.shape[-1]) + self._places(patches.shape[-1])
         queries = jnp.broadcast_to(self.queries.get_value().astype(self.dtype), (len(video), *self.queries.shape))
         x = self.encoder(jnp.concatenate([patches, queries], axis=1))[:, patches.shape[1] :]
-        return self.to_code(self.encoder_norm(x).astype(jnp.float32))[:, None, None]
+        return Encoded(self.to_code(self.encoder_norm(x).astype(jnp.float32)))
 
     def decode(self, latents: Latents) -> Video:
         """Quantised latents to pixels; every pixel may depend on every code."""
-        codes = self.from_code(latents[:, 0, 0])
+        codes = self.from_code(latents)
         batch, count, width = codes.shape
         codes = codes + jnp.asarray(sincos_positions([count], width), codes.dtype)
         patches = self._places(width) + self.patch_type.get_value().astype(self.dtype)

@@ -19,8 +19,9 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from videogen.parallel import on_host
-from videogen.shapes import Codes, TokenGrid, VideoShape, check_video
+from videogen.shapes import VideoShape, check_video
 from videogen.tokenizers.base import Tokenizer
+from videogen.tokens import Segment, Tokens
 
 Coded = Int[np.ndarray, "batch time height width levels"] | Float[np.ndarray, "batch time height width channels"]
 
@@ -59,7 +60,8 @@ class LongVideos:
 
     def __init__(self, model: Tokenizer, clip: VideoShape):
         self.model = model
-        self.window = model.grid(clip).time
+        # Windows are laid end to end along the first side of the tokens.
+        self.window = model.layout(clip).only.shape[0]
         self.frames = clip.frames
         self.streams = model.streams
         self._graph, self._state = nnx.split(model)
@@ -131,22 +133,22 @@ class _Coder:
         self.model = model
 
     def encode(self, video: jax.Array) -> jax.Array:
-        return self.model.tokenize(video).indices if self.model.vocabulary else self.model.to_latents(video)
+        return self.model.tokenize(video).only.values
 
     def encode_chunk(self, cache: Any, video: jax.Array) -> tuple[Any, jax.Array]:
-        cache, latents = self.model.encode_chunk(cache, video)
-        quantized, codes, *_ = self.model.bottleneck(latents)
-        return cache, codes.indices if self.model.vocabulary else quantized
+        cache, encoded = self.model.encode_chunk(cache, video)
+        return cache, self.model.bottleneck(encoded)[1].only.values
 
     def decode(self, coded: jax.Array) -> jax.Array:
-        if not self.model.vocabulary:
-            return self.model.to_pixels(coded)
-        return self.model.detokenize(Codes(coded, TokenGrid(*coded.shape[1:])))
+        return self.model.detokenize(self._tokens(coded))
 
     def decode_chunk(self, cache: Any, coded: jax.Array) -> tuple[Any, jax.Array]:
-        vectors = self.model.quantizer.lookup(coded) if self.model.vocabulary else coded
-        cache, video = self.model.decode_chunk(cache, vectors)
+        cache, video = self.model.decode_chunk(cache, self.model.lookup(self._tokens(coded)))
         return cache, jnp.clip(video, -1.0, 1.0)
+
+    def _tokens(self, values: jax.Array) -> Tokens:
+        layout = self.model.layout_of(values.shape[1:-1])
+        return Tokens.of(**{name: Segment(values, segment) for name, segment in layout.segments})
 
 
 def _filled(array: np.ndarray, length: int) -> np.ndarray:

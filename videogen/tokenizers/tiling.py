@@ -39,7 +39,7 @@ def encode_tiled(model: nnx.Module, video: Video, tile: tuple[int, int], overlap
     shape = VideoShape(*video.shape[1:4])
     rows, columns = _tiles(model, shape, tile, overlap)
     pixels = rows.scaled(model.compression.height), columns.scaled(model.compression.width)
-    return _blended(_on_device(model, "encode"), video, pixels, (rows, columns))
+    return _blended(_on_device(model, lambda model, part: model.encode(part).values), video, pixels, (rows, columns))
 
 
 def decode_tiled(model: nnx.Module, latents: Latents, tile: tuple[int, int], overlap: int) -> Video:
@@ -62,7 +62,7 @@ def decode_tiled(model: nnx.Module, latents: Latents, tile: tuple[int, int], ove
     shape = VideoShape(unit.frames(time), height * unit.height, width * unit.width)
     rows, columns = _tiles(model, shape, tile, overlap)
     pixels = rows.scaled(unit.height), columns.scaled(unit.width)
-    return _blended(_on_device(model, "decode"), latents, (rows, columns), pixels)
+    return _blended(_on_device(model, lambda model, part: model.decode(part)), latents, (rows, columns), pixels)
 
 
 def _tiles(model: nnx.Module, shape: VideoShape, tile: tuple[int, int], overlap: int) -> tuple[Tiles, Tiles]:
@@ -78,9 +78,9 @@ def _tiles(model: nnx.Module, shape: VideoShape, tile: tuple[int, int], overlap:
     return rows, Tiles(whole.width, part.width, overlap // unit.width)
 
 
-def _on_device(model: nnx.Module, method: str) -> Callable[[np.ndarray], np.ndarray]:
+def _on_device(model: nnx.Module, call: Callable[[nnx.Module, Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
     graph, state = nnx.split(model)
-    run = jax.jit(lambda state, part: getattr(nnx.merge(graph, state), method)(part))
+    run = jax.jit(lambda state, part: call(nnx.merge(graph, state), part))
     return lambda part: on_host(run(state, jnp.asarray(part)))
 
 

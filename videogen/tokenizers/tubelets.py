@@ -17,8 +17,9 @@ from videogen.nn import (
     Linear,
 )
 from videogen.ranges import Count, Triple
-from videogen.shapes import Compression, Latents, TokenGrid, Video, VideoShape
-from videogen.tokenizers.base import Tokenizer
+from videogen.shapes import Compression, Latents, Video, VideoShape
+from videogen.tokenizers.base import Encoded, Tokenizer
+from videogen.tokens import Layout
 
 
 class TubeletTokenizer(Tokenizer):
@@ -68,15 +69,15 @@ class TubeletTokenizer(Tokenizer):
         stacks = {"encode": self.encoder, "decode": self.decoder}
         return tuple(name for name, stack in stacks.items() if stack.reach is None)
 
-    def grid(self, shape: VideoShape) -> TokenGrid:
-        grid = super().grid(shape)
+    def layout(self, shape: VideoShape) -> Layout:
+        layout = super().layout(shape)
         for stack in (self.encoder, self.decoder):
-            stack.check(grid.height, grid.width)
-        return grid
+            stack.check(*layout.only.shape[1:])
+        return layout
 
-    def encode(self, video: Video) -> Latents:
+    def encode(self, video: Video, request: None = None) -> Encoded:
         """Pixels to latents before quantisation; latent j depends on frames up to j·t only."""
-        self.grid(VideoShape(*video.shape[1:4]))
+        self.layout(VideoShape(*video.shape[1:4]))
         return self._latents(self.encoder.time(self.encoder.space(self.patches(video))))
 
     def decode(self, latents: Latents) -> Video:
@@ -84,7 +85,7 @@ class TubeletTokenizer(Tokenizer):
         x = self.decoder.space(self.decoder.time(self.from_code(latents)))
         return self.pixels(self.decoder_norm(x))
 
-    def encode_chunk(self, cache: Latents | None, chunk: Video) -> tuple[Latents, Latents]:
+    def encode_chunk(self, cache: Latents | None, chunk: Video) -> tuple[Latents, Encoded]:
         self.check_chunk(chunk, first=cache is None)
         x = self.encoder.space(self.patches(chunk, continued=cache is not None))
         cache, x = self.encoder.time_chunk(cache, x)
@@ -95,5 +96,5 @@ class TubeletTokenizer(Tokenizer):
         cache, x = self.decoder.time_chunk(cache, self.from_code(latents))
         return cache, self.pixels(self.decoder_norm(self.decoder.space(x)), continued=continued)
 
-    def _latents(self, x: Float[Array, "batch time height width embed"]) -> Latents:
-        return self.to_code(self.encoder_norm(x).astype(jnp.float32))
+    def _latents(self, x: Float[Array, "batch time height width embed"]) -> Encoded:
+        return Encoded(self.to_code(self.encoder_norm(x).astype(jnp.float32)))

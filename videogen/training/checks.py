@@ -4,10 +4,11 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -46,18 +47,12 @@ SECTIONS = (
 """Keys that hold keys of their own, in the stages that have them."""
 
 REQUIRED = (
-    "task",
-    "seed",
-    "steps",
-    "model",
-    "optimizer",
-    "data.source",
-    "data.clip",
-    "parallel.mesh",
-    "checkpoint.keep_best",
-    "ema",
-    "parts",
-    "start_from",
+    *("task", "seed", "steps", "log_every", "eval_every", "checkpoint_every", "stall_seconds", "accumulate"),
+    *("checkpoint.keep", "checkpoint.keep_best.metric", "checkpoint.keep_best.mode", "ema.decay"),
+    *("model", "parts", "optimizer", "start_from.run", "start_from.inflate"),
+    *("parallel.mesh", "parallel.remat", "parallel.frozen", "parallel.dtype"),
+    *("data.source.name", "data.clip.frames", "data.clip.height", "data.clip.width", "data.clip.fps", "data.workers"),
+    *("data.batch_size", "data.image_batch_size", "data.eval_batch_size", "data.buckets"),
 )
 """Keys without which no stage works; ``configs/common.py`` has the base of them all."""
 
@@ -84,6 +79,9 @@ SETTINGS = {
     "data.clip.width": Count,
     "data.clip.fps": Annotated[float, Number(float, 0, 1000)] | None,
     "data.buckets": Sequence[Sequence[float]],
+    "data.frame_rate": Annotated[float, Number(float, 0, 1000)] | None,
+    "data.held_out": bool | None,
+    "data.own": Sequence[str],
     "data.batch_size": Count,
     "data.image_batch_size": Natural,
     "data.eval_batch_size": Count,
@@ -120,10 +118,10 @@ def check_config(config: Any) -> None:
     Raises:
       UserError: names the key, the value and what it may be.
     """
+    _check_sections(config, SECTIONS)
     for key in REQUIRED:
         if _find(config, key) is _ABSENT:
             raise UserError(f"config.{key} is missing; configs/common.py has the base of every stage")
-    _check_sections(config, SECTIONS)
     parts = [f"parts.{name}" for name in config.parts]
     _check_sections(config, [*parts, *(f"{part}.model" for part in parts)])
     optimizers = [f"optimizer.{group}" for group in config.optimizer]
@@ -220,6 +218,24 @@ def check_memory(state: State, placement: State, batch: Any) -> None:
         )
 
 
+def check_held_out(count: int, fields: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+    """Refuses held-out clips that take more than a quarter of the machine's memory, before they are read.
+
+    Args:
+      count: clips that an evaluation during training uses.
+      fields: the arrays of a clip, as ``Source.fields``.
+
+    Raises:
+      UserError: says how much is needed and how much there is.
+    """
+    needed = count * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in fields.values())
+    if needed > (available := _memory_of_the_machine() / 4):
+        raise UserError(
+            f"the {count:,} clips of an evaluation need {_size(needed)}, more than a quarter of this machine's memory "
+            f"({_size(available)}); use a smaller data.eval_batch_size"
+        )
+
+
 def _bytes(array: Any, sharding: Any) -> int:
     """Of an (abstract) array, on one device."""
     return math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
@@ -229,7 +245,11 @@ def _memory_of_a_device() -> float:
     """Bytes; virtual CPU devices share the machine's memory."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
+    return limit or _memory_of_the_machine() / jax.local_device_count()
+
+
+def _memory_of_the_machine() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _size(count: float) -> str:

@@ -30,7 +30,7 @@ from videogen.parallel import batch_sharding, make_mesh
 from videogen.parallel.distributed import process_zero_first
 from videogen.runs.checkpoints import abstract_state
 from videogen.runs.stops import storage_errors
-from videogen.training.checks import building, check_config, check_memory, check_same_everywhere
+from videogen.training.checks import building, check_config, check_held_out, check_memory, check_same_everywhere
 from videogen.training.loading import holds_frozen, load, load_frozen, new_frozen, save_frozen
 from videogen.training.state import (
     State,
@@ -141,14 +141,16 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
     placement = state_shardings(abstract, shapes, mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, x.shape[0])),
-        abstract_batch(config, task, bool(source.classes)),
+        abstract_batch(config, task, source),
     )
     check_memory(shapes, placement, batch)
     # Weights of other runs are read onto one device, hence outside the mesh.
     weights = starting_weights(config, workdir, task, read)
     text = new_text_tokenizer(config, source) if earlier.step is None else text_tokenizer(config, workdir)
     frozen = load_frozen(task, workdir) if earlier.same and holds_frozen(task, workdir) else new_frozen(task, read)
-    evaluated = held_out(unseen, EVAL_BATCHES * config.data.eval_batch_size)
+    wanted = EVAL_BATCHES * config.data.eval_batch_size
+    check_held_out(min(wanted, len(unseen)), unseen.fields)
+    evaluated = held_out(unseen, wanted)
     with jax.set_mesh(mesh), building("the train step"):
         step, traced = _trace(config, mesh, task, structure, shapes, placement, frozen, batch)
     return Start(
