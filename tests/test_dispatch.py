@@ -8,9 +8,7 @@ import pytest
 
 from tests.processes import REPOSITORY
 
-FILES = sorted(
-    path for room in ("videogen", "launch", "benchmarks") for path in (REPOSITORY / room).rglob("*.py")
-)
+FILES = sorted(path for room in ("videogen", "launch", "benchmarks") for path in (REPOSITORY / room).rglob("*.py"))
 
 OWNERS = {
     "task": ("videogen/tasks/__init__.py",),

@@ -64,7 +64,7 @@ class VideoGenerator:
             conditioning = self.task.told(self.task.conditioning(modules, batch), task)
             given, filled = self.task.given(modules, to_video(pixels), task)
             codes = modules["generator"].generator.sample(self.grid, conditioning, keys, self.sampler, given=given)
-            return modules["tokenizer"].detokenize(codes), filled
+            return self.task.detokenize(modules, codes), filled
 
         return complete
 

@@ -56,6 +56,12 @@ REQUIRED = (
 )
 """Keys without which no stage works; ``configs/common.py`` has the base of them all."""
 
+OF_TEXT = (
+    *("text.encoder.name", "text.tokenizer.name", "text.tokenizer.path"),
+    *("text.tokenizer.length", "text.tokenizer.vocabulary_size"),
+)
+"""Keys that a stage with a section ``text`` has, too."""
+
 SETTINGS = {
     "task": str,
     "seed": Annotated[int, Number(int, 0, 2**32 - 2)],
@@ -119,7 +125,7 @@ def check_config(config: Any) -> None:
       UserError: names the key, the value and what it may be.
     """
     _check_sections(config, SECTIONS)
-    for key in REQUIRED:
+    for key in (*REQUIRED, *(OF_TEXT if "text" in config else ())):
         if _find(config, key) is _ABSENT:
             raise UserError(f"config.{key} is missing; configs/common.py has the base of every stage")
     parts = [f"parts.{name}" for name in config.parts]
