@@ -163,10 +163,10 @@ def test_guidance_of_a_mixture_draws_from_the_density_times_a_power_of_its_ratio
     raw, kernel = math.log(math.expm1(1e-2)), jnp.zeros((1, 6)).at[0, 0].set(1.0)
     head.parameters_of.kernel.set_value(kernel)
     head.parameters_of.bias.set_value(jnp.array([0.0, 0.0, 1, -1, raw, raw]))
-    given, null = jnp.full((400, 100, 1), math.log(0.6 / 0.4)), jnp.full((400, 100, 1), math.log(0.4 / 0.6))
-    drawn, _ = head.draw(given, null, keys(400), HeadSampler(guidance_scale=1.0))
+    given, null = jnp.full((100, 100, 1), math.log(0.6 / 0.4)), jnp.full((100, 100, 1), math.log(0.4 / 0.6))
+    drawn, _ = head.draw(given, null, keys(100), HeadSampler(guidance_scale=1.0))
     first = 0.6**2 / 0.4 / (0.6**2 / 0.4 + 0.4**2 / 0.6)
-    assert abs(float((drawn > 0).mean()) - first) < 0.02
+    assert abs(float((drawn > 0).mean()) - first) < 0.03
 
 
 def test_a_mixture_far_from_its_data_has_finite_loss_and_gradient():
@@ -327,14 +327,14 @@ def test_accuracy_counts_the_places_it_is_told_of():
 
 def test_a_diffusion_head_learns_a_distribution_of_two_points():
     """Features of one kind mean the points ±(1, -1), those of the other kind the point (0.5, 0.5)."""
-    config = {"name": "diffusion", "hidden_width": 32, "layers": 2, "steps": 20, "draws": 4}
+    config = {"name": "diffusion", "hidden_width": 32, "layers": 1, "steps": 20, "draws": 8}
     head = heads.build(config, channels=2, width=4, rngs=nnx.Rngs(0))
     graph, params = nnx.split(head)
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 1500))
 
     def batch(key):
-        sign = jax.random.rademacher(key, (128, 1, 1)).astype(jnp.float32)
-        kind = (jnp.arange(128) % 2 == 0)[:, None, None]
+        sign = jax.random.rademacher(key, (32, 1, 1)).astype(jnp.float32)
+        kind = (jnp.arange(32) % 2 == 0)[:, None, None]
         return jnp.where(kind, sign * jnp.array([1.0, -1.0]), 0.5), jnp.where(kind, jnp.eye(4)[0], jnp.eye(4)[1])
 
     @jax.jit
@@ -342,7 +342,7 @@ def test_a_diffusion_head_learns_a_distribution_of_two_points():
         def step(carry, key):
             def loss(params):
                 targets, x = batch(key)
-                total, count, _ = nnx.merge(graph, params).loss(x, targets, jnp.ones((128, 1), bool), key)
+                total, count, _ = nnx.merge(graph, params).loss(x, targets, jnp.ones((32, 1), bool), key)
                 return total / count
 
             updates, state = optimizer.update(jax.grad(loss)(carry[0]), carry[1])
