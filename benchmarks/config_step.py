@@ -2,7 +2,8 @@
 
     python benchmarks/config_step.py --config=configs/phenaki.py:stage=generator,size=debug [--steps=9]
     python benchmarks/config_step.py --config=configs/phenaki.py:stage=generator,size=paper \
-        --config.model.width=1536 --config.model.heads=12 --config.model.mlp_width=6144 --config.data.source.name=tokens
+        --config.model.transformer.width=1536 --config.model.transformer.heads=12 \
+        --config.model.transformer.mlp_width=6144 --config.data.source.name=tokens
 
 Prints one JSON line: {"command", "seconds_per_step", "videos_per_second", "tokens_per_second", "tflops_per_second",
 "mfu", "parameters", "argument_bytes", "temporary_bytes", "batch", "dtype", "devices"}; the median after one step that

@@ -53,19 +53,17 @@ def median_seconds(draw: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+GPT2 = {"norm": "layer", "qk_norm": False}
+
+
 def sampler_of(grid: TokenGrid, block: tuple[int, ...]) -> tuple[Callable[[], object], int, int]:
     """(draws one batch, passes, parameters) of a model with these blocks."""
     model = NextBlockTransformer(
         (VOCABULARY.value,),
         grid.shape,
-        WIDTH.value,
-        LAYERS.value,
-        HEADS.value,
-        4 * WIDTH.value,
+        {"width": WIDTH.value, "layers": LAYERS.value, "heads": HEADS.value, "mlp_width": 4 * WIDTH.value, **GPT2},
         block=block,
         start=START.value,
-        norm="layer",
-        qk_norm=False,
         dtype=jnp.dtype(DTYPE.value),
         rngs=nnx.Rngs(0),
     )

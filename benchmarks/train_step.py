@@ -45,7 +45,8 @@ CVIVIT = {
     "decoder_layers": (4, 4),
     "quantizer": {"name": "vq", "size": 1024, "width": 32, "restart_threshold": 0.01},
 }
-MASKED = {"name": "masked", "width": 512, "layers": 8, "heads": 8, "mlp_width": 2048, "null_keys": 2}
+TRANSFORMER = {"width": 512, "layers": 8, "heads": 8, "mlp_width": 2048, "null_keys": 2}
+MASKED = {"name": "masked", "transformer": TRANSFORMER}
 
 
 def median_seconds(step: Callable[[], None], steps: int) -> float:

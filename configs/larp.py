@@ -124,7 +124,8 @@ def generator(size: str, model: str) -> ConfigDict:
     # Model and hash are filled in from the checkpoint when the run starts.
     config.parts.tokenizer = frozen(larp(size))
     config.data.clip.update(dict(zip(("frames", "height", "width"), config.parts.tokenizer.model.clip, strict=True)))
-    config.model = {"name": "next_block", "block": (1, 1, 1), "qk_norm": False, "condition_drop": 0.1}
+    config.model = {"name": "next_block", "block": (1, 1, 1), "condition_drop": 0.1}
+    config.model.head = {"name": "categorical"}
     config.sampler = {
         "name": "blocks",
         "temperature": 1.0,
@@ -136,7 +137,7 @@ def generator(size: str, model: str) -> ConfigDict:
     if size == "debug":
         config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-        config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "qk_norm": True})
+        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "qk_norm": True}
         config.sampler.update({"top_p": 0.9, "guidance_scale": 2.0})
         config.optimizer = {
             "generator": optimizer(
@@ -147,7 +148,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
         config.data.batch_size, config.data.workers = 64, 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-        config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, "qk_norm": False}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
     else:
@@ -157,7 +158,8 @@ def generator(size: str, model: str) -> ConfigDict:
         config.data.batch_size, config.data.workers = 64, 16
         config.classes = 101
         config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
-        config.model.update({**MODELS[model], "dropout": 0.1, "token_drop": 0.1})
+        config.model.transformer = {**MODELS[model], "dropout": 0.1, "qk_norm": False}
+        config.model.token_drop = 0.1
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         config.optimizer = {

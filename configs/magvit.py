@@ -134,7 +134,7 @@ def generator(size: str, model: str) -> ConfigDict:
         "name": "masked",
         "training_schedule": "cosine",
         "loss_on": "all",
-        "label_smoothing": 1e-4,
+        "head": {"name": "categorical", "bias": True, "label_smoothing": 1e-4},
         "condition_drop": 0.0,
     }
     # Layers of a critic that is trained along and decides which codes decoding keeps; 0 leaves it out.
@@ -153,9 +153,9 @@ def generator(size: str, model: str) -> ConfigDict:
         config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
         config.data.clip.update({"frames": 8, "height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-        config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512})
+        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
         # As in configs/phenaki.py: what a short run lacks in steps it makes up for with locality.
-        config.model.update({"rotary": True, "position_generator": True})
+        config.model.transformer.update({"rotary": True, "position_generator": True})
         config.sampler.update({"choice_temperature": 1.0})
         config.optimizer = {
             "generator": optimizer(
@@ -167,7 +167,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.data.clip = {"frames": 16, "height": 64, "width": 64, "fps": 8.0}
         config.data.batch_size, config.data.workers = 64, 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-        config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, b2=0.96, final=0.02)}
     else:
@@ -177,7 +177,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.data.batch_size, config.data.workers = 256, 16
         config.classes = 174
         config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
-        config.model.update({**MODELS[model], "dropout": 0.1})
+        config.model.transformer = {**MODELS[model], "dropout": 0.1}
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"
         config.optimizer = {"generator": optimizer(learning_rate=1e-4, warmup=5000, b2=0.96, weight_decay=0.045)}

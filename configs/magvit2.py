@@ -148,7 +148,7 @@ def convolutional(size: str, quantizer: str = "lfq") -> ConfigDict:
 def generator(size: str, quantizer: str) -> ConfigDict:
     config = magvit.generator(size, model="L")
     config.parts.tokenizer.model = convolutional(size, quantizer)
-    config.model.factors = 2
+    config.model.head.factors = 2
     config.data.clip.frames = {"debug": 5, "small": 17, "paper": 17}[size]
     config.sampler.steps = 24
     return config

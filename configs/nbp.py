@@ -84,6 +84,7 @@ def generator(size: str, model: str) -> ConfigDict:
     # Model and hash are filled in from the checkpoint when the run starts.
     config.parts.tokenizer = frozen(tokenizer(size).model)
     config.model = {"name": "next_block", "start": "tokens", "given": 0, "condition_drop": 0.1}
+    config.model.head = {"name": "categorical"}
     config.sampler = {
         "name": "blocks",
         "temperature": 1.0,
@@ -96,8 +97,8 @@ def generator(size: str, model: str) -> ConfigDict:
         config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
         config.data.clip.update({"height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-        config.model.update({"block": (1, 1, 6), "width": 128, "layers": 4, "heads": 4, "mlp_width": 512})
-        config.model.update({"rotary": True})
+        config.model.block = (1, 1, 6)
+        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
         config.sampler.update({"guidance_scale": 2.0})
         config.optimizer = {
             "generator": optimizer(
@@ -109,7 +110,8 @@ def generator(size: str, model: str) -> ConfigDict:
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
         config.data.batch_size, config.data.workers = 64, 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-        config.model.update({"block": (1, 1, 8), "width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.model.block = (1, 1, 8)
+        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
     else:
@@ -120,9 +122,9 @@ def generator(size: str, model: str) -> ConfigDict:
         config.data.source.name = "video_folder"
         config.data.batch_size, config.data.workers = 64, 16
         config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
-        config.model.update({"start": "given", "given": 2, "block": (1, 1, 16), **MODELS[model]})
+        config.model.update({"start": "given", "given": 2, "block": (1, 1, 16)})
         # GPT-2's block: layer norm, nothing on queries and keys.
-        config.model.update({"norm": "layer", "qk_norm": False, "dropout": 0.1})
+        config.model.transformer = {**MODELS[model], "norm": "layer", "qk_norm": False, "dropout": 0.1}
         config.sampler.update({"top_k": 16_000})
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"

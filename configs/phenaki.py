@@ -93,6 +93,7 @@ def generator(size: str) -> ConfigDict:
     # Model and hash are filled in from the checkpoint when the run starts.
     config.parts.tokenizer = frozen(cvivit(size))
     config.model = {"name": "masked", "training_schedule": "linear", "condition_drop": 0.1}
+    config.model.head = {"name": "categorical", "bias": True}
     # Layers of a critic that is trained along and decides which codes decoding keeps; 0 leaves it out.
     config.model.critic = {"layers": 0, "weight": 1.0}
     config.sampler = {
@@ -109,9 +110,10 @@ def generator(size: str) -> ConfigDict:
         config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
         config.data.clip.update({"height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-        config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "training_schedule": "cosine"})
+        config.model.training_schedule = "cosine"
+        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
         # What a short run lacks in steps it makes up for with locality: rotary positions and phenaki-pytorch's PEG.
-        config.model.update({"rotary": True, "position_generator": True})
+        config.model.transformer.update({"rotary": True, "position_generator": True})
         config.sampler.update({"steps": 24, "guidance_scale": 2.0, "choice_temperature": 1.0})
         config.optimizer = {
             "generator": optimizer(
@@ -123,7 +125,7 @@ def generator(size: str) -> ConfigDict:
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
         config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 16, 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-        config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, final=0.02)}
     else:
@@ -136,7 +138,7 @@ def generator(size: str) -> ConfigDict:
             "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
             "tokenizer": {"name": "huggingface", "path": "", "length": 77},
         }
-        config.model.update({"width": 2048, "layers": 24, "heads": 32, "mlp_width": 8192})
+        config.model.transformer = {"width": 2048, "layers": 24, "heads": 32, "mlp_width": 8192}
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"

@@ -1,13 +1,15 @@
 """TokenBridge (Wang et al., ICCV 2025): codes by rounding every channel of trained continuous latents, and an
 autoregressive generator whose head goes through the channels of a place one after another.
 
-    --config=configs/tokenbridge.py:stage=tokenizer|quantized|generator,size=debug|small|paper,model=L|H
+    --config=configs/tokenbridge.py:stage=tokenizer|quantized|generator,size=debug|small|paper,model=L|H,
+        levels=depth|parallel|delay
 
 ``tokenizer`` trains with a Gaussian bottleneck, as for diffusion. ``quantized`` begins with its weights and trains
 nothing: its steps measure mean and deviation of every channel of the latents, by which ``per_dimension`` then rounds
 them. ``launch/local.py`` runs all three; by hand ``quantized`` takes --config.start_from.run=DIRECTORY, ``generator``
 the directory of ``quantized`` by --config.parts.tokenizer.checkpoint. Values per channel are free:
 --config.model.quantizer.bins=16 of the stage ``quantized``, and of any tokenizer with a Gaussian bottleneck.
+``levels=parallel`` predicts the channels of a place at once, ``levels=delay`` one place later each.
 
 ``debug`` and ``small`` are videos; ``paper`` is the published setting, images of 256 × 256 in 16 × 16 places of 16
 channels of 6 bits. What differs from it there: places come in raster order instead of at random; channels come in their
@@ -32,22 +34,30 @@ PARTS = {"generator": {"tokenizer": "quantized"}}
 """Stage -> frozen part -> the stage that it comes from, where their names differ, for launch/local.py."""
 
 MODELS = {
-    "L": {"layers": 32, "width": 1024, "heads": 16, "mlp_width": 4096, "depth_layers": 4},
-    "H": {"layers": 40, "width": 1280, "heads": 16, "mlp_width": 5120, "depth_layers": 6},
+    "L": {"layers": 32, "width": 1024, "heads": 16, "mlp_width": 4096},
+    "H": {"layers": 40, "width": 1280, "heads": 16, "mlp_width": 5120},
 }
-"""The paper's transformers, encoder and decoder as one, and their heads."""
+"""The paper's transformers, encoder and decoder as one."""
+
+HEADS = {"L": {"name": "depth", "layers": 4, "heads": 16}, "H": {"name": "depth", "layers": 6, "heads": 16}}
+"""Their heads; each transformer over levels is as wide as the other one."""
 
 SWEEPS = {
     "bins": [{"model.quantizer.bins": bins} for bins in (4, 8, 16, 64)],
-    "levels": [{"model.levels": levels} for levels in ("depth", "parallel", "delay")],
+    "head": [{"model.head.layers": layers} for layers in (1, 2, 4)],
 }
 """Name -> variants, for launch/sweep.py: of the stage ``quantized``, and of the generator."""
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
+    sizes, levels = ("debug", "small", "paper"), ("depth", "parallel", "delay")
+    chosen = parse_argument(argument, stage=STAGES, size=sizes, model=tuple(MODELS), levels=levels)
     if chosen["stage"] == "generator":
-        return generator(chosen["size"], chosen["model"])
+        config = generator(chosen["size"], chosen["model"])
+        if chosen["levels"] != "depth":
+            config.model.head = ConfigDict({"name": "categorical"})
+            config.model.delay = chosen["levels"] == "delay"
+        return config
     return {"tokenizer": tokenizer, "quantized": quantized}[chosen["stage"]](chosen["size"])
 
 
@@ -106,7 +116,7 @@ def generator(size: str, model: str) -> ConfigDict:
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
     config.parts.tokenizer = frozen(rounded(size))
-    config.model = {"name": "next_block", "block": (1, 1, 1), "levels": "depth", "condition_drop": 0.1}
+    config.model = {"name": "next_block", "block": (1, 1, 1), "delay": False, "condition_drop": 0.1}
     config.sampler = {
         "name": "blocks",
         "temperature": 1.0,
@@ -123,8 +133,8 @@ def debug(config: ConfigDict) -> None:
     config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
     config.data.clip.update({"height": 24, "width": 24})
     config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-    config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "depth_layers": 1})
-    config.model.update({"rotary": True})
+    config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
+    config.model.head = {"name": "depth", "layers": 1, "heads": 4}
     config.sampler.update({"top_p": 0.9, "guidance_scale": 2.0})
     config.optimizer = {
         "generator": optimizer("muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
@@ -136,7 +146,8 @@ def small(config: ConfigDict) -> None:
     config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
     config.data.batch_size, config.data.workers = 32, 8
     config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-    config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, "depth_layers": 2})
+    config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
+    config.model.head = {"name": "depth", "layers": 2, "heads": 8}
     config.ema.decay = 0.999
     config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
 
@@ -149,7 +160,8 @@ def paper(config: ConfigDict, model: str) -> None:
     config.data.batch_size, config.data.workers = 2048, 16
     config.classes = 1000
     config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
-    config.model.update({**MODELS[model], "dropout": 0.1})
+    config.model.transformer = {**MODELS[model], "dropout": 0.1}
+    config.model.head = HEADS[model]
     scale, temperature = {"L": (2.1, 0.97), "H": (2.45, 0.91)}[model]
     config.sampler.update({"guidance_scale": scale, "guidance_schedule": "linear", "temperature": temperature})
     config.ema.decay = 0.9999

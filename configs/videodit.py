@@ -87,11 +87,13 @@ def generator(size: str, model: str) -> ConfigDict:
         "times": "clip",
         "causal": False,
         "prefix_share": 0.25,
-        "process": {"name": "rectified_flow"},
-        "prediction": "velocity",
-        "law": {"name": "logit_normal", "mean": 0.0, "deviation": 1.0},
-        "weighting": "",
-        "shift": 1.0,
+        "noise": {
+            "process": {"name": "rectified_flow"},
+            "prediction": "velocity",
+            "law": {"name": "logit_normal", "mean": 0.0, "deviation": 1.0},
+            "weighting": "",
+            "shift": 1.0,
+        },
         "condition_drop": 0.1,
     }
     config.sampler = {
@@ -138,7 +140,7 @@ def debug(config: ConfigDict) -> None:
     config.data.clip.update({"height": 24, "width": 24})
     config.data.batch_size = 16
     config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-    config.model.update({"width": 128, "layers": 4, "heads": 4, "mlp_width": 512})
+    config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
     config.ema.decay = 0.998
     config.optimizer = {
         "generator": optimizer("muon", learning_rate=1e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
@@ -150,7 +152,7 @@ def small(config: ConfigDict) -> None:
     config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
     config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 16, 8
     config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-    config.model.update({"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048})
+    config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
     config.ema.decay = 0.999
     config.optimizer = {"generator": optimizer(learning_rate=3e-4, warmup=1000, final=0.02)}
 
@@ -167,8 +169,9 @@ def paper(config: ConfigDict, model: str) -> None:
         "tokenizer": {"name": "huggingface", "path": "", "length": 512},
     }
     # Clips without given frames have one noise level, and so one row of modulations in every block.
-    config.model.update({"patch": (1, 2, 2), "modulation": "single", "prefix_share": 0.0, "shift": 5.0})
-    config.model.update(MODELS[model])
+    config.model.update({"patch": (1, 2, 2), "modulation": "single", "prefix_share": 0.0})
+    config.model.noise.shift = 5.0
+    config.model.transformer = MODELS[model]
     config.sampler.update({"steps": 50, "solver": {"name": "unipc"}, "guidance_scale": 5.0})
     config.sampler.grid.start = 0.999
     config.ema.decay = 0.9999

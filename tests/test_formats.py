@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import larp, magvit2, phenaki
+from configs import larp, magvit2, phenaki, videodit
 from videogen.configuration import load_config, save_config
 from videogen.errors import UserError
 from videogen.formats import FORMAT, to_present
@@ -71,3 +71,22 @@ def test_a_damaged_config_of_format_1_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"losses": {"adversarial": 3}}))
     with pytest.raises(UserError, match="cannot be read"):
         load_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("size", ["debug", "paper"])
+def test_a_flow_generator_of_format_2_is_that_of_today(size):
+    today = json.loads(videodit.get_config(f"stage=generator,size={size}").to_json())
+    model = dict(today["model"])
+    old = {**model, **model.pop("transformer"), **model.pop("noise")}
+    old = {key: value for key, value in old.items() if key not in ("transformer", "noise")}
+    assert {"width", "layers", "process", "law", "shift"} <= old.keys()
+    assert to_present({"format": 2, **today, "model": old}, "here") == today
+    tokenizer = {"format": 2, "model": {"name": "cvivit", "width": 8}}
+    assert to_present(tokenizer, "here") == {"model": {"name": "cvivit", "width": 8}}
+
+
+@pytest.mark.parametrize("name", ["masked", "next_block"])
+@pytest.mark.parametrize("found", [1, 2])
+def test_older_generators_of_codes_are_refused_with_the_reason(name, found):
+    with pytest.raises(UserError, match="here is of an older format, .* commit da65c3c"):
+        to_present({"format": found, "model": {"name": name, "width": 8}}, "here")

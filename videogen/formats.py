@@ -16,7 +16,7 @@ def to_present(config: dict[str, Any], where: str) -> dict[str, Any]:
       where: its path, for messages.
 
     Raises:
-      UserError: a later format, or no number.
+      UserError: a later format, no number, or a run whose weights have other names today.
     """
     config = dict(config)
     found = config.pop("format", 1)
@@ -24,9 +24,9 @@ def to_present(config: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(
             f"{where} has format {found!r}, and this videogen reads up to {FORMAT}; use the one that wrote it"
         )
-    for convert in (_terms_by_name, _frozen_parts)[found - 1 :]:
-        config = convert(config)
-    return config
+    if found == 1:
+        config = _terms_by_name(config)
+    return _sections_of_generators(_frozen_parts(config), where) if found < 3 else config
 
 
 def _frozen_parts(config: dict[str, Any]) -> dict[str, Any]:
@@ -74,3 +74,30 @@ def _adversarial(term: dict[str, Any]) -> dict[str, Any]:
         discriminator |= {"multipliers": multipliers} if multipliers else {}
     term["objective"] = term.pop("name")
     return {"name": "adversarial", **term, "discriminator": discriminator}
+
+
+LAST_OF_FORMAT_2 = "da65c3c"
+"""The commit that reads the weights of masked and next-block generators of format 2 and below."""
+
+TRANSFORMER = ("width", "layers", "heads", "mlp_width", "norm", "qk_norm", "dropout")
+NOISE = ("process", "prediction", "law", "weighting", "shift")
+
+
+def _sections_of_generators(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Format 2 -> 3: settings of generators moved into the sections ``transformer``, ``noise`` and ``head``.
+
+    Weights of a flow generator kept their names. Those of the others moved with the head, which embeds codes now.
+    """
+    model = config.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    if name in ("masked", "next_block"):
+        raise UserError(
+            f"{where} is of an older format, in which the head of a {name!r} generator had no weights for what it is "
+            f"shown; read this run with the videogen of commit {LAST_OF_FORMAT_2}, or train it again"
+        )
+    if name != "flow":
+        return config
+    transformer = {key: model[key] for key in TRANSFORMER if key in model}
+    noise = {key: model[key] for key in NOISE if key in model}
+    rest = {key: value for key, value in model.items() if key not in (*TRANSFORMER, *NOISE)}
+    return {**config, "model": {**rest, "transformer": transformer, "noise": noise}}

@@ -23,10 +23,10 @@ SMALL_TOKENIZER = [
     "--config.model.quantizer.size=32",
 ]
 SMALL_GENERATOR = [
-    "--config.model.width=32",
-    "--config.model.heads=2",
-    "--config.model.layers=1",
-    "--config.model.mlp_width=64",
+    "--config.model.transformer.width=32",
+    "--config.model.transformer.heads=2",
+    "--config.model.transformer.layers=1",
+    "--config.model.transformer.mlp_width=64",
     "--config.text.encoder.width=32",
     "--config.sampler.steps=2",
 ]

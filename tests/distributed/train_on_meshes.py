@@ -38,7 +38,7 @@ def tiny(stage: str, remat: str) -> Any:
     tokenizer.update(TOKENIZER)
     tokenizer.quantizer.update({"size": 64, "restart_threshold": 0.0})
     if stage == "generator":
-        config.model.update({"width": 128, "layers": 2, "heads": 8, "mlp_width": 256})
+        config.model.transformer.update({"width": 128, "layers": 2, "heads": 8, "mlp_width": 256})
         config.text.encoder.update({"width": 128, "heads": 8})
         config.optimizer = {"generator": optimizer(learning_rate=1e-3)}
     return config
@@ -96,7 +96,7 @@ class Training:
 def memory(sizes: dict[str, int]) -> dict[str, Any]:
     """Bytes per device of state, step and initialisation, and the parameters a device holds or computes whole."""
     config = tiny("generator", "full")
-    config.model.update({"width": 256, "layers": 8, "heads": 8, "mlp_width": 1024})
+    config.model.transformer.update({"width": 256, "layers": 8, "heads": 8, "mlp_width": 1024})
     mesh, training = make_mesh(sizes), Training(config)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(training.new_state)

@@ -12,16 +12,19 @@ from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.critic import TokenCritic
 from videogen.generators.maskgit import decode
+from videogen.heads.categorical import draw_levels
+from videogen.nn import read_transformer
 from videogen.shapes import Codes, TokenGrid
 
 GRID = TokenGrid(2, 2, 2)
 CRITIC = {"layers": 1, "weight": 0.5}
+TRANSFORMER = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
 SAMPLER = MaskGITSampler(steps=4, choice_temperature=0.0)
 
 
 def build(critic=None, vocabulary=(6,), **settings) -> MaskedTransformer:
     settings = {"context_width": 8, **settings}
-    return MaskedTransformer(vocabulary, GRID.shape, 16, 1, 2, 32, critic=critic, **settings, rngs=nnx.Rngs(0))
+    return MaskedTransformer(vocabulary, GRID.shape, TRANSFORMER, critic=critic, **settings, rngs=nnx.Rngs(0))
 
 
 def text(batch: int) -> Conditioning:
@@ -85,16 +88,15 @@ def test_places_that_do_not_exist_neither_count_nor_are_seen():
     scores = [judge(x, exists)[:, :4] for x in (ids, other)]
     np.testing.assert_array_equal(*scores)
     np.testing.assert_allclose(judge(ids[:, :4], None), scores[0], atol=1e-5)
-    logits, drawn = [jnp.zeros((2, 8, 6))], jnp.zeros((2, 8), bool)
-    loss = jax.jit(lambda ids: model.critic.loss(ids, logits, drawn, text(2), jax.random.key(0), exists)[0])
+    drawn = jnp.zeros((2, 8), bool)
+    loss = jax.jit(lambda ids: model.critic.loss(ids, ids, drawn, text(2), exists)[0])
     assert loss(ids) == loss(other)
 
 
 def test_it_learns_to_tell_drawn_codes_from_true_ones():
     """True clips show one code everywhere, draws are uniform: only a look at all places tells them apart."""
-    sizes = dict(width=16, heads=2, mlp_width=32, context_width=None, classes=None)
-    rest = dict(rotary=False, position_generator=False, remat="none", dtype=jnp.float32)
-    critic = TokenCritic(1, vocabulary=(6,), grid=GRID.shape, **sizes, **rest, rngs=nnx.Rngs(0))
+    parts = dict(head=build().head, transformer=read_transformer(TRANSFORMER), context_width=None, classes=None)
+    critic = TokenCritic(1, grid=GRID.shape, **parts, remat="none", dtype=jnp.float32, rngs=nnx.Rngs(0))
     graph, params = nnx.split(critic)
     optimizer = optax.adam(1e-2)
 
@@ -102,7 +104,8 @@ def test_it_learns_to_tell_drawn_codes_from_true_ones():
         one, two, three = jax.random.split(key, 3)
         ids = jnp.broadcast_to(jax.random.randint(one, (64, 1, 1), 0, 6), (64, 8, 1))
         drawn = jax.random.bernoulli(two, 0.3, (64, 8))
-        return nnx.merge(graph, params).loss(ids, [jnp.zeros((64, 8, 6))], drawn, Conditioning(), three)
+        draws = jax.random.randint(three, ids.shape, 0, 6)
+        return nnx.merge(graph, params).loss(ids, draws, drawn, Conditioning())
 
     @jax.jit
     def step(carry, key):
@@ -119,13 +122,13 @@ def drawing(score, unknown) -> tuple[np.ndarray, list[np.ndarray]]:
     """Ids drawn with a critic's scores, and the places that were unknown in each pass."""
     seen = []
 
-    def logits(ids, unknown):
+    def draw(ids, unknown, keys, temperature):
         seen.append(np.asarray(unknown))
-        return jnp.zeros((*ids.shape[:2], 6))
+        return draw_levels([jnp.zeros((*ids.shape[:2], 6))], [None], keys, SAMPLER.of_head(temperature))
 
     start = jnp.where(unknown[..., None], 6, 1)
     with jax.disable_jit():  # the loop is one in Python, whose passes can be looked at
-        drawn = decode(logits, start, unknown, (6,), keys(1), SAMPLER, score)
+        drawn = decode(draw, start, unknown, keys(1), SAMPLER, score)
     return np.asarray(drawn), seen
 
 

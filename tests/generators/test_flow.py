@@ -17,6 +17,8 @@ from videogen.generators import FlowSampler, FlowTransformer
 from videogen.shapes import TokenGrid
 
 GRID, CHANNELS = TokenGrid(3, 2, 4), 3
+TRANSFORMER = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32}
+SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
 MODELS = {
     "cross": {},
     "joint": {"text": "joint", "modulation": "single"},
@@ -33,7 +35,7 @@ MODELS = {
 @functools.cache
 def fresh(name: str) -> FlowTransformer:
     settings = {"context_width": 8, "patch": (1, 2, 2), **MODELS[name]}
-    return FlowTransformer(CHANNELS, GRID.shape, 16, 2, 2, 32, **settings, rngs=nnx.Rngs(0))
+    return FlowTransformer(CHANNELS, GRID.shape, TRANSFORMER, **settings, rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -284,13 +286,13 @@ def test_an_image_is_a_clip_of_one_frame():
     ],
 )
 def test_other_processes_and_predictions_train_and_sample(process, prediction):
-    settings = {"process": {"name": process}, "prediction": prediction, "law": {"name": "uniform"}}
-    settings |= {"times": "frame", "prefix_share": 0.5, "weighting": "min_snr"}
+    noise = {"process": {"name": process}, "prediction": prediction, "law": {"name": "uniform"}}
+    settings = {"times": "frame", "prefix_share": 0.5, "noise": {**noise, "weighting": "min_snr"}}
     sampler = FlowSampler(steps=2, grid={"name": "uniform", "start": 0.99})
 
     @jax.jit
     def both():
-        model = FlowTransformer(CHANNELS, GRID.shape, 16, 1, 2, 16, **settings, rngs=nnx.Rngs(0))
+        model = FlowTransformer(CHANNELS, GRID.shape, SMALL, **settings, rngs=nnx.Rngs(0))
         loss, _ = model.loss(latents(), Conditioning(), jax.random.key(0))
         return loss, model.sample(GRID, Conditioning(), keys(2), sampler, latents(2, 1))
 
@@ -300,7 +302,7 @@ def test_other_processes_and_predictions_train_and_sample(process, prediction):
 
 def test_shifts_follow_the_tokens_of_the_clip():
     def shift(value, grid):
-        model = nnx.eval_shape(lambda: FlowTransformer(CHANNELS, grid, 16, 1, 2, 16, shift=value, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: FlowTransformer(CHANNELS, grid, SMALL, noise={"shift": value}, rngs=nnx.Rngs(0)))
         return model.shift_of(TokenGrid(*grid))
 
     assert shift(3.0, (1, 64, 64)) == 3.0
@@ -317,17 +319,17 @@ def test_shifts_follow_the_tokens_of_the_clip():
     [
         ({"text": "crossed"}, "did you mean 'cross'"),
         ({"times": "frames"}, "did you mean 'frame'"),
-        ({"prediction": "eps"}, "unknown prediction 'eps'"),
-        ({"weighting": "cosmaps"}, "did you mean 'cosmap'"),
-        ({"shift": "frame"}, "did you mean 'frames'"),
+        ({"noise": {"prediction": "eps"}}, "unknown prediction 'eps'"),
+        ({"noise": {"weighting": "cosmaps"}}, "did you mean 'cosmap'"),
+        ({"noise": {"shift": "frame"}}, "did you mean 'frames'"),
         ({"modulation": "none"}, "unknown modulation 'none'"),
-        ({"process": {"name": "flow"}}, "unknown process 'flow'"),
+        ({"noise": {"process": {"name": "flow"}}}, "unknown process 'flow'"),
         ({"patch": (1, 2, 3)}, "4 latents along width do not divide into patches of 3"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings, message):
     with pytest.raises(UserError, match=message):
-        FlowTransformer(CHANNELS, GRID.shape, 16, 1, 2, 16, **settings, rngs=nnx.Rngs(0))
+        FlowTransformer(CHANNELS, GRID.shape, SMALL, **settings, rngs=nnx.Rngs(0))
 
 
 def test_samplers_that_cannot_work_are_named():
@@ -355,7 +357,7 @@ def test_a_model_that_never_saw_given_frames_takes_none():
 
 def test_latents_have_the_deviation_that_edm_reckons_with():
     model = FlowTransformer(
-        CHANNELS, GRID.shape, 16, 1, 2, 16, prediction="edm", process={"name": "edm"}, rngs=nnx.Rngs(0)
+        CHANNELS, GRID.shape, SMALL, noise={"prediction": "edm", "process": {"name": "edm"}}, rngs=nnx.Rngs(0)
     )
     t, noise = jnp.full(64, 0.5), jax.random.normal(jax.random.key(1), latents(64).shape)
     noisy = model.process.add_noise(latents(64), noise, t)

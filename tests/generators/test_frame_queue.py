@@ -24,9 +24,12 @@ class Oracle(FlowTransformer):
         return self.process.convert(clean, noisy, t, "x0", self.prediction)
 
 
+SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
+
+
 def make(kind: type = Oracle, **settings) -> FlowTransformer:
-    settings = {"times": "frame", "patch": (1, 1, 1), "prediction": "x0", "classes": 3, **settings}
-    return kind(CHANNELS, GRID.shape, 16, 1, 2, 16, **settings, rngs=nnx.Rngs(0))
+    settings = {"times": "frame", "patch": (1, 1, 1), "noise": {"prediction": "x0"}, "classes": 3, **settings}
+    return kind(CHANNELS, GRID.shape, SMALL, **settings, rngs=nnx.Rngs(0))
 
 
 def keys(batch: int) -> jax.Array:

@@ -11,23 +11,20 @@ from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.masked import LOSS_PLACES
 from videogen.generators.maskgit import decode
+from videogen.heads import Categorical
+from videogen.heads.categorical import draw_levels
 from videogen.shapes import Codes, TokenGrid
 
 GRID = TokenGrid(3, 2, 2)
 NOTHING = Conditioning()
 
 
+TRANSFORMER = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 64}
+
+
 def build(vocabulary=(16,), **settings) -> MaskedTransformer:
-    return MaskedTransformer(
-        vocabulary,
-        GRID.shape,
-        32,
-        1,
-        2,
-        64,
-        **{"tasks": 10, "training_schedule": "cosine", **settings},
-        rngs=nnx.Rngs(0),
-    )
+    settings = {"tasks": 10, "training_schedule": "cosine", **settings}
+    return MaskedTransformer(vocabulary, GRID.shape, TRANSFORMER, **settings, rngs=nnx.Rngs(0))
 
 
 def codes(batch: int, vocabulary=(16,), seed: int = 7) -> Codes:
@@ -43,19 +40,38 @@ def given(batch: int, vocabulary=(16,)) -> Given:
     return Given(codes(batch, vocabulary, seed=99).indices, region, jnp.arange(batch) % 10)
 
 
+def logits_of(model: MaskedTransformer, ids, **call):
+    return model.head.logits(model.features(ids, NOTHING, **call))[0]
+
+
+def drawing(network, sampler):
+    """How ``decode`` draws when a network gives the logits of the levels, side by side."""
+
+    def draw(values, unknown, keys, temperature):
+        levels = list(network(values, unknown))
+        return draw_levels(levels, [None] * len(levels), keys, sampler.of_head(temperature))
+
+    return draw
+
+
 def keys(batch: int):
     return jax.random.split(jax.random.key(5), batch)
 
 
 def seen_by_the_network(model, monkeypatch, key) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and the corrupted places that the loss shows to the network."""
-    seen, original = {}, MaskedTransformer.grid_logits
+    """The ids that the loss shows to the network, 16 where it shows none, and the corrupted places."""
+    seen, original, embed = {}, MaskedTransformer.features, Categorical.embed
 
     def record(self, ids, conditioning, **call):
-        seen.update(ids=ids, corrupted=call["corrupted"])
+        seen.update(corrupted=call["corrupted"])
         return original(self, ids, conditioning, **call)
 
-    monkeypatch.setattr(MaskedTransformer, "grid_logits", record)
+    def record_embedded(self, ids, hidden):
+        seen.update(ids=jnp.where(hidden, 16, ids).reshape(len(ids), -1, 1))
+        return embed(self, ids, hidden)
+
+    monkeypatch.setattr(MaskedTransformer, "features", record)
+    monkeypatch.setattr(Categorical, "embed", record_embedded)
     model.loss(codes(8), NOTHING, key, given=given(8))
     monkeypatch.undo()
     return np.asarray(seen["ids"])[..., 0], np.asarray(seen["corrupted"])
@@ -77,7 +93,7 @@ def test_the_segment_marks_condition_codes_and_nothing_else():
 
     def logits(corrupted, value):
         model.segment.set_value(jnp.full(32, value))
-        return model.logits(ids, NOTHING, given=given(2), corrupted=corrupted)
+        return logits_of(model, ids, given=given(2), corrupted=corrupted)
 
     assert np.abs(logits(corrupted, 0.0) - logits(corrupted, 1.0)).max() > 1e-3
     outside = corrupted & ~given(2).region
@@ -88,17 +104,17 @@ def test_the_task_matters():
     model, ids = build(), codes(1).indices.reshape(1, -1, 1)
     one, other = (Given(codes(1).indices, jnp.zeros((1, 12), bool), jnp.array([task])) for task in (0, 6))
     none = jnp.zeros((1, 12), bool)
-    one, other = (model.logits(ids, NOTHING, given=g, corrupted=none) for g in (one, other))
+    one, other = (logits_of(model, ids, given=g, corrupted=none) for g in (one, other))
     assert np.abs(one - other).max() > 1e-4
 
 
 @pytest.mark.parametrize("loss_on", LOSS_PLACES)
 def test_loss_is_where_the_setting_says(loss_on, monkeypatch):
-    model, original = build(loss_on=loss_on), MaskedTransformer.grid_logits
+    model, original = build(loss_on=loss_on), Categorical.logits
     _, corrupted = seen_by_the_network(model, monkeypatch, jax.random.key(0))
 
     def loss(noise):
-        monkeypatch.setattr(MaskedTransformer, "grid_logits", lambda self, *a, **k: original(self, *a, **k) + noise)
+        monkeypatch.setattr(Categorical, "logits", lambda self, *a: [original(self, *a)[0] + noise])
         return model.loss(codes(8), NOTHING, jax.random.key(0), given=given(8))[0]
 
     grads = np.abs(jax.grad(loss)(jnp.zeros((8, *GRID.shape, 16)))).sum(-1).reshape(8, -1)
@@ -116,9 +132,12 @@ def test_an_unknown_place_of_the_loss_is_named():
 @pytest.mark.parametrize("vocabulary", [(16,), (5, 7)])
 def test_an_oracle_decodes_to_the_target_in_any_number_of_steps(steps, vocabulary):
     target = codes(3, vocabulary).indices.reshape(3, -1, len(vocabulary))
-    sure = jnp.concatenate([100 * jax.nn.one_hot(target[..., i], n) for i, n in enumerate(vocabulary)], axis=-1)
+    sure, sampler = (
+        [100 * jax.nn.one_hot(target[..., i], n) for i, n in enumerate(vocabulary)],
+        MaskGITSampler(steps=steps),
+    )
     start = given(3, vocabulary).indices.reshape(target.shape)
-    drawn = decode(lambda *_: sure, start, jnp.ones((3, 12), bool), vocabulary, keys(3), MaskGITSampler(steps=steps))
+    drawn = decode(drawing(lambda *_: sure, sampler), start, jnp.ones((3, 12), bool), keys(3), sampler)
     np.testing.assert_array_equal(drawn, target)
 
 
@@ -128,9 +147,10 @@ def test_known_places_stay_and_unknown_ones_show_their_start():
 
     def logits(ids, unknown):
         jax.debug.callback(lambda *x: trace.append([np.asarray(v) for v in x]), ids[..., 0], unknown, ordered=True)
-        return jax.random.normal(jax.random.key(0), (2, 12, 16))
+        return [jax.random.normal(jax.random.key(0), (2, 12, 16))]
 
-    final = decode(logits, start, jnp.ones((2, 12), bool), (16,), keys(2), MaskGITSampler(steps=6))
+    sampler = MaskGITSampler(steps=6)
+    final = decode(drawing(logits, sampler), start, jnp.ones((2, 12), bool), keys(2), sampler)
     final = np.asarray(final)[..., 0]
     jax.effects_barrier()
     assert len(trace) == 6
@@ -154,19 +174,17 @@ def test_guided_samples_complete_given_pixels():
     conditioning = Conditioning(label=jnp.array([0, 1]))
     drawn = [
         model.sample(GRID, conditioning, keys(2), MaskGITSampler(steps=3, guidance_scale=g), given=given(2)).indices
-        for g in (0.0, 30.0)
+        for g in (0.0, 3000.0)
     ]
     assert all(((x >= 0) & (x < 16)).all() for x in drawn) and (drawn[0] != drawn[1]).any()
 
 
 @pytest.mark.parametrize(("vocabulary", "factors", "expected"), [((2**18,), 2, (512, 512)), ((9, 4), 1, (9, 4))])
 def test_levels_and_factors(vocabulary, factors, expected):
-    model = build(vocabulary, factors=factors)
-    assert model.vocabulary == expected and model.head.kernel.shape == (32, sum(expected))
-    np.testing.assert_array_equal(
-        model.ids(codes(2, vocabulary).indices),
-        model.corrupt(model.ids(codes(2, vocabulary).indices), jnp.zeros((2, 12), bool), None),
-    )
+    model = build(vocabulary, head={"name": "categorical", "bias": True, "factors": factors})
+    assert model.head.sizes == expected and model.head.logits_of.kernel.shape == (32, sum(expected))
+    ids = model.values(codes(2, vocabulary).indices)
+    np.testing.assert_array_equal(ids, model.corrupt(ids, jnp.zeros((2, 12), bool), given(2, vocabulary)))
     loss, metrics = model.loss(codes(4, vocabulary), NOTHING, jax.random.key(0), given=given(4, vocabulary))
     # An untrained network is nearly uniform: the mean over levels of log(codes).
     assert loss == pytest.approx(np.mean(np.log(expected)), rel=0.1) and 0 <= metrics["accuracy"] <= 1
@@ -176,7 +194,7 @@ def test_levels_and_factors(vocabulary, factors, expected):
 
 
 def test_a_prefix_of_factored_codes_is_kept():
-    model = build((64,), factors=2)
+    model = build((64,), head={"name": "categorical", "factors": 2})
     prefix = Codes(codes(2, (64,)).indices[:, :1], GRID.with_time(1))
     drawn = model.sample(GRID, NOTHING, keys(2), MaskGITSampler(steps=3), prefix)
     np.testing.assert_array_equal(drawn.indices[:, :1], prefix.indices)

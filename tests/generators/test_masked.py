@@ -11,15 +11,17 @@ from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.masked import random_mask
 from videogen.generators.maskgit import decode, masked_after
-from videogen.generators.sampling import sample_categorical
+from videogen.heads import Categorical
+from videogen.heads.sampling import sample_categorical
 from videogen.shapes import Codes, TokenGrid
 
 GRID = TokenGrid(3, 2, 2)
+TRANSFORMER = {"width": 32, "layers": 2, "heads": 4, "mlp_width": 64}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return MaskedTransformer((16,), GRID.shape, 32, 2, 4, 64, context_width=8, rngs=nnx.Rngs(0))
+    return MaskedTransformer((16,), GRID.shape, TRANSFORMER, context_width=8, rngs=nnx.Rngs(0))
 
 
 def text(batch: int, seed: int = 0) -> Conditioning:
@@ -29,6 +31,11 @@ def text(batch: int, seed: int = 0) -> Conditioning:
 
 def codes(batch: int, grid: TokenGrid = GRID, mask=None) -> Codes:
     return Codes(jax.random.randint(jax.random.key(7), (batch, *grid.shape, 1), 0, 16), grid, mask)
+
+
+def logits_of(model: MaskedTransformer, ids, conditioning: Conditioning, **call):
+    """Logits of the one level of every place in raster order."""
+    return model.head.logits(model.features(ids, conditioning, **call))[0].reshape(*ids.shape[:2], -1)
 
 
 def keys(batch: int):
@@ -52,7 +59,7 @@ def test_mask_places_are_uniform():
 
 def test_loss_gradient_is_zero_at_unmasked_places(model, monkeypatch):
     """Perturbing the logits of visible places must not change the loss."""
-    batch, original = codes(2), MaskedTransformer.grid_logits
+    batch, original = codes(2), Categorical.logits
 
     def ratio_of(key):
         return float(model.loss(batch, text(2), key, train=False)[1]["mask_ratio"])
@@ -60,7 +67,7 @@ def test_loss_gradient_is_zero_at_unmasked_places(model, monkeypatch):
     key = next(key for key in map(jax.random.key, range(50)) if 0.2 < ratio_of(key) < 0.8)
 
     def loss(noise):
-        monkeypatch.setattr(MaskedTransformer, "grid_logits", lambda self, *a, **k: original(self, *a, **k) + noise)
+        monkeypatch.setattr(Categorical, "logits", lambda self, *a: [original(self, *a)[0] + noise])
         return model.loss(batch, text(2), key, train=False)[0]
 
     grads = jnp.abs(jax.grad(loss)(jnp.zeros((2, *GRID.shape, 16)))).sum(-1)
@@ -75,10 +82,10 @@ def test_image_loss_uses_the_first_frame_only(model):
     exists = jnp.broadcast_to(jnp.arange(GRID.tokens) < GRID.tokens_per_frame, (2, GRID.tokens))
 
     def logits(ids, exists):
-        return model.logits(ids, text(2), exists=exists)
+        return logits_of(model, ids, text(2), exists=exists)
 
-    short = logits(image.indices.reshape(2, -1), None)
-    padded = logits(padded_ids.reshape(2, -1), exists)[:, : GRID.tokens_per_frame]
+    short = logits(image.indices.reshape(2, -1, 1), None)
+    padded = logits(padded_ids.reshape(2, -1, 1), exists)[:, : GRID.tokens_per_frame]
     np.testing.assert_allclose(short, padded, atol=1e-5)
     graph, state = nnx.split(model)
 
@@ -115,8 +122,12 @@ def test_guidance_zero_is_conditional_only(model):
     """lambda = 0 draws what a loop over the conditional logits alone draws; lambda > 0 draws something else."""
     conditioning, sampler = text(4), MaskGITSampler(steps=5)
     unknown = jnp.ones((4, GRID.tokens), bool)
-    start = jnp.broadcast_to(model.mask_ids, (4, GRID.tokens, 1))
-    alone = decode(lambda ids, _: model.logits(ids, conditioning), start, unknown, (16,), keys(4), sampler)
+
+    def draw(ids, unknown, keys, temperature):
+        features = model.features(ids, conditioning, corrupted=unknown).reshape(4, GRID.tokens, -1)
+        return model.head.draw(features, None, keys, sampler.of_head(temperature))
+
+    alone = decode(draw, jnp.zeros((4, GRID.tokens, 1), int), unknown, keys(4), sampler)
     drawn = model.sample(GRID, conditioning, keys(4), sampler)
     np.testing.assert_array_equal(drawn.indices.reshape(alone.shape), alone)
     guided = model.sample(GRID, conditioning, keys(4), MaskGITSampler(steps=5, guidance_scale=50.0))
@@ -124,10 +135,10 @@ def test_guidance_zero_is_conditional_only(model):
 
 
 def test_dropped_text_depends_on_the_null_embedding_only(model):
-    ids = codes(2).indices.reshape(2, -1)
-    one, other = (model.logits(ids, text(2, seed).null()) for seed in (0, 1))
+    ids = codes(2).indices.reshape(2, -1, 1)
+    one, other = (logits_of(model, ids, text(2, seed).null()) for seed in (0, 1))
     np.testing.assert_array_equal(one, other)
-    assert np.abs(one - model.logits(ids, text(2))).max() > 1e-6
+    assert np.abs(one - logits_of(model, ids, text(2))).max() > 1e-6
 
 
 def test_a_draw_does_not_depend_on_its_neighbours(model):
@@ -139,9 +150,9 @@ def test_a_draw_does_not_depend_on_its_neighbours(model):
 
 def test_position_table_serves_the_window_and_refuses_more(model):
     """Two frozen latent frames plus one to draw are an ordinary window."""
-    assert model.logits(jnp.zeros((1, GRID.tokens), int), text(1)).shape == (1, 12, 16)
+    assert logits_of(model, jnp.zeros((1, GRID.tokens, 1), int), text(1)).shape == (1, 12, 16)
     with pytest.raises(UserError, match="extension"):
-        model.logits(jnp.zeros((1, GRID.tokens + 1), int), text(1))
+        logits_of(model, jnp.zeros((1, GRID.tokens + 1, 1), int), text(1))
 
 
 def test_categorical_draws_follow_the_distribution_and_top_k():
@@ -154,7 +165,7 @@ def test_categorical_draws_follow_the_distribution_and_top_k():
 
 
 def test_gradient_reaches_every_parameter():
-    model = MaskedTransformer((16,), GRID.shape, 32, 2, 4, 64, context_width=8, classes=3, rngs=nnx.Rngs(0))
+    model = MaskedTransformer((16,), GRID.shape, TRANSFORMER, context_width=8, classes=3, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
 
     def loss(params):
@@ -171,7 +182,7 @@ def test_learns_a_deterministic_rule():
     """Codes that all equal the label are learned to certainty, and sampled right."""
     import optax
 
-    model = MaskedTransformer((8,), (2, 2, 2), 32, 2, 4, 64, context_width=8, classes=8, rngs=nnx.Rngs(0))
+    model = MaskedTransformer((8,), (2, 2, 2), TRANSFORMER, context_width=8, classes=8, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
     labels = jnp.arange(8)
     batch = Codes(jnp.broadcast_to(labels[:, None, None, None, None], (8, 2, 2, 2, 1)), TokenGrid(2, 2, 2))

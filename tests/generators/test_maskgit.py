@@ -8,7 +8,9 @@ import pytest
 from videogen.conditioning import Conditioning
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.maskgit import decode
-from videogen.generators.sampling import guide
+from videogen.heads import Categorical
+from videogen.heads.categorical import draw_levels
+from videogen.heads.sampling import guide
 from videogen.shapes import TokenGrid
 
 PLACES, VOCABULARY = 9, (7, 5)
@@ -24,6 +26,11 @@ def logits_of(ids):
     table = np.random.default_rng(0).normal(size=(PLACES, 13, sum(VOCABULARY))) * 2
     seen = np.asarray(ids).sum((-1, -2)) % 13
     return table[:, int(seen)] if seen.ndim == 0 else table[:, seen].swapaxes(0, 1)
+
+
+def draws_of(logits, keys, sampler):
+    """Draws from the logits of both levels side by side."""
+    return draw_levels(jnp.split(logits, [VOCABULARY[0]], axis=-1), [None, None], keys, sampler)
 
 
 def oracle(key, sampler: MaskGITSampler, steps_seen: list) -> np.ndarray:
@@ -71,9 +78,12 @@ def test_every_pass_is_that_of_the_oracle(settings):
         seen.append(np.asarray(unknown))
         return jnp.asarray(logits_of(ids), jnp.float32)
 
+    def draw(values, unknown, keys, temperature):
+        return draws_of(network(values, unknown), keys, sampler.of_head(temperature))
+
     start = jnp.broadcast_to(jnp.array(VOCABULARY), (3, PLACES, 2))
     with jax.disable_jit():  # the loop is one in Python, whose passes can be looked at
-        drawn = decode(network, start, jnp.ones((3, PLACES), bool), VOCABULARY, keys, sampler)
+        drawn = decode(draw, start, jnp.ones((3, PLACES), bool), keys, sampler)
     for example, key in enumerate(keys):
         passes = []
         np.testing.assert_array_equal(drawn[example], oracle(key, sampler, passes))
@@ -86,7 +96,11 @@ def test_noise_and_temperature_reach_their_final_values_in_the_last_step():
     cold = MaskGITSampler(steps=1, temperature=50.0, final_temperature=1e-3, choice_temperature=50.0)
     logits = logits_of(start[0])
     both = jnp.asarray(np.stack([logits] * 2), jnp.float32)
-    drawn = decode(lambda *_: both, start, jnp.ones((2, PLACES), bool), VOCABULARY, keys, cold)
+
+    def draw(values, unknown, keys, temperature):
+        return draws_of(both, keys, cold.of_head(temperature))
+
+    drawn = decode(draw, start, jnp.ones((2, PLACES), bool), keys, cold)
     best = [part.argmax(-1) for part in np.split(logits, [VOCABULARY[0]], -1)]
     np.testing.assert_array_equal(drawn, np.stack([np.stack(best, -1)] * 2))
 
@@ -94,7 +108,7 @@ def test_noise_and_temperature_reach_their_final_values_in_the_last_step():
 def test_guidance_moves_away_from_the_unconditional():
     """(1 + lambda)·conditional - lambda·unconditional, the conditional half first."""
     given, null = jax.random.normal(jax.random.key(0), (2, 4, 5))
-    np.testing.assert_allclose(guide(jnp.concatenate([given, null]), 2.5), 3.5 * given - 2.5 * null, atol=1e-5)
+    np.testing.assert_allclose(guide(given, null, 2.5), 3.5 * given - 2.5 * null, atol=1e-5)
 
 
 def test_a_guided_masked_transformer_draws_what_the_label_has_and_no_label_has_not(monkeypatch):
@@ -103,16 +117,18 @@ def test_a_guided_masked_transformer_draws_what_the_label_has_and_no_label_has_n
     from videogen.conditioning import NULL_LABEL
 
     grid = TokenGrid(1, 2, 2)
-    model = MaskedTransformer((4,), grid.shape, 8, 1, 2, 8, context_width=8, classes=3, rngs=nnx.Rngs(0))
+    transformer = {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8}
+    model = MaskedTransformer((4,), grid.shape, transformer, context_width=8, classes=3, rngs=nnx.Rngs(0))
 
-    def logits(self, ids, conditioning, **call):
+    def features(self, ids, conditioning, **call):
         # With a label codes 1 and 2 are as likely, without one code 1 is.
         row = jnp.where(
             (conditioning.label == NULL_LABEL)[:, None], jnp.array([0.0, 4, 0, 0]), jnp.array([0.0, 4, 4, 0])
         )
         return jnp.broadcast_to(row[:, None], (len(row), grid.tokens, 4))
 
-    monkeypatch.setattr(MaskedTransformer, "logits", logits)
+    monkeypatch.setattr(MaskedTransformer, "features", features)
+    monkeypatch.setattr(Categorical, "logits", lambda self, features: [features])
     conditioning, keys = Conditioning(label=jnp.array([0, 2])), jax.random.split(jax.random.key(0), 2)
     sampler = MaskGITSampler(steps=2, guidance_scale=20.0)
     np.testing.assert_array_equal(model.sample(grid, conditioning, keys, sampler).indices, 2)

@@ -14,7 +14,9 @@ from videogen.nn import MicroBatch
 from videogen.shapes import Codes, TokenGrid
 
 GRID, BATCH, COUNT = TokenGrid(3, 2, 2), 8, 4
-RANDOM = {"context_width": 8, "condition_drop": 0.5, "dropout": 0.3}
+RANDOM = {"context_width": 8, "condition_drop": 0.5}
+TRANSFORMER = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "dropout": 0.3}
+SMOOTHED = {"name": "categorical", "bias": True, "label_smoothing": 0.1}
 CODES = jax.random.randint(jax.random.key(7), (BATCH, *GRID.shape, 1), 0, 6)
 LATENTS = jax.random.normal(jax.random.key(8), (BATCH, *GRID.shape, 3))
 TEXT = EncodedText(jax.random.normal(jax.random.key(0), (BATCH, 3, 8)), jnp.ones((BATCH, 3), bool))
@@ -23,27 +25,27 @@ SHORT = jnp.arange(GRID.tokens) < 4 * (1 + jnp.arange(BATCH)[:, None] % 3)
 
 
 def masked(**settings):
-    return MaskedTransformer((6,), GRID.shape, 16, 1, 2, 32, **RANDOM, **settings, rngs=nnx.Rngs(0))
+    return MaskedTransformer((6,), GRID.shape, TRANSFORMER, **RANDOM, **settings, rngs=nnx.Rngs(0))
 
 
 CASES = {
-    "masked": (lambda: masked(label_smoothing=0.1), lambda i: Codes(CODES[i], GRID)),
+    "masked": (lambda: masked(head=SMOOTHED), lambda i: Codes(CODES[i], GRID)),
     "masked, short clips and a critic": (
         lambda: masked(critic={"layers": 1, "weight": 0.5}),
         lambda i: Codes(CODES[i], GRID, SHORT[i]),
     ),
     "next block": (
         lambda: NextBlockTransformer(
-            (6,), GRID.shape, 16, 1, 2, 32, block=(1, 1, 2), token_drop=0.5, **RANDOM, rngs=nnx.Rngs(0)
+            (6,), GRID.shape, TRANSFORMER, block=(1, 1, 2), token_drop=0.5, **RANDOM, rngs=nnx.Rngs(0)
         ),
         lambda i: Codes(CODES[i], GRID),
     ),
     "flow, given frames": (
-        lambda: FlowTransformer(3, GRID.shape, 16, 1, 2, 32, prefix_share=0.7, **RANDOM, rngs=nnx.Rngs(0)),
+        lambda: FlowTransformer(3, GRID.shape, TRANSFORMER, prefix_share=0.7, **RANDOM, rngs=nnx.Rngs(0)),
         lambda i: LATENTS[i],
     ),
     "flow, times of frames": (
-        lambda: FlowTransformer(3, GRID.shape, 16, 1, 2, 32, times="frame", **RANDOM, rngs=nnx.Rngs(0)),
+        lambda: FlowTransformer(3, GRID.shape, TRANSFORMER, times="frame", **RANDOM, rngs=nnx.Rngs(0)),
         lambda i: LATENTS[i],
     ),
 }

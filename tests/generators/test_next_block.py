@@ -12,27 +12,31 @@ from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import BlockSampler, NextBlockTransformer
 from videogen.generators.block_decoding import Decoding
+from videogen.heads import Categorical
+from videogen.heads.digits import split
 from videogen.nn import BlockCausal, Causal, Full, mask_array
 from videogen.shapes import Codes, TokenGrid
 
 GRID = TokenGrid(3, 2, 4)
+SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
+DEPTH = {"name": "depth", "layers": 2, "heads": 4}
 MODELS = {
     "next token": {},
     "rows": {"block": (1, 1, 4)},
-    "rows, rotary": {"block": (1, 1, 4), "rotary": True},
-    "frames": {"block": (1, 2, 4), "norm": "layer", "qk_norm": False},
+    "rows, rotary": {"block": (1, 1, 4), "transformer": {"rotary": True}},
+    "frames": {"block": (1, 2, 4), "transformer": {"norm": "layer", "qk_norm": False}},
     "squares": {"block": (1, 2, 2)},
     "tubelets": {"block": (3, 1, 2)},
     "whole clip": {"block": (3, 2, 4)},
     "rows, token start": {"block": (1, 1, 4), "start": "tokens"},
-    "squares, token start": {"block": (1, 2, 2), "start": "tokens", "rotary": True},
+    "squares, token start": {"block": (1, 2, 2), "start": "tokens", "transformer": {"rotary": True}},
     "given": {"block": (1, 1, 4), "start": "given", "given": 1},
     "prefix LM": {"block": (1, 1, 2), "start": "given", "given": 1, "bidirectional_prefix": True},
-    "factors": {"vocabulary": (16,), "factors": 2, "block": (1, 1, 2)},
+    "factors": {"vocabulary": (16,), "head": {"name": "categorical", "factors": 2}, "block": (1, 1, 2)},
     "two levels": {"vocabulary": (8, 6), "block": (1, 1, 4)},
-    "two levels, delayed": {"vocabulary": (8, 6), "block": (1, 1, 4), "levels": "delay"},
-    "three levels, delayed tokens": {"vocabulary": (8, 6, 4), "levels": "delay", "rotary": True},
-    "three levels in depth": {"vocabulary": (8, 6, 4), "block": (1, 1, 2), "levels": "depth"},
+    "two levels, delayed": {"vocabulary": (8, 6), "block": (1, 1, 4), "delay": True},
+    "three levels, delayed tokens": {"vocabulary": (8, 6, 4), "delay": True, "transformer": {"rotary": True}},
+    "three levels in depth": {"vocabulary": (8, 6, 4), "block": (1, 1, 2), "head": DEPTH},
 }
 
 FIRST_TIER = ("next token", "rows, token start", "prefix LM", "factors", "three levels, delayed tokens")
@@ -44,8 +48,8 @@ EVERY = [name if name in FIRST_TIER else pytest.param(name, marks=pytest.mark.sl
 @functools.cache
 def make(name: str) -> NextBlockTransformer:
     settings = {"vocabulary": (16,), **MODELS[name]}
-    vocabulary = settings.pop("vocabulary")
-    return NextBlockTransformer(vocabulary, GRID.shape, 32, 2, 4, 64, context_width=8, **settings, rngs=nnx.Rngs(0))
+    settings["transformer"] = {"width": 32, "layers": 2, "heads": 4, "mlp_width": 64, **settings.get("transformer", {})}
+    return NextBlockTransformer(grid=GRID.shape, context_width=8, **settings, rngs=nnx.Rngs(0))
 
 
 def text(batch: int, seed: int = 0) -> Conditioning:
@@ -54,12 +58,17 @@ def text(batch: int, seed: int = 0) -> Conditioning:
 
 
 def codes(model: NextBlockTransformer, batch: int = 2, grid: TokenGrid = GRID) -> Codes:
-    size = (batch, *grid.shape, len(model.codebooks))
-    return Codes(jax.random.randint(jax.random.key(7), size, 0, jnp.array(model.codebooks)), grid)
+    size = (batch, *grid.shape, model.head.levels)
+    return Codes(jax.random.randint(jax.random.key(7), size, 0, jnp.array(model.head.vocabulary)), grid)
 
 
 def keys(batch: int):
     return jax.random.split(jax.random.key(5), batch)
+
+
+def logits_of(model: NextBlockTransformer, clip: Codes):
+    """Logits of the one level of every place in order of generation."""
+    return model.head.logits(model.features(model._sequence(clip), text(len(clip.indices)), clip.grid))[0]
 
 
 def first_frames(codes: Codes, count: int) -> Codes:
@@ -82,18 +91,16 @@ def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
     model = make(name)
     ids = model._sequence(codes(model, 1))
     size, places = model.block_tokens, ids.shape[1]
-    embedded = model.embedding.levels(ids)
+    embedded = model.head.inputs.vectors(split(ids, model.head.bases))
 
     def features(embedded):
         class Fixed:
-            table = model.embedding.table
-
-            def __call__(self, ids):
+            def __call__(self, ids, hidden):
                 return embedded.sum(-2)
 
         graph, state = nnx.split(model)
         copy = nnx.merge(graph, state)
-        copy.embedding = nnx.data(Fixed())
+        copy.head.inputs = nnx.data(Fixed())
         return copy.features(ids, text(1), GRID)
 
     # Another weight for each place and channel, or the norm would hide the gradient of a plain sum.
@@ -120,7 +127,7 @@ def test_cached_decoding_equals_the_full_forward(name, guided):
     ids, sampler = model._sequence(codes(model)), BlockSampler(guidance_scale=float(guided))
     whole = model.features(ids, text(2), GRID)
     decoding = Decoding(model, GRID, text(2), keys(2), sampler, 0)
-    inputs = jnp.tile(model.inputs(ids), (1 + guided, 1, 1))
+    inputs = jnp.tile(model.inputs(ids, GRID), (1 + guided, 1, 1))
     first = ids.shape[1] - inputs.shape[1]
     caches = tuple(c for layer in decoding.layers for c in layer.begin(len(inputs), ids.shape[1], decoding.context))
     pieces, place = [], 0
@@ -145,12 +152,12 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
     known = 0 if not model.given else 1
     prefix = first_frames(codes(model), known) if known else None
     drawn = jax.jit(lambda: model.sample(GRID, text(2), keys(2), sampler, prefix))()
-    assert drawn.indices.shape == (2, *GRID.shape, len(model.codebooks))
-    assert (drawn.indices >= 0).all() and (drawn.indices < jnp.array(model.codebooks)).all()
+    assert drawn.indices.shape == (2, *GRID.shape, model.head.levels)
+    assert (drawn.indices >= 0).all() and (drawn.indices < jnp.array(model.head.vocabulary)).all()
     if prefix is not None:
         np.testing.assert_array_equal(drawn.indices[:, :1], prefix.indices)
     ids = model._sequence(drawn)
-    targets = model._targets(ids)
+    targets = split(model._targets(ids), model.head.bases)
     both = [model.head.logits(model.features(ids, c, GRID), targets) for c in (text(2), text(2).null())]
     first = ids.shape[1] - targets.shape[1]
     starts = [*range(first, ids.shape[1], model.block_tokens)]
@@ -159,21 +166,22 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
     for place, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True):
         uniform = jnp.stack(
             [
-                jax.random.uniform(jax.random.fold_in(key, place), (end - place, len(model.vocabulary)))
+                jax.random.uniform(jax.random.fold_in(key, place), (end - place, len(model.head.sizes)))
                 for key in keys(2)
             ]
         )
-        for level in range(len(model.vocabulary)):
-            given, null = (b[level][:, place - first : end - first] for b in both)
+        for digit, level in enumerate(model.head.level_of):
+            given, null = (b[digit][:, place - first : end - first] for b in both)
             logits = (1.5 * given - 0.5 * null) / 0.7
             # Few codes are drawn in their order, a cut choice from the most likely down.
             best = jnp.argsort(-logits if logits.shape[-1] > 5 else jnp.zeros_like(logits), -1)[..., :5]
             cumulative = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(logits, best, -1)), -1)
-            drawn_place = jnp.argmax(cumulative > uniform[..., level][..., None] * cumulative[..., -1:], -1)
+            drawn_place = jnp.argmax(cumulative > uniform[..., digit][..., None] * cumulative[..., -1:], -1)
             expected = jnp.take_along_axis(best, drawn_place[..., None], -1)[..., 0]
             own = np.arange(place, end) - model.shift(level)
             here = (own >= model.given) & (own < GRID.tokens)
-            np.testing.assert_array_equal(ids[:, place:end, level][:, here], expected[:, here])
+            drawn_here = targets[:, place - first : end - first, digit]
+            np.testing.assert_array_equal(drawn_here[:, here], expected[:, here])
     if model.block[0] == 1:
         again = model.sample(GRID, text(2), keys(2), sampler, first_frames(drawn, 2))
         np.testing.assert_array_equal(again.indices, drawn.indices)
@@ -191,9 +199,7 @@ def test_passes_are_counted_as_in_the_paper():
     grid = TokenGrid(5, 16, 16)
 
     def count(prefix: int = 0, **settings) -> int:
-        model = nnx.eval_shape(
-            lambda: NextBlockTransformer((64,), grid.shape, 16, 1, 2, 16, **settings, rngs=nnx.Rngs(0))
-        )
+        model = nnx.eval_shape(lambda: NextBlockTransformer((64,), grid.shape, SMALL, **settings, rngs=nnx.Rngs(0)))
         return model.passes(grid, prefix)
 
     assert count(512, block=(1, 1, 16), start="given", given=2) == 48
@@ -204,7 +210,7 @@ def test_passes_are_counted_as_in_the_paper():
 
 def test_one_block_of_the_whole_clip_is_one_shot_prediction():
     model = make("whole clip")
-    one, other = (model.logits(Codes(codes(model).indices * factor, GRID), text(2))[0] for factor in (0, 1))
+    one, other = (logits_of(model, Codes(codes(model).indices * factor, GRID)) for factor in (0, 1))
     np.testing.assert_array_equal(one, other)
 
 
@@ -212,41 +218,24 @@ def test_next_token_loss_is_that_of_the_shifted_sequence():
     model, clip = make("next token"), codes(make("next token"))
     loss, metrics = model.loss(clip, text(2), jax.random.key(0), train=False)
     ids = clip.indices.reshape(2, -1)
-    log_probability = jax.nn.log_softmax(model.logits(clip, text(2))[0])
+    log_probability = jax.nn.log_softmax(logits_of(model, clip))
     expected = -np.mean([[log_probability[b, i, ids[b, i]] for i in range(ids.shape[1])] for b in range(2)])
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert 0 <= metrics["accuracy"] <= 1
 
 
-def test_given_frames_have_no_loss():
-    model = make("given")
+def test_given_frames_have_no_loss(monkeypatch):
+    model, original = make("given"), Categorical.logits
     clip = codes(model)
     ids = model._sequence(clip)
 
     def loss(noise):
-        class Noisy:
-            def logits(self, features, ids):
-                return [model.head.logits(features, ids)[0] + noise]
-
-        graph, state = nnx.split(model)
-        copy = nnx.merge(graph, state)
-        copy.head = nnx.data(Noisy())
-        return copy.loss(clip, text(2), jax.random.key(0), train=False)[0]
+        monkeypatch.setattr(Categorical, "logits", lambda self, *a: [original(self, *a)[0] + noise])
+        return model.loss(clip, text(2), jax.random.key(0), train=False)[0]
 
     grads = jnp.abs(jax.grad(loss)(jnp.zeros((2, ids.shape[1] - 4, 16)))).sum(-1)
     # The targets are places 4 to 23; the given frame holds places 0 to 7.
     np.testing.assert_array_equal(grads[0] > 0, np.arange(4, 24) >= 8)
-
-
-def test_the_head_in_depth_knows_the_levels_before_each():
-    model = make("three levels in depth")
-    features = jax.random.normal(jax.random.key(1), (1, 2, 32))
-    ids = jnp.array([[[1, 2, 3], [4, 5, 0]]])
-    base = model.head.logits(features, ids)
-    for changed in range(3):
-        other = model.head.logits(features, ids.at[..., changed].add(-1) % jnp.array(model.vocabulary))
-        moved = [bool(jnp.any(jnp.abs(a - b) > 1e-6)) for a, b in zip(base, other, strict=True)]
-        assert moved == [level > changed for level in range(3)]
 
 
 @pytest.mark.parametrize("name", ["rows, token start", "three levels in depth", "three levels, delayed tokens"])
@@ -275,16 +264,19 @@ def test_an_image_is_a_clip_of_one_frame():
     [
         ({"block": (1, 1, 3)}, "does not divide into blocks of 3"),
         ({"start": "middle"}, "unknown start 'middle'"),
-        ({"levels": "deep"}, "did you mean 'depth'"),
+        ({"head": {"name": "deep"}}, "did you mean 'depth'"),
+        ({"head": {"name": "depth", "heads": 2}, "delay": True}, "delay needs a head whose levels are independent"),
+        ({"transformer": {**SMALL, "position_generator": True}}, "cannot be decoded"),
+        ({"transformer": {**SMALL, "widht": 3}}, "did you mean 'width'"),
         ({"given": 1}, "contradict each other"),
         ({"bidirectional_prefix": True}, "needs given frames"),
         ({"start": "given", "given": 3, "block": (1, 1, 4)}, "fewer than all 3"),
-        ({"factors": 3}, "does not split into equal factors"),
+        ({"head": {"name": "categorical", "factors": 3}}, "does not split into equal factors"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings, message):
     with pytest.raises(UserError, match=message):
-        NextBlockTransformer((16,), GRID.shape, 16, 1, 2, 16, **settings, rngs=nnx.Rngs(0))
+        NextBlockTransformer((16,), GRID.shape, **{"transformer": SMALL, **settings}, rngs=nnx.Rngs(0))
 
 
 def test_a_prefix_must_be_whole_blocks():

@@ -1,4 +1,4 @@
-"""Block order, delayed levels and factors: bijections with known values."""
+"""Block order and delayed levels: bijections with known values."""
 
 import dataclasses
 
@@ -10,16 +10,9 @@ import pytest
 from videogen import diffusion
 from videogen.errors import UserError
 from videogen.generators import FlowSampler, MaskGITSampler
-from videogen.generators.sampling import BlockSampler, sample_categorical
-from videogen.generators.sequences import (
-    block_order,
-    delay,
-    factor_vocabulary,
-    inverse,
-    merge_factors,
-    split_factors,
-    undelay,
-)
+from videogen.generators.sampling import BlockSampler
+from videogen.generators.sequences import absent, block_order, delay, inverse, undelay
+from videogen.heads.sampling import sample_categorical
 from videogen.shapes import TokenGrid
 
 GRID = TokenGrid(4, 4, 6)
@@ -48,23 +41,12 @@ def test_a_block_must_divide_the_grid():
 @pytest.mark.parametrize("block", [1, 3])
 def test_delayed_levels_come_back_and_wait_for_the_levels_below(block):
     ids = jax.random.randint(jax.random.key(0), (2, 6, 3), 0, 9)
-    delayed = delay(ids, block, (10, 11, 12))
+    delayed = delay(ids, block)
     assert delayed.shape == (2, 6 + 2 * block, 3)
     np.testing.assert_array_equal(undelay(delayed, block), ids)
     np.testing.assert_array_equal(delayed[:, block : block + 6, 1], ids[..., 1])
-    np.testing.assert_array_equal(delayed[:, :block, 2], 12)
-
-
-def test_factors_are_digits():
-    assert factor_vocabulary((2**18,), 2) == (512, 512)
-    assert factor_vocabulary((64, 4096), 3) == (4, 4, 4, 16, 16, 16)
-    ids = jnp.array([[[5 * 512 + 7], [2**18 - 1]]])
-    parts = split_factors(ids, (2**18,), 2)
-    np.testing.assert_array_equal(parts, [[[5, 7], [511, 511]]])
-    every = jnp.stack([jnp.arange(64), jnp.arange(64) * 64], -1)[None]
-    np.testing.assert_array_equal(merge_factors(split_factors(every, (64, 4096), 3), (64, 4096), 3), every)
-    with pytest.raises(UserError, match="does not split into equal factors"):
-        factor_vocabulary((1000,), 2)
+    np.testing.assert_array_equal(delayed[:, :block, 2], 0)
+    np.testing.assert_array_equal(absent(6, 3, block), np.asarray(delay(jnp.ones((1, 6, 3), int), block)[0]) == 0)
 
 
 def test_top_p_keeps_the_fewest_codes_that_hold_the_share():
@@ -91,8 +73,8 @@ def test_a_sampler_that_cannot_draw_is_refused(bad):
 
 def test_what_a_sampler_does_when_it_is_told_nothing():
     """Plain sampling: the distribution as it is, without guidance; MaskGIT's and the flow's published beginnings."""
-    assert BlockSampler() == BlockSampler(1.0, 0, 1.0, 0.0, "constant")
-    assert MaskGITSampler() == MaskGITSampler(12, "cosine", 1.0, 1.0, 4.0, 0, 0.0)
+    assert BlockSampler() == BlockSampler(1.0, 0, 1.0, 0.0, "constant", None)
+    assert MaskGITSampler() == MaskGITSampler(12, "cosine", 1.0, 1.0, 4.0, 0, 0.0, None)
     flow = FlowSampler()
     assert (flow.steps, flow.solver, flow.grid) == (50, {"name": "euler"}, {"name": "uniform"})
     assert (flow.shift, flow.guidance_scale, flow.lag, flow.extension) == (None, 5.0, 0, "window")

@@ -10,6 +10,7 @@ from flax import nnx
 
 from videogen.conditioning import Conditioning, EncodedText, NullableContext
 from videogen.generators import FlowTransformer, MaskedTransformer, NextBlockTransformer
+from videogen.heads import Categorical
 from videogen.shapes import Codes, TokenGrid
 
 GRID, BATCH = TokenGrid(2, 2, 2), 400
@@ -18,8 +19,9 @@ KINDS = ("masked", "next_block", "flow")
 
 
 @functools.cache
-def make(kind: str, **settings):
-    settings = {**SIZE, "context_width": 4, "condition_drop": 0.0, **settings}
+def make(kind: str, dropout: float = 0.0, **settings):
+    transformer = {**SIZE, "dropout": dropout}
+    settings = {"transformer": transformer, "context_width": 4, "condition_drop": 0.0, **settings}
     if kind == "flow":
         model = FlowTransformer(3, GRID.shape, patch=(1, 1, 1), **settings, rngs=nnx.Rngs(0))
         # A fresh network passes nothing on.
@@ -106,7 +108,7 @@ def test_accuracy_is_the_share_of_right_codes(monkeypatch):
     right = 20.0 * jax.nn.one_hot(codes.indices[..., 0], 16) * (jnp.arange(BATCH) % 2 == 0)[:, None, None, None, None]
     wrong = 20.0 * jax.nn.one_hot((codes.indices[..., 0] + 1) % 16, 16)
     shown = jnp.where(right.any(-1, keepdims=True), right, wrong)
-    monkeypatch.setattr(MaskedTransformer, "grid_logits", lambda self, *a, **k: shown)
+    monkeypatch.setattr(Categorical, "logits", lambda self, *a: [shown])
     key = jax.random.key(3)
     value, metrics = model.loss(codes, text(), key, train=False)
     # Examples have other numbers of corrupted places, so the share is near a half and the loss follows from it.
@@ -127,7 +129,9 @@ def test_training_and_sampling_shift_their_times(monkeypatch):
     monkeypatch.setattr(FlowTransformer, "predict", remember)
     sampler = FlowSampler(steps=4, guidance_scale=1.0)
     for shift in (1.0, 3.0):
-        model = make("flow", shift=shift)
+        model = FlowTransformer(
+            3, GRID.shape, SIZE, patch=(1, 1, 1), context_width=4, noise={"shift": shift}, rngs=nnx.Rngs(0)
+        )
         loss(model, "flow", batch=8)
         with jax.disable_jit():
             model.sample(GRID, text(2), jax.random.split(jax.random.key(0), 2), sampler)

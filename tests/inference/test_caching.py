@@ -29,7 +29,7 @@ def generator_config(system: str):
         config.parts.tokenizer.model.update({"queries": 8, "encoder_layers": 1, "decoder_layers": 1})
     else:
         config.parts.tokenizer.model.update({"decoder_layers": (1, 1)})
-    config.model.update({**NARROW, "layers": 1})
+    config.model.transformer.update({**NARROW, "layers": 1})
     config.text.encoder.update({"width": 16, "heads": 2})
     return config
 

@@ -24,7 +24,7 @@ def root(tmp_path_factory):
     train(tiny(), root / "runs" / "tokenizer")
     config = phenaki.get_config("stage=generator,size=debug")
     small = {"width": 16, "heads": 2, "layers": 1, "mlp_width": 16}
-    config.model.update(small)
+    config.model.transformer.update(small)
     config.text.encoder.update({"width": 16, "heads": 2})
     config.data.clip.update({"frames": 5, "height": 16, "width": 16})
     config.data.batch_size = config.data.eval_batch_size = 2

@@ -29,7 +29,7 @@ from videogen.nn import (
 
 WIDTH, LAYERS, LENGTH = 16, 5, 8
 X = jax.random.normal(jax.random.key(1), (2, LENGTH, WIDTH))
-CONFIG = {"width": WIDTH, "layers": LAYERS, "attention": {"heads": 2}, "mlp": {"hidden": 24}, "dropout": 0.3}
+CONFIG = {"width": WIDTH, "layers": LAYERS, "heads": 2, "mlp_width": 24, "dropout": 0.3}
 ROTARY = rotary_angles([LENGTH], WIDTH // 2)
 
 
@@ -250,4 +250,4 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="append them to the cache"):
         attention(X, stream=Stream((attention.empty(2, 8),)), extra_kv=extra())
     with pytest.raises(UserError, match="'attention'"):
-        build_transformer({"width": 8, "layers": 1, "atention": {"heads": 1}}, rngs=nnx.Rngs(0))
+        build_transformer({**CONFIG, "atention": {"bias": ()}}, rngs=nnx.Rngs(0))

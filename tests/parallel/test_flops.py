@@ -129,7 +129,7 @@ def test_paper_generator_matches_the_closed_form_to_two_percent():
 
 
 def generator_flops(config, frames, length):
-    model, vocabulary = config.model, config.parts.tokenizer.model.quantizer.size
+    model, vocabulary = config.model.transformer, config.parts.tokenizer.model.quantizer.size
     w, tokens = model.width, tokens_of(config, frames)
     projections = 2 * (4 * w * w + 2 * w * w + 2 * w * model.mlp_width)
     attention = 4 * w * (tokens + length)

@@ -181,7 +181,7 @@ def drawing():
         {"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1}
     )
     config.parts.tokenizer.model.update({"queries": 8})
-    config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 32})
+    config.model.transformer.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 32})
     config.text.encoder.update({"width": 32, "heads": 2})
     task = tasks.build(config)
     return task, task.init(nnx.Rngs(0)) | task.frozen(None)
@@ -214,10 +214,10 @@ def test_what_needs_codes_with_a_place_is_refused(drawing):
 @pytest.mark.parametrize("rotary", [False, True])
 def test_codes_in_a_row_are_drawn_as_the_full_pass_predicts_them(rotary):
     grid, conditioning = TokenGrid(1, 1, 6), Conditioning(label=jnp.arange(3))
-    model = NextBlockTransformer(
-        (9,), grid.shape, 16, 1, 2, 32, context_width=16, classes=3, rotary=rotary, rngs=nnx.Rngs(0)
-    )
+    transformer = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "rotary": rotary}
+    model = NextBlockTransformer((9,), grid.shape, transformer, context_width=16, classes=3, rngs=nnx.Rngs(0))
     keys = jax.random.split(jax.random.key(0), 3)
     drawn = jax.jit(lambda: model.sample(grid, conditioning, keys, BlockSampler(top_k=1)))()
-    logits = jax.jit(lambda codes: model.logits(codes, conditioning)[0])(drawn)
+    ids = drawn.indices.reshape(3, 6, 1)
+    logits = jax.jit(lambda ids: model.head.logits(model.features(ids, conditioning, grid))[0])(ids)
     np.testing.assert_array_equal(drawn.indices.reshape(3, 6), logits.argmax(-1))

@@ -81,7 +81,7 @@ def test_a_pod_trades_the_sequence_for_heads_around_kernels_whose_output_is_kept
 
 def test_flops_match_the_closed_form_to_two_percent(counted):
     config, run, _, flops = counted
-    model, clip, length = config.model, config.data.clip, config.text.tokenizer.length
+    model, clip, length = config.model.transformer, config.data.clip, config.text.tokenizer.length
     tokens, w = 5 * 16 * 16, model.width
     projections = 2 * (4 * w * w + 2 * w * w + 2 * w * model.mlp_width)
     attention = 4 * w * (tokens + length)

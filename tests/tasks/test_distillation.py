@@ -32,7 +32,8 @@ def generator_config(stage: str):
     config.data.clip.update({"frames": FRAMES, "height": 16, "width": 16})
     config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32, "decoder_layers": (1, 1)})
     config.parts.tokenizer.model.quantizer.width = 4
-    config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "prefix_share": 0.5})
+    config.model.prefix_share = 0.5
+    config.model.transformer.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
     config.text.encoder.update({"width": 16, "heads": 2})
     config.text.tokenizer.update({"name": "bytes", "vocabulary_size": 257, "length": 6})
     if stage == "distill":
@@ -220,8 +221,8 @@ def test_settings_that_cannot_work_are_named(group, changes, message):
 def test_teachers_of_another_kind_are_refused():
     student, teacher = generator_config("distill"), generator_config("generator")
     check_teacher(student, teacher)
-    teacher.model.width = 32
-    with pytest.raises(UserError, match="config.model.width differs"):
+    teacher.model.transformer.width = 32
+    with pytest.raises(UserError, match="config.model.transformer.width differs"):
         check_teacher(student, teacher)
     masked = phenaki.get_config("stage=generator,size=debug")
     masked.parts.teacher = {"checkpoint": "", "model": {}, "hash": ""}

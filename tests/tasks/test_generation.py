@@ -17,7 +17,7 @@ def make(frames: int, side: int, tokenizer) -> tasks.VideoGenerator:
     config = phenaki.get_config("stage=generator,size=debug")
     config.data.clip.update({"frames": frames, "height": side, "width": side})
     config.parts.tokenizer.model = tokenizer
-    config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
+    config.model.transformer.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
     config.text.encoder.update({"width": 32, "heads": 2})
     config.sampler.update({"steps": 3, "guidance_scale": 1.0, "choice_temperature": 1.0})
     task = tasks.build(config)
@@ -134,7 +134,8 @@ def test_first_frames_are_whole_blocks(block, legal):
     """Six latents of 11 frames. A block of two frames is drawn at once, so one of them cannot be given."""
     config = nbp.generator("debug", "700M")
     config.data.clip.update({"frames": 11, "height": 16, "width": 16})
-    config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "block": block, "start": "block"})
+    config.model.update({"block": block, "start": "block"})
+    config.model.transformer.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
     config.text.encoder.update({"width": 16, "heads": 2})
     config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
     config.parts.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
@@ -158,7 +159,7 @@ def test_first_frames_are_whole_blocks(block, legal):
 def untold(config) -> tuple[tasks.Task, dict]:
     """A tiny system that is told nothing."""
     config.data.clip.update({"frames": 5, "height": 16, "width": 16})
-    config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
+    config.model.transformer.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
     config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})
     config.parts.tokenizer.model.update({"encoder_layers": (1, 1), "decoder_layers": (1, 1)})
     with config.unlocked():

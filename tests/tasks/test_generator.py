@@ -27,7 +27,7 @@ def config(**weights: float):
     config.data.clip.update({"frames": 4, "height": 16, "width": 16})
     config.parts.tokenizer.model.update({"width": 8, "multipliers": (1, 1, 1), "norm_groups": 2})
     config.parts.tokenizer.model.quantizer.size = 32
-    config.model.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
+    config.model.transformer.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
     config.text.encoder.update({"width": 32, "heads": 2})
     config.sampler.update({"steps": 3})
     config.tasks.update(weights)

@@ -19,7 +19,8 @@ def config(**model):
     config.data.clip.update({"frames": WINDOW, "height": 16, "width": 16})
     config.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32, "decoder_layers": (1, 1)})
     config.parts.tokenizer.model.quantizer.width = 4
-    config.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "times": "frame", **model})
+    config.model.update({"times": "frame", **model})
+    config.model.transformer.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
     config.text.encoder.update({"width": 16, "heads": 2})
     config.sampler.update({"steps": 3, "guidance_scale": 2.0})
     return config

@@ -71,7 +71,7 @@ def test_a_task_with_a_sampler_that_cannot_draw_is_not_built(kind, sampler, mess
 
 def test_a_prediction_of_noise_cannot_begin_where_there_is_nothing_else():
     changed = config("flow")
-    changed.model.prediction = "epsilon"
+    changed.model.noise.prediction = "epsilon"
     with pytest.raises(UserError, match="start below 1"):
         tasks.build(changed)
     changed.sampler.grid.start = 0.99
@@ -157,7 +157,7 @@ def test_a_model_without_captions_draws_unlabelled_too():
     """Text and classes: what is not said is null, not missing."""
     changed = config("masked")
     changed.classes = 3
-    changed.model.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
+    changed.model.transformer.update({"width": 16, "layers": 1, "heads": 2, "mlp_width": 32})
     changed.text.encoder.update({"width": 16, "heads": 2})
     changed.sampler.steps = 2
     changed.parts.tokenizer.model.update({"width": 16, "heads": 2, "mlp_width": 32})

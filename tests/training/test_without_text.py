@@ -82,7 +82,7 @@ MODELS = {
 def trained(request, tokenizer, tmp_path_factory):
     config, tokens = MODELS[request.param]()
     shorten(config, frames=9)
-    config.model.update(SMALL)
+    config.model.transformer.update(SMALL)
     with config.unlocked():
         config.text = NO_TEXT
     config.parts.tokenizer.checkpoint = tokenizer(tokens)

@@ -6,19 +6,34 @@ from typing import Any
 from videogen import building
 from videogen.errors import UserError
 from videogen.generators.flow import FlowTransformer
-from videogen.generators.flow_sampling import FlowSampler
+from videogen.generators.flow_sampling import FlowSampler, TrainingNoise
 from videogen.generators.frame_queue import FrameQueue
 from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer
 from videogen.generators.sampling import BlockSampler
+from videogen.heads import HEADS
 
 GENERATORS = {"flow": FlowTransformer, "masked": MaskedTransformer, "next_block": NextBlockTransformer}
+HEADS_OF = {
+    "masked": ("bernoulli", "categorical", "depth", "diffusion", "gaussian_mixture"),
+    "next_block": ("bernoulli", "categorical", "depth", "diffusion", "gaussian_mixture"),
+}
+"""Generator -> the heads that go with it (tests/generators/test_heads_of_generators.py); ``flow`` has none."""
+
 SAMPLERS = {"blocks": BlockSampler, "flow": FlowSampler, "maskgit": MaskGITSampler}
 
 
 def build(config: Mapping[str, Any], **shared: Any):
-    """Builds a generator from ``{name, …}``; ``shared`` holds ``vocabulary`` or ``channels``, ``grid``, …"""
+    """Builds a generator from ``{name, …}``; ``shared`` holds ``vocabulary`` or ``channels``, ``grid``, …
+
+    Raises:
+      UserError: something is unknown, or the head is none of those that go with the generator.
+    """
+    name, head = config.get("name"), config.get("head") or {}
+    known = HEADS_OF.get(name, ()) if isinstance(name, str) else ()
+    if known and "name" in head and head["name"] in HEADS and head["name"] not in known:
+        raise UserError(f"the head {head['name']!r} does not go with {name!r}; take one of: {', '.join(known)}")
     return building.build(GENERATORS, config, "generator", **shared)
 
 
@@ -42,6 +57,7 @@ def check_sampler(generator: Any, sampler: Any) -> None:
 
 __all__ = [
     "GENERATORS",
+    "HEADS_OF",
     "SAMPLERS",
     "BlockSampler",
     "FlowSampler",
@@ -50,6 +66,7 @@ __all__ = [
     "MaskGITSampler",
     "MaskedTransformer",
     "NextBlockTransformer",
+    "TrainingNoise",
     "build",
     "build_sampler",
     "check_sampler",

@@ -5,28 +5,20 @@ together and says of each whether it is true or drawn; decoding then keeps those
 it had kept before.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Shaped
 
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.errors import UserError
-from videogen.generators.heads import LevelEmbedding
-from videogen.nn import (
-    NORMS,
-    LearnedPositions,
-    Linear,
-    MicroBatch,
-    block_stack,
-    named_key,
-    rotary_angles,
-    truncated_normal,
-)
-from videogen.ranges import Count, Natural, Weight
+from videogen.heads import Head
+from videogen.nn import LearnedPositions, Linear, MicroBatch, TransformerSection, rotary_angles, truncated_normal
+from videogen.ranges import Natural, Weight
 from videogen.shapes import TokenGrid
 
 
@@ -38,12 +30,11 @@ class TokenCritic(nnx.Module):
     Args:
       layers: its depth.
       weight: weight of its loss beside the generator's.
-      vocabulary: codes per level.
+      head: of the generator, which knows what its values are.
       grid: ``(time, height, width)`` of the longest training clip.
-      width, heads, mlp_width: size of a layer.
+      transformer: that of the generator, whose width, heads and positions the critic has.
       context_width: width of the conditioning features; ``None`` builds an unconditional critic.
       classes: number of class labels; ``None`` means a critic without labels.
-      rotary, position_generator: as for ``MaskedTransformer``.
     """
 
     def __init__(
@@ -51,50 +42,37 @@ class TokenCritic(nnx.Module):
         layers: Natural,
         *,
         weight: Weight = 1.0,
-        vocabulary: Sequence[int],
+        head: Head,
         grid: Sequence[int],
-        width: Count,
-        heads: Count,
-        mlp_width: Count,
+        transformer: TransformerSection,
         context_width: int | None,
         classes: int | None,
-        rotary: bool,
-        position_generator: bool,
         remat: str,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         if weight <= 0:
             raise UserError(f"a critic learns by its loss: its weight must be positive, got {weight}")
-        self.weight, self.grid = weight, TokenGrid(*grid)
-        self.rotary, self.head_width = rotary, width // heads
-        self.embedding = LevelEmbedding(vocabulary, width, dtype=dtype, rngs=rngs)
+        self.weight, self.grid, width = weight, TokenGrid(*grid), transformer.width
+        self.rotary, self.head_width = transformer.rotary, transformer.head_width
+        self.embedding = head.input_embedding(width, dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
-        self.stack = block_stack(
-            width,
-            layers,
-            attention={"heads": heads},
-            mlp={"hidden": mlp_width},
-            cross_attention={"context_width": context_width} if context_width else None,
-            position_generator="bidirectional" if position_generator else None,
-            remat=remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm = NORMS["rms"](width, rngs=rngs)
+        own = dataclasses.replace(transformer, layers=layers, null_keys=0, dropout=0.0)
+        self.stack = own.stack(context_width=context_width, remat=remat, dtype=dtype, rngs=rngs)
+        self.norm = own.last_norm(rngs=rngs)
         self.head = Linear(width, 1, axes=("embed", None), initializer=truncated_normal(0.02), dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
-        ids: Int[Array, "batch tokens levels"],
+        values: Shaped[Array, "batch tokens levels"],
         conditioning: Conditioning,
         exists: Bool[Array, "batch tokens"] | None = None,
     ) -> Float[Array, "batch tokens"]:
         """Float32 logits of "this code is true" in raster order; ``exists`` hides places from attention."""
-        batch, length = ids.shape[:2]
+        batch, length = values.shape[:2]
         # On the grid, whose axes may be sharded.
-        x = self.embedding(ids.reshape(batch, -1, self.grid.height, self.grid.width, ids.shape[-1]))
+        x = self.embedding(values.reshape(batch, -1, self.grid.height, self.grid.width, values.shape[-1]))
         x = x + self.positions(length).astype(x.dtype).reshape(x.shape[1:])
         context = context_mask = None
         if self.context is not None:
@@ -111,33 +89,28 @@ class TokenCritic(nnx.Module):
 
     def loss(
         self,
-        ids: Int[Array, "batch tokens levels"],
-        logits: Sequence[Float[Array, "batch tokens vocabulary"]],
+        values: Shaped[Array, "batch tokens levels"],
+        draws: Shaped[Array, "batch tokens levels"],
         drawn: Bool[Array, "batch tokens"],
         conditioning: Conditioning,
-        key: jax.Array,
         exists: Bool[Array, "batch tokens"] | None = None,
         micro: MicroBatch | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Weighted binary cross-entropy in nats when codes are drawn from ``logits``, and metrics.
+        """Weighted binary cross-entropy in nats when some places are drawn, and metrics.
 
         Metrics: ``critic_loss``, unweighted, and ``critic_accuracy``, the share of places judged right.
 
         Args:
-          ids: the true codes.
-          logits: the generator's, of each level.
-          drawn: the places to draw.
+          values: the true ones.
+          draws: the generator's, of every place.
+          drawn: the places that show draws.
           conditioning: one entry per example.
-          key: for the draws.
           exists: the places that count; ``None`` means all.
           micro: which examples of the batch these are; ``None`` means all.
         """
         micro = micro or MicroBatch()
-        logits, conditioning = jax.lax.stop_gradient((logits, conditioning))
-        keys = [micro.keys(named_key(key, f"level_{level}"), len(ids)) for level in range(len(logits))]
-        draws = [jax.vmap(jax.random.categorical)(k, part) for k, part in zip(keys, logits, strict=True)]
-        shown = jnp.where(drawn[..., None], jnp.stack(draws, axis=-1), ids)
-        scores = self(shown, conditioning, exists)
+        draws, conditioning = jax.lax.stop_gradient((draws, conditioning))
+        scores = self(jnp.where(drawn[..., None], draws, values), conditioning, exists)
         errors = optax.sigmoid_binary_cross_entropy(scores, (~drawn).astype(jnp.float32))
         counted = jnp.ones(drawn.shape, bool) if exists is None else exists
         count = jnp.maximum(micro.mean(counted.sum() * 1.0), 1 / micro.count)

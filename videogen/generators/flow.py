@@ -8,6 +8,7 @@ may be drawn frame after frame, in a pyramid or through a queue (``frame_queue``
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,14 +17,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from videogen import diffusion
+from videogen import building, diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
 from videogen.errors import UserError, near_matches
-from videogen.generators.flow_sampling import SHIFTS, FlowSampler, check_prefix, frame_noise
+from videogen.generators.flow_sampling import SHIFTS, FlowSampler, TrainingNoise, check_prefix, frame_noise
 from videogen.generators.latent_statistics import LatentStatistics
 from videogen.nn import (
     MODULATIONS,
-    NORMS,
     BlockCausal,
     Embedding,
     Full,
@@ -31,12 +31,12 @@ from videogen.nn import (
     Mask,
     MicroBatch,
     TimeEmbedding,
-    block_stack,
     draw,
     lay_out,
     modulate,
     named_key,
     patchify,
+    read_transformer,
     rotary_angles,
     unpatchify,
     zeros,
@@ -70,7 +70,8 @@ class FlowTransformer(nnx.Module):
     Args:
       channels: of the latents.
       grid: ``(time, height, width)`` of the longest training clip in latents.
-      width, layers, heads, mlp_width: size of the transformer.
+      transformer: ``{width, layers, heads, mlp_width, …}`` (``nn.TransformerSection``), with layer norms and rotary
+        positions where it says nothing.
       patch: ``(time, height, width)`` of latents in a token; with images or given frames time is 1.
       text: a name in ``TEXTS``.
       context_width: width of the text features; ``None`` builds a model without text.
@@ -79,12 +80,7 @@ class FlowTransformer(nnx.Module):
       times: a name in ``TIMES``.
       causal: a frame sees itself and the past only.
       prefix_share: share of the training examples whose first frames are given: without noise, time 0 and loss.
-      process, prediction, law, weighting: parts of ``videogen.diffusion``: the noise process, what is predicted of it,
-        how often each noise level is trained, and how much it counts (empty: the plain error of the prediction).
-      shift: of the times (``diffusion.shift_time``): a number or a name in ``SHIFTS``.
-      norm: before every branch, a name in ``nn.NORMS``.
-      qk_norm: RMS-normalise queries and keys of every head.
-      dropout: rate on the residual branches.
+      noise: ``{process, prediction, law, weighting, shift}``: what training does with noise (``TrainingNoise``).
       condition_drop: share of examples trained with the null conditioning (for guidance).
     """
 
@@ -92,10 +88,7 @@ class FlowTransformer(nnx.Module):
         self,
         channels: int,
         grid: Sequence[int],
-        width: int,
-        layers: int,
-        heads: int,
-        mlp_width: int,
+        transformer: Mapping[str, Any],
         *,
         patch: Sequence[int] = (1, 2, 2),
         text: str = "cross",
@@ -105,39 +98,29 @@ class FlowTransformer(nnx.Module):
         times: str = "clip",
         causal: bool = False,
         prefix_share: float = 0.0,
-        process: Mapping[str, Any] | None = None,
-        prediction: str = "velocity",
-        law: Mapping[str, Any] | None = None,
-        weighting: str = "",
-        shift: float | str = 1.0,
-        norm: str = "layer",
-        qk_norm: bool = True,
-        dropout: float = 0.0,
+        noise: Mapping[str, Any] = MappingProxyType({}),
         condition_drop: float = 0.1,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        shifts = (*SHIFTS, shift) if not isinstance(shift, str) else tuple(SHIFTS)
         for name, value, known in (
             ("text", text, TEXTS),
             ("times", times, TIMES),
-            ("prediction", prediction, diffusion.PREDICTIONS),
-            ("weighting", weighting or prediction, diffusion.WEIGHTS),
-            ("shift", shift, shifts),
             ("modulation", modulation, MODULATIONS),
         ):
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
-        # Latents are normalised: their deviation is 1, and not that of pixels.
-        self.process = diffusion.build("process", {"data_deviation": 1.0, **(process or {"name": "rectified_flow"})})
-        self.law = diffusion.build("law", law or {"name": "logit_normal"})
-        self.prediction, self.weighting, self.shift = prediction, weighting or prediction, shift
+        noise = building.build({"noise": TrainingNoise}, {"name": "noise", **noise}, "section")
+        self.process, self.law = noise.build_process(), noise.build_law()
+        self.prediction, self.weighting, self.shift = noise.prediction, noise.weighting or noise.prediction, noise.shift
+        section = read_transformer(transformer, norm="layer", rotary=True)
         self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
         self.tokens(self.grid)
         self.joint, self.causal, self.frame_times = text == "joint", causal, times == "frame"
-        self.prefix_share, self.dropout, self.condition_drop = prefix_share, dropout, condition_drop
-        self.width, self.head_width = width, width // heads
+        self.prefix_share, self.dropout, self.condition_drop = prefix_share, section.dropout, condition_drop
+        self.width = width = section.width
+        self.rotary, self.head_width = section.rotary, section.head_width
         size = channels * int(np.prod(patch))
         common = dict(dtype=dtype, rngs=rngs)
         self.statistics = LatentStatistics(channels)
@@ -149,19 +132,9 @@ class FlowTransformer(nnx.Module):
         self.text_outer = Linear(width, width, axes=("embed", None), **common) if context_width else None
         single = modulation == "single"
         self.shared = Linear(width, 6 * width, axes=("embed", None), rngs=rngs) if single else None
-        self.stack = block_stack(
-            width,
-            layers,
-            attention={"heads": heads, "qk_norm": "head" if qk_norm else None},
-            mlp={"hidden": mlp_width},
-            norm=norm,
-            cross_attention={"context_width": width} if context_width and not self.joint else None,
-            modulation=modulation,
-            dropout=dropout,
-            remat=remat,
-            **common,
-        )
-        self.norm = NORMS[norm](width, affine=False, rngs=rngs)
+        crossed = width if context_width and not self.joint else None
+        self.stack = section.stack(context_width=crossed, modulation=modulation, remat=remat, **common)
+        self.norm = section.last_norm(affine=False, rngs=rngs)
         self.norm_modulation = MODULATIONS[modulation](width, 2, rngs=rngs)
         self.head = Linear(width, size, axes=("embed", None), initializer=zeros, rngs=rngs)
 
@@ -221,7 +194,7 @@ class FlowTransformer(nnx.Module):
         x = self.embed(patchify(noisy, self.patch))
         rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch[0]]
         condition = self._condition(rows, prepared)
-        rotary = rotary_angles(grid.shape, self.head_width)
+        rotary = rotary_angles(grid.shape, self.head_width) if self.rotary else None
         if self.joint and prepared.text is not None:
             y = self._joint(x, condition, rotary, prepared, key)
         else:
@@ -260,7 +233,7 @@ class FlowTransformer(nnx.Module):
         self,
         x: Float[Array, "batch time height width embed"],
         condition: Float[Array, "batch groups embed"],
-        rotary: Float[np.ndarray, "tokens angles"],
+        rotary: Float[np.ndarray, "tokens angles"] | None,
         prepared: Prepared,
         key: jax.Array | None,
     ) -> Float[Array, "batch time height width embed"]:
@@ -276,7 +249,7 @@ class FlowTransformer(nnx.Module):
             tokens,
             mask=self._mask(grid, length),
             key_mask=exists,
-            rotary=np.pad(rotary, ((length, 0), (0, 0))),
+            rotary=None if rotary is None else np.pad(rotary, ((length, 0), (0, 0))),
             condition=self._for_blocks(jnp.concatenate([given, condition], axis=1)),
             group_of=group_of,
             key=key,

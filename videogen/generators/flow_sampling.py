@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen import diffusion
-from videogen.errors import UserError
+from videogen.errors import UserError, near_matches
 from videogen.generators.sampling import Sampler
 from videogen.ranges import Count, Finite, Natural, OneOf, Positive
 from videogen.shapes import TokenGrid
@@ -24,6 +24,42 @@ SHIFTS: dict[str, Callable[[TokenGrid], float]] = {
     "frames": lambda grid: diffusion.shift_by_frames(grid.tokens_per_frame, grid.time),
 }
 """Shifts of the time that follow the size of the clip: LTX-Video's and Open-Sora 2's, of transformer tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingNoise:
+    """What training does with noise; parts are configs ``{name, …}`` of ``diffusion.PARTS``.
+
+    Attributes:
+      process: the noise process.
+      prediction: what the network predicts of it.
+      law: how often each noise level is trained.
+      weighting: how much it counts; empty is the plain error of the prediction.
+      shift: of the times (``diffusion.shift_time``): a number or a name in ``SHIFTS``.
+    """
+
+    process: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rectified_flow"})
+    prediction: str = "velocity"
+    law: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "logit_normal"})
+    weighting: str = ""
+    shift: float | str = 1.0
+
+    def __post_init__(self):
+        for name, value, known in (
+            ("prediction", self.prediction, diffusion.PREDICTIONS),
+            ("weighting", self.weighting or self.prediction, diffusion.WEIGHTS),
+            ("shift", self.shift, SHIFTS if isinstance(self.shift, str) else (self.shift,)),
+        ):
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
+
+    def build_process(self) -> diffusion.Process:
+        """The process. Latents are normalised: their deviation is 1, and not that of pixels."""
+        return diffusion.build("process", {"data_deviation": 1.0, **self.process})
+
+    def build_law(self) -> Any:
+        """The law of the times."""
+        return diffusion.build("law", self.law)
 
 
 @dataclasses.dataclass(frozen=True)

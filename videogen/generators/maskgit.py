@@ -1,16 +1,20 @@
-"""MaskGIT decoding: predict every masked code, keep the most confident, repeat (Chang et al., 2022)."""
+"""MaskGIT decoding: predict every masked place, keep the most confident, repeat (Chang et al., 2022)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from videogen.generators.sampling import Sampler, Schedule, sample_categorical
+from videogen.generators.sampling import Sampler, Schedule
+from videogen.heads import HeadSampler
 from videogen.ranges import Count, Finite, Natural, Positive, Weight
 from videogen.schedules import decay
+
+Values = Shaped[Array, "batch tokens levels"]
+"""Codes or normalised latents of every place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,7 @@ class MaskGITSampler(Sampler):
         none; where a critic scores the codes, of that on its logits.
       top_k: sample among the k most likely codes; 0 means all.
       guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
+      head_steps: of a head that draws by a solver; ``None`` takes the head's own number.
     """
 
     steps: Count = 12
@@ -35,6 +40,15 @@ class MaskGITSampler(Sampler):
     choice_temperature: Weight = 4.0
     top_k: Natural = 0
     guidance_scale: Finite = 0.0
+    head_steps: Count | None = None
+
+    def check(self, model: nnx.Module) -> None:
+        """Refuses a cut that the model's head cannot make, with a ``UserError``."""
+        model.head.check(self.of_head(self.temperature))
+
+    def of_head(self, temperature: Float[Array, ""] | float) -> HeadSampler:
+        """How the head draws in a pass with this temperature."""
+        return HeadSampler(temperature, self.top_k, guidance_scale=self.guidance_scale, steps=self.head_steps)
 
 
 def masked_after(
@@ -51,54 +65,46 @@ def masked_after(
 
 
 def decode(
-    logits_of: Callable[
-        [Int[Array, "batch tokens levels"], Bool[Array, "batch tokens"]], Float[Array, "batch tokens vocabularies"]
-    ],
-    start: Int[Array, "batch tokens levels"],
+    draw: Callable[[Values, Bool[Array, "batch tokens"], jax.Array, Array], tuple[Values, Array | None]],
+    start: Values,
     unknown: Bool[Array, "batch tokens"],
-    vocabulary: Sequence[int],
     keys: jax.Array,
     sampler: MaskGITSampler,
-    score: Callable[[Int[Array, "batch tokens levels"]], Float[Array, "batch tokens"]] | None = None,
-) -> Int[Array, "batch tokens levels"]:
-    """Draws the codes of every unknown place in ``sampler.steps`` passes; known ones never change.
+    score: Callable[[Values], Float[Array, "batch tokens"]] | None = None,
+) -> Values:
+    """Draws the values of every unknown place in ``sampler.steps`` passes; known ones never change.
 
-    The levels of a place are drawn independently and become known together; its confidence is the sum of their
-    log-probabilities. Where ``score`` is the confidence it is asked about all places anew in every pass, and a place
-    that became known may be drawn again.
+    All of a place is drawn at once; its confidence is the log-probability of what was drawn, and where a head knows
+    none, places become known in random order (MAR). Where ``score`` is the confidence it is asked about all places anew
+    in every pass, and a place that became known may be drawn again.
 
     Args:
-      logits_of: the (guided) denoiser, (ids, which places are still unknown) -> logits of all levels side by side.
-      start: known codes, and what unknown places show: ``[MASK]``, or the code of a condition (MAGVIT).
+      draw: (values, which places are unknown, a key of each example, temperature) -> (values, log-probabilities) of all
+        places, as ``Head.draw`` gives them.
+      start: known values, and what unknown places show: the value of a condition (MAGVIT), or anything.
       unknown: the places to draw.
-      vocabulary: codes of each level.
       keys: one random key per example.
       sampler: how to decode.
-      score: (ids, none of them masked) -> how far each place is to be kept; a critic's logits (``TokenCritic``).
+      score: (values, all of them known) -> how far each place is to be kept; a critic's logits (``TokenCritic``).
     """
     open_at_first = unknown
     at_first = unknown.sum(-1)
-    ends = np.cumsum(vocabulary)[:-1]
 
     def step(k: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
-        ids, unknown = state
+        values, unknown = state
         left = 1 - (k + 1) / sampler.steps
         temperature = sampler.final_temperature + left * (sampler.temperature - sampler.final_temperature)
         draw_keys, noise_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k)), out_axes=1)(keys)
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, ids.shape[1:]))(draw_keys)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, ids.shape[1:2]))(noise_keys)
-        drawn, confidence = [], 0.0
-        for level, logits in enumerate(jnp.split(logits_of(ids, unknown) / temperature, ends, axis=-1)):
-            drawn.append(sample_categorical(uniform[..., level], logits, sampler.top_k))
-            confidence += jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[-1][..., None], -1)[..., 0]
-        ids = jnp.where(unknown[..., None], jnp.stack(drawn, axis=-1), ids)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, values.shape[1:2]))(noise_keys)
+        drawn, confidence = draw(values, unknown, draw_keys, temperature)
+        values = jnp.where(unknown[..., None], drawn, values)
         candidates = unknown
         if score is not None:
-            confidence, candidates = score(ids), open_at_first
-        confidence = confidence + sampler.choice_temperature * left * noise
+            confidence, candidates = score(values), open_at_first
+        confidence = noise if confidence is None else confidence + sampler.choice_temperature * left * noise
         confidence = jnp.where(candidates, confidence, jnp.inf)
         rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
         again = candidates & (rank < masked_after(k, sampler, at_first, unknown.sum(-1))[:, None])
-        return jnp.where(again[..., None], start, ids), again
+        return jnp.where(again[..., None], start, values), again
 
     return jax.lax.fori_loop(0, sampler.steps, step, (start, unknown))[0]

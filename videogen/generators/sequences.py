@@ -1,14 +1,16 @@
-"""From the grid of codes to the sequence a generator walks along, and back: blocks, delayed levels, factors."""
+"""From the grid of codes or latents to the sequence a generator walks along, and back: blocks, delayed levels."""
 
 import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 from videogen.errors import UserError
-from videogen.shapes import TokenGrid
+from videogen.heads import Head
+from videogen.nn import grid_of
+from videogen.shapes import Codes, Latents, TokenGrid
 
 
 def block_order(grid: TokenGrid, block: Sequence[int]) -> Int[np.ndarray, "tokens"]:
@@ -35,72 +37,48 @@ def inverse(order: Int[np.ndarray, "tokens"]) -> Int[np.ndarray, "tokens"]:
     return np.argsort(order)
 
 
-def delay(
-    ids: Int[Array, "batch tokens levels"], block: int, filler: Sequence[int]
-) -> Int[Array, "batch delayed levels"]:
+def delay(values: Shaped[Array, "batch tokens levels"], block: int) -> Shaped[Array, "batch delayed levels"]:
     """Shifts level l by l blocks, so that a level is predicted when the levels below it are known (MusicGen).
 
     Args:
-      ids: codes in block order.
+      values: of each place, in block order.
       block: tokens of a block.
-      filler: id of each level at places without a code.
 
     Returns:
-      ``tokens + (levels - 1) · block`` places.
+      ``tokens + (levels - 1) · block`` places, with 0 where a level has no value (``absent``).
     """
-    levels = ids.shape[-1]
+    levels = values.shape[-1]
     shifted = []
     for level in range(levels):
         pad = ((0, 0), (level * block, (levels - 1 - level) * block))
-        shifted.append(jnp.pad(ids[..., level], pad, constant_values=filler[level]))
+        shifted.append(jnp.pad(values[..., level], pad))
     return jnp.stack(shifted, axis=-1)
 
 
-def undelay(ids: Int[Array, "batch delayed levels"], block: int) -> Int[Array, "batch tokens levels"]:
+def absent(tokens: int, levels: int, block: int) -> Bool[np.ndarray, "delayed levels"]:
+    """Which levels of the places of a delayed sequence have no value; arguments as for ``delay``."""
+    place = np.arange(tokens + (levels - 1) * block)[:, None] - block * np.arange(levels)
+    return (place < 0) | (place >= tokens)
+
+
+def undelay(values: Shaped[Array, "batch delayed levels"], block: int) -> Shaped[Array, "batch tokens levels"]:
     """The inverse of ``delay``."""
-    levels = ids.shape[-1]
-    tokens = ids.shape[1] - (levels - 1) * block
-    return jnp.stack([ids[:, level * block : level * block + tokens, level] for level in range(levels)], axis=-1)
-
-
-def factor_vocabulary(vocabulary: Sequence[int], factors: int) -> tuple[int, ...]:
-    """Each level of ``vocabulary`` as ``factors`` levels of equal size: (2^18,) as (2^9, 2^9) (MAGVIT-v2, section 4).
-
-    Raises:
-      UserError: a level is no ``factors``-th power.
-    """
-    levels = []
-    for size in vocabulary:
-        base = round(size ** (1 / factors))
-        if base**factors != size:
-            raise UserError(f"a vocabulary of {size} is no power of {factors}: it does not split into equal factors")
-        levels += [base] * factors
-    return tuple(levels)
-
-
-def split_factors(
-    ids: Int[Array, "batch tokens levels"], vocabulary: Sequence[int], factors: int
-) -> Int[Array, "batch tokens factored_levels"]:
-    """Codes as digits, the most significant first."""
-    parts = []
-    for level, size in enumerate(vocabulary):
-        base = round(size ** (1 / factors))
-        parts += [ids[..., level] // base**power % base for power in reversed(range(factors))]
-    return jnp.stack(parts, axis=-1)
-
-
-def merge_factors(
-    ids: Int[Array, "batch tokens factored_levels"], vocabulary: Sequence[int], factors: int
-) -> Int[Array, "batch tokens levels"]:
-    """The inverse of ``split_factors``."""
-    merged = []
-    for level, size in enumerate(vocabulary):
-        base = round(size ** (1 / factors))
-        digits = ids[..., level * factors : (level + 1) * factors]
-        merged.append(jnp.sum(digits * np.array([base**power for power in reversed(range(factors))]), axis=-1))
-    return jnp.stack(merged, axis=-1).astype(jnp.int32)
+    levels = values.shape[-1]
+    tokens = values.shape[1] - (levels - 1) * block
+    return jnp.stack([values[:, level * block : level * block + tokens, level] for level in range(levels)], axis=-1)
 
 
 def tokens_of(block: Sequence[int]) -> int:
     """Tokens of a block."""
     return math.prod(block)
+
+
+def as_codes(clips: Codes | Latents) -> Codes:
+    """Codes as they are; normalised latents as the values of their grid, all of which exist."""
+    return clips if isinstance(clips, Codes) else Codes(clips, grid_of(clips))
+
+
+def as_clips(values: Shaped[Array, "batch tokens levels"], grid: TokenGrid, head: Head) -> Codes | Latents:
+    """Values in raster order as codes, or as latents of a head over those."""
+    laid_out = values.reshape(values.shape[0], *grid.shape, head.levels)
+    return Codes(laid_out, grid) if head.discrete else laid_out

@@ -66,6 +66,7 @@ from videogen.nn.positions import (
     rotate,
     sincos_positions,
 )
+from videogen.nn.sections import TransformerSection, read_transformer
 from videogen.nn.streaming import Stream
 from videogen.nn.tower import Hook, Transformer, build_transformer
 from videogen.nn.transformer import REMAT_POLICIES, Block, Stack, block_stack
@@ -122,6 +123,7 @@ __all__ = [
     "Tags",
     "TimeEmbedding",
     "Transformer",
+    "TransformerSection",
     "Window",
     "Within",
     "angles_at",
@@ -154,6 +156,7 @@ __all__ = [
     "parameter",
     "partition_windows",
     "patchify",
+    "read_transformer",
     "repeat",
     "rotary_angles",
     "rotate",

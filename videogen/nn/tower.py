@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 from videogen.errors import UserError, near_matches
 from videogen.nn.caches import KeyValues
 from videogen.nn.micro_batches import split_keys
-from videogen.nn.norms import build_norm
+from videogen.nn.sections import read_transformer
 from videogen.nn.streaming import Stream
-from videogen.nn.transformer import Stack, block_stack
+from videogen.nn.transformer import Stack
 
 PLACES = ("before", "between", "around", "after")
 """Where a hook stands: before a layer, between its attention and its MLP, around it, or after it."""
@@ -178,18 +178,22 @@ def build_transformer(
     *,
     hooks: Mapping[int, Hook | Sequence[Hook]] = MappingProxyType({}),
     taps: Sequence[int] = (),
+    context_width: int | None = None,
+    remat: str = "none",
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
 ) -> Transformer:
     """A transformer from its section.
 
     Args:
-      config: ``{width, layers, attention: {heads, …}, mlp: {hidden, …}, norm, dropout, remat, …}``: the arguments of
-        ``block_stack``; the last norm is as those of the blocks.
+      config: as ``read_transformer`` takes it.
       hooks: as ``Transformer`` takes them.
       taps: as ``Transformer`` takes them.
+      context_width: of the keys of a cross-attention; ``None`` leaves it out.
+      remat: what the backward pass keeps, a name in ``REMAT_POLICIES``.
       dtype: of the products.
       rngs: random streams.
     """
-    stack = block_stack(**config, dtype=dtype, rngs=rngs)
-    return Transformer(stack, build_norm(config.get("norm", "rms"), config["width"], rngs=rngs), hooks=hooks, taps=taps)
+    section = read_transformer(config)
+    stack = section.stack(context_width=context_width, remat=remat, dtype=dtype, rngs=rngs)
+    return Transformer(stack, section.last_norm(rngs=rngs), hooks=hooks, taps=taps)

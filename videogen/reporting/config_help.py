@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from videogen import conditioning, data, detokenizers, diffusion, generators, losses, nn, quantizers, tokenizers
+from videogen import conditioning, data, detokenizers, diffusion, generators, heads, losses, nn, quantizers, tokenizers
 
 MEANINGS = {
     "seed": "decides weights, noise and the order of the data",
@@ -88,6 +88,7 @@ MEANINGS = {
 TABLES = {
     "source": data.SOURCES,
     "model": {**tokenizers.TOKENIZERS, **generators.GENERATORS, **detokenizers.DETOKENIZERS},
+    "head": heads.HEADS,
     "quantizer": quantizers.QUANTIZERS,
     "discriminator": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
@@ -97,7 +98,7 @@ TABLES = {
 }
 """Section -> its parts by name."""
 
-SHARED = (nn.FactorisedStack, detokenizers.Pyramid)
+SHARED = (nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise)
 """Parts whose settings stand in sections of other parts, or without a name."""
 
 

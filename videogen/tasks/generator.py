@@ -152,7 +152,7 @@ class GeneratorTask(Task):
         elif self.text == "t5":
             context_width = self.config.text.encoder.width
         elif self.config.classes and not self.label_as_vector:
-            context_width = self.config.model.width
+            context_width = self.config.model.transformer.width
         generator = generators.build(
             self.config.model,
             **self._modelled(),
