@@ -27,6 +27,7 @@ from videogen.conditioning import Conditioning  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
 from videogen.generators import BlockSampler, NextBlockTransformer  # noqa: E402
 from videogen.shapes import TokenGrid  # noqa: E402
+from videogen.tokens import Layout, SegmentLayout  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
 
 GRID = flags.DEFINE_list("grid", ["5", "8", "8"], "Latent frames, rows and columns of a clip.")
@@ -72,7 +73,8 @@ def sampler_of(grid: TokenGrid, block: tuple[int, ...]) -> tuple[Callable[[], ob
 
     @jax.jit
     def draw(state: nnx.State) -> jax.Array:
-        return nnx.merge(graph, state).sample(grid, Conditioning(), keys, BlockSampler()).indices
+        layout = Layout.of(video=SegmentLayout.on_grid(grid, (VOCABULARY.value,)))
+        return nnx.merge(graph, state).sample(layout, Conditioning(), keys, BlockSampler()).only.values
 
     return lambda: jax.block_until_ready(draw(state)), model.passes(grid), parameter_count(nnx.to_pure_dict(state))
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from videogen import generators, tokenizers  # noqa: E402
 from videogen.conditioning import Conditioning, EncodedText  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
-from videogen.shapes import Codes, TokenGrid  # noqa: E402
+from videogen.shapes import TokenGrid  # noqa: E402
+from videogen.tokens import Layout, SegmentLayout, Tokens  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402
 
 PEER = flags.DEFINE_bool("peer", False, "Also time phenaki-pytorch, which must be installed.")
@@ -98,6 +99,7 @@ def ours(dtype: jnp.dtype) -> dict[str, tuple[Callable[[], None], tuple[int, ...
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 1024, (4, 5, 8, 8, 1)), jnp.int32)
     features = jnp.asarray(np.random.default_rng(2).normal(size=(4, 16, 768)), jnp.float32)
     grid = TokenGrid(5, 8, 8)
+    layout = Layout.of(video=SegmentLayout.on_grid(grid, (1024,)))
 
     def reconstruct(model: nnx.Module, video: jax.Array) -> jax.Array:
         latents, _, losses, _ = model.bottleneck(model.encode(video), key=jax.random.key(0), train=True)
@@ -105,7 +107,7 @@ def ours(dtype: jnp.dtype) -> dict[str, tuple[Callable[[], None], tuple[int, ...
 
     def masked(model: nnx.Module, ids: jax.Array, features: jax.Array) -> jax.Array:
         conditioning = Conditioning(EncodedText(features, jnp.ones(features.shape[:2], bool)))
-        return model.loss(Codes(ids, grid), conditioning, jax.random.key(0))[0]
+        return model.loss(Tokens.single(ids, layout), conditioning, jax.random.key(0))[0]
 
     tokenizer = tokenizers.build(CVIVIT, dtype=dtype, remat="none", rngs=nnx.Rngs(0))
     generator = generators.build(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videogen.errors import UserError
-from videogen.shapes import Codes, Compression, Extension, Tiles, TokenGrid, VideoShape, check_video
+from videogen.shapes import Compression, Extension, Tiles, TokenGrid, VideoShape, check_video
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -92,13 +92,6 @@ def test_extension_takes_the_fewest_sufficient_segments(window, overlap):
 def test_extension_refuses_impossible_overlaps(overlap):
     with pytest.raises(UserError, match="between 1 and 10 frames"):
         Extension(11, overlap)
-
-
-def test_codes_keep_their_grid_across_jit():
-    grid = TokenGrid(2, 3, 4)
-    codes = Codes(jnp.zeros((2, 2, 3, 4, 1), jnp.int32), grid)
-    moved = jax.jit(lambda codes: jax.tree.map(lambda x: x + 1, codes))(codes)
-    assert moved.grid == grid and moved.mask is None and int(moved.indices.min()) == 1
 
 
 @pytest.mark.parametrize(

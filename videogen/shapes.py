@@ -9,7 +9,7 @@ import math
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from videogen.errors import UserError
 
@@ -214,19 +214,3 @@ class Tiles:
         last = length - places if start + length < self.size else np.full(length, np.inf)
         distance = np.minimum(first, last)
         return np.clip((distance - self.overlap / 4) / max(self.overlap / 2, 1e-9), 0.0, 1.0)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Codes:
-    """Discrete codes of a batch of clips.
-
-    Attributes:
-      indices: ``int32 [batch, time, height, width, levels]``.
-      grid: the static grid.
-      mask: which of the raster-ordered places exist, for variable-length clips; ``None`` means all.
-    """
-
-    indices: Int[Array, "batch latent_time latent_height latent_width levels"]
-    grid: TokenGrid = dataclasses.field(metadata={"static": True})
-    mask: Bool[Array, "batch tokens"] | None = None

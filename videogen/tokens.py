@@ -6,7 +6,8 @@ side can still be sharded; it becomes a flat sequence only inside attention.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,11 @@ class SegmentLayout:
     def __post_init__(self):
         if bool(self.vocabulary) == bool(self.channels):
             raise UserError("a segment has a vocabulary (codes) or channels (floats), one of the two")
+
+    @classmethod
+    def on_grid(cls, grid: TokenGrid, vocabulary: Sequence[int] = (), channels: int = 0) -> "SegmentLayout":
+        """A token at each place of time × height × width."""
+        return cls(tuple(zip(GRID, grid.shape, strict=True)), tuple(vocabulary), channels)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,6 +134,14 @@ class Tokens:
         """Tokens of these segments, in this order."""
         return cls(tuple(segments.values()), tuple(segments))
 
+    @classmethod
+    def single(cls, values: Array, layout: "Layout", **masks: Any) -> "Tokens":
+        """Tokens of the one segment of a layout, from its values in any shape of the same order."""
+        (name, segment), *others = layout.segments
+        if others:
+            raise UserError(f"one segment of tokens is expected here, got {', '.join(layout.names)}")
+        return cls((Segment(values.reshape(-1, *segment.shape, segment.width), segment, **masks),), (name,))
+
     def __getitem__(self, name: str) -> Segment:
         if name not in self.names:
             raise UserError(f"there is no segment {name!r}, only {', '.join(self.names)}")
@@ -187,6 +201,11 @@ class Layout:
         if len(self.segments) != 1:
             raise UserError(f"one segment of tokens is expected here, got {', '.join(self.names)}")
         return self.segments[0][1]
+
+    def with_time(self, time: int) -> "Layout":
+        """The same with so many latent frames; segments without a side ``time`` stay as they are."""
+        timed = ((name, dict(segment.sides), segment) for name, segment in self.segments)
+        return Layout(tuple((name, s.with_length("time", time) if "time" in sides else s) for name, sides, s in timed))
 
     @property
     def tokens(self) -> int:

@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.generators.clips import codes_of, layout_of
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
@@ -14,9 +15,11 @@ from videogen.generators.critic import TokenCritic
 from videogen.generators.maskgit import decode
 from videogen.heads.categorical import draw_levels
 from videogen.nn import read_transformer
-from videogen.shapes import Codes, TokenGrid
+from videogen.shapes import TokenGrid
+from videogen.tokens import Tokens
 
 GRID = TokenGrid(2, 2, 2)
+VIDEO = layout_of(GRID, (6,))
 CRITIC = {"layers": 1, "weight": 0.5}
 TRANSFORMER = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32}
 SAMPLER = MaskGITSampler(steps=4, choice_temperature=0.0)
@@ -31,9 +34,9 @@ def text(batch: int) -> Conditioning:
     return Conditioning(EncodedText(jax.random.normal(jax.random.key(0), (batch, 3, 8)), jnp.ones((batch, 3), bool)))
 
 
-def codes(batch: int, vocabulary=(6,), mask=None) -> Codes:
+def codes(batch: int, vocabulary=(6,), mask=None) -> Tokens:
     levels = [jax.random.randint(jax.random.key(i), (batch, *GRID.shape), 0, n) for i, n in enumerate(vocabulary)]
-    return Codes(jnp.stack(levels, -1), GRID, mask)
+    return codes_of(jnp.stack(levels, -1), GRID, tuple(vocabulary), exists=mask)
 
 
 def keys(batch: int):
@@ -82,7 +85,7 @@ def test_generator_and_critic_learn_from_their_own_losses_alone(vocabulary):
 
 def test_places_that_do_not_exist_neither_count_nor_are_seen():
     model, exists = build(CRITIC), jnp.arange(8)[None] < jnp.array([[4], [4]])
-    ids = codes(2).indices.reshape(2, 8, 1)
+    ids = codes(2).only.values.reshape(2, 8, 1)
     other = ids.at[:, 4:].set(5 - ids[:, 4:])
     judge = jax.jit(lambda ids, exists: model.critic(ids, text(2), exists))
     scores = [judge(x, exists)[:, :4] for x in (ids, other)]
@@ -163,16 +166,16 @@ def test_a_kept_code_is_drawn_again_when_it_no_longer_looks_true_but_a_given_one
 def test_sampling_asks_the_critic(monkeypatch):
     model = build(CRITIC)
     plain = build()
-    unasked = plain.sample(GRID, text(3), keys(3), SAMPLER)
-    drawn = jax.jit(lambda: model.sample(GRID, text(3), keys(3), SAMPLER))()
-    assert drawn.indices.shape == unasked.indices.shape and (drawn.indices < 6).all()
-    prefix = codes(3).indices[:, :1]
-    kept = model.sample(GRID, text(3), keys(3), SAMPLER, Codes(prefix, GRID.with_time(1)))
-    np.testing.assert_array_equal(kept.indices[:, :1], prefix)
+    unasked = plain.sample(VIDEO, text(3), keys(3), SAMPLER)
+    drawn = jax.jit(lambda: model.sample(VIDEO, text(3), keys(3), SAMPLER))()
+    assert drawn.only.values.shape == unasked.only.values.shape and (drawn.only.values < 6).all()
+    prefix = codes(3).only.values[:, :1]
+    kept = model.sample(VIDEO, text(3), keys(3), SAMPLER, codes_of(prefix, GRID.with_time(1)))
+    np.testing.assert_array_equal(kept.only.values[:, :1], prefix)
     # A critic of which every place is as true leaves the choice to the places alone.
     monkeypatch.setattr(TokenCritic, "__call__", lambda self, ids, *_: jnp.zeros(ids.shape[:2]))
-    flat = model.sample(GRID, text(3), keys(3), SAMPLER)
-    assert (flat.indices != unasked.indices).any()
+    flat = model.sample(VIDEO, text(3), keys(3), SAMPLER)
+    assert (flat.only.values != unasked.only.values).any()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.generators.clips import latents_of, layout_of
 from videogen import diffusion
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
@@ -17,6 +18,7 @@ from videogen.generators import FlowSampler, FlowTransformer
 from videogen.shapes import TokenGrid
 
 GRID, CHANNELS = TokenGrid(3, 2, 4), 3
+VIDEO = layout_of(GRID, channels=CHANNELS)
 TRANSFORMER = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32}
 SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
 MODELS = {
@@ -96,7 +98,9 @@ def draw(name: str, sampler: FlowSampler, batch: slice = slice(2), prefix=None, 
     """Samples of some of three examples."""
     model = make(name)
     conditioning = jax.tree.map(lambda x: x[batch], told(name, 3))
-    return jax.jit(lambda c, k, p: model.sample(grid, c, k, sampler, p))(conditioning, keys(3)[batch], prefix)
+    layout, prefix = layout_of(grid, channels=CHANNELS), None if prefix is None else latents_of(prefix)
+    drawn = jax.jit(lambda c, k, p: model.sample(layout, c, k, sampler, p))(conditioning, keys(3)[batch], prefix)
+    return drawn.only.values
 
 
 SAMPLER = FlowSampler(steps=3, guidance_scale=2.0)
@@ -153,7 +157,7 @@ def test_gradient_reaches_every_parameter_after_two_steps(name):
 
     def loss(params, key):
         conditioning = told(name, 4).drop(jnp.array([True, False, False, False]))
-        return nnx.merge(graph, params, others).loss(latents(4), conditioning, key, train=False)[0]
+        return nnx.merge(graph, params, others).loss(latents_of(latents(4)), conditioning, key, train=False)[0]
 
     gradient = jax.jit(jax.grad(loss))
     optimizer = optax.adam(1e-2)
@@ -178,7 +182,7 @@ def test_the_loss_is_the_error_of_the_prediction(name, monkeypatch):
 
     monkeypatch.setattr(FlowTransformer, "predict", lambda self, *a, **k: remember(*a, **k))
     clean = latents(64)
-    loss, metrics = model.loss(clean, told(name, 64), jax.random.key(0), train=False)
+    loss, metrics = model.loss(latents_of(clean), told(name, 64), jax.random.key(0), train=False)
     assert loss == metrics["loss"] and asked["t"].shape == ((64, 3) if name == "frames" else (64,))
     # The velocity e - x of unit noise and data has variance 2.
     np.testing.assert_allclose(loss, 2.0, rtol=0.1)
@@ -191,7 +195,7 @@ def test_the_loss_is_the_error_of_the_prediction(name, monkeypatch):
         return jnp.where(t > 0, (noisy - live.statistics.normalise(clean)) / t, 9.0)
 
     monkeypatch.setattr(FlowTransformer, "predict", lambda self, *a, **k: oracle(*a, **k))
-    loss, _ = live.loss(clean, told(name, 64), jax.random.key(0), train=True)
+    loss, _ = live.loss(latents_of(clean), told(name, 64), jax.random.key(0), train=True)
     np.testing.assert_allclose(loss, 0.0, atol=1e-6)
     if name == "frames":
         given = np.asarray(asked["t"] == 0)
@@ -271,7 +275,7 @@ def test_frames_may_follow_one_another_and_causal_ones_never_look_ahead():
 
 
 def test_an_image_is_a_clip_of_one_frame():
-    loss, _ = copy(make("prefix")).loss(latents(2, 1), told("prefix", 2), jax.random.key(0))
+    loss, _ = copy(make("prefix")).loss(latents_of(latents(2, 1)), told("prefix", 2), jax.random.key(0))
     assert np.isfinite(loss)
     assert draw("prefix", SAMPLER, grid=GRID.with_time(1)).shape == (2, 1, 2, 4, CHANNELS)
 
@@ -293,8 +297,8 @@ def test_other_processes_and_predictions_train_and_sample(process, prediction):
     @jax.jit
     def both():
         model = FlowTransformer(CHANNELS, GRID.shape, SMALL, **settings, rngs=nnx.Rngs(0))
-        loss, _ = model.loss(latents(), Conditioning(), jax.random.key(0))
-        return loss, model.sample(GRID, Conditioning(), keys(2), sampler, latents(2, 1))
+        loss, _ = model.loss(latents_of(latents()), Conditioning(), jax.random.key(0))
+        return loss, model.sample(VIDEO, Conditioning(), keys(2), sampler, latents_of(latents(2, 1)))
 
     loss, drawn = both()
     assert np.isfinite(loss) and np.isfinite(drawn).all()
@@ -342,15 +346,15 @@ def test_samplers_that_cannot_work_are_named():
         with pytest.raises(UserError, match=message):
             FlowSampler(**settings)
     with pytest.raises(UserError, match='only in a model with times="frame"'):
-        make("cross").sample(GRID, told("cross", 1), keys(1), FlowSampler(lag=1))
+        make("cross").sample(VIDEO, told("cross", 1), keys(1), FlowSampler(lag=1))
     with pytest.raises(UserError, match="fewer than 3"):
-        make("prefix").sample(GRID, told("prefix", 1), keys(1), FlowSampler(), latents(1))
+        make("prefix").sample(VIDEO, told("prefix", 1), keys(1), FlowSampler(), latents_of(latents(1)))
 
 
 def test_a_model_that_never_saw_given_frames_takes_none():
     """As with ``lag``: what training did not show is refused, also when the window slides."""
     with pytest.raises(UserError, match="prefix_share above 0"):
-        make("cross").sample(GRID, told("cross", 1), keys(1), FlowSampler(), latents(1, 1))
+        make("cross").sample(VIDEO, told("cross", 1), keys(1), FlowSampler(), latents_of(latents(1, 1)))
     assert [*make("cross").prefixes(3)] == [0] and [*make("prefix").prefixes(3)] == [0, 1, 2]
     assert [*make("frames").prefixes(3)] == [0, 1, 2] and [*make("pairs of frames").prefixes(6)] == [0, 3]
 
@@ -372,10 +376,10 @@ def test_a_model_without_a_conditioning_is_drawn_in_one_pass_whatever_the_guidan
     )
     model, nothing = make("alone"), Conditioning()
     for scale in (1.0, 5.0):
-        model.sample(GRID, nothing, keys(2), FlowSampler(steps=2, guidance_scale=scale))
-    make("label").sample(GRID, told("label", 2), keys(2), FlowSampler(steps=2, guidance_scale=1.0))
+        model.sample(VIDEO, nothing, keys(2), FlowSampler(steps=2, guidance_scale=scale))
+    make("label").sample(VIDEO, told("label", 2), keys(2), FlowSampler(steps=2, guidance_scale=1.0))
     assert set(sizes) == {2}
-    make("label").sample(GRID, told("label", 2), keys(2), FlowSampler(steps=2, guidance_scale=5.0))
+    make("label").sample(VIDEO, told("label", 2), keys(2), FlowSampler(steps=2, guidance_scale=5.0))
     assert sizes[-1] == 4
 
 

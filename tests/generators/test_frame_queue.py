@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.generators.clips import layout_of
 from videogen import diffusion
 from videogen.conditioning import Conditioning
 from videogen.errors import UserError
@@ -56,8 +57,11 @@ def test_frames_are_those_of_per_frame_sampling(solver, steps):
     model, settings = make(), {"steps": steps, "solver": {"name": solver}, "guidance_scale": 1.0}
     lag = -(-steps // GRID.time)
     together = model.sample(
-        GRID.with_time(FRAMES), Conditioning(label=jnp.arange(2)), keys(2), FlowSampler(**settings, lag=lag)
-    )
+        layout_of(GRID.with_time(FRAMES), channels=CHANNELS),
+        Conditioning(label=jnp.arange(2)),
+        keys(2),
+        FlowSampler(**settings, lag=lag),
+    ).only.values
     np.testing.assert_allclose(draw(model, FlowSampler(**settings), FRAMES), together, atol=1e-5)
 
 

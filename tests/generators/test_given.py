@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.generators.clips import codes_of, layout_of
 from videogen.conditioning import Conditioning, Given
 from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
@@ -13,7 +14,8 @@ from videogen.generators.masked import LOSS_PLACES
 from videogen.generators.maskgit import decode
 from videogen.heads import Categorical
 from videogen.heads.categorical import draw_levels
-from videogen.shapes import Codes, TokenGrid
+from videogen.shapes import TokenGrid
+from videogen.tokens import Layout, Tokens
 
 GRID = TokenGrid(3, 2, 2)
 NOTHING = Conditioning()
@@ -22,22 +24,26 @@ NOTHING = Conditioning()
 TRANSFORMER = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 64}
 
 
+def video_of(model) -> Layout:
+    return layout_of(GRID, model.head.vocabulary)
+
+
 def build(vocabulary=(16,), **settings) -> MaskedTransformer:
     settings = {"tasks": 10, "training_schedule": "cosine", **settings}
     return MaskedTransformer(vocabulary, GRID.shape, TRANSFORMER, **settings, rngs=nnx.Rngs(0))
 
 
-def codes(batch: int, vocabulary=(16,), seed: int = 7) -> Codes:
+def codes(batch: int, vocabulary=(16,), seed: int = 7) -> Tokens:
     levels = [
         jax.random.randint(jax.random.key(seed + i), (batch, *GRID.shape), 0, n) for i, n in enumerate(vocabulary)
     ]
-    return Codes(jnp.stack(levels, axis=-1), GRID)
+    return codes_of(jnp.stack(levels, axis=-1), GRID, tuple(vocabulary))
 
 
 def given(batch: int, vocabulary=(16,)) -> Given:
     """Codes unlike the targets, at the first two thirds of the places."""
     region = jnp.broadcast_to(jnp.arange(GRID.tokens) < 8, (batch, GRID.tokens))
-    return Given(codes(batch, vocabulary, seed=99).indices, region, jnp.arange(batch) % 10)
+    return Given(codes(batch, vocabulary, seed=99).only.values, region, jnp.arange(batch) % 10)
 
 
 def logits_of(model: MaskedTransformer, ids, **call):
@@ -79,7 +85,7 @@ def seen_by_the_network(model, monkeypatch, key) -> tuple[np.ndarray, np.ndarray
 
 def test_every_place_shows_the_target_or_the_condition_or_mask(monkeypatch):
     ids, corrupted = seen_by_the_network(build(), monkeypatch, jax.random.key(0))
-    target, shown = (np.asarray(x).reshape(8, -1) for x in (codes(8).indices, given(8).indices))
+    target, shown = (np.asarray(x).reshape(8, -1) for x in (codes(8).only.values, given(8).indices))
     region = np.asarray(given(8).region)
     np.testing.assert_array_equal(ids, np.where(~corrupted, target, np.where(region, shown, 16)))
     for case in (~corrupted, corrupted & region, corrupted & ~region):
@@ -88,7 +94,7 @@ def test_every_place_shows_the_target_or_the_condition_or_mask(monkeypatch):
 
 def test_the_segment_marks_condition_codes_and_nothing_else():
     """The vector matters exactly where a place is both corrupted and given."""
-    model, ids = build(), codes(2).indices.reshape(2, -1, 1)
+    model, ids = build(), codes(2).only.values.reshape(2, -1, 1)
     corrupted = jnp.broadcast_to(jnp.arange(GRID.tokens) % 2 == 0, (2, GRID.tokens))
 
     def logits(corrupted, value):
@@ -101,8 +107,8 @@ def test_the_segment_marks_condition_codes_and_nothing_else():
 
 
 def test_the_task_matters():
-    model, ids = build(), codes(1).indices.reshape(1, -1, 1)
-    one, other = (Given(codes(1).indices, jnp.zeros((1, 12), bool), jnp.array([task])) for task in (0, 6))
+    model, ids = build(), codes(1).only.values.reshape(1, -1, 1)
+    one, other = (Given(codes(1).only.values, jnp.zeros((1, 12), bool), jnp.array([task])) for task in (0, 6))
     none = jnp.zeros((1, 12), bool)
     one, other = (logits_of(model, ids, given=g, corrupted=none) for g in (one, other))
     assert np.abs(one - other).max() > 1e-4
@@ -131,7 +137,7 @@ def test_an_unknown_place_of_the_loss_is_named():
 @pytest.mark.parametrize("steps", [1, 4, 12])
 @pytest.mark.parametrize("vocabulary", [(16,), (5, 7)])
 def test_an_oracle_decodes_to_the_target_in_any_number_of_steps(steps, vocabulary):
-    target = codes(3, vocabulary).indices.reshape(3, -1, len(vocabulary))
+    target = codes(3, vocabulary).only.values.reshape(3, -1, len(vocabulary))
     sure, sampler = (
         [100 * jax.nn.one_hot(target[..., i], n) for i, n in enumerate(vocabulary)],
         MaskGITSampler(steps=steps),
@@ -164,16 +170,29 @@ def test_without_confidence_noise_the_order_is_that_of_the_probabilities():
     """tau = 0: what is drawn decides what is kept, so equal draws give equal results."""
     model, sampler = build(), MaskGITSampler(steps=4, choice_temperature=0.0, temperature=1e-3, final_temperature=1e-3)
     one, other = (
-        model.sample(GRID, NOTHING, jax.random.split(jax.random.key(s), 2), sampler, given=given(2)) for s in (0, 1)
+        model.sample(
+            video_of(model),
+            NOTHING,
+            jax.random.split(jax.random.key(s), 2),
+            sampler,
+            given=given(2),
+        )
+        for s in (0, 1)
     )
-    np.testing.assert_array_equal(one.indices, other.indices)
+    np.testing.assert_array_equal(one.only.values, other.only.values)
 
 
 def test_guided_samples_complete_given_pixels():
     model = build(context_width=8, classes=3)
     conditioning = Conditioning(label=jnp.array([0, 1]))
     drawn = [
-        model.sample(GRID, conditioning, keys(2), MaskGITSampler(steps=3, guidance_scale=g), given=given(2)).indices
+        model.sample(
+            video_of(model),
+            conditioning,
+            keys(2),
+            MaskGITSampler(steps=3, guidance_scale=g),
+            given=given(2),
+        ).only.values
         for g in (0.0, 3000.0)
     ]
     assert all(((x >= 0) & (x < 16)).all() for x in drawn) and (drawn[0] != drawn[1]).any()
@@ -183,21 +202,23 @@ def test_guided_samples_complete_given_pixels():
 def test_levels_and_factors(vocabulary, factors, expected):
     model = build(vocabulary, head={"name": "categorical", "bias": True, "factors": factors})
     assert model.head.sizes == expected and model.head.logits_of.kernel.shape == (32, sum(expected))
-    ids = model.values(codes(2, vocabulary).indices)
+    ids = model.values(codes(2, vocabulary).only.values)
     np.testing.assert_array_equal(ids, model.corrupt(ids, jnp.zeros((2, 12), bool), given(2, vocabulary)))
     loss, metrics = model.loss(codes(4, vocabulary), NOTHING, jax.random.key(0), given=given(4, vocabulary))
     # An untrained network is nearly uniform: the mean over levels of log(codes).
     assert loss == pytest.approx(np.mean(np.log(expected)), rel=0.1) and 0 <= metrics["accuracy"] <= 1
-    drawn = model.sample(GRID, NOTHING, keys(2), MaskGITSampler(steps=3), given=given(2, vocabulary)).indices
+    drawn = model.sample(
+        video_of(model), NOTHING, keys(2), MaskGITSampler(steps=3), given=given(2, vocabulary)
+    ).only.values
     assert drawn.shape == (2, *GRID.shape, len(vocabulary))
     assert (drawn >= 0).all() and (drawn < np.array(vocabulary)).all()
 
 
 def test_a_prefix_of_factored_codes_is_kept():
     model = build((64,), head={"name": "categorical", "factors": 2})
-    prefix = Codes(codes(2, (64,)).indices[:, :1], GRID.with_time(1))
-    drawn = model.sample(GRID, NOTHING, keys(2), MaskGITSampler(steps=3), prefix)
-    np.testing.assert_array_equal(drawn.indices[:, :1], prefix.indices)
+    prefix = codes_of(codes(2, (64,)).only.values[:, :1], GRID.with_time(1))
+    drawn = model.sample(video_of(model), NOTHING, keys(2), MaskGITSampler(steps=3), prefix)
+    np.testing.assert_array_equal(drawn.only.values[:, :1], prefix.only.values)
 
 
 def test_gradient_reaches_every_parameter():

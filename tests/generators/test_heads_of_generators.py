@@ -7,11 +7,13 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.generators.clips import codes_of, latents_of
 from videogen import generators
 from videogen.conditioning import Conditioning
 from videogen.errors import UserError
 from videogen.generators import HEADS_OF, BlockSampler, MaskGITSampler
-from videogen.shapes import Codes, TokenGrid
+from videogen.shapes import TokenGrid
+from videogen.tokens import Tokens
 
 GRID = TokenGrid(2, 1, 2)
 TRANSFORMER = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 64}
@@ -47,11 +49,7 @@ def clips(model):
     """Every place shows the two bits of the label: as ids, or as numbers -1 and 1."""
     shape = (4, *GRID.shape, 2)
     bits = jnp.broadcast_to(BITS[:, None, None, None], shape)
-    return Codes(bits, GRID) if model.head.discrete else 2.0 * bits - 1.0
-
-
-def values_of(clips):
-    return clips.indices if isinstance(clips, Codes) else clips
+    return codes_of(bits, GRID, 2) if model.head.discrete else latents_of(2.0 * bits - 1.0)
 
 
 @pytest.mark.parametrize(("generator", "head"), PAIRS)
@@ -77,8 +75,8 @@ def test_every_pair_learns_a_rule_and_draws_it(generator, head):
     params, values = train(params)
     assert jnp.isfinite(values).all() and values[-20:].mean() < values[:20].mean()
     model, keys = nnx.merge(graph, params, rest), jax.random.split(jax.random.key(2), 4)
-    sample = jax.jit(lambda known: model.sample(GRID, conditioning, keys, SAMPLERS[generator], known))
-    drawn, expected = values_of(sample(None)), values_of(batch)
+    sample = jax.jit(lambda known: model.sample(batch.layout, conditioning, keys, SAMPLERS[generator], known))
+    drawn, expected = sample(None).only.values, batch.only.values
     assert drawn.shape == expected.shape and drawn.dtype == expected.dtype
     if model.head.discrete:
         np.testing.assert_array_equal(drawn, expected)
@@ -86,8 +84,8 @@ def test_every_pair_learns_a_rule_and_draws_it(generator, head):
         assert (jnp.sign(drawn) == expected).mean() > 0.9 and jnp.abs(drawn - expected).mean() < 0.4
     # The first latent frame may be given, and stays as it is.
     first = 1 - expected[:, :1] if model.head.discrete else -expected[:, :1]
-    given = Codes(first, GRID.with_time(1)) if model.head.discrete else first
-    np.testing.assert_array_equal(values_of(sample(given))[:, :1], first)
+    given = Tokens.single(first, batch.layout.with_time(1))
+    np.testing.assert_array_equal(sample(given).only.values[:, :1], first)
 
 
 @pytest.mark.parametrize("head", ["categorical", "gaussian_mixture", "diffusion"])
@@ -103,7 +101,7 @@ def test_heads_that_do_not_go_with_a_generator_are_refused(monkeypatch):
     with pytest.raises(UserError, match="the head 'depth' does not go with 'masked'; take one of: bernoulli, categor"):
         build("masked", "depth")
     with pytest.raises(UserError, match="'flow' has no setting 'head'"):
-        build("flow", "categorical")
+        build("flow", "diffusion")
 
 
 @pytest.mark.parametrize("generator", HEADS_OF)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.generators.clips import codes_of, layout_of
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
@@ -13,9 +14,11 @@ from videogen.generators.masked import random_mask
 from videogen.generators.maskgit import decode, masked_after
 from videogen.heads import Categorical
 from videogen.heads.sampling import sample_categorical
-from videogen.shapes import Codes, TokenGrid
+from videogen.shapes import TokenGrid
+from videogen.tokens import Tokens
 
 GRID = TokenGrid(3, 2, 2)
+VIDEO = layout_of(GRID, (16,))
 TRANSFORMER = {"width": 32, "layers": 2, "heads": 4, "mlp_width": 64}
 
 
@@ -29,8 +32,8 @@ def text(batch: int, seed: int = 0) -> Conditioning:
     return Conditioning(EncodedText(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int)))
 
 
-def codes(batch: int, grid: TokenGrid = GRID, mask=None) -> Codes:
-    return Codes(jax.random.randint(jax.random.key(7), (batch, *grid.shape, 1), 0, 16), grid, mask)
+def codes(batch: int, grid: TokenGrid = GRID, mask=None) -> Tokens:
+    return codes_of(jax.random.randint(jax.random.key(7), (batch, *grid.shape, 1), 0, 16), grid, 16, exists=mask)
 
 
 def logits_of(model: MaskedTransformer, ids, conditioning: Conditioning, **call):
@@ -78,19 +81,21 @@ def test_loss_gradient_is_zero_at_unmasked_places(model, monkeypatch):
 def test_image_loss_uses_the_first_frame_only(model):
     """Codes of an image padded to the video grid with a mask give the loss of the short sequence."""
     image = codes(2, GRID.with_time(1))
-    padded_ids = jnp.concatenate([image.indices, jnp.full((2, 2, 2, 2, 1), 9)], 1)
+    padded_ids = jnp.concatenate([image.only.values, jnp.full((2, 2, 2, 2, 1), 9)], 1)
     exists = jnp.broadcast_to(jnp.arange(GRID.tokens) < GRID.tokens_per_frame, (2, GRID.tokens))
 
     def logits(ids, exists):
         return logits_of(model, ids, text(2), exists=exists)
 
-    short = logits(image.indices.reshape(2, -1, 1), None)
+    short = logits(image.only.values.reshape(2, -1, 1), None)
     padded = logits(padded_ids.reshape(2, -1, 1), exists)[:, : GRID.tokens_per_frame]
     np.testing.assert_allclose(short, padded, atol=1e-5)
     graph, state = nnx.split(model)
 
     def loss(state):
-        return nnx.merge(graph, state).loss(Codes(padded_ids, GRID, exists), text(2), jax.random.key(1), train=False)[0]
+        return nnx.merge(graph, state).loss(
+            codes_of(padded_ids, GRID, exists=exists), text(2), jax.random.key(1), train=False
+        )[0]
 
     grads = jnp.abs(nnx.to_pure_dict(jax.grad(loss)(state))["positions"]["table"]).sum(-1)
     assert (grads[: GRID.tokens_per_frame] > 0).all()
@@ -112,10 +117,10 @@ def test_masked_count_falls_strictly_to_zero(unknown, steps, schedule):
 
 def test_prefix_never_changes_and_everything_gets_filled(model):
     prefix = codes(3, GRID.with_time(1))
-    drawn = model.sample(GRID, text(3), keys(3), MaskGITSampler(steps=4), prefix)
-    np.testing.assert_array_equal(drawn.indices[:, :1], prefix.indices)
-    assert drawn.grid == GRID
-    assert (drawn.indices >= 0).all() and (drawn.indices < 16).all()
+    drawn = model.sample(VIDEO, text(3), keys(3), MaskGITSampler(steps=4), prefix)
+    np.testing.assert_array_equal(drawn.only.values[:, :1], prefix.only.values)
+    assert drawn.layout.only.grid == GRID
+    assert (drawn.only.values >= 0).all() and (drawn.only.values < 16).all()
 
 
 def test_guidance_zero_is_conditional_only(model):
@@ -128,14 +133,14 @@ def test_guidance_zero_is_conditional_only(model):
         return model.head.draw(features, None, keys, sampler.of_head(temperature))
 
     alone = decode(draw, jnp.zeros((4, GRID.tokens, 1), int), unknown, keys(4), sampler)
-    drawn = model.sample(GRID, conditioning, keys(4), sampler)
-    np.testing.assert_array_equal(drawn.indices.reshape(alone.shape), alone)
-    guided = model.sample(GRID, conditioning, keys(4), MaskGITSampler(steps=5, guidance_scale=50.0))
-    assert (guided.indices != drawn.indices).any()
+    drawn = model.sample(VIDEO, conditioning, keys(4), sampler)
+    np.testing.assert_array_equal(drawn.only.values.reshape(alone.shape), alone)
+    guided = model.sample(VIDEO, conditioning, keys(4), MaskGITSampler(steps=5, guidance_scale=50.0))
+    assert (guided.only.values != drawn.only.values).any()
 
 
 def test_dropped_text_depends_on_the_null_embedding_only(model):
-    ids = codes(2).indices.reshape(2, -1, 1)
+    ids = codes(2).only.values.reshape(2, -1, 1)
     one, other = (logits_of(model, ids, text(2, seed).null()) for seed in (0, 1))
     np.testing.assert_array_equal(one, other)
     assert np.abs(one - logits_of(model, ids, text(2))).max() > 1e-6
@@ -143,8 +148,8 @@ def test_dropped_text_depends_on_the_null_embedding_only(model):
 
 def test_a_draw_does_not_depend_on_its_neighbours(model):
     sampler = MaskGITSampler(steps=4)
-    together = model.sample(GRID, text(4), keys(4), sampler).indices
-    alone = model.sample(GRID, jax.tree.map(lambda x: x[2:3], text(4)), keys(4)[2:3], sampler).indices
+    together = model.sample(VIDEO, text(4), keys(4), sampler).only.values
+    alone = model.sample(VIDEO, jax.tree.map(lambda x: x[2:3], text(4)), keys(4)[2:3], sampler).only.values
     np.testing.assert_array_equal(together[2:3], alone)
 
 
@@ -185,7 +190,7 @@ def test_learns_a_deterministic_rule():
     model = MaskedTransformer((8,), (2, 2, 2), TRANSFORMER, context_width=8, classes=8, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
     labels = jnp.arange(8)
-    batch = Codes(jnp.broadcast_to(labels[:, None, None, None, None], (8, 2, 2, 2, 1)), TokenGrid(2, 2, 2))
+    batch = codes_of(jnp.broadcast_to(labels[:, None, None, None, None], (8, 2, 2, 2, 1)), TokenGrid(2, 2, 2))
     optimizer = optax.adam(3e-3)
 
     @jax.jit
@@ -200,9 +205,9 @@ def test_learns_a_deterministic_rule():
     for i in range(400):
         params, state = step(params, state, jax.random.key(i))
     drawn = nnx.merge(graph, params).sample(
-        TokenGrid(2, 2, 2),
+        batch.layout,
         Conditioning(label=labels),
         keys(8),
         MaskGITSampler(steps=4, temperature=0.05, final_temperature=0.05),
     )
-    np.testing.assert_array_equal(drawn.indices, batch.indices)
+    np.testing.assert_array_equal(drawn.only.values, batch.only.values)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.generators.clips import layout_of
 from videogen.conditioning import Conditioning
 from videogen.generators import MaskedTransformer, MaskGITSampler
 from videogen.generators.maskgit import decode
@@ -131,4 +132,6 @@ def test_a_guided_masked_transformer_draws_what_the_label_has_and_no_label_has_n
     monkeypatch.setattr(Categorical, "logits", lambda self, features: [features])
     conditioning, keys = Conditioning(label=jnp.array([0, 2])), jax.random.split(jax.random.key(0), 2)
     sampler = MaskGITSampler(steps=2, guidance_scale=20.0)
-    np.testing.assert_array_equal(model.sample(grid, conditioning, keys, sampler).indices, 2)
+    np.testing.assert_array_equal(
+        model.sample(layout_of(grid, model.head.vocabulary), conditioning, keys, sampler).only.values, 2
+    )

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.generators.clips import codes_of, latents_of
 from videogen import diffusion
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.diffusion import Euler, RectifiedFlow
 from videogen.generators import FlowTransformer, MaskedTransformer, NextBlockTransformer
 from videogen.nn import MicroBatch
-from videogen.shapes import Codes, TokenGrid
+from videogen.shapes import TokenGrid
 
 GRID, BATCH, COUNT = TokenGrid(3, 2, 2), 8, 4
 RANDOM = {"context_width": 8, "condition_drop": 0.5}
@@ -29,24 +30,24 @@ def masked(**settings):
 
 
 CASES = {
-    "masked": (lambda: masked(head=SMOOTHED), lambda i: Codes(CODES[i], GRID)),
+    "masked": (lambda: masked(head=SMOOTHED), lambda i: codes_of(CODES[i], GRID, 6)),
     "masked, short clips and a critic": (
         lambda: masked(critic={"layers": 1, "weight": 0.5}),
-        lambda i: Codes(CODES[i], GRID, SHORT[i]),
+        lambda i: codes_of(CODES[i], GRID, 6, exists=SHORT[i]),
     ),
     "next block": (
         lambda: NextBlockTransformer(
             (6,), GRID.shape, TRANSFORMER, block=(1, 1, 2), token_drop=0.5, **RANDOM, rngs=nnx.Rngs(0)
         ),
-        lambda i: Codes(CODES[i], GRID),
+        lambda i: codes_of(CODES[i], GRID, 6),
     ),
     "flow, given frames": (
         lambda: FlowTransformer(3, GRID.shape, TRANSFORMER, prefix_share=0.7, **RANDOM, rngs=nnx.Rngs(0)),
-        lambda i: LATENTS[i],
+        lambda i: latents_of(LATENTS[i]),
     ),
     "flow, times of frames": (
         lambda: FlowTransformer(3, GRID.shape, TRANSFORMER, times="frame", **RANDOM, rngs=nnx.Rngs(0)),
-        lambda i: LATENTS[i],
+        lambda i: latents_of(LATENTS[i]),
     ),
 }
 

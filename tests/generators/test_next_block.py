@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.generators.clips import codes_of, layout_of
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import BlockSampler, NextBlockTransformer
@@ -15,7 +16,8 @@ from videogen.generators.block_decoding import Decoding
 from videogen.heads import Categorical
 from videogen.heads.digits import split
 from videogen.nn import BlockCausal, Causal, Full, mask_array
-from videogen.shapes import Codes, TokenGrid
+from videogen.shapes import TokenGrid
+from videogen.tokens import Layout, Tokens
 
 GRID = TokenGrid(3, 2, 4)
 SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
@@ -52,27 +54,36 @@ def make(name: str) -> NextBlockTransformer:
     return NextBlockTransformer(grid=GRID.shape, context_width=8, **settings, rngs=nnx.Rngs(0))
 
 
+def video_of(model) -> Layout:
+    return layout_of(GRID, model.head.vocabulary)
+
+
 def text(batch: int, seed: int = 0) -> Conditioning:
     features = jax.random.normal(jax.random.key(seed), (batch, 5, 8))
     return Conditioning(EncodedText(features, jnp.arange(5)[None] < 3 + jnp.zeros((batch, 1), int)))
 
 
-def codes(model: NextBlockTransformer, batch: int = 2, grid: TokenGrid = GRID) -> Codes:
+def codes(model: NextBlockTransformer, batch: int = 2, grid: TokenGrid = GRID) -> Tokens:
     size = (batch, *grid.shape, model.head.levels)
-    return Codes(jax.random.randint(jax.random.key(7), size, 0, jnp.array(model.head.vocabulary)), grid)
+    return codes_of(
+        jax.random.randint(jax.random.key(7), size, 0, jnp.array(model.head.vocabulary)), grid, model.head.vocabulary
+    )
 
 
 def keys(batch: int):
     return jax.random.split(jax.random.key(5), batch)
 
 
-def logits_of(model: NextBlockTransformer, clip: Codes):
+def logits_of(model: NextBlockTransformer, clip: Tokens):
     """Logits of the one level of every place in order of generation."""
-    return model.head.logits(model.features(model._sequence(clip), text(len(clip.indices)), clip.grid))[0]
+    return model.head.logits(
+        model.features(model._sequence(clip.only.values, GRID), text(len(clip.only.values)), GRID)
+    )[0]
 
 
-def first_frames(codes: Codes, count: int) -> Codes:
-    return Codes(codes.indices[:, :count], codes.grid.with_time(count))
+def first_frames(codes: Tokens, count: int) -> Tokens:
+    layout = codes.layout.with_time(count)
+    return Tokens.single(codes.only.values[:, :count], layout)
 
 
 def test_block_mask_is_causal_for_tokens_and_full_for_one_block():
@@ -89,7 +100,7 @@ def test_block_mask_is_causal_for_tokens_and_full_for_one_block():
 def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
     """By gradients with respect to one-hot-like embeddings of every place of the sequence."""
     model = make(name)
-    ids = model._sequence(codes(model, 1))
+    ids = model._sequence(codes(model, 1).only.values, GRID)
     size, places = model.block_tokens, ids.shape[1]
     embedded = model.head.inputs.vectors(split(ids, model.head.bases))
 
@@ -124,7 +135,7 @@ def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
 )
 def test_cached_decoding_equals_the_full_forward(name, guided):
     model = make(name)
-    ids, sampler = model._sequence(codes(model)), BlockSampler(guidance_scale=float(guided))
+    ids, sampler = model._sequence(codes(model).only.values, GRID), BlockSampler(guidance_scale=float(guided))
     whole = model.features(ids, text(2), GRID)
     decoding = Decoding(model, GRID, text(2), keys(2), sampler, 0)
     inputs = jnp.tile(model.inputs(ids, GRID), (1 + guided, 1, 1))
@@ -151,12 +162,12 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
     model, sampler = make(name), BlockSampler(temperature=0.7, top_k=5, guidance_scale=0.5)
     known = 0 if not model.given else 1
     prefix = first_frames(codes(model), known) if known else None
-    drawn = jax.jit(lambda: model.sample(GRID, text(2), keys(2), sampler, prefix))()
-    assert drawn.indices.shape == (2, *GRID.shape, model.head.levels)
-    assert (drawn.indices >= 0).all() and (drawn.indices < jnp.array(model.head.vocabulary)).all()
+    drawn = jax.jit(lambda: model.sample(video_of(model), text(2), keys(2), sampler, prefix))()
+    assert drawn.only.values.shape == (2, *GRID.shape, model.head.levels)
+    assert (drawn.only.values >= 0).all() and (drawn.only.values < jnp.array(model.head.vocabulary)).all()
     if prefix is not None:
-        np.testing.assert_array_equal(drawn.indices[:, :1], prefix.indices)
-    ids = model._sequence(drawn)
+        np.testing.assert_array_equal(drawn.only.values[:, :1], prefix.only.values)
+    ids = model._sequence(drawn.only.values, GRID)
     targets = split(model._targets(ids), model.head.bases)
     both = [model.head.logits(model.features(ids, c, GRID), targets) for c in (text(2), text(2).null())]
     first = ids.shape[1] - targets.shape[1]
@@ -183,16 +194,16 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
             drawn_here = targets[:, place - first : end - first, digit]
             np.testing.assert_array_equal(drawn_here[:, here], expected[:, here])
     if model.block[0] == 1:
-        again = model.sample(GRID, text(2), keys(2), sampler, first_frames(drawn, 2))
-        np.testing.assert_array_equal(again.indices, drawn.indices)
+        again = model.sample(video_of(model), text(2), keys(2), sampler, first_frames(drawn, 2))
+        np.testing.assert_array_equal(again.only.values, drawn.only.values)
 
 
 def test_a_draw_does_not_depend_on_its_neighbours():
     model, sampler = make("rows"), BlockSampler(guidance_scale=1.0)
     three = jax.tree.map(lambda x: x, text(3))
-    drawn = model.sample(GRID, three, keys(3), sampler)
-    alone = model.sample(GRID, jax.tree.map(lambda x: x[1:2], three), keys(3)[1:2], sampler)
-    np.testing.assert_array_equal(drawn.indices[1:2], alone.indices)
+    drawn = model.sample(video_of(model), three, keys(3), sampler)
+    alone = model.sample(video_of(model), jax.tree.map(lambda x: x[1:2], three), keys(3)[1:2], sampler)
+    np.testing.assert_array_equal(drawn.only.values[1:2], alone.only.values)
 
 
 def test_passes_are_counted_as_in_the_paper():
@@ -210,14 +221,14 @@ def test_passes_are_counted_as_in_the_paper():
 
 def test_one_block_of_the_whole_clip_is_one_shot_prediction():
     model = make("whole clip")
-    one, other = (logits_of(model, Codes(codes(model).indices * factor, GRID)) for factor in (0, 1))
+    one, other = (logits_of(model, codes_of(codes(model).only.values * factor, GRID)) for factor in (0, 1))
     np.testing.assert_array_equal(one, other)
 
 
 def test_next_token_loss_is_that_of_the_shifted_sequence():
     model, clip = make("next token"), codes(make("next token"))
     loss, metrics = model.loss(clip, text(2), jax.random.key(0), train=False)
-    ids = clip.indices.reshape(2, -1)
+    ids = clip.only.values.reshape(2, -1)
     log_probability = jax.nn.log_softmax(logits_of(model, clip))
     expected = -np.mean([[log_probability[b, i, ids[b, i]] for i in range(ids.shape[1])] for b in range(2)])
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
@@ -227,7 +238,7 @@ def test_next_token_loss_is_that_of_the_shifted_sequence():
 def test_given_frames_have_no_loss(monkeypatch):
     model, original = make("given"), Categorical.logits
     clip = codes(model)
-    ids = model._sequence(clip)
+    ids = model._sequence(clip.only.values, GRID)
 
     def loss(noise):
         monkeypatch.setattr(Categorical, "logits", lambda self, *a: [original(self, *a)[0] + noise])
@@ -256,7 +267,9 @@ def test_an_image_is_a_clip_of_one_frame():
     model = make("rows")
     image = codes(model, grid=GRID.with_time(1))
     assert np.isfinite(model.loss(image, text(2), jax.random.key(0))[0])
-    assert model.sample(image.grid, text(2), keys(2), BlockSampler()).indices.shape == (2, 1, 2, 4, 1)
+    assert model.sample(
+        layout_of(image.layout.only.grid, model.head.vocabulary), text(2), keys(2), BlockSampler()
+    ).only.values.shape == (2, 1, 2, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -282,4 +295,4 @@ def test_settings_that_cannot_work_are_named(settings, message):
 def test_a_prefix_must_be_whole_blocks():
     model = make("tubelets")
     with pytest.raises(UserError, match="whole blocks of 6"):
-        model.sample(GRID, text(2), keys(2), BlockSampler(), first_frames(codes(model), 1))
+        model.sample(video_of(model), text(2), keys(2), BlockSampler(), first_frames(codes(model), 1))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.generators.clips import codes_of, latents_of, layout_of
 from videogen.conditioning import Conditioning, EncodedText, NullableContext
 from videogen.generators import FlowTransformer, MaskedTransformer, NextBlockTransformer
 from videogen.heads import Categorical
-from videogen.shapes import Codes, TokenGrid
+from videogen.shapes import TokenGrid
 
 GRID, BATCH = TokenGrid(2, 2, 2), 400
 SIZE = dict(width=16, layers=1, heads=2, mlp_width=8)
@@ -34,8 +35,8 @@ def make(kind: str, dropout: float = 0.0, **settings):
 
 def clips(kind: str, batch: int = BATCH):
     if kind == "flow":
-        return jax.random.normal(jax.random.key(7), (batch, *GRID.shape, 3))
-    return Codes(jax.random.randint(jax.random.key(7), (batch, *GRID.shape, 1), 0, 16), GRID)
+        return latents_of(jax.random.normal(jax.random.key(7), (batch, *GRID.shape, 3)))
+    return codes_of(jax.random.randint(jax.random.key(7), (batch, *GRID.shape, 1), 0, 16), GRID, 16)
 
 
 def text(batch: int = BATCH) -> Conditioning:
@@ -83,7 +84,7 @@ def test_input_codes_are_replaced_at_their_rate_by_any_code(monkeypatch):
     monkeypatch.setattr(NextBlockTransformer, "features", record)
     loss(model, "next_block")
     loss(model, "next_block", train=False)
-    true = np.asarray(model._sequence(clips("next_block")))[..., 0]
+    true = np.asarray(model._sequence(clips("next_block").only.values, GRID))[..., 0]
     shown, evaluated = seen
     np.testing.assert_array_equal(evaluated, true)
     # One in 16 of the draws is the true code.
@@ -97,7 +98,7 @@ def test_targets_of_replaced_codes_are_the_true_ones(monkeypatch):
     model = make("next_block", token_drop=1.0)
     features = jnp.zeros((BATCH, GRID.tokens, SIZE["width"])) + jnp.arange(16.0)
     monkeypatch.setattr(NextBlockTransformer, "features", lambda self, *a, **k: features)
-    true = model._sequence(clips("next_block"))
+    true = model._sequence(clips("next_block").only.values, GRID)
     logits = jax.nn.log_softmax(model.head.logits(features, None)[0])
     np.testing.assert_allclose(loss(model, "next_block"), -jnp.take_along_axis(logits, true, -1).mean(), rtol=1e-5)
 
@@ -105,8 +106,10 @@ def test_targets_of_replaced_codes_are_the_true_ones(monkeypatch):
 def test_accuracy_is_the_share_of_right_codes(monkeypatch):
     """A network that names the true code of every second example: half of the corrupted places are right."""
     model, codes = make("masked"), clips("masked")
-    right = 20.0 * jax.nn.one_hot(codes.indices[..., 0], 16) * (jnp.arange(BATCH) % 2 == 0)[:, None, None, None, None]
-    wrong = 20.0 * jax.nn.one_hot((codes.indices[..., 0] + 1) % 16, 16)
+    right = (
+        20.0 * jax.nn.one_hot(codes.only.values[..., 0], 16) * (jnp.arange(BATCH) % 2 == 0)[:, None, None, None, None]
+    )
+    wrong = 20.0 * jax.nn.one_hot((codes.only.values[..., 0] + 1) % 16, 16)
     shown = jnp.where(right.any(-1, keepdims=True), right, wrong)
     monkeypatch.setattr(Categorical, "logits", lambda self, *a: [shown])
     key = jax.random.key(3)
@@ -134,7 +137,7 @@ def test_training_and_sampling_shift_their_times(monkeypatch):
         )
         loss(model, "flow", batch=8)
         with jax.disable_jit():
-            model.sample(GRID, text(2), jax.random.split(jax.random.key(0), 2), sampler)
+            model.sample(layout_of(GRID, channels=3), text(2), jax.random.split(jax.random.key(0), 2), sampler)
     plain, shifted = times[1.0], times[3.0]
     np.testing.assert_allclose(shifted[0], diffusion.shift_time(plain[0], 3.0), rtol=1e-4)
     drawn = [t[0] for t in shifted[1:]]
@@ -143,7 +146,10 @@ def test_training_and_sampling_shift_their_times(monkeypatch):
     times.clear()
     with jax.disable_jit():
         model.sample(
-            GRID, text(2), jax.random.split(jax.random.key(0), 2), FlowSampler(4, shift=2.0, guidance_scale=1.0)
+            layout_of(GRID, channels=3),
+            text(2),
+            jax.random.split(jax.random.key(0), 2),
+            FlowSampler(4, shift=2.0, guidance_scale=1.0),
         )
     drawn = [t[0] for t in times[3.0]]
     np.testing.assert_allclose(drawn, diffusion.shift_time(np.array([1, 0.75, 0.5, 0.25]), 2.0), rtol=1e-6)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.nn import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
-from videogen.shapes import Compression, TokenGrid
+from videogen.nn import FirstFramePatches, FirstFramePixels, patchify, unpatchify
+from videogen.shapes import Compression
 
 COMPRESSION = Compression(2, 4, 2)
 
@@ -78,7 +78,3 @@ def test_bfloat16_latents():
     embed = FirstFramePatches(COMPRESSION, 10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert embed(video()).dtype == jnp.bfloat16
     assert FirstFramePixels(COMPRESSION, 10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(embed(video())).dtype == jnp.float32
-
-
-def test_grid_of_latents():
-    assert grid_of(jnp.zeros((2, 3, 4, 5, 6)), levels=2) == TokenGrid(3, 4, 5, 2)

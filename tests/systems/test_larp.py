@@ -16,6 +16,7 @@ from videogen.conditioning import Conditioning
 from videogen.errors import UserError
 from videogen.generators import BlockSampler, NextBlockTransformer
 from videogen.shapes import TokenGrid, VideoShape
+from videogen.tokens import Layout, SegmentLayout
 from videogen.training.loading import Loaded, export_safetensors, load
 from videogen.training.state import new_state, parameter_count, structure_of
 from videogen.training.step import make_train_step
@@ -217,7 +218,9 @@ def test_codes_in_a_row_are_drawn_as_the_full_pass_predicts_them(rotary):
     transformer = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "rotary": rotary}
     model = NextBlockTransformer((9,), grid.shape, transformer, context_width=16, classes=3, rngs=nnx.Rngs(0))
     keys = jax.random.split(jax.random.key(0), 3)
-    drawn = jax.jit(lambda: model.sample(grid, conditioning, keys, BlockSampler(top_k=1)))()
-    ids = drawn.indices.reshape(3, 6, 1)
+    layout = Layout.of(video=SegmentLayout((("query", 6),), (9,)))
+    drawn = jax.jit(lambda: model.sample(layout, conditioning, keys, BlockSampler(top_k=1)))()
+    assert drawn.layout == layout
+    ids = drawn.only.values
     logits = jax.jit(lambda ids: model.head.logits(model.features(ids, conditioning, grid))[0])(ids)
-    np.testing.assert_array_equal(drawn.indices.reshape(3, 6), logits.argmax(-1))
+    np.testing.assert_array_equal(ids[..., 0], logits.argmax(-1))

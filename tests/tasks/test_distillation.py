@@ -181,7 +181,7 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
             model.denoiser(conditioning, sampler), model.process, diffusion.Euler(), grid, start, **common
         )
         keys = MicroBatch().keys(named_key(key, "noise"), 2)
-        return model.statistics.restore(end), model.sample(student.task.grid, conditioning, keys, sampler)
+        return model.statistics.restore(end), model.sample(student.task.layout, conditioning, keys, sampler).only.values
 
     end, drawn = both()
     # Two programs of a network with random numbers: rounding grows from step to step.
@@ -226,7 +226,7 @@ def test_teachers_of_another_kind_are_refused():
         check_teacher(student, teacher)
     masked = phenaki.get_config("stage=generator,size=debug")
     masked.parts.teacher = {"checkpoint": "", "model": {}, "hash": ""}
-    with pytest.raises(UserError, match="only generators of latents"):
+    with pytest.raises(UserError, match="'masked' generator has no steps to save"):
         tasks.build(masked)
 
 

@@ -76,8 +76,8 @@ def test_overlap_is_encoded_through_the_first_frame_path(generator):
     state = generator._states["tokenizer"]
     kept = generator._tokenize(state, video[:, -3:])
     whole = generator._tokenize(state, video)
-    assert kept.grid.time == 2
-    assert (kept.indices[:, 0] != whole.indices[:, 1]).any()
+    assert kept.layout.only.grid.time == 2
+    assert (kept.only.values[:, 0] != whole.only.values[:, 1]).any()
 
 
 def test_animation_starts_with_the_picture(generator):
@@ -186,9 +186,9 @@ def test_pictures_begin_with_the_given_frames_of_held_out_clips_or_codes():
     (picture,) = task.pictures(modules, {"video": clip}, seed=0)
     for original, drawn in picture.rows:
         np.testing.assert_array_equal(drawn[:3], original[:3])
-    codes = np.asarray(task.codes(modules, {"video": clip}).indices)
+    codes = np.asarray(task.tokens(modules, {"video": clip}).only.values)
     (cached,) = task.pictures(modules, {"tokens/video": codes}, seed=0)
-    decoded = tasks.base.to_pixels(task.detokenize(modules, task.codes(modules, {"tokens/video": codes})))
+    decoded = tasks.base.to_pixels(task.detokenize(modules, task.tokens(modules, {"tokens/video": codes})))
     assert len(cached.rows) == 4
     for (original, drawn), expected in zip(cached.rows, decoded, strict=False):
         # Whole numbers of a pixel, up to the rounding of another batch.

@@ -80,7 +80,9 @@ def test_tasks_are_drawn_by_weight(system, monkeypatch):
         return jnp.zeros(()), {}
 
     monkeypatch.setattr(task, "given", given)
-    generator = SimpleNamespace(generator=SimpleNamespace(loss=loss), text_encoder=modules["generator"].text_encoder)
+    generator = SimpleNamespace(
+        generator=SimpleNamespace(loss=loss, statistics=None), text_encoder=modules["generator"].text_encoder
+    )
     many = {"tokens/video": jnp.zeros((4000, 2, 4, 4, 1), int), "video": np.zeros((4000, 2, 1, 1, 3), np.uint8)}
     monkeypatch.setattr(task, "conditioning", lambda modules, batch: Conditioning(label=jnp.zeros(4000, int)))
     task.generator_loss({"generator": generator}, many, jax.random.key(0), jnp.zeros((), int))

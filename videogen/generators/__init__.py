@@ -1,7 +1,9 @@
 """Generators: distributions over codes, or over continuous latents, given conditioning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from flax import nnx
 
 from videogen import building
 from videogen.errors import UserError
@@ -24,17 +26,37 @@ HEADS_OF = {
 SAMPLERS = {"blocks": BlockSampler, "flow": FlowSampler, "maskgit": MaskGITSampler}
 
 
-def build(config: Mapping[str, Any], **shared: Any):
-    """Builds a generator from ``{name, …}``; ``shared`` holds ``vocabulary`` or ``channels``, ``grid``, …
+def class_of(config: Mapping[str, Any]) -> type[nnx.Module]:
+    """The class of a generator config; raises ``UserError`` for an unknown name."""
+    return building.look_up(GENERATORS, config, "generator")
+
+
+def build(config: Mapping[str, Any], *, vocabulary: Sequence[int] = (), channels: int = 0, **shared: Any):
+    """Builds a generator from ``{name, …}``.
+
+    Args:
+      config: its section.
+      vocabulary: codes of each level of its tokens …
+      channels: … or their channels, where they are floats.
+      **shared: ``grid`` and what else all generators take.
 
     Raises:
-      UserError: something is unknown, or the head is none of those that go with the generator.
+      UserError: something is unknown, the head is none of those that go with the generator, or one of the two does not
+        model such tokens.
     """
+    if class_of(config).denoises:
+        if vocabulary:
+            raise UserError(
+                f"a {config['name']} generator models continuous latents, and this tokenizer makes codes; take one "
+                "with a Gaussian bottleneck (config.parts.tokenizer.model.quantizer.name = gaussian)"
+            )
+        return building.build(GENERATORS, config, "generator", channels=channels, **shared)
     name, head = config.get("name"), config.get("head") or {}
     known = HEADS_OF.get(name, ()) if isinstance(name, str) else ()
     if known and "name" in head and head["name"] in HEADS and head["name"] not in known:
         raise UserError(f"the head {head['name']!r} does not go with {name!r}; take one of: {', '.join(known)}")
-    return building.build(GENERATORS, config, "generator", **shared)
+    values = dict(vocabulary=vocabulary, channels=channels or None)
+    return building.build(GENERATORS, config, "generator", **values, **shared)
 
 
 def build_sampler(config: Mapping[str, Any]):
@@ -69,5 +91,6 @@ __all__ = [
     "TrainingNoise",
     "build",
     "build_sampler",
+    "class_of",
     "check_sampler",
 ]

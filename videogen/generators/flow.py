@@ -42,6 +42,7 @@ from videogen.nn import (
     zeros,
 )
 from videogen.shapes import Latents, TokenGrid
+from videogen.tokens import Layout, Tokens
 
 TEXTS = ("cross", "joint")
 """How tokens see the text: by a cross-attention in every block, or as tokens of the same sequence."""
@@ -140,6 +141,11 @@ class FlowTransformer(nnx.Module):
 
     sampler = FlowSampler
     given_frames = 0
+    completes = False
+    denoises = True
+    """It denoises latents: tokens must be continuous, and few steps can be learned from many (distillation)."""
+    label_as_vector = True
+    """A label is added to the time embedding, and is no key that is attended to."""
 
     def prefixes(self, frames: int) -> range:
         """How many latent frames may be given of ``frames``; above 0 only where training has given some."""
@@ -260,7 +266,7 @@ class FlowTransformer(nnx.Module):
 
     def loss(
         self,
-        latents: Latents,
+        tokens: Tokens,
         conditioning: Conditioning,
         key: jax.Array,
         *,
@@ -271,8 +277,8 @@ class FlowTransformer(nnx.Module):
 
         Times are spread evenly over the batch (stratified). Latents are normalised by the statistics of earlier steps.
         """
+        latents, grid = tokens.only.values, tokens.layout.only.grid
         micro, (batch, frames) = micro or MicroBatch(), latents.shape[:2]
-        grid = TokenGrid(*latents.shape[1:4])
         if train and self.condition_drop > 0:
             dropped = micro.draw(jax.random.uniform, named_key(key, "drop"), (batch,)) < self.condition_drop
             conditioning = conditioning.drop(dropped)
@@ -327,16 +333,16 @@ class FlowTransformer(nnx.Module):
 
     def sample(
         self,
-        grid: TokenGrid,
+        layout: Layout,
         conditioning: Conditioning,
         keys: jax.Array,
         sampler: FlowSampler,
-        prefix: Latents | None = None,
-    ) -> Latents:
-        """Draws latents of ``grid`` for every example, in one loop.
+        prefix: Tokens | None = None,
+    ) -> Tokens:
+        """Draws latents for every example, in one loop.
 
         Args:
-          grid: its height and width are those of training; a shorter clip begins with the same noise.
+          layout: its height and width are those of training; a shorter clip begins with the same noise.
           conditioning: one entry per example.
           keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
           sampler: how to draw.
@@ -346,13 +352,14 @@ class FlowTransformer(nnx.Module):
           UserError: the prefix leaves no frame to draw, cuts a patch or is more than the model ever saw, or a clip that
             was trained with one time for all its frames should be drawn frame after frame.
         """
-        known = 0 if prefix is None else prefix.shape[1]
+        grid, first = layout.only.grid, None if prefix is None else prefix.only.values
+        known = 0 if first is None else first.shape[1]
         sampler.check(self)
         check_prefix(self, known, grid.time)
         times = sampler.times(self.process, self.shift_of(grid), grid.time - known, known, self.patch[0])
         start = self.noise(keys, 0, grid, times[0])
-        if prefix is not None:
-            start = start.at[:, :known].set(self.statistics.normalise(prefix))
+        if first is not None:
+            start = start.at[:, :known].set(self.statistics.normalise(first))
         drawn = diffusion.sample(
             self.denoiser(conditioning, sampler),
             self.process,
@@ -364,7 +371,7 @@ class FlowTransformer(nnx.Module):
             start=start,
         )
         latents = self.statistics.restore(drawn)
-        return latents if prefix is None else jnp.concatenate([prefix, latents[:, known:]], axis=1)
+        return Tokens.single(latents if first is None else latents.at[:, :known].set(first), layout)
 
     def noise(self, keys: Array, first: Int[Array, ""] | int, grid: TokenGrid, times: Float[Array, "..."]) -> Latents:
         """What frames from ``first`` on begin with at ``times``; every frame of every example has its own stream."""

@@ -40,7 +40,8 @@ class LatentStatistics(nnx.Module):
         """What ``update`` needs of latents; that of several micro-batches, of videos and images, is added up."""
         latents = jax.lax.stop_gradient(latents.astype(jnp.float32))
         count = jnp.full((), float(math.prod(latents.shape[:-1])))
-        return {"count": count, "mean": latents.sum((0, 1, 2, 3)), "square": (latents**2).sum((0, 1, 2, 3))}
+        axes = tuple(range(latents.ndim - 1))
+        return {"count": count, "mean": latents.sum(axes), "square": (latents**2).sum(axes)}
 
     def update(self, sums: dict[str, Array]) -> None:
         """Takes the latents of a step in: every one counts the same. Sums span the mesh."""

@@ -18,8 +18,8 @@ from videogen import building, heads
 from videogen.conditioning import Conditioning, Given, NullableContext
 from videogen.errors import UserError, near_matches
 from videogen.generators.critic import TokenCritic
+from videogen.generators.latent_statistics import LatentStatistics
 from videogen.generators.maskgit import MaskGITSampler, decode
-from videogen.generators.sequences import as_clips, as_codes
 from videogen.heads import HeadSampler
 from videogen.nn import (
     Embedding,
@@ -35,7 +35,8 @@ from videogen.nn import (
 )
 from videogen.ranges import Share
 from videogen.schedules import DECAYS, decay
-from videogen.shapes import Codes, Latents, TokenGrid
+from videogen.shapes import TokenGrid
+from videogen.tokens import Layout, Tokens
 
 LOSS_PLACES = ("masked", "corrupted", "all")
 """Where the loss is: at ``[MASK]``; also at codes of the given pixels (to be refined); also at codes that are kept."""
@@ -107,6 +108,7 @@ class MaskedTransformer(nnx.Module):
         self.rotary, self.head_width, width = section.rotary, section.head_width, section.width
         values = dict(vocabulary=vocabulary, channels=channels)
         self.head = heads.build(head, **values, width=width, hidden=True, **common)
+        self.statistics = None if self.head.discrete else LatentStatistics(channels)
         self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
         self.stack = section.stack(context_width=context_width, **common)
@@ -121,6 +123,9 @@ class MaskedTransformer(nnx.Module):
 
     sampler = MaskGITSampler
     given_frames = 0
+    completes = True
+    """Clips may be completed from given pixels (``conditioning.TASKS``)."""
+    denoises = label_as_vector = False
 
     def check_grid(self, grid: TokenGrid) -> None:
         """Any grid that is no larger than the training grid can be learned."""
@@ -129,11 +134,14 @@ class MaskedTransformer(nnx.Module):
         """How many latent frames may be given of a clip of ``frames`` of them; 0 is none."""
         return range(frames)
 
-    def values(
-        self, indices: Shaped[Array, "batch latent_time latent_height latent_width levels"]
-    ) -> Shaped[Array, "batch tokens levels"]:
-        """Codes or latents in raster order."""
-        return indices.reshape(indices.shape[0], -1, self.head.levels)
+    def values(self, tokens: Shaped[Array, "batch *sides levels"]) -> Shaped[Array, "batch tokens levels"]:
+        """Codes, or normalised latents, in raster order."""
+        flat = tokens.reshape(tokens.shape[0], -1, self.head.levels)
+        return flat if self.statistics is None else self.statistics.normalise(flat)
+
+    def tokens(self, values: Shaped[Array, "batch tokens levels"], layout: Layout) -> Tokens:
+        """The inverse of ``values``."""
+        return Tokens.single(values if self.statistics is None else self.statistics.restore(values), layout)
 
     def corrupt(
         self, values: Shaped[Array, "batch tokens levels"], corrupted: Bool[Array, "batch tokens"], given: Given | None
@@ -190,7 +198,7 @@ class MaskedTransformer(nnx.Module):
 
     def loss(
         self,
-        codes: Codes | Latents,
+        tokens: Tokens,
         conditioning: Conditioning,
         key: jax.Array,
         *,
@@ -203,10 +211,10 @@ class MaskedTransformer(nnx.Module):
         Metrics: ``loss``; those of the head (``accuracy``) at corrupted places; ``mask_ratio``, the share of places
         that are corrupted. A critic's loss is added, and so are its metrics.
         """
-        codes = as_codes(codes)
-        values = self.values(codes.indices)
+        values, mask = self.values(tokens.only.values), tokens.only.exists
         batch, micro = values.shape[0], micro or MicroBatch()
-        exists = codes.mask if codes.mask is not None else jnp.ones(values.shape[:2], bool)
+        mask = None if mask is None else mask.reshape(batch, -1)
+        exists = jnp.ones(values.shape[:2], bool) if mask is None else mask
         ratio = decay(self.training_schedule, micro.draw(jax.random.uniform, named_key(key, "ratio"), (batch,)))
         corrupted = random_mask(micro.keys(named_key(key, "mask"), batch), ratio, exists)
         if train and self.condition_drop > 0:
@@ -217,7 +225,7 @@ class MaskedTransformer(nnx.Module):
             conditioning,
             corrupted=corrupted,
             given=given,
-            exists=codes.mask,
+            exists=mask,
             key=micro.keys(named_key(key, "dropout"), batch) if train and self.dropout else None,
         )
         counted = exists if self.loss_on == "all" else corrupted
@@ -239,36 +247,37 @@ class MaskedTransformer(nnx.Module):
             return metrics["loss"], metrics
         draws, _ = self.head.draw(features, None, micro.keys(named_key(key, "critic"), batch), HeadSampler())
         critic_loss, judged = self.critic.loss(
-            values, draws.reshape(values.shape), corrupted, conditioning, codes.mask, micro
+            values, draws.reshape(values.shape), corrupted, conditioning, mask, micro
         )
         return metrics["loss"] + critic_loss, metrics | judged
 
     def sample(
         self,
-        grid: TokenGrid,
+        layout: Layout,
         conditioning: Conditioning,
         keys: jax.Array,
         sampler: MaskGITSampler,
-        prefix: Codes | Latents | None = None,
+        prefix: Tokens | None = None,
         given: Given | None = None,
-    ) -> Codes | Latents:
-        """Draws codes or latents of ``grid`` for every example; those of the ``prefix`` are kept as they are.
+    ) -> Tokens:
+        """Draws tokens for every example; those of the ``prefix`` are kept as they are.
 
         Args:
-          grid: at most the training grid.
+          layout: of what is drawn, at most that of training.
           conditioning: one entry per example.
           keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
           sampler: how to decode.
-          prefix: codes of the first latent frames (Phenaki section 2.3: extension, image animation).
+          prefix: tokens of the first latent frames (Phenaki section 2.3: extension, image animation).
           given: pixels to complete (MAGVIT section 3.3): their codes are shown until the place is drawn, too.
         """
-        batch, dtype = keys.shape[0], jnp.int32 if self.head.discrete else jnp.float32
+        grid, batch = layout.only.grid, keys.shape[0]
+        dtype = jnp.int32 if self.head.discrete else jnp.float32
         unknown = jnp.ones((batch, grid.tokens), bool)
         start = self.corrupt(jnp.zeros((*unknown.shape, self.head.levels), dtype), unknown, given)
         if prefix is not None:
-            prefix = as_codes(prefix)
-            start = start.at[:, : prefix.grid.tokens].set(self.values(prefix.indices))
-            unknown = unknown.at[:, : prefix.grid.tokens].set(False)
+            known = prefix.layout.tokens
+            start = start.at[:, :known].set(self.values(prefix.only.values))
+            unknown = unknown.at[:, :known].set(False)
         guided = sampler.guidance_scale != 0 and self.context is not None
         twice = functools.partial(jax.tree.map, lambda x: jnp.concatenate([x, x]))
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditioning, conditioning.null()) if guided else None
@@ -289,4 +298,4 @@ class MaskedTransformer(nnx.Module):
             return self.critic(values, conditioning)
 
         values = decode(draw, start, unknown, keys, sampler, None if self.critic is None else score)
-        return as_clips(values, grid, self.head)
+        return self.tokens(values, layout)

@@ -18,8 +18,9 @@ from videogen import heads
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.errors import UserError, near_matches
 from videogen.generators.block_decoding import Decoding
+from videogen.generators.latent_statistics import LatentStatistics
 from videogen.generators.sampling import BlockSampler
-from videogen.generators.sequences import absent, as_clips, as_codes, block_order, delay, inverse, tokens_of, undelay
+from videogen.generators.sequences import absent, block_order, delay, inverse, tokens_of, undelay
 from videogen.nn import (
     BlockCausal,
     LearnedPositions,
@@ -31,7 +32,8 @@ from videogen.nn import (
     truncated_normal,
 )
 from videogen.ranges import Natural, Share, Triple
-from videogen.shapes import Codes, Latents, TokenGrid
+from videogen.shapes import TokenGrid
+from videogen.tokens import Layout, Tokens
 
 STARTS = ("tokens", "block", "given")
 """How the first block comes about: token by token (NBP section 3.3), at once from learned vectors, or it is given."""
@@ -106,6 +108,7 @@ class NextBlockTransformer(nnx.Module):
         self.head = heads.build(head, vocabulary=vocabulary, channels=channels, width=width, hidden=delay, **common)
         if delay and not self.head.independent_levels:
             raise UserError("delay needs a head whose levels are independent: categorical or bernoulli")
+        self.statistics = None if self.head.discrete else LatentStatistics(channels)
         self.positions = LearnedPositions(self.grid.tokens + self.delayed, width, rngs=rngs)
         starts = () if start == "given" else (self.block_tokens, width)
         self.start_vectors = parameter(rngs, starts, (None, "embed"), truncated_normal(0.02)) if starts else None
@@ -114,6 +117,8 @@ class NextBlockTransformer(nnx.Module):
         self.norm = section.last_norm(rngs=rngs)
 
     sampler = BlockSampler
+    completes = False
+    denoises = label_as_vector = False
 
     def check_grid(self, grid: TokenGrid) -> None:
         """Refuses a grid, of a bucket or of images, that cannot be learned.
@@ -155,15 +160,19 @@ class NextBlockTransformer(nnx.Module):
 
     # Sequences -------------------------------------------------------------------------------------------------------
 
-    def _sequence(self, codes: Codes) -> Shaped[Array, "batch places levels"]:
-        """Codes or latents as the sequence that is generated."""
-        flat = codes.indices.reshape(codes.indices.shape[0], codes.grid.tokens, -1)[:, self.order(codes.grid)]
+    def _sequence(
+        self, values: Shaped[Array, "batch *sides levels"], grid: TokenGrid
+    ) -> Shaped[Array, "batch places levels"]:
+        """Codes, or normalised latents, as the sequence that is generated."""
+        flat = values.reshape(values.shape[0], grid.tokens, -1)[:, self.order(grid)]
+        flat = flat if self.statistics is None else self.statistics.normalise(flat)
         return delay(flat, self.block_tokens) if self.delay else flat
 
-    def _clips(self, values: Shaped[Array, "batch places levels"], grid: TokenGrid) -> Codes | Latents:
+    def _tokens(self, values: Shaped[Array, "batch places levels"], layout: Layout) -> Tokens:
         """The inverse of ``_sequence``."""
         values = undelay(values, self.block_tokens) if self.delay else values
-        return as_clips(values[:, inverse(self.order(grid))], grid, self.head)
+        values = values[:, inverse(self.order(layout.only.grid))]
+        return Tokens.single(values if self.statistics is None else self.statistics.restore(values), layout)
 
     def absent(self, grid: TokenGrid) -> Bool[np.ndarray, "places levels"] | None:
         """Which levels of the places of a sequence have no value; ``None`` where all have one."""
@@ -230,7 +239,7 @@ class NextBlockTransformer(nnx.Module):
 
     def loss(
         self,
-        codes: Codes | Latents,
+        tokens: Tokens,
         conditioning: Conditioning,
         key: jax.Array,
         *,
@@ -241,11 +250,11 @@ class NextBlockTransformer(nnx.Module):
 
         Given frames and places without a value have no loss.
         """
-        codes = as_codes(codes)
-        if codes.mask is not None:
+        segment = tokens.only
+        if segment.exists is not None:
             raise UserError("next-block prediction takes clips of full length")
-        self.check_grid(codes.grid)
-        values, micro = self._sequence(codes), micro or MicroBatch()
+        self.check_grid(grid := segment.layout.grid)
+        values, micro = self._sequence(segment.values, grid), micro or MicroBatch()
         if train and self.condition_drop > 0:
             conditioning = conditioning.drop(
                 micro.draw(jax.random.uniform, named_key(key, "drop"), values.shape[:1]) < self.condition_drop
@@ -256,9 +265,9 @@ class NextBlockTransformer(nnx.Module):
             dropped = micro.draw(jax.random.uniform, named_key(key, "token_drop"), values.shape[:2]) < self.token_drop
             shown = jnp.where(dropped[..., None], random, values)
         dropout_keys = micro.keys(named_key(key, "dropout"), len(values)) if train and self.dropout else None
-        features = self.features(shown, conditioning, codes.grid, key=dropout_keys)
+        features = self.features(shown, conditioning, grid, key=dropout_keys)
         targets = self._targets(values)
-        counted, head_keys = self._counted(codes.grid, targets), micro.keys(named_key(key, "head"), len(values))
+        counted, head_keys = self._counted(grid, targets), micro.keys(named_key(key, "head"), len(values))
         total, count, measured = self.head.loss(features, targets, counted, head_keys, train=train)
         metrics = {name: value / number for name, (value, number) in measured.items()}
         return total / count, {"loss": total / count, **metrics}
@@ -275,26 +284,26 @@ class NextBlockTransformer(nnx.Module):
 
     def sample(
         self,
-        grid: TokenGrid,
+        layout: Layout,
         conditioning: Conditioning,
         keys: jax.Array,
         sampler: BlockSampler,
-        prefix: Codes | Latents | None = None,
-    ) -> Codes | Latents:
-        """Draws codes or latents of ``grid`` for every example, block after block, keys and values cached.
+        prefix: Tokens | None = None,
+    ) -> Tokens:
+        """Draws tokens for every example, block after block, keys and values cached.
 
         Args:
-          grid: at most the training grid.
+          layout: of what is drawn, at most that of training.
           conditioning: one entry per example.
           keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
           sampler: how to draw.
-          prefix: codes of the first latent frames, kept as they are.
+          prefix: tokens of the first latent frames, kept as they are.
 
         Raises:
           UserError: the prefix is no whole number of blocks, or there is none where frames are always given.
         """
-        prefix = None if prefix is None else as_codes(prefix)
-        batch, frames = keys.shape[0], 0 if prefix is None else prefix.grid.time
+        grid, batch = layout.only.grid, keys.shape[0]
+        frames = 0 if prefix is None else prefix.layout.only.grid.time
         if frames not in self.prefixes(grid.time):
             raise UserError(
                 f"a prefix must hold whole blocks of {self.block_tokens} codes and {self.block[0]} latent frames, from "
@@ -304,7 +313,6 @@ class NextBlockTransformer(nnx.Module):
         dtype = jnp.int32 if self.head.discrete else jnp.float32
         values = jnp.zeros((batch, grid.tokens, self.head.levels), dtype)
         if prefix is not None:
-            values = values.at[:, :known].set(prefix.indices.reshape(batch, known, -1))
-        values = self._sequence(Codes(values.reshape(batch, *grid.shape, -1), grid))
-        values = Decoding(self, grid, conditioning, keys, sampler, known).run(values)
-        return self._clips(values, grid)
+            values = values.at[:, :known].set(prefix.only.values.reshape(batch, known, -1))
+        values = Decoding(self, grid, conditioning, keys, sampler, known).run(self._sequence(values, grid))
+        return self._tokens(values, layout)

@@ -19,6 +19,9 @@ Schedule = Annotated[str, OneOf(*DECAYS)]
 class Sampler:
     """What the samplers share: their settings are checked when they are built."""
 
+    extension = "window"
+    """How videos longer than a clip are drawn; the samplers of latents have other ways."""
+
     def __post_init__(self):
         check_fields(self)
 

@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 from videogen.errors import UserError
-from videogen.heads import Head
-from videogen.nn import grid_of
-from videogen.shapes import Codes, Latents, TokenGrid
+from videogen.shapes import TokenGrid
 
 
 def block_order(grid: TokenGrid, block: Sequence[int]) -> Int[np.ndarray, "tokens"]:
@@ -71,14 +69,3 @@ def undelay(values: Shaped[Array, "batch delayed levels"], block: int) -> Shaped
 def tokens_of(block: Sequence[int]) -> int:
     """Tokens of a block."""
     return math.prod(block)
-
-
-def as_codes(clips: Codes | Latents) -> Codes:
-    """Codes as they are; normalised latents as the values of their grid, all of which exist."""
-    return clips if isinstance(clips, Codes) else Codes(clips, grid_of(clips))
-
-
-def as_clips(values: Shaped[Array, "batch tokens levels"], grid: TokenGrid, head: Head) -> Codes | Latents:
-    """Values in raster order as codes, or as latents of a head over those."""
-    laid_out = values.reshape(values.shape[0], *grid.shape, head.levels)
-    return Codes(laid_out, grid) if head.discrete else laid_out

@@ -55,7 +55,7 @@ from videogen.nn.micro_batches import Mean, MicroBatch, draw, example_keys, name
 from videogen.nn.mlp import MLP, MLPS, dropout
 from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
 from videogen.nn.norms import NORMS, LayerNorm, RMSNorm, build_norm, l2_normalize
-from videogen.nn.patches import FirstFramePatches, FirstFramePixels, grid_of, patchify, unpatchify
+from videogen.nn.patches import FirstFramePatches, FirstFramePixels, patchify, unpatchify
 from videogen.nn.positions import (
     ContinuousPositionBias,
     LearnedPositions,
@@ -142,7 +142,6 @@ __all__ = [
     "draw_by_name",
     "dropout",
     "example_keys",
-    "grid_of",
     "l2_normalize",
     "lay_out",
     "lecun_normal",

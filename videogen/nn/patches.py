@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from videogen.nn.linear import Linear
 from videogen.nn.norms import LayerNorm
-from videogen.shapes import Compression, Latents, TokenGrid, Video
+from videogen.shapes import Compression, Latents, Video
 
 
 def patchify(
@@ -95,8 +95,3 @@ class FirstFramePixels(nnx.Module):
             return first.astype(jnp.float32)
         rest = unpatchify(self.rest(latents[:, 1:]), (c.time, c.height, c.width))
         return jnp.concatenate([first, rest], axis=1).astype(jnp.float32)
-
-
-def grid_of(latents: Latents, levels: int = 1) -> TokenGrid:
-    """The token grid a latent array stands for."""
-    return TokenGrid(*latents.shape[1:4], levels)

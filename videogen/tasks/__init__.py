@@ -8,13 +8,10 @@ from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
-from videogen.tasks.latents import LatentGeneratorTask
 from videogen.tasks.tokenizer import TokenizerTask, reconstruct
 
 TASKS = {"tokenizer": TokenizerTask, "detokenizer": DetokenizerTask, "generator": GeneratorTask}
-LATENT_GENERATORS = ("flow",)
-"""Names of the generators that model continuous latents instead of codes."""
-STUDENTS = {LatentGeneratorTask: DistilledGeneratorTask, DetokenizerTask: DistilledDetokenizerTask}
+STUDENTS = {GeneratorTask: DistilledGeneratorTask, DetokenizerTask: DistilledDetokenizerTask}
 """Task -> the task that learns in few steps what it has trained."""
 
 
@@ -28,11 +25,9 @@ def class_of(config: Any) -> type[Task]:
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}{near_matches(config.task, TASKS)}")
     task = TASKS[config.task]
-    if config.task == "generator" and config.model.name in LATENT_GENERATORS:
-        task = LatentGeneratorTask
     if "teacher" in config.parts:
         if task not in STUDENTS:
-            raise UserError("only generators of latents (flow) and de-tokenizers learn from a teacher; leave it out")
+            raise UserError("only generators and de-tokenizers learn from a teacher; leave it out")
         task = STUDENTS[task]
     return task
 
@@ -45,7 +40,6 @@ __all__ = [
     "DistilledDetokenizerTask",
     "DistilledGeneratorTask",
     "GeneratorTask",
-    "LatentGeneratorTask",
     "Modules",
     "Outcome",
     "Picture",

@@ -19,7 +19,7 @@ from videogen.nn import MicroBatch, named_key
 from videogen.shapes import Latents, TokenGrid
 from videogen.tasks.base import Batch, Modules, Outcome, to_video
 from videogen.tasks.detokenizer import DetokenizerTask
-from videogen.tasks.latents import LatentGeneratorTask
+from videogen.tasks.generator import GeneratorTask
 
 SHARED = ("task", "model", "parts", "text", "classes")
 """Sections of a config in which a student is like its teacher, but for the keys of ``OWN``."""
@@ -78,8 +78,8 @@ class _Student:
         return loss, Outcome({"loss": loss})
 
 
-class DistilledGeneratorTask(_Student, LatentGeneratorTask):
-    """As ``LatentGeneratorTask``, but the generator learns few steps without guidance from a frozen teacher.
+class DistilledGeneratorTask(_Student, GeneratorTask):
+    """As ``GeneratorTask``, but a generator of latents learns few steps without guidance from a frozen teacher.
 
     ``config.sampler`` is what the student is trained for and drawn with: its steps, grid and shift, without guidance.
     ``config.parts.teacher`` is the trained generator, ``config.distillation = {steps, solver, guidance_scale,
@@ -87,6 +87,8 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
     """
 
     def __init__(self, config: Any):
+        if not generators.class_of(config.model).denoises:
+            raise UserError(f"a {config.model.name!r} generator has no steps to save: it cannot learn from a teacher")
         super().__init__(config)
         self.sampler = generators.build_sampler(config.sampler)
         diffusion.check_student(self.sampler.build_solver())
@@ -116,7 +118,7 @@ class DistilledGeneratorTask(_Student, LatentGeneratorTask):
     ) -> Float[Array, ""]:
         still = {**modules, "generator": _still(modules["generator"])}
         taught = {**modules, "generator": modules["teacher"]}
-        latents = jax.lax.stop_gradient(self.codes(modules, part))
+        latents = jax.lax.stop_gradient(self.tokens(modules, part)).only.values
         model = modules["generator"].generator
         grid, start = self._begin(model, latents, named_key(key, "begin"), train, micro)
         common = dict(prediction=model.prediction)

@@ -13,9 +13,10 @@ from jaxtyping import Array, UInt8
 from videogen import generators
 from videogen.conditioning import TASKS, task_index
 from videogen.errors import UserError
-from videogen.shapes import Codes, Extension, TokenGrid
+from videogen.shapes import Extension
 from videogen.tasks.base import Modules, to_pixels, to_video
 from videogen.tasks.queued import QueuedFrames
+from videogen.tokens import Layout, Tokens
 
 Pixels = UInt8[np.ndarray, "batch time height width 3"]
 
@@ -33,7 +34,7 @@ class VideoGenerator:
         self.task, self.config = task, task.config
         self.sampler = generators.build_sampler({**self.config.sampler.to_dict(), **(sampler or {})})
         task.check_sampler(self.sampler)
-        self.grid: TokenGrid = task.grid
+        self.layout, self.grid = task.layout, task.grid
         self.compression = task.tokenizer.compression
         self.window = self.compression.frames(self.grid.time)
         self.given_frames = task.given_frames
@@ -43,14 +44,14 @@ class VideoGenerator:
 
     @functools.cached_property
     def _draw(self) -> Any:
-        """Compiled ``(states, text, keys, prefix) -> (codes, video)`` of one window."""
+        """Compiled ``(states, text, keys, prefix) -> (tokens, video)`` of one window."""
 
-        @functools.partial(jax.jit, static_argnames="grid")
-        def draw(states: Any, batch: Any, keys: Array, prefix: Codes | None, grid: TokenGrid) -> tuple[Codes, Array]:
+        @functools.partial(jax.jit, static_argnames="layout")
+        def draw(states: Any, batch: Any, keys: Array, prefix: Tokens | None, layout: Layout) -> tuple[Tokens, Array]:
             modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
             conditioning = self.task.conditioning(modules, batch)
-            codes = modules["generator"].generator.sample(grid, conditioning, keys, self.sampler, prefix)
-            return codes, self.task.detokenize(modules, codes)
+            tokens = modules["generator"].generator.sample(layout, conditioning, keys, self.sampler, prefix)
+            return tokens, self.task.detokenize(modules, tokens)
 
         return draw
 
@@ -63,7 +64,7 @@ class VideoGenerator:
             modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
             conditioning = self.task.told(self.task.conditioning(modules, batch), task)
             given, filled = self.task.given(modules, to_video(pixels), task)
-            codes = modules["generator"].generator.sample(self.grid, conditioning, keys, self.sampler, given=given)
+            codes = modules["generator"].generator.sample(self.layout, conditioning, keys, self.sampler, given=given)
             return self.task.detokenize(modules, codes), filled
 
         return complete
@@ -71,7 +72,9 @@ class VideoGenerator:
     @functools.cached_property
     def _tokenize(self) -> Any:
         graph = self._graphs["tokenizer"]
-        return jax.jit(lambda state, pixels: self.task.codes({"tokenizer": nnx.merge(graph, state)}, {"video": pixels}))
+        return jax.jit(
+            lambda state, pixels: self.task.tokens({"tokenizer": nnx.merge(graph, state)}, {"video": pixels})
+        )
 
     def generate(
         self,
@@ -112,7 +115,7 @@ class VideoGenerator:
         batch = self._batch_size(story[0], count, first_frames)
         story = [self.task.unprompted(batch) | dict(said) for said in story]
         keys = self._keys(batch, seed)
-        if frames > self.window and getattr(self.sampler, "extension", "window") == "queue":
+        if frames > self.window and self.sampler.extension == "queue":
             return self._through_queue(story, frames, keys, first_frames)
         video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
         given = video.shape[1]
@@ -126,10 +129,10 @@ class VideoGenerator:
         for segment in progress(range(segments)):
             kept = given if segment == 0 else extension.overlap
             prefix = self._tokenize(self._states["tokenizer"], video[:, -kept:]) if kept else None
-            grid = self.grid.with_time(min(self.grid.time, shortest))
+            layout = self.layout.with_time(min(self.grid.time, shortest))
             said = story[min(segment, len(story) - 1)]
             segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)
-            _, drawn = self._draw(self._states, said, segment_keys, prefix, grid)
+            _, drawn = self._draw(self._states, said, segment_keys, prefix, layout)
             # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
             video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
         return video[:, :frames]

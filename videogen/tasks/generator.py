@@ -32,7 +32,7 @@ from videogen.data.token_files import MASKS, PREFIX
 from videogen.errors import UserError, near_matches
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import constrain
-from videogen.shapes import Codes, TokenGrid, Video, VideoShape
+from videogen.shapes import TokenGrid, Video, VideoShape
 from videogen.tasks.base import (
     Batch,
     Modules,
@@ -66,12 +66,12 @@ class GeneratorTask(Task):
 
     draws = True
     parts = {"tokenizer": "tokenizer"}
-    label_as_vector = False
-    """Whether the generator takes labels beside the keys it attends to."""
 
     def __init__(self, config: Any):
         self.config = config
         self.losses = {"generator": self.generator_loss}
+        self.updates = {"generator": self._update_statistics}
+        self.kind = generators.class_of(config.model)
         self.exported = ("generator",)
         self.text = config.text.encoder.name
         known = [*TEXT_ENCODERS, "none"]
@@ -82,7 +82,6 @@ class GeneratorTask(Task):
         clip = config.data.clip
         self.layout = self.tokenizer.layout(VideoShape(clip.frames, clip.height, clip.width))
         self.grid = self.layout.only.grid
-        self._check_latents()
         self.tasks = self._read_tasks()
         self.buckets = [self._bucket_grid(bucket.shape) for bucket in read_buckets(config.data)]
         self.bucket_tokens = [grid.tokens for grid in self.buckets]
@@ -91,14 +90,6 @@ class GeneratorTask(Task):
         for grid in self._learned():
             self.generator.check_grid(grid)
         self.check_sampler(generators.build_sampler(config.sampler))
-
-    def _check_latents(self) -> None:
-        """Refuses a tokenizer, or a source, that does not give what the generator models."""
-        if not self.tokenizer.vocabulary:
-            raise UserError(
-                f"a {self.config.model.name!r} generator needs codes, which this tokenizer has none of; take a flow "
-                "generator (configs/videodit.py), or a tokenizer with another quantizer"
-            )
 
     def _read_tasks(self) -> Float[np.ndarray, "tasks"] | None:
         """The share of each of ``TASKS``, ``None`` without any."""
@@ -110,7 +101,7 @@ class GeneratorTask(Task):
             return None
         if shares.min() < 0:
             raise UserError("weights of tasks must not be negative")
-        if self.config.model.name != "masked":
+        if not self.kind.completes:
             raise UserError(f"a {self.config.model.name!r} generator takes no given pixels; leave tasks empty")
         if not self.tokenizer.on_grid:
             raise UserError("the codes of this tokenizer have no place in the picture; leave tasks empty")
@@ -134,6 +125,8 @@ class GeneratorTask(Task):
     def check_sampler(self, sampler: Any) -> None:
         """Refuses a sampler that cannot draw from this generator, with a ``UserError``."""
         generators.check_sampler(self.generator, sampler)
+        if sampler.extension == "queue" and not self.tokenizer.streams:
+            raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
 
     @property
     def given_frames(self) -> int:
@@ -151,11 +144,12 @@ class GeneratorTask(Task):
             context_width = encoder.width
         elif self.text == "t5":
             context_width = self.config.text.encoder.width
-        elif self.config.classes and not self.label_as_vector:
+        elif self.config.classes and not self.kind.label_as_vector:
             context_width = self.config.model.transformer.width
         generator = generators.build(
             self.config.model,
-            **self._modelled(),
+            vocabulary=self.layout.only.vocabulary,
+            channels=self.layout.only.channels,
             grid=self.grid.shape,
             context_width=context_width,
             classes=self.config.classes,
@@ -165,10 +159,6 @@ class GeneratorTask(Task):
             rngs=rngs,
         )
         return {"generator": TextToCodes(generator, encoder)}
-
-    def _modelled(self) -> dict[str, Any]:
-        """What the generator is told of the codes it models."""
-        return {"vocabulary": self.tokenizer.vocabulary}
 
     def frozen(self, load: Any) -> dict[str, nnx.Module]:
         modules = super().frozen(load)
@@ -208,10 +198,6 @@ class GeneratorTask(Task):
             raise UserError("the clips have no labels: name their classes in the source, or leave config.classes empty")
         return Conditioning(text, batch["label"] if self.config.classes else None)
 
-    def codes(self, modules: Modules, batch: Batch) -> Codes:
-        """Codes of a batch: from the token cache, or by the frozen tokenizer."""
-        return to_codes(self.tokens(modules, batch))
-
     def tokens(self, modules: Modules, batch: Batch) -> Tokens:
         """Tokens of a batch: from the token cache, or by the frozen tokenizer."""
         if not any(name.startswith(PREFIX) for name in batch):
@@ -222,13 +208,9 @@ class GeneratorTask(Task):
             segments[name] = Segment(values.reshape(-1, *layout.shape, layout.width), layout, *masks)
         return Tokens.of(**segments)
 
-    def detokenize(self, modules: Modules, codes: Codes) -> Video:
-        """What ``codes`` gave, or a generator has drawn, as pixels."""
-        tokenizer, grid = modules["tokenizer"], codes.grid
-        lengths = grid.shape if tokenizer.on_grid else (grid.tokens,)
-        layout = tokenizer.layout_of(lengths)
-        values = codes.indices.reshape(-1, *layout.only.shape, grid.levels)
-        return tokenizer.detokenize(Tokens.of(**{layout.names[0]: Segment(values, layout.only)}))
+    def detokenize(self, modules: Modules, tokens: Tokens) -> Video:
+        """What ``tokens`` gave, or a generator has drawn, as pixels."""
+        return modules["tokenizer"].detokenize(tokens)
 
     def unprompted(self, count: int) -> dict[str, np.ndarray]:
         """The text and label parts of a batch of which nothing is said."""
@@ -247,8 +229,8 @@ class GeneratorTask(Task):
         """
         tables = TaskTables(VideoShape(*video.shape[1:4]), self.tokenizer.compression)
         filled = tables.fill(video, task)
-        codes = jax.lax.stop_gradient(to_codes(modules["tokenizer"].tokenize(filled)))
-        return Given(codes.indices, tables.region(task), task), filled
+        tokens = jax.lax.stop_gradient(modules["tokenizer"].tokenize(filled))
+        return Given(tokens.only.values, tables.region(task), task), filled
 
     @staticmethod
     def told(conditioning: Conditioning, task: Int[Array, "batch"]) -> Conditioning:
@@ -267,21 +249,28 @@ class GeneratorTask(Task):
     ) -> tuple[Float[Array, ""], Outcome]:
         """The generator's loss."""
         micro, conditioning, shown = micro or MicroBatch(), self.conditioning(modules, batch), {}
-        codes = jax.lax.stop_gradient(self.codes(modules, batch))
+        tokens = jax.lax.stop_gradient(self.tokens(modules, batch))
         # Images have no task.
         if self.tasks is not None and batch["video"].shape[1] > 1:
-            task = micro.draw(self._draw_tasks, named_key(key, "task"), codes.indices.shape[:1])
+            task = micro.draw(self._draw_tasks, named_key(key, "task"), tokens.only.values.shape[:1])
             conditioning = self.told(conditioning, task)
             shown = {"given": self.given(modules, to_video(batch["video"]), task)[0]}
-        loss, metrics = modules["generator"].generator.loss(codes, conditioning, key, train=train, micro=micro, **shown)
-        return loss, Outcome(metrics, sums=self._measured(modules, codes))
+        loss, metrics = modules["generator"].generator.loss(
+            tokens, conditioning, key, train=train, micro=micro, **shown
+        )
+        statistics = modules["generator"].generator.statistics
+        return loss, Outcome(metrics, sums={} if statistics is None else statistics.sums(tokens.only.values))
+
+    def _update_statistics(
+        self, modules: Modules, sums: dict[str, Array], rows: dict[str, Any], key: jax.Array, step: Array
+    ) -> dict[str, Array]:
+        """Moves the statistics of latents by all videos and images of the step; a student has those of its teacher."""
+        if sums:
+            modules["generator"].generator.statistics.update(sums)
+        return {}
 
     def _draw_tasks(self, key: jax.Array, shape: Sequence[int]) -> Int[Array, "*shape"]:
         return jax.random.choice(key, len(TASKS), shape, p=jnp.asarray(self.tasks))
-
-    def _measured(self, modules: Modules, codes: Any) -> dict[str, Array]:
-        """What the generator's own statistics need of codes; most have none."""
-        return {}
 
     @classmethod
     def default_protocol(cls, config: Any) -> str | None:
@@ -335,7 +324,7 @@ class GeneratorTask(Task):
         if not self.given_frames:
             return []
         first = {name: array[:4] for name, array in batch.items() if name.startswith(PREFIX)}
-        return [to_pixels(self.detokenize(modules, self.codes(modules, first)))]
+        return [to_pixels(self.detokenize(modules, self.tokens(modules, first)))]
 
     def _completions(self, modules: Modules, batch: Batch, seed: int) -> Picture:
         names = [name for name, share in zip(TASKS, self.tasks, strict=True) if share]
@@ -345,13 +334,6 @@ class GeneratorTask(Task):
         drawn, filled = VideoGenerator(self, modules).complete(names, videos, seed, story)
         rows, labels = list(zip(videos, filled, drawn, strict=True)), ("original", "given", "completed")
         return Picture("tasks", rows, names, labels)
-
-
-def to_codes(tokens: Tokens) -> Codes:
-    """The one segment of tokens as a generator takes it."""
-    segment = tokens.only
-    grid = segment.layout.grid
-    return Codes(segment.values.reshape(-1, *grid.shape, grid.levels), grid)
 
 
 def encode_jointly(encoder: nnx.Module, batches: Sequence[Batch]) -> list[EncodedText]:
