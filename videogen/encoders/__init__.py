@@ -1,0 +1,1 @@
+"""Frozen public networks, read from their own files."""
