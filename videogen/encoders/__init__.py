@@ -1,7 +1,66 @@
 """Frozen public networks, read from their own files."""
 
-from videogen.encoders.archives import read_archive
-from videogen.encoders.files import Weights, read_config
-from videogen.encoders.t5 import T5, T5Config
+from pathlib import Path
 
-__all__ = ["T5", "T5Config", "Weights", "read_archive", "read_config"]
+import jax.numpy as jnp
+
+from videogen.encoders.archives import read_archive
+from videogen.encoders.bert import Bert
+from videogen.encoders.clip import ClipImage, ClipText
+from videogen.encoders.decoders import Decoder
+from videogen.encoders.dinov2 import DinoV2
+from videogen.encoders.files import Weights, read_config
+from videogen.encoders.loading import Published
+from videogen.encoders.preprocessing import Preprocessing
+from videogen.encoders.siglip import SiglipImage, SiglipText
+from videogen.encoders.t5 import T5, T5Config
+from videogen.encoders.videomae import VideoMae
+from videogen.encoders.vjepa2 import Vjepa2
+from videogen.errors import UserError, near_matches
+
+ENCODERS: dict[str, type[Published]] = {
+    "bert": Bert,
+    "clip_image": ClipImage,
+    "clip_text": ClipText,
+    "decoder": Decoder,
+    "dinov2": DinoV2,
+    "siglip_image": SiglipImage,
+    "siglip_text": SiglipText,
+    "t5": T5,
+    "videomae": VideoMae,
+    "vjepa2": Vjepa2,
+}
+"""Public name -> class; ``load`` reads the published file."""
+
+
+def load(name: str, path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Published:
+    """The encoder of a name, with the weights of a published folder or file.
+
+    Raises:
+      UserError: there is no such name, or the files are not those of that network.
+    """
+    if name not in ENCODERS:
+        raise UserError(f"unknown encoder {name!r}{near_matches(name, ENCODERS)}")
+    return ENCODERS[name].load(path, dtype=dtype)
+
+
+__all__ = [
+    "ENCODERS",
+    "T5",
+    "Bert",
+    "ClipImage",
+    "ClipText",
+    "Decoder",
+    "DinoV2",
+    "Preprocessing",
+    "Published",
+    "SiglipImage",
+    "SiglipText",
+    "T5Config",
+    "VideoMae",
+    "Vjepa2",
+    "Weights",
+    "load",
+    "read_archive",
+    "read_config",
+]

@@ -28,12 +28,12 @@ class Source:
 
     Attributes:
       names: tensors that stand side by side along the outputs.
-      part: ``(i, n)``: of every tensor the i-th of n equal pieces along its outputs.
+      part: ``(start, stop, n)``: of every tensor these of n equal pieces along its outputs.
       times: a vector that multiplies the outputs (the layer scale behind a linear layer).
     """
 
     names: Sequence[str]
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, int, int] = (0, 1, 1)
     times: str | None = None
 
 
@@ -174,9 +174,13 @@ class _Reader:
 
         self.prefix = max(self.prefixes, key=found)
 
+    def _whole(self, name: str) -> str:
+        """A name with the prefix; one that begins with a slash has none."""
+        return name[1:] if name.startswith("/") else self.prefix + name
+
     def _name(self, name: str, layer: int) -> str:
         """The name that the file has, or the first of those it might have."""
-        choices = [self.prefix + choice.format(layer) for choice in name.split("|")]
+        choices = [self._whole(choice).format(layer) for choice in name.split("|")]
         return next((choice for choice in choices if choice in self.weights), choices[0])
 
     def missing(self, source: Source, shape: Sequence[int]) -> list[str]:
@@ -195,9 +199,9 @@ class _Reader:
         names = [self._name(name, layer) for name in source.names]
         self.used.update(names)
         arrays = [self._array(name) for name in names]
-        index, parts = source.part
+        start, stop, parts = source.part
         if parts > 1:
-            arrays = [np.split(a, parts)[index] if a.ndim and len(a) % parts == 0 else a for a in arrays]
+            arrays = [a[start * len(a) // parts : stop * len(a) // parts] if a.ndim else a for a in arrays]
         found = [list(a.shape) for a in arrays]
         if kernel:
             arrays = [np.moveaxis(a, (0, 1), (-1, -2)) if a.ndim > 1 else a for a in arrays]
@@ -205,7 +209,7 @@ class _Reader:
         array = None if wrong else np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
         # Axes may be merged or of length 1 (kernels of patches, tables of one example), but not exchanged.
         if array is None or (array.ndim == len(shape) and array.shape != tuple(shape)):
-            inner = "" if parts == 1 else f" (part {index + 1} of {parts})"
+            inner = "" if parts == 1 else f" (parts {start + 1} to {stop} of {parts})"
             raise UserError(
                 f"{self.where}: {names[0]}{inner} has shape {found[0]}, which does not fit {list(shape)} of the config"
             )
@@ -244,18 +248,16 @@ def block_names(
       scales: vectors that multiply what attention and MLP give.
     """
     table: dict[str, str | Source] = {
-        "attention.query_key_value.kernel": Source(tuple(f"{name}.weight" for name in (query, key, value))),
-        "attention.query_bias": f"{query}.bias",
-        "attention.key_bias": f"{key}.bias",
-        "attention.value_bias": f"{value}.bias",
-        "attention.out.kernel": Source((f"{out}.weight",), times=scales[0]),
-        "attention.out.bias": Source((f"{out}.bias",), times=scales[0]),
-        "mlp.up.kernel": f"{up}.weight",
-        "mlp.up.bias": f"{up}.bias",
-        "mlp.gate.kernel": f"{gate}.weight",
-        "mlp.gate.bias": f"{gate}.bias",
-        "mlp.down.kernel": Source((f"{down}.weight",), times=scales[1]),
-        "mlp.down.bias": Source((f"{down}.bias",), times=scales[1]),
+        "attention.query_key_value.kernel": Source(tuple(_of(name, "weight") for name in (query, key, value))),
+        "attention.query_bias": _of(query, "bias"),
+        "attention.key_bias": _of(key, "bias"),
+        "attention.value_bias": _of(value, "bias"),
+        "attention.out.kernel": Source((_of(out, "weight"),), times=scales[0]),
+        "attention.out.bias": Source((_of(out, "bias"),), times=scales[0]),
+        **linear_names("mlp.up", up),
+        **linear_names("mlp.gate", gate),
+        "mlp.down.kernel": Source((_of(down, "weight"),), times=scales[1]),
+        "mlp.down.bias": Source((_of(down, "bias"),), times=scales[1]),
     }
     for norm, name in (("attention_norm", attention_norm), ("mlp_norm", mlp_norm)):
         table |= norm_names(norm, name)
@@ -264,9 +266,14 @@ def block_names(
 
 def norm_names(ours: str, theirs: str) -> dict[str, "str | Source"]:
     """The part of a table that a norm needs."""
-    return {f"{ours}.scale": f"{theirs}.weight", f"{ours}.shift": f"{theirs}.bias"}
+    return {f"{ours}.scale": _of(theirs, "weight"), f"{ours}.shift": _of(theirs, "bias")}
 
 
 def linear_names(ours: str, theirs: str) -> dict[str, "str | Source"]:
     """The part of a table that a linear layer or a convolution needs."""
-    return {f"{ours}.kernel": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
+    return {f"{ours}.kernel": _of(theirs, "weight"), f"{ours}.bias": _of(theirs, "bias")}
+
+
+def _of(module: str, tensor: str) -> str:
+    """The tensor of a module, or of each of those it might be."""
+    return "|".join(f"{choice}.{tensor}" for choice in module.split("|"))
