@@ -1,6 +1,13 @@
 """Tiny random networks of ``transformers``, saved as they are published."""
 
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 
@@ -32,3 +39,22 @@ def pixels(*shape: int) -> np.ndarray:
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.moveaxis(x, -1, -3).copy())
+
+
+def import_torchvision():
+    """torchvision, whose networks need none of its compiled operators; skips the test where it is not installed.
+
+    Its wheels are built for CUDA. Beside a torch that is not, its operators are missing and it cannot be imported,
+    unless their names are declared.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None:
+        pytest.skip("torchvision is the oracle here, and is not installed")
+    if "torchvision" not in sys.modules and not torch.cuda.is_available():
+        text = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
+        for name in sorted(set(re.findall(r'register_(?:meta|fake)\("(?:torchvision::)?(\w+)"', text))):
+            DECLARED.define(f"{name}() -> Tensor")
+    return importlib.import_module("torchvision")
+
+
+DECLARED = torch.library.Library("torchvision", "FRAGMENT")

@@ -11,10 +11,21 @@ from safetensors.numpy import save_file
 
 from videogen.errors import UserError
 from videogen.losses import PerceptualLoss, Setting, UntrainedFeatures, build
-from videogen.losses.perceptual import lpips_tensors
 from videogen.shapes import VideoShape
 
 torch = pytest.importorskip("torch")
+
+
+def lpips_tensors() -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the public files."""
+    shapes, inputs, index = {}, 3, 0
+    for stage, widths in enumerate(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)):
+        for width in widths:
+            shapes |= {f"features.{index}.weight": (width, inputs, 3, 3), f"features.{index}.bias": (width,)}
+            inputs, index = width, index + 2
+        shapes[f"lin{stage}.model.1.weight"] = (1, widths[-1], 1, 1)
+        index += 1
+    return shapes
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +133,7 @@ def test_built_by_name(weights, lpips):
     [
         ({"features.10.weight": None}, r"lacks the tensors features\.10\.weight"),
         ({f"lin{k}.model.1.weight": None for k in range(5)}, r"lin0\.model.*and 2 more"),
-        ({"features.0.bias": np.zeros(65, np.float32)}, r"features\.0\.bias has shape \[65\], not \[64\]"),
+        ({"features.0.bias": np.zeros(65, np.float32)}, r"features\.0\.bias has shape \[65\], where \[64\]"),
         (
             {"lin3.model.1.weight": np.full((1, 512, 1, 1), -1, np.float32)},
             r"lin3\.model\.1\.weight must not",
@@ -134,6 +145,20 @@ def test_wrong_files_are_refused(tensors, tmp_path, change, message):
     save_file({name: value for name, value in {**tensors, **change}.items() if value is not None}, path)
     with pytest.raises(UserError, match=message):
         PerceptualLoss.load(path)
+
+
+def test_the_public_files_themselves(tensors, lpips, tmp_path):
+    """torchvision's file with its classifier, in the older layout, and that of the lpips package."""
+    files = tmp_path / "vgg16-397923af.pth", tmp_path / "vgg.pth"
+    for file, part in zip(files, ("features.", "lin"), strict=True):
+        weights = {name: torch.tensor(value) for name, value in tensors.items() if name.startswith(part)}
+        weights |= {"classifier.0.bias": torch.zeros(3)} if part == "features." else {}
+        torch.save(weights, file, _use_new_zipfile_serialization=False)
+    both = term(name="lpips", path=",".join(map(str, files))).frozen(structure_only=False)
+    a, b = videos((17, 20))
+    np.testing.assert_array_equal(jax.jit(both)(a, b), jax.jit(lpips)(a, b))
+    digests = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    assert both.sha256 == hashlib.sha256(digests).hexdigest()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors"])

@@ -10,23 +10,31 @@ from videogen.encoders.clip import ClipImage, ClipText
 from videogen.encoders.decoders import Decoder
 from videogen.encoders.dinov2 import DinoV2
 from videogen.encoders.files import Weights, read_config
+from videogen.encoders.i3d import I3d
+from videogen.encoders.inception import Inception
 from videogen.encoders.loading import Published
+from videogen.encoders.lpips import Lpips
 from videogen.encoders.preprocessing import Preprocessing
 from videogen.encoders.siglip import SiglipImage, SiglipText
 from videogen.encoders.t5 import T5, T5Config
+from videogen.encoders.vgg import AlexNet, Vgg16
 from videogen.encoders.videomae import VideoMae
 from videogen.encoders.vjepa2 import Vjepa2
 from videogen.errors import UserError, near_matches
 
 ENCODERS: dict[str, type[Published]] = {
+    "alexnet": AlexNet,
     "bert": Bert,
     "clip_image": ClipImage,
     "clip_text": ClipText,
     "decoder": Decoder,
     "dinov2": DinoV2,
+    "i3d": I3d,
+    "inception": Inception,
     "siglip_image": SiglipImage,
     "siglip_text": SiglipText,
     "t5": T5,
+    "vgg16": Vgg16,
     "videomae": VideoMae,
     "vjepa2": Vjepa2,
 }
@@ -47,16 +55,21 @@ def load(name: str, path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Publ
 __all__ = [
     "ENCODERS",
     "T5",
+    "AlexNet",
     "Bert",
     "ClipImage",
     "ClipText",
     "Decoder",
     "DinoV2",
+    "I3d",
+    "Inception",
+    "Lpips",
     "Preprocessing",
     "Published",
     "SiglipImage",
     "SiglipText",
     "T5Config",
+    "Vgg16",
     "VideoMae",
     "Vjepa2",
     "Weights",

@@ -30,11 +30,15 @@ class Source:
       names: tensors that stand side by side along the outputs.
       part: ``(start, stop, n)``: of every tensor these of n equal pieces along its outputs.
       times: a vector that multiplies the outputs (the layer scale behind a linear layer).
+      sides: of the inputs of a linear layer over a flattened map ``[channels, *sides]``; it is a convolution here.
+      default: value of a parameter that the file may lack.
     """
 
     names: Sequence[str]
     part: tuple[int, int, int] = (0, 1, 1)
     times: str | None = None
+    sides: Sequence[int] = ()
+    default: float | None = None
 
 
 Table = Mapping[str, "str | Source"]
@@ -52,6 +56,9 @@ class Published(nnx.Module):
 
     SKIPPED: ClassVar[Sequence[str]] = ()
     """Patterns of the names that are left unread; the file may have no others."""
+
+    CONFIGURED: ClassVar[bool] = True
+    """Whether a ``config.json`` has its settings; networks of one size are read from a file of weights alone."""
 
     hash = ""
 
@@ -71,7 +78,8 @@ class Published(nnx.Module):
         Raises:
           UserError: the file is unreadable, or a setting is missing or none that the network has.
         """
-        return cls(**settings_of(cls, directory), dtype=dtype, rngs=nnx.Rngs(0))
+        settings = settings_of(cls, directory) if cls.CONFIGURED else {}
+        return cls(**settings, dtype=dtype, rngs=nnx.Rngs(0))
 
     @classmethod
     def load(cls, directory: str | Path, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs | None = None) -> Self:
@@ -87,7 +95,7 @@ class Published(nnx.Module):
         """
         network = nnx.eval_shape(lambda: lean(cls.structure(directory, dtype=dtype)))
         weights = Weights(directory)
-        network = fill(network, network.names(), weights, prefixes=cls.PREFIXES, skipped=cls.SKIPPED)
+        network = fill(network, network.names(), weights, weights.path, prefixes=cls.PREFIXES, skipped=cls.SKIPPED)
         network.hash = weights.hash()
         return network
 
@@ -120,6 +128,7 @@ def fill(
     network: nnx.Module,
     table: Table,
     weights: Mapping[str, np.ndarray],
+    where: str | Path,
     *,
     prefixes: Sequence[str] = ("",),
     skipped: Sequence[str] = (),
@@ -130,6 +139,7 @@ def fill(
       network: traced, so that it has only shapes.
       table: a source for every parameter, by dotted path.
       weights: the tensors by name.
+      where: what they are called in messages.
       prefixes: see ``Published.PREFIXES``.
       skipped: see ``Published.SKIPPED``.
 
@@ -138,7 +148,7 @@ def fill(
     """
     graph, state = nnx.split(network)
     flat = dict(nnx.to_flat_state(state))
-    reader = _Reader(weights, prefixes)
+    reader = _Reader(weights, prefixes, where)
     sources = {path: _source(table[".".join(map(str, path))]) for path in flat}
     reader.choose_prefix([source.names[0] for source in sources.values()])
     missing = sorted({n for p, source in sources.items() for n in reader.missing(source, flat[p].get_value().shape)})
@@ -162,9 +172,9 @@ def _source(source: "str | Source") -> Source:
 class _Reader:
     """Takes parameters from the tensors of a checkpoint, and remembers which it used."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], prefixes: Sequence[str]):
+    def __init__(self, weights: Mapping[str, np.ndarray], prefixes: Sequence[str], where: str | Path):
         self.weights, self.prefixes, self.prefix, self.used = weights, prefixes, prefixes[0], set()
-        self.where = weights.path if isinstance(weights, Weights) else "the checkpoint"
+        self.where = where
 
     def choose_prefix(self, names: Sequence[str]) -> None:
         """The prefix under which most of the names exist."""
@@ -186,7 +196,7 @@ class _Reader:
     def missing(self, source: Source, shape: Sequence[int]) -> list[str]:
         names = [*source.names, *([source.times] if source.times else [])]
         found = [self._name(name, layer) for name in names for layer in range(shape[0] if "{}" in name else 1)]
-        return [name for name in found if name not in self.weights]
+        return [name for name in found if name not in self.weights] if source.default is None else []
 
     def read(self, source: Source, shape: tuple[int, ...], kernel: bool) -> np.ndarray:
         """A parameter of this shape, in float32 or, where the file has whole numbers, in these."""
@@ -197,22 +207,24 @@ class _Reader:
 
     def _one(self, source: Source, layer: int, shape: tuple[int, ...], kernel: bool) -> np.ndarray:
         names = [self._name(name, layer) for name in source.names]
+        if source.default is not None and names[0] not in self.weights:
+            return np.full(shape, source.default, np.float32)
         self.used.update(names)
         arrays = [self._array(name) for name in names]
         start, stop, parts = source.part
         if parts > 1:
             arrays = [a[start * len(a) // parts : stop * len(a) // parts] if a.ndim else a for a in arrays]
         found = [list(a.shape) for a in arrays]
+        if source.sides:
+            arrays = [a.reshape(len(a), -1, *source.sides) if a.size == math.prod(shape) else a for a in arrays]
         if kernel:
-            arrays = [np.moveaxis(a, (0, 1), (-1, -2)) if a.ndim > 1 else a for a in arrays]
+            arrays = [_turned(a, name) for a, name in zip(arrays, names, strict=True)]
         wrong = len({a.shape[:-1] for a in arrays}) > 1 or sum(a.size for a in arrays) != math.prod(shape)
         array = None if wrong else np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
         # Axes may be merged or of length 1 (kernels of patches, tables of one example), but not exchanged.
         if array is None or (array.ndim == len(shape) and array.shape != tuple(shape)):
             inner = "" if parts == 1 else f" (parts {start + 1} to {stop} of {parts})"
-            raise UserError(
-                f"{self.where}: {names[0]}{inner} has shape {found[0]}, which does not fit {list(shape)} of the config"
-            )
+            raise UserError(f"{self.where}: {names[0]}{inner} has shape {found[0]}, where {list(shape)} is needed")
         if source.times:
             times = self._name(source.times, layer)
             self.used.add(times)
@@ -224,6 +236,11 @@ class _Reader:
         if array.dtype.kind in "OSUc":
             raise UserError(f"{self.where}: {shown(name)} has values of type {array.dtype}")
         return array if array.dtype.kind in "iub" else array.astype(np.float32)
+
+
+def _turned(kernel: np.ndarray, name: str) -> np.ndarray:
+    """A kernel in our layout; those of TensorFlow, whose names end in ``/w``, have it already."""
+    return kernel if kernel.ndim < 2 or name.endswith("/w") else np.moveaxis(kernel, (0, 1), (-1, -2))
 
 
 def block_names(
