@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from videogen.encoders.archives import read_archive
 from videogen.encoders.bert import Bert
+from videogen.encoders.c3d import C3d
 from videogen.encoders.clip import ClipImage, ClipText
 from videogen.encoders.decoders import Decoder
 from videogen.encoders.dinov2 import DinoV2
@@ -15,9 +16,12 @@ from videogen.encoders.inception import Inception
 from videogen.encoders.loading import Published
 from videogen.encoders.lpips import Lpips
 from videogen.encoders.preprocessing import Preprocessing
+from videogen.encoders.resnet import ResNet
 from videogen.encoders.siglip import SiglipImage, SiglipText
 from videogen.encoders.t5 import T5, T5Config
+from videogen.encoders.transnetv2 import TransNetV2
 from videogen.encoders.vgg import AlexNet, Vgg16
+from videogen.encoders.video_swin import VideoSwin
 from videogen.encoders.videomae import VideoMae
 from videogen.encoders.vjepa2 import Vjepa2
 from videogen.errors import UserError, near_matches
@@ -25,16 +29,20 @@ from videogen.errors import UserError, near_matches
 ENCODERS: dict[str, type[Published]] = {
     "alexnet": AlexNet,
     "bert": Bert,
+    "c3d": C3d,
     "clip_image": ClipImage,
     "clip_text": ClipText,
     "decoder": Decoder,
     "dinov2": DinoV2,
     "i3d": I3d,
     "inception": Inception,
+    "resnet": ResNet,
     "siglip_image": SiglipImage,
     "siglip_text": SiglipText,
     "t5": T5,
+    "transnetv2": TransNetV2,
     "vgg16": Vgg16,
+    "video_swin": VideoSwin,
     "videomae": VideoMae,
     "vjepa2": Vjepa2,
 }
@@ -57,6 +65,7 @@ __all__ = [
     "T5",
     "AlexNet",
     "Bert",
+    "C3d",
     "ClipImage",
     "ClipText",
     "Decoder",
@@ -66,11 +75,14 @@ __all__ = [
     "Lpips",
     "Preprocessing",
     "Published",
+    "ResNet",
     "SiglipImage",
     "SiglipText",
     "T5Config",
+    "TransNetV2",
     "Vgg16",
     "VideoMae",
+    "VideoSwin",
     "Vjepa2",
     "Weights",
     "load",

@@ -43,7 +43,7 @@ class Convolve(nnx.Module):
       size: kernel sides; how many there are says over how many sides it goes.
       stride: keeps every so-many-th place.
       padding: around each side.
-      dilation: frames between taps in time.
+      dilation: frames from one tap in time to the next.
     """
 
     def __init__(
@@ -72,12 +72,8 @@ class Convolve(nnx.Module):
         around = paddings(self.padding, x.shape[1:-1], self.size, self.stride)
         if len(self.size) == 2:
             y = convolve_2d(x, kernel, self.stride, tuple(around))
-        elif self.dilation > 1:
-            layout = ("NDHWC", "DHWIO", "NDHWC")
-            spread = (self.dilation, 1, 1)
-            y = jax.lax.conv_general_dilated(x, kernel, self.stride, around, None, spread, layout)
         else:
-            y = convolve(x, kernel, self.stride, around[0], tuple(around[1:]))
+            y = convolve(x, kernel, self.stride, around[0], tuple(around[1:]), self.dilation)
         return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
 
 

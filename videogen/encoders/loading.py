@@ -58,7 +58,7 @@ class Published(nnx.Module):
     """Patterns of the names that are left unread; the file may have no others."""
 
     CONFIGURED: ClassVar[bool] = True
-    """Whether a ``config.json`` has its settings; networks of one size are read from a file of weights alone."""
+    """Whether a ``config.json`` has its settings; other networks are read from a file of weights alone."""
 
     hash = ""
 
@@ -66,6 +66,11 @@ class Published(nnx.Module):
     def settings(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the constructor that the ``config.json`` of a checkpoint gives."""
         raise NotImplementedError
+
+    @classmethod
+    def sizes(cls, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Those of a network without a ``config.json``, as its weights show them; none where it has one size."""
+        return {}
 
     def names(self) -> Table:
         """The table of our parameters."""
@@ -78,7 +83,7 @@ class Published(nnx.Module):
         Raises:
           UserError: the file is unreadable, or a setting is missing or none that the network has.
         """
-        settings = settings_of(cls, directory) if cls.CONFIGURED else {}
+        settings = settings_of(cls, directory) if cls.CONFIGURED else cls.sizes(Weights(directory))
         return cls(**settings, dtype=dtype, rngs=nnx.Rngs(0))
 
     @classmethod

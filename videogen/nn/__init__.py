@@ -69,7 +69,7 @@ from videogen.nn.positions import (
 from videogen.nn.streaming import Stream
 from videogen.nn.tower import Hook, Transformer, build_transformer
 from videogen.nn.transformer import REMAT_POLICIES, Block, Stack, block_stack
-from videogen.nn.windows import merge_windows, partition_windows
+from videogen.nn.windows import merge_boxes, merge_windows, partition_boxes, partition_windows
 
 __all__ = [
     "EVICTIONS",
@@ -145,6 +145,7 @@ __all__ = [
     "lay_out",
     "lecun_normal",
     "mask_array",
+    "merge_boxes",
     "merge_windows",
     "merged",
     "modulate",
@@ -152,6 +153,7 @@ __all__ = [
     "normal",
     "ones",
     "parameter",
+    "partition_boxes",
     "partition_windows",
     "patchify",
     "repeat",
