@@ -4,8 +4,6 @@ import argparse
 import pickle
 import resource
 import struct
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -347,10 +345,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_memory_stays_below_twice_the_file(tmp_path, zipped):
+def test_memory_stays_below_twice_the_file(tmp_path, zipped, run_python):
     path = tmp_path / "large.pt"
     torch.save({f"{i}": torch.ones(2**20) for i in range(16)}, path, _use_new_zipfile_serialization=zipped)
-    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+    done = run_python(["-c", PEAK, path])
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 2 * path.stat().st_size
 
 

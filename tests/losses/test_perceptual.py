@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from videogen.encoders import ResNet
 from videogen.errors import UserError
 from videogen.losses import PerceptualLoss, Setting, UntrainedFeatures, build
+from videogen.losses.perceptual import ResNetLoss
 from videogen.shapes import VideoShape
 
 torch = pytest.importorskip("torch")
@@ -185,6 +187,26 @@ def test_untrained_features_behave_like_a_distance():
     assert float(jax.jit(UntrainedFeatures())(a, b)) == far
     gradient = jax.jit(jax.grad(UntrainedFeatures()))(a, b)
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
+
+
+def test_features_of_frozen_networks_are_terms(tmp_path):
+    """A small ResNet: the value is the mean squared difference of its logits, and its weights get no gradient."""
+    network = ResNet(stem=4, widths=(8, 16), depths=(1, 1), classes=6, rngs=nnx.Rngs(0))
+    loss = ResNetLoss(network)
+    a, b = videos((20, 30))
+    graph, state = nnx.split(loss)
+    value, (to_state, to_a) = jax.jit(jax.value_and_grad(lambda s, x: nnx.merge(graph, s)(x, b), (0, 1)))(state, a)
+    frames = [jax.image.resize(x.reshape(4, 20, 30, 3), (4, 224, 224, 3), "linear", antialias=False) for x in (a, b)]
+    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    ours, theirs = (jax.jit(network.logits)(((x + 1) / 2 - mean) / std) for x in frames)
+    np.testing.assert_allclose(value, jnp.mean((ours - theirs) ** 2), rtol=1e-4)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(to_state)) and jnp.abs(to_a).max() > 0
+    for name, kind in (("resnet", "ResNet"), ("i3d", "I3d")):
+        with pytest.raises(UserError, match=f"{kind} needs the setting 'path'"):
+            term(name=name).frozen(structure_only=False)
+        structure = nnx.eval_shape(lambda name=name: term(name=name).frozen(structure_only=True))
+        frame = jax.ShapeDtypeStruct((1, 9, 64, 48, 3), jnp.float32)
+        assert jax.eval_shape(structure, frame, frame).shape == ()
 
 
 SPREAD = """

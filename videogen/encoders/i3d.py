@@ -150,14 +150,17 @@ class I3d(Published):
         Raises:
           UserError: too few frames, or values outside the range.
         """
-        x = in_range(clips)
-        if x.ndim != 5 or x.shape[1] < SHORTEST:
-            raise UserError(f"I3D needs clips of at least {SHORTEST} frames, got {list(x.shape)}")
-        rows, columns = (tf1_bilinear(n, SIDE) for n in x.shape[2:4])
-        if x.shape[2:4] != (SIDE, SIDE):
-            exact = dict(precision=jax.lax.Precision.HIGHEST)
-            x = jnp.einsum("xw,bthwc->bthxc", columns, jnp.einsum("yh,bthwc->btywc", rows, x, **exact), **exact)
-        return self.head(self.maps(x))
+        return self.head(self.maps(self.resized(in_range(clips))))
+
+    def resized(self, clips: Float[Array, "batch time height width 3"]) -> Float[Array, "batch time 224 224 3"]:
+        """Frames of the network's size, from clips long enough for it."""
+        if clips.ndim != 5 or clips.shape[1] < SHORTEST:
+            raise UserError(f"I3D needs clips of at least {SHORTEST} frames, got {list(clips.shape)}")
+        if clips.shape[2:4] == (SIDE, SIDE):
+            return clips
+        (rows, columns), exact = (tf1_bilinear(n, SIDE) for n in clips.shape[2:4]), jax.lax.Precision.HIGHEST
+        x = jnp.einsum("yh,bthwc->btywc", rows, clips, precision=exact)
+        return jnp.einsum("xw,bthwc->bthxc", columns, x, precision=exact)
 
 
 def _shrink(x: Map, size: tuple[int, ...], stride: tuple[int, ...]) -> Map:

@@ -1,7 +1,7 @@
 """Perceptual distances between videos: LPIPS over VGG16, and an untrained stand-in for tests."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from videogen import encoders
 from videogen.encoders.lpips import check_sides
+from videogen.encoders.preprocessing import IMAGENET_STATISTICS
 from videogen.errors import UserError
 from videogen.losses.discriminators import Image, convolve
 from videogen.losses.terms import Setting, Term
@@ -31,6 +32,53 @@ class PerceptualLoss(encoders.Lpips):
           UserError: a side is below 16 pixels.
         """
         return _feature_distance(self.features, self.weights(), prediction, target)
+
+
+class FeatureLoss(nnx.Module):
+    """Mean squared difference of what a frozen network makes of prediction and target; no gradient reaches it.
+
+    Args:
+      network: an encoder.
+    """
+
+    def __init__(self, network: encoders.Published):
+        self.network = network
+
+    @property
+    def sha256(self) -> str:
+        """Of the file of its weights."""
+        return self.network.hash
+
+    def __call__(self, prediction: Video, target: Video) -> Float[Array, ""]:
+        """Mean over examples and features, pixels in [-1, 1]."""
+        graph, state = nnx.split(self.network)
+        network = nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, state))
+        ours, theirs = jnp.split(self.features(network, jnp.concatenate([prediction, target])), 2)
+        return jnp.mean(jnp.square(ours - theirs))
+
+    @staticmethod
+    def features(network: encoders.Published, clips: Video) -> Float[Array, "examples features"]:
+        """What is compared."""
+        raise NotImplementedError
+
+
+class ResNetLoss(FeatureLoss):
+    """Of the logits of ResNet-50 for every frame, resized to 224 × 224 (as MaskGIT's tokenizer is trained)."""
+
+    @staticmethod
+    def features(network, clips):
+        frames = clips.reshape(-1, *clips.shape[2:]).astype(jnp.float32)
+        frames = jax.image.resize(frames, (len(frames), 224, 224, 3), "linear", antialias=False)
+        mean, std = (np.asarray(IMAGENET_STATISTICS[name], np.float32) for name in ("mean", "std"))
+        return network.logits(((frames + 1) / 2 - mean) / std)
+
+
+class I3dLoss(FeatureLoss):
+    """Of the logits of I3D for every clip of at least 9 frames (as Phenaki's tokenizer is trained, section 2.1)."""
+
+    @staticmethod
+    def features(network, clips):
+        return network.head(network.maps(network.resized(clips.astype(jnp.float32))))
 
 
 class UntrainedFeatures(nnx.Module):
@@ -88,6 +136,34 @@ class Lpips(Perceptual):
         if not self.path:
             raise UserError("perceptual loss 'lpips' needs the setting 'path': vgg16-397923af.pth,vgg.pth")
         return PerceptualLoss.load(self.path, dtype=self.setting.dtype)
+
+
+class FeaturesTerm(Perceptual):
+    """Base of the terms that compare what an encoder makes of prediction and target."""
+
+    network: ClassVar[type[encoders.Published]]
+    loss: ClassVar[type[FeatureLoss]]
+
+    def frozen(self, structure_only: bool) -> FeatureLoss:
+        if structure_only:
+            return self.loss(self.network(dtype=self.setting.dtype, rngs=nnx.Rngs(0)))
+        if not self.path:
+            raise UserError(
+                f"perceptual loss {self.network.__name__} needs the setting 'path': the file of its weights"
+            )
+        return self.loss(self.network.load(self.path, dtype=self.setting.dtype))
+
+
+class ResNetFeatures(FeaturesTerm):
+    """Logits of ResNet-50 (``ResNetLoss``), from torchvision's file."""
+
+    network, loss = encoders.ResNet, ResNetLoss
+
+
+class I3dFeatures(FeaturesTerm):
+    """Logits of I3D (``I3dLoss``): a perceptual loss of motion."""
+
+    network, loss = encoders.I3d, I3dLoss
 
 
 class Untrained(Perceptual):
