@@ -261,6 +261,10 @@ def hostile_zip(path, kind):
     elif kind == "other name within":
         content = zipped(path, good).read_bytes()
         path.write_bytes(content.replace(b"archive/data/0", b"archive/data/9", 1))
+    elif kind == "large directory":
+        content = zipped(path, good).read_bytes()
+        end = content.rindex(b"PK\x05\x06") + 12
+        path.write_bytes(content[:end] + struct.pack("<I", 2**26) + content[end + 4 :])
     elif kind == "no data.pkl":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/model.json", "{}")
@@ -278,6 +282,7 @@ def hostile_zip(path, kind):
         ("compressed", "compressed"),
         ("other name within", "another name"),
         ("no data.pkl", "without data.pkl"),
+        ("large directory", "list of entries"),
     ],
 )
 def test_hostile_zips_are_refused(tmp_path, kind, message):

@@ -1,5 +1,6 @@
 """VGG16, AlexNet and LPIPS against torchvision and the ``lpips`` package, with its real heads on random trunks."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -31,19 +32,39 @@ def images(height, width):
     return a, 0.8 * a + 0.2 * b
 
 
+def written_out(name):
+    """torchvision's ``features``: what the places in the names of its file stand for."""
+    if name == "alex":
+        sides = iter(
+            [(3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
+        )
+        pools = [False, True, True, False, False]
+    else:
+        widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+        sides = ((before, after, 3, 1, 1) for before, after in itertools.pairwise(widths))
+        pools = [k in (2, 4, 7, 10) for k in range(13)]
+    layers = []
+    for pooled in pools:
+        layers += [torch.nn.MaxPool2d(*((3, 2) if name == "alex" else (2, 2)))] if pooled else []
+        layers += [torch.nn.Conv2d(*next(sides)), torch.nn.ReLU()]
+    return torch.nn.ModuleDict({"features": torch.nn.Sequential(*layers)})
+
+
+@pytest.mark.parametrize("oracle", ["written out", "torchvision"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_trunks_are_torchvisions(torchvision, tmp_path, name):
+def test_trunks_are_torchvisions(tmp_path, name, oracle):
     kind, theirs = NETWORKS[name]
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, theirs)(weights=None).eval()
-    torch.save({k: v for k, v in theirs.state_dict().items() if "classifier.0" not in k}, tmp_path / "a.pth")
-    ours, x = kind.load(tmp_path / "a.pth"), images(35, 50)[0]
-    features, y = [], channels_first(x)
+    models = import_torchvision().models if oracle == "torchvision" else None
+    network = written_out(name) if models is None else vars(models)[theirs](weights=None).eval()
+    torch.save({k: v for k, v in network.state_dict().items() if "classifier.0" not in k}, tmp_path / "a.pth")
+    features, ours, x = network.get_submodule("features"), kind.load(tmp_path / "a.pth"), images(35, 50)[0][:1]
+    found, y = [], channels_first(x)
     last = [stage[-1][0] + 1 for stage in kind.STAGES]  # the ReLU behind the last convolution
-    for place, layer in enumerate(theirs.features[: last[-1] + 1]):
+    for place, layer in enumerate(features[: last[-1] + 1]):
         y = layer(y)
-        features += [y.clone()] if place in last else []
-    for own, expected in zip(jax.jit(ours)(x), features, strict=True):
+        found += [y.clone()] if place in last else []
+    for own, expected in zip(jax.jit(ours)(x), found, strict=True):
         assert_near(own, np.moveaxis(expected.detach().numpy(), 1, -1), 1e-5)
 
 
@@ -72,12 +93,14 @@ def test_distances_are_those_of_the_package(pair, sides):
 
 
 def test_small_sides_are_refused():
+    def shape(name, side):
+        frame = jax.ShapeDtypeStruct((1, side, 64, 3), jnp.float32)
+        return jax.eval_shape(lambda frame: Lpips.structure(name)(frame, frame), frame).shape
+
     for name, smallest in (("vgg", 16), ("alex", 31)):
-        ours = Lpips.structure(name)
-        frame = jax.ShapeDtypeStruct((1, smallest, smallest, 3), jnp.float32)
-        assert jax.eval_shape(ours, frame, frame).shape == (1,)
+        assert shape(name, smallest) == (1,)
         with pytest.raises(UserError, match=f"at least {smallest} pixels"):
-            ours(jnp.zeros((1, smallest - 1, 64, 3)), jnp.zeros((1, smallest - 1, 64, 3)))
+            shape(name, smallest - 1)
     with pytest.raises(UserError, match="'alex'"):
         Lpips.structure("alexnet")
 

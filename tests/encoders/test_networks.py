@@ -18,7 +18,7 @@ from tests.encoders.oracles import assert_near, channels_first, import_torchvisi
 from videogen.encoders.c3d import CONVOLUTIONS, C3d
 from videogen.encoders.resnet import ResNet
 from videogen.encoders.transnetv2 import TransNetV2
-from videogen.encoders.video_swin import VideoSwin, regions
+from videogen.encoders.video_swin import Layer, VideoSwin, regions
 from videogen.errors import UserError
 
 
@@ -123,6 +123,43 @@ def test_video_swin_in_the_names_of_its_repository(tmp_path):
     assert_near(ours.logits(x), theirs(torch.tensor(np.moveaxis(x, -1, 1).copy())))
 
 
+def dense_attention(layer, x):
+    """A layer's attention over the whole grid at once: a place sees those of its shifted box that were neighbours."""
+    x = np.asarray(x)
+    sides, window = np.array(x.shape[1:4]), np.array(layer.window)
+    shift = window // 2 if layer.shifted else 0 * window
+    place = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), -1).reshape(-1, 3)
+    # Boxes begin at `shift`; what lies before the first one, or behind the last whole one, has boxes of its own there.
+    box = (place - shift) // window
+    seen = (box[:, None] == box[None]).all(-1)
+    offset = np.clip(place[:, None] - place[None] + window - 1, 0, 2 * window - 2)
+    rows = (offset * np.array([(2 * window[1] - 1) * (2 * window[2] - 1), 2 * window[2] - 1, 1])).sum(-1)
+    bias = np.moveaxis(np.asarray(layer.bias.get_value())[rows], -1, 0)
+    own, heads = layer.attention, layer.attention.heads
+    flat = x.reshape(len(x), len(place), -1)
+    q, k, v = np.split(flat @ np.asarray(own.query_key_value.kernel.get_value()), 3, axis=-1)
+    q, k, v = (
+        y.reshape(*y.shape[:2], heads, -1) + np.asarray(own_bias.get_value())
+        for y, own_bias in ((q, own.query_bias), (k, own.key_bias), (v, own.value_bias))
+    )
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5 + bias
+    weights = np.exp(np.where(seen, scores, -np.inf))
+    out = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v).reshape(flat.shape)
+    out = out @ np.asarray(own.out.kernel.get_value()) + np.asarray(own.out.bias.get_value())
+    return out.reshape(x.shape)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_shifted_boxes_written_out_over_the_whole_grid(shifted):
+    layer = Layer(8, 2, (2, 3, 4), shifted=shifted, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    for name, value in (("query_bias", 0.3), ("key_bias", -0.2), ("value_bias", 0.5)):
+        own = vars(layer.attention)[name]
+        own.set_value(value * jax.random.normal(jax.random.key(1), own.get_value().shape))
+    layer.bias.set_value(jax.random.normal(jax.random.key(2), layer.bias.get_value().shape))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 9, 8, 8))
+    assert_near(jax.jit(layer._attend)(x), dense_attention(layer, x), 1e-5)
+
+
 def test_regions_of_a_shifted_grid():
     """Four places, boxes of two, shifted by one: the last box holds the last and the first place."""
     np.testing.assert_array_equal(regions((1, 1, 4), (1, 1, 2), (0, 0, 1)), [[0, 0], [1, 2]])
@@ -171,6 +208,6 @@ def test_transnetv2_finds_the_cuts_of_its_clip(transnet):
 
 
 def test_transnetv2_refuses_other_sizes():
-    network = TransNetV2(rngs=nnx.Rngs(0))
+    network = nnx.eval_shape(lambda: TransNetV2(rngs=nnx.Rngs(0)))
     with pytest.raises(UserError, match="27×48"):
         network.encode(jnp.zeros((1, 10, 28, 48, 3), jnp.uint8))

@@ -50,6 +50,9 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 MAX_DEPTH = 64
 
+MAX_DIRECTORY, MAX_END = 2**25, 2**16 + 22
+"""Bytes of the list of entries of a zip archive, and of what may stand behind it."""
+
 _INERT = {
     "argparse.Namespace",
     "numpy.dtype",
@@ -244,6 +247,12 @@ def _storage(path: Path, reference: Any) -> Storage:
 
 def _read_zip(path: Path, data: memoryview) -> tuple[Any, _Storages]:
     """The value of ``data.pkl`` and where the entries ``data/…`` lie."""
+    end = bytes(data[-MAX_END:]).rfind(b"PK\x05\x06")
+    directory = (
+        struct.unpack_from("<I", data[-MAX_END:], end + 12)[0] if 0 <= end <= min(len(data), MAX_END) - 16 else 0
+    )
+    if directory != 2**32 - 1 and directory > MAX_DIRECTORY:
+        raise UserError(f"{path} is refused: its list of entries has {directory} bytes")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
