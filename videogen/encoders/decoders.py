@@ -53,7 +53,7 @@ class Decoder(Published):
       bias: the projections of the attention that have one.
       mlp_bias: the MLPs have biases.
       epsilon: of the norms.
-      base, scaling: of the rotary positions, as for ``frequencies``.
+      rope: ``{rope_theta, …}``: base and scaling of the rotary positions, as for ``frequencies``.
       tied: scores of tokens come from the table of embeddings.
     """
 

@@ -121,7 +121,7 @@ class I3d(Published):
         tensors = {name.removesuffix(":0"): array for name, array in weights.items()}
         anchors = ("Conv3d_1a_7x7.conv3d.weight", "Conv3d_1a_7x7/conv_3d/w")
         prefixes = [name.removesuffix(anchor) for name in tensors for anchor in anchors if name.endswith(anchor)]
-        network = nnx.eval_shape(lambda: cls.structure(directory, dtype=dtype))
+        network = nnx.eval_shape(lambda: cls(dtype=dtype, rngs=nnx.Rngs(0)))
         network = fill(network, network.names(), tensors, weights.path, prefixes=prefixes or [""], skipped=cls.SKIPPED)
         network.hash = weights.hash()
         return network

@@ -83,8 +83,16 @@ class Published(nnx.Module):
         Raises:
           UserError: the file is unreadable, or a setting is missing or none that the network has.
         """
-        settings = settings_of(cls, directory) if cls.CONFIGURED else cls.sizes(Weights(directory))
-        return cls(**settings, dtype=dtype, rngs=nnx.Rngs(0))
+        network = cls(**cls._arguments(directory), dtype=dtype, rngs=nnx.Rngs(0))
+        network.read_beside(directory)
+        return network
+
+    @classmethod
+    def _arguments(cls, directory: str | Path) -> dict[str, Any]:
+        return settings_of(cls, directory) if cls.CONFIGURED else cls.sizes(Weights(directory))
+
+    def read_beside(self, directory: str | Path) -> None:
+        """Takes what other files of the folder say."""
 
     @classmethod
     def load(cls, directory: str | Path, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs | None = None) -> Self:
@@ -98,7 +106,9 @@ class Published(nnx.Module):
         Raises:
           UserError: a file is unreadable, or a tensor is missing, has another shape or is not known.
         """
-        network = nnx.eval_shape(lambda: lean(cls.structure(directory, dtype=dtype)))
+        arguments = cls._arguments(directory)
+        network = nnx.eval_shape(lambda: lean(cls(**arguments, dtype=dtype, rngs=nnx.Rngs(0))))
+        network.read_beside(directory)
         weights = Weights(directory)
         network = fill(network, network.names(), weights, weights.path, prefixes=cls.PREFIXES, skipped=cls.SKIPPED)
         network.hash = weights.hash()

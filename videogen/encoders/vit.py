@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,11 +100,8 @@ class Seen(Published):
 
     preprocessing: Preprocessing
 
-    @classmethod
-    def structure(cls, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Self:
-        network = super().structure(directory, dtype=dtype)
-        network.preprocessing = Preprocessing.read(directory, network.preprocessing)
-        return network
+    def read_beside(self, directory: str | Path) -> None:
+        self.preprocessing = Preprocessing.read(directory, self.preprocessing)
 
 
 def cubic_weights(inputs: int, outputs: int, a: float = -0.75) -> Float[np.ndarray, "outputs inputs"]:

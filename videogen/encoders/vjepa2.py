@@ -35,6 +35,7 @@ class Vjepa2(Seen):
       width, layers, heads, hidden: sizes of the transformer.
       kind: of the MLP.
       epsilon: of the norms.
+      bias: queries, keys and values have biases.
     """
 
     PREFIXES = ("encoder.", "vjepa2.encoder.")
