@@ -207,6 +207,11 @@ def test_transnetv2_finds_the_cuts_of_its_clip(transnet):
     np.testing.assert_array_equal(ours[:, 0] > 0.5, single.numpy() > 0.5)
 
 
+def test_transnetv2_resizes_clips_itself():
+    clip = jax.ShapeDtypeStruct((2, 5, 54, 100, 3), jnp.float32)
+    assert jax.eval_shape(lambda x: TransNetV2(rngs=nnx.Rngs(0))(x), clip).shape == (2, 1024)
+
+
 def test_transnetv2_refuses_other_sizes():
     network = nnx.eval_shape(lambda: TransNetV2(rngs=nnx.Rngs(0)))
     with pytest.raises(UserError, match="27×48"):

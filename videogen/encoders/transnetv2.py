@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, UInt8
 
 from videogen.encoders.convolutions import BatchNorm, Convolve, Map, batch_norm_names, pool
 from videogen.encoders.loading import Published, linear_names
+from videogen.encoders.preprocessing import in_range
 from videogen.errors import UserError
 from videogen.nn import Linear, l2_normalize
 
@@ -121,9 +122,8 @@ class TransNetV2(Published):
 
     def __call__(self, clips: Float[Array, "batch time height width 3"]) -> Float[Array, "batch 1024"]:
         """The mean over time of the features of clips in [-1, 1] (or ``uint8``), a plain summary of a clip."""
-        pixels = clips if clips.dtype == jnp.uint8 else jnp.round((clips + 1) * 127.5)
-        shape = (*clips.shape[:2], *SIDES, 3)
-        small = jax.image.resize(pixels.astype(jnp.float32), shape, "linear", antialias=True)
+        pixels = jnp.round((in_range(clips) + 1) * 127.5)
+        small = jax.image.resize(pixels, (*clips.shape[:2], *SIDES, 3), "linear", antialias=True)
         return self.encode(jnp.clip(jnp.round(small), 0, 255).astype(jnp.uint8)).mean(axis=1)
 
 
