@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +10,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from videogen import losses
-from videogen.losses.perceptual import PerceptualLoss, lpips_tensors
 from videogen.nn import MicroBatch
 from videogen.shapes import VideoShape
 
@@ -75,15 +72,3 @@ def test_the_loss_term_of_the_guide_works(monkeypatch):
     config = ConfigDict()
     exec(section, {"config": config})
     assert list(losses.build(config.losses, setting)) == ["entropy", "l2", "perceptual"]
-
-
-def test_the_command_for_the_weights_of_lpips_makes_a_file_that_is_read(tmp_path):
-    torch = pytest.importorskip("torch")
-    page = (REPOSITORY / "docs" / "tokenizers.md").read_text()
-    program = re.search(r'```bash\npython -c "\n(.*?)"', page, re.DOTALL)[1]
-    tensors = {name: torch.zeros(shape) for name, shape in lpips_tensors().items()}
-    for part, file in (("features", "vgg16-397923af.pth"), ("lin", "vgg.pth")):
-        torch.save({name: x for name, x in tensors.items() if name.startswith(part)}, tmp_path / file)
-    files = [str(tmp_path / name) for name in ("vgg16-397923af.pth", "vgg.pth", "lpips.safetensors")]
-    subprocess.run([sys.executable, "-c", program, *files], check=True, timeout=120)
-    assert len(PerceptualLoss.load(files[-1]).kernels) == 13

@@ -9,12 +9,25 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from videogen.encoders import ResNet
 from videogen.errors import UserError
 from videogen.losses import PerceptualLoss, Setting, UntrainedFeatures, build
-from videogen.losses.perceptual import lpips_tensors
+from videogen.losses.perceptual import ResNetLoss
 from videogen.shapes import VideoShape
 
 torch = pytest.importorskip("torch")
+
+
+def lpips_tensors() -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the public files."""
+    shapes, inputs, index = {}, 3, 0
+    for stage, widths in enumerate(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)):
+        for width in widths:
+            shapes |= {f"features.{index}.weight": (width, inputs, 3, 3), f"features.{index}.bias": (width,)}
+            inputs, index = width, index + 2
+        shapes[f"lin{stage}.model.1.weight"] = (1, widths[-1], 1, 1)
+        index += 1
+    return shapes
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +135,7 @@ def test_built_by_name(weights, lpips):
     [
         ({"features.10.weight": None}, r"lacks the tensors features\.10\.weight"),
         ({f"lin{k}.model.1.weight": None for k in range(5)}, r"lin0\.model.*and 2 more"),
-        ({"features.0.bias": np.zeros(65, np.float32)}, r"features\.0\.bias has shape \[65\], not \[64\]"),
+        ({"features.0.bias": np.zeros(65, np.float32)}, r"features\.0\.bias has shape \[65\], where \[64\]"),
         (
             {"lin3.model.1.weight": np.full((1, 512, 1, 1), -1, np.float32)},
             r"lin3\.model\.1\.weight must not",
@@ -134,6 +147,20 @@ def test_wrong_files_are_refused(tensors, tmp_path, change, message):
     save_file({name: value for name, value in {**tensors, **change}.items() if value is not None}, path)
     with pytest.raises(UserError, match=message):
         PerceptualLoss.load(path)
+
+
+def test_the_public_files_themselves(tensors, lpips, tmp_path):
+    """torchvision's file with its classifier, in the older layout, and that of the lpips package."""
+    files = tmp_path / "vgg16-397923af.pth", tmp_path / "vgg.pth"
+    for file, part in zip(files, ("features.", "lin"), strict=True):
+        weights = {name: torch.tensor(value) for name, value in tensors.items() if name.startswith(part)}
+        weights |= {"classifier.0.bias": torch.zeros(3)} if part == "features." else {}
+        torch.save(weights, file, _use_new_zipfile_serialization=False)
+    both = term(name="lpips", path=",".join(map(str, files))).frozen(structure_only=False)
+    a, b = videos((17, 20))
+    np.testing.assert_array_equal(jax.jit(both)(a, b), jax.jit(lpips)(a, b))
+    digests = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    assert both.sha256 == hashlib.sha256(digests).hexdigest()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors"])
@@ -160,6 +187,26 @@ def test_untrained_features_behave_like_a_distance():
     assert float(jax.jit(UntrainedFeatures())(a, b)) == far
     gradient = jax.jit(jax.grad(UntrainedFeatures()))(a, b)
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
+
+
+def test_features_of_frozen_networks_are_terms(tmp_path):
+    """A small ResNet: the value is the mean squared difference of its logits, and its weights get no gradient."""
+    network = ResNet(stem=4, widths=(8, 16), depths=(1, 1), classes=6, rngs=nnx.Rngs(0))
+    loss = ResNetLoss(network)
+    a, b = videos((20, 30))
+    graph, state = nnx.split(loss)
+    value, (to_state, to_a) = jax.jit(jax.value_and_grad(lambda s, x: nnx.merge(graph, s)(x, b), (0, 1)))(state, a)
+    frames = [jax.image.resize(x.reshape(4, 20, 30, 3), (4, 224, 224, 3), "linear", antialias=False) for x in (a, b)]
+    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    ours, theirs = (jax.jit(network.logits)(((x + 1) / 2 - mean) / std) for x in frames)
+    np.testing.assert_allclose(value, jnp.mean((ours - theirs) ** 2), rtol=1e-4)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(to_state)) and jnp.abs(to_a).max() > 0
+    for name, kind in (("resnet", "ResNet"), ("i3d", "I3d")):
+        with pytest.raises(UserError, match=f"{kind} needs the setting 'path'"):
+            term(name=name).frozen(structure_only=False)
+        structure = nnx.eval_shape(lambda name=name: term(name=name).frozen(structure_only=True))
+        frame = jax.ShapeDtypeStruct((1, 9, 64, 48, 3), jnp.float32)
+        assert jax.eval_shape(structure, frame, frame).shape == ()
 
 
 SPREAD = """

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from transformers import CLIPVisionConfig, LlamaConfig, Qwen3Config, T5Config, ViTConfig
+from transformers import BertConfig, CLIPVisionConfig, LlamaConfig, Qwen3Config, T5Config, ViTConfig
+from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
@@ -152,6 +153,28 @@ def test_vit():
     assert_equal(ours(X), expected[0] if isinstance(expected, tuple) else expected)
 
 
+def test_bert_has_its_norms_behind_the_sums():
+    size = dict(hidden_size=WIDTH, intermediate_size=HIDDEN, num_attention_heads=3)
+    config = BertConfig(**size, hidden_act="gelu", layer_norm_eps=1e-12, attn_implementation="eager")
+    theirs = randomise(BertLayer(config))
+    ours = Block(
+        WIDTH,
+        attention={"heads": 3, "qk_norm": None, "bias": PROJECTIONS},
+        mlp={"hidden": HIDDEN, "kind": "gelu", "bias": True},
+        norm={"name": "layer", "epsilon": 1e-12},
+        norm_after=True,
+        rngs=nnx.Rngs(0),
+    )
+    own = theirs.attention.self
+    put_attention(ours.attention, own.query, own.key, own.value, theirs.attention.output.dense)
+    put(ours.mlp.up, theirs.intermediate.dense)
+    put(ours.mlp.down, theirs.output.dense)
+    put_norm(ours.attention_norm, theirs.attention.output.LayerNorm)
+    put_norm(ours.mlp_norm, theirs.output.LayerNorm)
+    expected = theirs(torch.tensor(X))
+    assert_equal(ours(X), expected[0] if isinstance(expected, tuple) else expected)
+
+
 def test_t5():
     size = dict(d_model=WIDTH, d_ff=HIDDEN, num_heads=4, d_kv=8, num_layers=1)
     config = T5Config(**size, feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6, attn_implementation="eager")
@@ -247,6 +270,7 @@ def test_a_stack_from_its_sections():
         ({"mlp": {"hidden": 8, "kind": "swiglue"}}, "'swiglu'"),
         ({"mlp": {"hidden": 0}}, "hidden"),
         ({"norm": {"name": "rms", "eps": 1e-5}}, "epsilon"),
+        ({"norm_after": True, "cross_attention": {"context_width": 8}}, "norm_after goes with neither"),
     ],
 )
 def test_mistakes_are_named(settings, message):

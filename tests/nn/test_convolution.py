@@ -43,6 +43,20 @@ def test_folded_and_direct_convolution_agree_with_gradients(monkeypatch, stride,
         np.testing.assert_allclose(folded, direct, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dilation", "stride"), [(1, (2, 2, 2)), (3, (1, 1, 1)), (2, (2, 1, 1))])
+def test_given_sides_and_taps_that_are_apart(monkeypatch, dilation, stride):
+    """Both forms against padding first and a kernel with zeros between its taps."""
+    x, kernel = random(2, 9, 6, 5, 3), random(3, 3, 4, 3, 2)
+    ends, sides = (1, 2), ((0, 1), (2, 1))
+    spread = jnp.zeros((2 * dilation + 1, *kernel.shape[1:])).at[::dilation].set(kernel)
+    padded = jnp.pad(x, [(0, 0), ends, *sides, (0, 0)])
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    expected = jax.lax.conv_general_dilated(padded, spread, stride, "VALID", dimension_numbers=layout)
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(module, "target_platform", lambda platform=platform: platform)
+        np.testing.assert_allclose(convolve(x, kernel, stride, ends, sides, dilation), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("padding", ["zero", "replicate", "same"])
 def test_convolution_is_the_sum_over_its_taps(padding):
     x = random(2, 5, 4, 4, 3)

@@ -215,6 +215,22 @@ def test_rotation_of_both_layouts_written_out():
     )
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotation_with_an_angle_for_every_channel(interleaved):
+    """Equal angles in a pair are a rotation; else each channel has its own, as V-JEPA 2 does it."""
+    x, angles = jax.random.normal(jax.random.key(0), (2, 5, 3, 8)), rotary_angles([5], 8, base=100.0)
+    both = np.repeat(angles, 2, axis=-1) if interleaved else np.tile(angles, 2)
+    expected = rotate(x, angles, interleaved=interleaved)
+    np.testing.assert_allclose(rotate(x, both, interleaved=interleaved), expected, atol=1e-6)
+    own = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    actual = np.asarray(rotate(x, own, interleaved=interleaved))
+    for pair in range(4):
+        i, j = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + 4)
+        a, b = np.asarray(x[..., i]), np.asarray(x[..., j])
+        np.testing.assert_allclose(actual[..., i], a * np.cos(own[:, i, None]) - b * np.sin(own[:, i, None]), atol=1e-5)
+        np.testing.assert_allclose(actual[..., j], b * np.cos(own[:, j, None]) + a * np.sin(own[:, j, None]), atol=1e-5)
+
+
 def test_rotation_by_examples():
     x, starts = jax.random.normal(jax.random.key(0), (2, 3, 2, 8)), (4, 0)
     angles = angles_at(jnp.array(starts)[:, None, None] + jnp.arange(3)[:, None], 8)

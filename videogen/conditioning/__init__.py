@@ -2,9 +2,10 @@
 
 from videogen.conditioning.context import NullableContext
 from videogen.conditioning.regions import SHORT_NAMES, TASKS, TOLD, Given, TaskTables, task_index
-from videogen.conditioning.t5 import T5Config, T5Encoder
+from videogen.conditioning.t5 import T5Encoder
 from videogen.conditioning.text import TextEncoder
 from videogen.conditioning.types import NULL_LABEL, Conditioning, EncodedText
+from videogen.encoders import T5Config
 
 TEXT_ENCODERS = {"transformer": TextEncoder, "t5": T5Encoder.load}
 """Public name -> class or loader; each gives a module ``(ids, mask) -> EncodedText`` with a ``width``."""

@@ -18,7 +18,14 @@ from videogen.losses.adversarial import (
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.losses.discriminators import StyleDiscriminator, VideoDiscriminator
 from videogen.losses.entropy import entropy
-from videogen.losses.perceptual import Lpips, PerceptualLoss, Untrained, UntrainedFeatures
+from videogen.losses.perceptual import (
+    I3dFeatures,
+    Lpips,
+    PerceptualLoss,
+    ResNetFeatures,
+    Untrained,
+    UntrainedFeatures,
+)
 from videogen.losses.pixel import l1, l2
 from videogen.losses.prior import AutoregressivePrior, LearnedPrior, Prediction, mixing_ratio
 from videogen.losses.terms import (
@@ -40,6 +47,8 @@ TERMS: dict[str, type[Term]] = {
     "l1": AbsoluteError,
     "l2": SquaredError,
     "lpips": Lpips,
+    "resnet": ResNetFeatures,
+    "i3d": I3dFeatures,
     "untrained": Untrained,
     "adversarial": Adversarial,
     "prior": LearnedPrior,
@@ -80,6 +89,7 @@ __all__ = [
     "Adversarial",
     "AdversarialLoss",
     "AutoregressivePrior",
+    "I3dFeatures",
     "LeCam",
     "LearnedPrior",
     "Lpips",
@@ -89,6 +99,7 @@ __all__ = [
     "Prediction",
     "QuantizerLoss",
     "Setting",
+    "ResNetFeatures",
     "SquaredError",
     "StyleDiscriminator",
     "Term",

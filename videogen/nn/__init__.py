@@ -70,7 +70,7 @@ from videogen.nn.sections import TransformerSection, read_transformer
 from videogen.nn.streaming import Stream
 from videogen.nn.tower import Hook, Transformer, build_transformer
 from videogen.nn.transformer import REMAT_POLICIES, Block, Stack, block_stack
-from videogen.nn.windows import merge_windows, partition_windows
+from videogen.nn.windows import merge_boxes, merge_windows, partition_boxes, partition_windows
 
 __all__ = [
     "EVICTIONS",
@@ -146,6 +146,7 @@ __all__ = [
     "lay_out",
     "lecun_normal",
     "mask_array",
+    "merge_boxes",
     "merge_windows",
     "merged",
     "modulate",
@@ -153,6 +154,7 @@ __all__ = [
     "normal",
     "ones",
     "parameter",
+    "partition_boxes",
     "partition_windows",
     "patchify",
     "read_transformer",

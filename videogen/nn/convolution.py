@@ -80,23 +80,36 @@ def _convolve_2d_backward(
 convolve_2d.defvjp(_convolve_2d_forward, _convolve_2d_backward)
 
 
-def convolve(x: Grid, kernel: Float[Array, "i j k inputs outputs"], stride: Triple, time_padding: int = 0) -> Grid:
-    """3-D convolution with half a kernel of zeros on each spatial side and ``time_padding`` at both ends of time.
+def convolve(
+    x: Grid,
+    kernel: Float[Array, "i j k inputs outputs"],
+    stride: Triple,
+    time_padding: int | Pair = 0,
+    sides: tuple[Pair, Pair] | None = None,
+    dilation: int = 1,
+) -> Grid:
+    """3-D convolution with ``time_padding`` zeros at both ends of time (or before and after), and zeros around frames:
+    half a kernel on each side, or ``(before, after)`` along height and width. Taps in time are ``dilation`` apart.
 
     XLA's CPU backend has no fast 3-D convolution: there the taps in time are folded into the channels of a 2-D one
     (two to five times as fast, forward and backward, for the shapes of small tokenizers).
     """
     kernel = kernel.astype(x.dtype)
     length, rows, columns, inputs, outputs = kernel.shape
-    sides = tuple(((n - 1) // 2, n // 2) for n in (rows, columns))
+    ends = (time_padding, time_padding) if isinstance(time_padding, int) else time_padding
+    sides = sides or tuple(((n - 1) // 2, n // 2) for n in (rows, columns))
     if target_platform() != "cpu":
-        padding = ((time_padding, time_padding), *sides)
-        return jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
-    if time_padding:
-        x = jnp.pad(x, [(0, 0), (time_padding, time_padding), (0, 0), (0, 0), (0, 0)])
-    frames = (x.shape[1] - length) // stride[0] + 1
+        padding = (ends, *sides)
+        layout = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, stride, padding, rhs_dilation=(dilation, 1, 1), dimension_numbers=layout
+        )
+    if any(ends):
+        x = jnp.pad(x, [(0, 0), ends, (0, 0), (0, 0), (0, 0)])
+    frames = (x.shape[1] - (length - 1) * dilation - 1) // stride[0] + 1
     span = (frames - 1) * stride[0] + 1
-    taps = [jax.lax.slice_in_dim(x, i, i + span, stride[0], axis=1) for i in range(length)]
+    starts = range(0, length * dilation, dilation)
+    taps = [jax.lax.slice_in_dim(x, i, i + span, stride[0], axis=1) for i in starts]
     folded = jnp.concatenate(taps, axis=-1).reshape(-1, *x.shape[2:4], length * inputs)
     kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(rows, columns, length * inputs, outputs)
     y = convolve_2d(folded, kernel, tuple(stride[1:]), sides)

@@ -74,14 +74,15 @@ def sincos_positions(shape: Sequence[int], width: int) -> Float[np.ndarray, "seq
 
 def rotate(
     x: Float[Array, "batch *grid heads head_width"],
-    angles: Float[Array, "*attended half_head_width"] | Float[Array, "batch *attended half_head_width"],
+    angles: Float[Array, "*attended angles"] | Float[Array, "batch *attended angles"],
     *,
     interleaved: bool = False,
 ) -> Float[Array, "batch *grid heads head_width"]:
     """Rotates pairs of channels of every head by the angles of its position, in float32.
 
     The pairs are (i, i + head_width/2), or (2i, 2i + 1) where they are ``interleaved``; which of the two a network has
-    is a matter of the order of the channels of its queries and keys.
+    is a matter of the order of the channels of its queries and keys. There is one angle for each pair, or one for each
+    channel: V-JEPA 2 turns the two channels of a pair by different angles.
     """
     if interleaved:
         pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
@@ -89,6 +90,10 @@ def rotate(
     else:
         first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    if angles.shape[-1] == x.shape[-1]:
+        parts = [-second, first]
+        turned = jnp.stack(parts, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(parts, axis=-1)
+        return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
     parts = [first * cos - second * sin, second * cos + first * sin]
     rotated = jnp.stack(parts, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(parts, axis=-1)
     return rotated.astype(x.dtype)

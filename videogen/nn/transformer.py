@@ -44,13 +44,14 @@ step. On a mesh one layer at a time is gathered."""
 
 
 class Block(nnx.Module):
-    """Pre-norm block: [position generator] → self-attention → [cross-attention] → MLP.
+    """A block, pre-norm unless told otherwise: [position generator] → self-attention → [cross-attention] → MLP.
 
     Args:
       width: token width.
       attention: settings of the self-attention: ``{heads, …}`` as ``nn.Attention`` takes them.
       mlp: settings of the MLP: ``{hidden, kind, …}`` as ``nn.MLP`` takes them.
       norm: the norm before every branch: a name in ``NORMS``, or ``{name, epsilon, …}``.
+      norm_after: the norms stand behind the sums with the branches instead, as in the first transformers (BERT).
       cross_attention: settings of the cross-attention that ``attention`` does not give already, such as
         ``{context_width, null_keys}``; ``None`` leaves it out.
       position_generator: ``"causal"`` or ``"bidirectional"`` in time; ``None`` leaves it out.
@@ -68,6 +69,7 @@ class Block(nnx.Module):
         mlp: Mapping[str, Any],
         *,
         norm: str | Mapping[str, Any] = "rms",
+        norm_after: bool = False,
         cross_attention: Mapping[str, Any] | None = None,
         position_generator: str | None = None,
         time_axis: int = 1,
@@ -79,8 +81,10 @@ class Block(nnx.Module):
     ):
         if modulation not in (*MODULATIONS, None):
             raise UserError(f"unknown modulation {modulation!r}{near_matches(modulation, MODULATIONS)}")
+        if norm_after and (modulation or cross_attention is not None):
+            raise UserError("norm_after goes with neither modulation nor cross_attention")
         common = dict(width=width, out_scale=(2 * depth) ** -0.5, dtype=dtype, rngs=rngs)
-        self.time_axis, self.dropout = time_axis, dropout
+        self.time_axis, self.dropout, self.norm_after = time_axis, dropout, norm_after
         self.position_generator = (
             PositionGenerator(width, causal=position_generator == "causal", dtype=dtype, rngs=rngs)
             if position_generator
@@ -143,19 +147,23 @@ class Block(nnx.Module):
             x = self.position_generator(seen, time_axis=self.time_axis)
         grid = dict(axes=axes, attended_axes=attended_axes, stream=stream)
         first, second = _branches(self.modulation, condition, x, group_of)
-        y = modulate(self.attention_norm(x), *first[:2]) if first else self.attention_norm(x)
+        y = x if self.norm_after else self.attention_norm(x)
+        y = modulate(y, *first[:2]) if first else y
         masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags)
         y = self.attention(y, **masks, rotary=rotary, extra_kv=extra_kv, probe=probe, **grid)
         y, attended = (y, None) if probe is None else y
         x = x + dropout(y * first[2] if first else y, self.dropout, keys["attention"])
+        x = self.attention_norm(x) if self.norm_after else x
         if self.cross_attention is not None:
             grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
             y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, **grid)
             x = x + dropout(y, self.dropout, keys["cross_attention"])
         if between is not None:
             x = between(x, attended)
-        y = self.mlp(modulate(self.mlp_norm(x), *second[:2]) if second else self.mlp_norm(x))
+        y = x if self.norm_after else self.mlp_norm(x)
+        y = self.mlp(modulate(y, *second[:2]) if second else y)
         x = x + dropout(y * second[2] if second else y, self.dropout, keys["mlp"])
+        x = self.mlp_norm(x) if self.norm_after else x
         return constrain(x, "batch", *axes, "embed")
 
     def begin(

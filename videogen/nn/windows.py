@@ -1,4 +1,4 @@
-"""Windows: token grids cut into squares whose tokens attend to each other only."""
+"""Windows: token grids cut into squares or boxes whose tokens attend to each other only."""
 
 import math
 
@@ -39,3 +39,23 @@ def merge_windows(x: Float[Array, "batch windows window window embed"], height: 
     batch, _, window, _, embed = x.shape
     x = x.reshape(batch, -1, height // window, width // window, window, window, embed)
     return x.swapaxes(3, 4).reshape(batch, -1, height, width, embed)
+
+
+def partition_boxes(x: Latents, size: tuple[int, int, int]) -> Float[Array, "batch_boxes places embed"]:
+    """Cuts a grid into boxes of ``time × height × width`` that tile it; places and boxes in raster order.
+
+    The boxes of one example stand one after another, so that attention over the last axis stays within a box.
+    """
+    batch, *sides, embed = x.shape
+    (t, h, w), (a, b, c) = sides, size
+    x = x.reshape(batch, t // a, a, h // b, b, w // c, c, embed).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(-1, a * b * c, embed)
+
+
+def merge_boxes(
+    x: Float[Array, "batch_boxes places embed"], size: tuple[int, int, int], sides: tuple[int, int, int]
+) -> Latents:
+    """The inverse of ``partition_boxes`` for a grid of such sides."""
+    (t, h, w), (a, b, c) = sides, size
+    x = x.reshape(-1, t // a, h // b, w // c, a, b, c, x.shape[-1]).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(-1, *sides, x.shape[-1])

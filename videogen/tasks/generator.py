@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -176,7 +175,7 @@ class GeneratorTask(Task):
         super().complete(config, origins)
         encoder = config.text.encoder
         if encoder.name == "t5" and encoder.path:
-            architecture = T5Config.read(epath.Path(encoder.path) / "config.json")
+            architecture = T5Config.read(encoder.path)
             encoder.architecture = dataclasses.asdict(architecture)
             encoder.width = architecture.width
             config.text.tokenizer.path = config.text.tokenizer.path or encoder.path

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from videogen.building import build
 from videogen.conditioning import TEXT_ENCODERS, T5Encoder
-from videogen.conditioning.t5 import relative_buckets
+from videogen.encoders import T5
+from videogen.encoders.t5 import relative_buckets
 from videogen.errors import UserError
 
 torch = pytest.importorskip("torch")
@@ -83,6 +84,24 @@ def test_full_model_checkpoints_load_their_encoder(checkpoint):
     np.testing.assert_array_equal(features, reference)
 
 
+def test_umt5_has_positions_in_every_layer(tmp_path):
+    """The folder as it is saved; some published files have the tied table under both names."""
+    torch.manual_seed(0)
+    size = dict(
+        vocab_size=50, d_model=24, d_kv=6, d_ff=40, num_layers=3, num_heads=3, relative_attention_num_buckets=16
+    )
+    model = transformers.UMT5EncoderModel(transformers.UMT5Config(**size, relative_attention_max_distance=20)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    expected = oracle_features(model)
+    encoder = T5.load(tmp_path)
+    assert encoder.config.own_positions and encoder.position_bias.shape == (3, 16, 3)
+    features = encoder(jnp.asarray(IDS), jnp.asarray(MASK))
+    np.testing.assert_allclose(features[MASK], expected[MASK], atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (16, 20)])
 def test_relative_buckets_agree_with_transformers(buckets, max_distance):
     offset = torch.arange(300)[None] - torch.arange(300)[:, None]
@@ -133,13 +152,14 @@ def test_weights_are_kept_as_the_products_take_them(checkpoint):
         return encoder(jnp.asarray(IDS), jnp.asarray(MASK)).features
 
     narrow = T5Encoder.load(checkpoint, dtype=jnp.bfloat16)
-    layer = narrow.stack.layers
-    assert layer.query.kernel.dtype == narrow.embedding.table.dtype == jnp.bfloat16
-    assert layer.mlp_norm.scale.dtype == narrow.norm.scale.dtype == narrow.position_bias.table.dtype == jnp.float32
+    layer = narrow.transformer.stack.layers
+    assert layer.attention.query_key_value.kernel.dtype == narrow.embedding.table.dtype == jnp.bfloat16
+    assert layer.mlp_norm.scale.dtype == narrow.transformer.norm.scale.dtype == jnp.float32
+    assert narrow.position_bias.dtype == jnp.float32
     wide = T5Encoder.load(checkpoint)
-    assert wide.stack.layers.query.kernel.dtype == jnp.float32
+    assert wide.transformer.stack.layers.attention.query_key_value.kernel.dtype == jnp.float32
     for _, module in nnx.iter_modules(wide):
-        if getattr(module, "dtype", None) is not None and module is not wide.position_bias:
+        if getattr(module, "dtype", None) is not None:
             module.dtype = jnp.bfloat16
     np.testing.assert_array_equal(features(narrow), features(wide))
 

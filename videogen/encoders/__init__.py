@@ -1,0 +1,98 @@
+"""Frozen public networks, read from their own files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from videogen import building
+from videogen.encoders.archives import read_archive
+from videogen.encoders.bert import Bert
+from videogen.encoders.c3d import C3d
+from videogen.encoders.clip import ClipImage, ClipText
+from videogen.encoders.decoders import Decoder
+from videogen.encoders.dinov2 import DinoV2
+from videogen.encoders.files import Weights, read_config
+from videogen.encoders.i3d import I3d
+from videogen.encoders.inception import Inception
+from videogen.encoders.loading import Published
+from videogen.encoders.lpips import Lpips
+from videogen.encoders.preprocessing import Preprocessing
+from videogen.encoders.resnet import ResNet
+from videogen.encoders.siglip import SiglipImage, SiglipText
+from videogen.encoders.t5 import T5, T5Config
+from videogen.encoders.transnetv2 import TransNetV2
+from videogen.encoders.vgg import AlexNet, Vgg16
+from videogen.encoders.video_swin import VideoSwin
+from videogen.encoders.videomae import VideoMae
+from videogen.encoders.vjepa2 import Vjepa2
+
+ENCODERS: dict[str, type[Published]] = {
+    "alexnet": AlexNet,
+    "bert": Bert,
+    "c3d": C3d,
+    "clip_image": ClipImage,
+    "clip_text": ClipText,
+    "decoder": Decoder,
+    "dinov2": DinoV2,
+    "i3d": I3d,
+    "inception": Inception,
+    "resnet": ResNet,
+    "siglip_image": SiglipImage,
+    "siglip_text": SiglipText,
+    "t5": T5,
+    "transnetv2": TransNetV2,
+    "vgg16": Vgg16,
+    "video_swin": VideoSwin,
+    "videomae": VideoMae,
+    "vjepa2": Vjepa2,
+}
+"""Public name -> class."""
+
+
+def build(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Published:
+    """The encoder of a section ``{name, directory}``, with the weights of a published folder or file.
+
+    Raises:
+      UserError: an unknown name or setting, or the files are not those of that network.
+    """
+    loaders = {name: kind.load for name, kind in ENCODERS.items()}
+    return building.build(loaders, config, "encoder", dtype=dtype, rngs=None)
+
+
+def load(name: str, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Published:
+    """``build`` from its two settings."""
+    return build({"name": name, "directory": directory}, dtype=dtype)
+
+
+__all__ = [
+    "ENCODERS",
+    "T5",
+    "AlexNet",
+    "Bert",
+    "C3d",
+    "ClipImage",
+    "ClipText",
+    "Decoder",
+    "DinoV2",
+    "I3d",
+    "Inception",
+    "Lpips",
+    "Preprocessing",
+    "Published",
+    "ResNet",
+    "SiglipImage",
+    "SiglipText",
+    "T5Config",
+    "TransNetV2",
+    "Vgg16",
+    "VideoMae",
+    "VideoSwin",
+    "Vjepa2",
+    "Weights",
+    "build",
+    "load",
+    "read_archive",
+    "read_config",
+]
