@@ -206,3 +206,10 @@ def test_the_numbers_that_the_data_set_is_made_of():
     for texture, least, most in (("plain", 120, 120), ("gradient", 98, 142), ("striped", 98, 142)):
         shades = background({"tone": "grey", "texture": texture}, 240, 240)
         np.testing.assert_allclose([shades.min(), shades.max()], [least, most], atol=0.4)
+
+
+def test_held_out_shapes_are_none_of_training_and_captions_name_all_there_is_to_see():
+    source = ShapesSource(clip=Clip(2, 16, 16), seed=0, split="eval")
+    assert source.keeps_apart is True and source.judged is True and source.field == "video"
+    assert source.fields == {"video": ((2, 16, 16, 3), np.uint8)}
+    assert source[0]["video"].shape == source.fields["video"][0]
