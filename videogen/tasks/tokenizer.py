@@ -115,7 +115,9 @@ class TokenizerTask(Task):
         if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
         passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
-        return losses.Outputs(passes, latents, tokens.only.values, codebook, of_quantizer, measured), pull
+        return losses.Outputs(
+            passes, latents, tokens.only.values, codebook, quantizer=of_quantizer, measured=measured
+        ), pull
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
