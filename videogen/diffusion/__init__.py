@@ -18,6 +18,7 @@ from videogen.diffusion.guidance import (
     Interval,
     Rescale,
     RisingClassifierFree,
+    with_memory,
 )
 from videogen.diffusion.processes import (
     BETAS,
@@ -135,5 +136,6 @@ __all__ = [
     "shift_time",
     "spread",
     "stagger",
+    "with_memory",
     "substeps_of",
 ]
