@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
     $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
     && echo $$p && break; done)
 
-CONFIG ?= configs/nbp.py:size=debug,block=token
+CONFIG ?= nbp:size=debug,block=token
 WORKDIR ?= runs/quickstart
 FLAGS =
 

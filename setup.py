@@ -1,6 +1,6 @@
 """Package metadata and dependencies; tool settings are in pyproject.toml.
 
-``configs/`` and ``launch/`` are used from the checkout and are not installed.
+``launch/`` is used from the checkout and is not installed.
 """
 
 from setuptools import find_packages, setup

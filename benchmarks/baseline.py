@@ -24,25 +24,26 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.steps import run  # noqa: E402
 from launch.systems import module_of, read_config, stages_of  # noqa: E402
 from videogen import app  # noqa: E402
+from videogen.configuration import CONFIGS, short_config  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
 from videogen.errors import UserError  # noqa: E402
 from videogen.planning.programs import complete_for_planning  # noqa: E402
 
 OUT = flags.DEFINE_string("out", None, "File for the rows.")
 AGAINST = flags.DEFINE_string("against", None, "File of rows that were written before.")
-ONLY = flags.DEFINE_list("only", [], "Parts of FILE:stage; by default every stage of every system.")
+ONLY = flags.DEFINE_list("only", [], "Parts of NAME:stage; by default every stage of every system.")
 
 STEPS = 20
 FIRST, LAST = 1e-6, 1e-3
 
 
 def every_stage() -> list[str]:
-    """``FILE:stage=…,size=debug`` of every stage of every system."""
+    """``NAME:stage=…,size=debug`` of every stage of every system."""
     found = []
-    for path in sorted(Path("configs").glob("*.py")):
+    for path in sorted(CONFIGS.glob("[!_]*.py")):
         module = module_of(str(path))
         if hasattr(module, "STAGES"):
-            found += [f"{path}:stage={stage},size=debug" for stage in stages_of(str(path), module)]
+            found += [f"{path.stem}:stage={stage},size=debug" for stage in stages_of(str(path), module)]
     return found
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     if not chosen:
         raise UserError(f"--only={','.join(ONLY.value)} names no stage of any system")
     known = json.loads(Path(AGAINST.value).read_text())["rows"] if AGAINST.value else []
-    before, rows, off = {row["config"]: row for row in known}, [], 0
+    before, rows, off = {short_config(row["config"]): row for row in known}, [], 0
     for argument in chosen:
         rows.append(row := row_of(argument))
         if argument in before:

@@ -47,25 +47,24 @@ SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that every entry is trained wit
 CLIPS = 16
 
 GENERATORS = {
-    "masked": "configs/phenaki.py:stage=generator,size=debug",
-    "next_token": "configs/nbp.py:stage=generator,size=debug --config.model.block=(1,1,1)",
-    "next_row": "configs/nbp.py:stage=generator,size=debug",
-    "next_frame": "configs/nbp.py:stage=generator,size=debug --config.model.block=(1,6,6) --config.model.start=block",
+    "masked": "phenaki:stage=generator,size=debug",
+    "next_token": "nbp:stage=generator,size=debug --config.model.block=(1,1,1)",
+    "next_row": "nbp:stage=generator,size=debug",
+    "next_frame": "nbp:stage=generator,size=debug --config.model.block=(1,6,6) --config.model.start=block",
 }
 """Name -> config and settings. All train for the same steps at the same width and depth."""
 
 TOKENIZERS = {
-    "cvivit": "configs/phenaki.py:stage=tokenizer,size=debug",
+    "cvivit": "phenaki:stage=tokenizer,size=debug",
     "cvivit_deep": (
-        "configs/phenaki.py:stage=tokenizer,size=debug"
-        " --config.model.encoder_layers=(2,2) --config.model.decoder_layers=(2,2)"
+        "phenaki:stage=tokenizer,size=debug --config.model.encoder_layers=(2,2) --config.model.decoder_layers=(2,2)"
     ),
-    "magvit": "configs/magvit.py:stage=tokenizer,size=debug",
-    "magvit2_lfq": "configs/magvit2.py:stage=tokenizer,size=debug",
-    "magvit2_fsq": "configs/magvit2.py:stage=tokenizer,size=debug,quantizer=fsq",
-    "magvit2_vq": "configs/magvit2.py:stage=tokenizer,size=debug,quantizer=vq",
-    "omnitokenizer": "configs/omnitokenizer.py:stage=tokenizer,size=debug",
-    "larp": "configs/larp.py:stage=tokenizer,size=debug",
+    "magvit": "magvit:stage=tokenizer,size=debug",
+    "magvit2_lfq": "magvit2:stage=tokenizer,size=debug",
+    "magvit2_fsq": "magvit2:stage=tokenizer,size=debug,quantizer=fsq",
+    "magvit2_vq": "magvit2:stage=tokenizer,size=debug,quantizer=vq",
+    "omnitokenizer": "omnitokenizer:stage=tokenizer,size=debug",
+    "larp": "larp:stage=tokenizer,size=debug",
 }
 """Name -> config and settings. ``cvivit_deep`` has as many parameters as ``magvit2``, and latents of the same grid."""
 

@@ -1,6 +1,6 @@
 """Weak scaling by plan: the same work per chip on 1 to 4,096 chips, compiled for hardware that is not there.
 
-    python benchmarks/weak_scaling.py --config=configs/phenaki.py:stage=generator,size=paper [--out=FILE.json]
+    python benchmarks/weak_scaling.py --config=phenaki:stage=generator,size=paper [--out=FILE.json]
 
 Prints one JSON line per size: {"topology", "chips", "mesh", "batch", "step_seconds", "mfu", "efficiency",
 "gib_per_chip", "wire_gib_per_chip", "fits", "plan_seconds"}; efficiency is the MFU relative to the smallest size. Every

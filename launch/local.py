@@ -1,7 +1,7 @@
 """Trains and evaluates every stage of a system on this machine, in order, and writes a report.
 
-    python launch/local.py --config=configs/phenaki.py:size=debug --workdir=runs/quickstart
-    python launch/local.py --config=configs/phenaki.py:size=debug --workdir=runs/mine --data=my_videos --clip=9x64x64
+    python launch/local.py --config=phenaki:size=debug --workdir=runs/quickstart
+    python launch/local.py --config=phenaki:size=debug --workdir=runs/mine --data=my_videos --clip=9x64x64
 
 --data and --clip are for all stages. Other settings: --set=data.batch_size=4 (of every stage that has the key),
 --set=tokenizer.steps=1000 (of one stage). A stage named in the config's START_FROM begins with the weights of the stage
@@ -30,7 +30,7 @@ from launch.common import CONFIG, SET, WORKDIR  # noqa: E402
 from launch.local_report import flatten, headline, report  # noqa: E402
 from launch.systems import module_of, read_config, settings_of, stages_of  # noqa: E402
 from videogen import app, tasks  # noqa: E402
-from videogen.configuration import replace_text, take_data  # noqa: E402
+from videogen.configuration import replace_text, short_config, take_data  # noqa: E402
 from videogen.data import Clip, build  # noqa: E402
 from videogen.data.inputs import has_text  # noqa: E402
 from videogen.errors import UserError  # noqa: E402
@@ -88,7 +88,7 @@ def plan(
     Raises:
       UserError: no such config, stage, key, value or folder; nothing has been started or written.
     """
-    file, _, arguments = config.partition(":")
+    file, _, arguments = short_config(config).partition(":")
     if "stage=" in arguments:
         raise UserError("leave stage= out of --config: all stages run; videogen.train trains a single one")
     module = module_of(file)

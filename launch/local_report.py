@@ -55,7 +55,7 @@ def meaning(name: str) -> str:
 
 
 def title(config: str) -> str:
-    """``configs/phenaki.py:size=debug`` -> ``Phenaki (size=debug)``."""
+    """``phenaki:size=debug`` -> ``Phenaki (size=debug)``."""
     file, _, arguments = config.partition(":")
     return Path(file).stem.capitalize() + (f" ({arguments})" if arguments else "")
 

@@ -1,6 +1,6 @@
 """Trains every variant of a named sweep, one after another, and tells which settings did best.
 
-    python launch/sweep.py --config=configs/phenaki.py:stage=tokenizer,size=debug --sweep=tokenizer_learning_rate \
+    python launch/sweep.py --config=phenaki:stage=tokenizer,size=debug --sweep=tokenizer_learning_rate \
         --workdir=runs/sweep [--set=steps=200] [--metric=eval/psnr] [--dry_run]
 
 A config file names its sweeps in ``SWEEPS``: name -> list of {key: value}. Every variant gets a run directory named
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from launch import common, local, systems  # noqa: E402
 from videogen import app  # noqa: E402
-from videogen.configuration import replace_text  # noqa: E402
+from videogen.configuration import replace_text, short_config  # noqa: E402
 from videogen.errors import UserError, near_matches  # noqa: E402
 from videogen.exits import STOPPED  # noqa: E402
 from videogen.locks import locked  # noqa: E402
@@ -78,6 +78,7 @@ def plan(config: str, sweep: str, workdir: Path, settings: Sequence[str]) -> lis
     Raises:
       UserError: no such config, sweep, key or value; nothing has been started or written.
     """
+    config = short_config(config)
     module = systems.module_of(config.partition(":")[0])
     sweeps = getattr(module, "SWEEPS", {})
     if sweep not in sweeps:

@@ -9,16 +9,18 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from videogen.app import override_error
-from videogen.configuration import flatten
+from videogen.app import override_error, with_found_config
+from videogen.configuration import find_config, flatten
 from videogen.errors import UserError, near_matches
 
 
 def module_of(file: str) -> ModuleType:
-    """A config file as a module."""
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"no config file {file}; see configs/")
+    """A config file, given by path or by name, as a module.
+
+    Raises:
+      UserError: no such config.
+    """
+    path = Path(find_config(file))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -35,12 +37,12 @@ def stages_of(file: str, module: ModuleType) -> tuple[str, ...]:
 def read_config(arguments: list[str]) -> Any:
     """The config that ``--config=… --config.key=value …`` gives, as the commands read it."""
     values = flags.FlagValues()
-    argv = ["launch", *arguments]
+    argv = ["launch", *with_found_config(arguments)]
     holder = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise override_error(error, arguments) from error
+        raise override_error(error, argv) from error
     return holder.value
 
 

@@ -3,7 +3,7 @@
 #
 #   launch/tpu_pod.sh --name=run1 --zone=us-east5-a --type=v5p-128 --version=v2-alpha-tpuv5 [--project=P] [--spot] \
 #       [--restarts=20] [--delete] [--dry_run] -- \
-#       --config=configs/phenaki.py:stage=generator,size=paper --workdir=gs://BUCKET/run1
+#       --config=phenaki:stage=generator,size=paper --workdir=gs://BUCKET/run1
 #
 # What follows -- goes to videogen.train. The run directory must be a bucket: all hosts share it, and it outlives them.
 # --delete deletes the slice at the end; --dry_run prints the commands and runs none. Needs gcloud, logged in.

@@ -6,7 +6,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 
 TOKENIZER = (
-    "--config=configs/phenaki.py:stage=tokenizer,size=debug",
+    "--config=phenaki:stage=tokenizer,size=debug",
     "--config.data.clip.frames=5",
     "--config.data.clip.height=16",
     "--config.data.clip.width=16",

@@ -7,12 +7,12 @@ import sys
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from configs import magvit, nbp, phenaki, videodit
 from tests.processes import REPOSITORY, environment
-from videogen.configuration import check_writable, find_config, flatten, take_data
+from videogen.configs import magvit, nbp, phenaki, videodit
+from videogen.configuration import check_writable, find_config, flatten, short_config, take_data
 from videogen.errors import UserError
 
-PHENAKI = str(REPOSITORY / "configs" / "phenaki.py")
+PHENAKI = str(REPOSITORY / "videogen" / "configs" / "phenaki.py")
 
 
 @pytest.mark.parametrize("name", ["phenaki", "phenaki.py", "configs/phenaki.py", PHENAKI])
@@ -29,6 +29,16 @@ def test_a_file_of_the_user_comes_first_and_another_folder_is_no_name(tmp_path, 
     for name in ("other/phenaki.py", "phenakii", "/nowhere/phenaki.py"):
         with pytest.raises(UserError, match="no config .*did you mean 'phenaki'"):
             find_config(name)
+
+
+@pytest.mark.parametrize("name", ["phenaki", "configs/phenaki.py", PHENAKI])
+def test_a_config_of_the_package_is_shown_by_its_name(name):
+    assert short_config(f"{name}:size=debug") == "phenaki:size=debug"
+
+
+def test_a_config_of_the_user_is_shown_by_its_path(tmp_path):
+    (tmp_path / "phenaki.py").write_text("")
+    assert short_config(f"{tmp_path}/phenaki.py:size=debug") == f"{tmp_path}/phenaki.py:size=debug"
 
 
 def command(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -95,8 +105,8 @@ def test_no_key_of_a_config_is_called_like_a_method():
             if isinstance(value, ConfigDict):
                 yield from keys(value)
 
-    for path in (REPOSITORY / "configs").glob("*.py"):
-        module = importlib.import_module(f"configs.{path.stem}")
+    for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py"):
+        module = importlib.import_module(f"videogen.configs.{path.stem}")
         for stage in getattr(module, "STAGES", ()):
             for size in ("debug", "small", "paper"):
                 found = keys(module.get_config(f"stage={stage},size={size}"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import larp, magvit2, phenaki, videodit
+from videogen.configs import larp, magvit2, phenaki, videodit
 from videogen.configuration import load_config, save_config
 from videogen.errors import UserError
 from videogen.formats import FORMAT, to_present

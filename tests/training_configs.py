@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import phenaki
+from videogen.configs import phenaki
 
 
 def tiny(**changes) -> ConfigDict:

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from videogen.configuration import CHECKOUT, find_config, flatten
+from videogen.configuration import find_config, flatten
 from videogen.environment import expect_no_tpu
 from videogen.errors import UserError, near_matches
 from videogen.exits import BAD_INPUT, INTERRUPTED, STOPPED, exit_at_once
@@ -171,10 +171,8 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         if any(argument in ("--help", "-help", "--helpfull", "--helpshort") for argument in argv):
             return app.parse_flags_with_usage(argv)
-        # Config files import their neighbours (configs.common).
-        sys.path.append(str(CHECKOUT))
-        # ml_collections reads the overrides (--config.key=value) from sys.argv.
-        sys.argv = argv = _with_found_config(argv)
+        # sys.argv stays as it was typed, for reports; ml_collections reads only the names of overrides there.
+        argv = with_found_config(argv)
         if any(re.fullmatch(r"--?help_config(=true)?", argument) for argument in argv):
             _print_config(argv)
         remaining = flags.FLAGS(argv)
@@ -189,7 +187,7 @@ def _parse(argv: list[str]) -> list[str]:
         fail(error)
     except OSError as error:
         lines = str(error).splitlines()
-        fail(UserError(f"{next((x for x in reversed(lines) if x.strip()), error)}; the configs are in configs/"))
+        fail(UserError(f"{next((x for x in reversed(lines) if x.strip()), error)}; see --help"))
     except (UserError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         fail(override_error(error, argv))
     return argv
@@ -236,8 +234,8 @@ def _config_of(arguments: Sequence[str]) -> tuple[Any, flags.FlagValues]:
     return holder, values
 
 
-def _with_found_config(argv: list[str]) -> list[str]:
-    """The arguments with the file of ``--config`` found."""
+def with_found_config(argv: list[str]) -> list[str]:
+    """The arguments with the path of the file of ``--config`` in place of its name."""
     found = list(argv)
     for i, argument in enumerate(argv):
         if match := re.fullmatch(r"(--?config=)(.+)", argument, re.DOTALL):

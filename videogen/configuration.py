@@ -36,24 +36,41 @@ def parse_argument(argument: str | None, **allowed: Sequence[str]) -> dict[str, 
     return chosen
 
 
-CHECKOUT = Path(__file__).parents[1]
-"""Where ``configs/`` is."""
+CONFIGS = Path(__file__).parent / "configs"
+"""Where the files of ``videogen.configs`` are."""
 
 
 def find_config(text: str) -> str:
-    """``FILE:ARGUMENTS`` with the path of the file, which may be given as such, or by name: ``phenaki:size=debug``.
+    """``FILE:ARGUMENTS`` with the path of the file.
+
+    Args:
+      text: a path, or the name of a file of ``videogen.configs``: ``phenaki:size=debug``, ``phenaki.py:size=debug`` or
+        ``phenaki:size=debug``.
 
     Raises:
       UserError: no such config; the message lists the near matches.
     """
     name, colon, arguments = text.partition(":")
-    stem = Path(name).stem
-    for path in (Path(name).expanduser(), CHECKOUT / "configs" / f"{stem}.py"):
-        # A path into another folder is no name.
-        if path.is_file() and (path.parent != CHECKOUT / "configs" or Path(name).parent.name in ("", "configs")):
-            return f"{path}{colon}{arguments}"
-    known = [path.stem for path in (CHECKOUT / "configs").glob("*.py")]
-    raise UserError(f"no config {name!r}, neither a file nor a name in configs/{near_matches(stem, known)}")
+    path = Path(name)
+    if path.expanduser().is_file():
+        return f"{path.expanduser()}{colon}{arguments}"
+    packaged = CONFIGS / f"{path.stem}.py"
+    # A path into another folder is no name.
+    if packaged.is_file() and str(path.parent) in (".", "configs"):
+        return f"{packaged}{colon}{arguments}"
+    near = near_matches(path.stem, [file.stem for file in CONFIGS.glob("[!_]*.py")])
+    raise UserError(f"no config {name!r}, neither a file nor a name of videogen.configs{near}")
+
+
+def short_config(text: str) -> str:
+    """``FILE:ARGUMENTS`` by name where the file is one of ``videogen.configs``, so that it is the same everywhere.
+
+    Raises:
+      UserError: no such config.
+    """
+    file, colon, arguments = find_config(text).partition(":")
+    path = Path(file).resolve()
+    return f"{path.stem if path.parent == CONFIGS.resolve() else file}{colon}{arguments}"
 
 
 def save_config(path: epath.PathLike, config: ConfigDict) -> None:

@@ -1,6 +1,6 @@
 """Says whether a run fits, how fast it can be and what bounds it, before any accelerator is paid for.
 
-    python -m videogen.plan --config=configs/phenaki.py:stage=generator,size=paper --topology=v5p:4x4x4 --search
+    python -m videogen.plan --config=phenaki:stage=generator,size=paper --topology=v5p:4x4x4 --search
     python -m videogen.plan --config=… --topology=v6e:16x16 --slices=2 --config.parallel.mesh.fsdp=64 --out=plan.json
 
 Compiles the real train step for that hardware on this machine, which needs none of it. The quick plan stops before the
@@ -19,7 +19,7 @@ from videogen import app
 from videogen.configuration import check_writable
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "FILE:stage=…,size=… of the stage to plan, e.g. configs/phenaki.py:stage=generator,size=paper"
+    "config", None, "FILE:stage=…,size=… of the stage to plan, e.g. phenaki:stage=generator,size=paper"
 )
 TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5p:4x4x4, v6e:16x16, v5e:…, v4:…, tpu7x:… or h100:64.")
 SLICES = flags.DEFINE_integer("slices", 1, "How many such TPU slices; mesh axis replica runs over them.")

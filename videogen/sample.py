@@ -13,7 +13,7 @@ all). With --story the prompts are one video: each holds for one window, in orde
 slides it; --image animates a picture, --video is continued from its first --given frames. The same seed gives the same
 videos.
 
-A generator that was trained with config.tasks (configs/magvit.py) completes a window of --video by --task:
+A generator that was trained with config.tasks (--config=magvit) completes a window of --video by --task:
 frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,
 inpaint_central, inpaint_dynamic; conditional_prediction and conditional_generation may have a --prompt. inpaint,
 outpaint, interpolate and predict are short for inpaint_central, outpaint_central, interpolation and frame_prediction.

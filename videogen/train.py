@@ -1,6 +1,6 @@
 """Trains one stage of a system, or goes on where it stopped.
 
-    python -m videogen.train --config=configs/phenaki.py:stage=tokenizer,size=debug --workdir=runs/tokenizer
+    python -m videogen.train --config=phenaki:stage=tokenizer,size=debug --workdir=runs/tokenizer
 
 Any key of the config is a flag: --config.steps=2000 --config.data.batch_size=16
 --config.data.source.name=video_folder --config.data.source.path=my_videos
@@ -17,7 +17,7 @@ from videogen import app
 from videogen.configuration import remote_errors
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "FILE:stage=…,size=… of the stage to train, e.g. configs/phenaki.py:stage=tokenizer,size=debug"
+    "config", None, "FILE:stage=…,size=… of the stage to train, e.g. phenaki:stage=tokenizer,size=debug"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; created, or resumed when it exists.")
 PROFILE = flags.DEFINE_string(

@@ -3,7 +3,7 @@
 #
 #   launch/gke/submit.sh --name=run1 --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/videogen \
 #       --accelerator=tpu-v5p-slice --topology=4x4x4 --hosts=16 --chips=4 [--slices=2] [--restarts=20] [--dry_run] -- \
-#       --config=configs/phenaki.py:stage=generator,size=paper --workdir=gs://BUCKET/run1
+#       --config=phenaki:stage=generator,size=paper --workdir=gs://BUCKET/run1
 #   launch/gke/submit.sh --name=run1 --image=… --accelerator=nvidia-h100-80gb --hosts=8 --chips=8 -- …
 #
 # --hosts counts those of one slice, --chips the accelerators of one host. What follows -- goes to videogen.train; the

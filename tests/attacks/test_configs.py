@@ -30,7 +30,7 @@ def keys(section: dict, prefix: str = ""):
 
 def mutate(rng: random.Random) -> tuple[dict, str]:
     """The debug config of some stage with one value replaced, or left out; and what was done, in words."""
-    system = importlib.import_module(f"configs.{rng.choice(SYSTEMS)}")
+    system = importlib.import_module(f"videogen.configs.{rng.choice(SYSTEMS)}")
     stage = rng.choice(system.STAGES)
     config = system.get_config(f"stage={stage},size=debug").to_dict()
     path = rng.choice(list(keys(config)))

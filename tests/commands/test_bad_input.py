@@ -2,7 +2,7 @@
 
 import pytest
 
-TOKENIZER = "--config=configs/phenaki.py:stage=tokenizer,size=debug"
+TOKENIZER = "--config=phenaki:stage=tokenizer,size=debug"
 FEW = ["--config.steps=1", "--config.data.batch_size=2"]
 
 
@@ -12,9 +12,9 @@ FEW = ["--config.steps=1", "--config.data.batch_size=2"]
     [
         ([TOKENIZER, "--config.stepz=3"], ["stepz"]),
         ([TOKENIZER, "--unknown_flag=3"], ["unknown_flag"]),
-        (["--config=configs/phenaki.py:stage=tokeniser"], ["tokeniser", "did you mean 'tokenizer'"]),
-        (["--config=configs/phenaki.py:size=hugo"], ["unknown size 'hugo'", "debug"]),
-        (["--config=configs/phenaky.py"], ["phenaky.py"]),
+        (["--config=phenaki:stage=tokeniser"], ["tokeniser", "did you mean 'tokenizer'"]),
+        (["--config=phenaki:size=hugo"], ["unknown size 'hugo'", "debug"]),
+        (["--config=phenaky"], ["phenaky.py"]),
         ([TOKENIZER, "--config.data.clip.frames=8"], ["1 + 2·k frames", "use 7 or 9"]),
         ([TOKENIZER, "--config.data.clip.height=30"], ["height 30", "use 28 or 32"]),
         ([TOKENIZER, "--config.data.source.name=shape"], ["unknown source 'shape'", "did you mean 'shapes'"]),
@@ -26,7 +26,7 @@ FEW = ["--config.steps=1", "--config.data.batch_size=2"]
         ([TOKENIZER, "--config.model.quantizer.name=vqq"], ["unknown quantizer 'vqq'"]),
         ([TOKENIZER, "--config.parallel.frozen=hole"], ["parallel.frozen 'hole'", "did you mean 'whole'"]),
         ([TOKENIZER, "--config.accumulate=3"], ["does not divide by accumulate"]),
-        (["--config=configs/phenaki.py:stage=generator"], ["tokenizer.checkpoint"]),
+        (["--config=phenaki:stage=generator"], ["tokenizer.checkpoint"]),
     ],
 )
 def test_train_names_the_mistake(run_command, tmp_path, arguments, words):

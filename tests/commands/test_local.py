@@ -19,7 +19,7 @@ from videogen.errors import UserError
 from videogen.locks import locked
 
 REPOSITORY = Path(__file__).parents[2]
-CONFIG = "configs/phenaki.py:size=debug"
+CONFIG = "phenaki:size=debug"
 
 
 @pytest.fixture(autouse=True)
@@ -107,12 +107,12 @@ def start(monkeypatch, tmp_path):
 def test_stages_run_in_order_and_later_ones_get_the_tokenizer(start):
     workdir, ran = start("--set=generator.steps=20", "--set=tokenizer.steps=10")
     assert ran == [
-        ["python", "-m", "videogen.train", "--config=configs/phenaki.py:stage=tokenizer,size=debug"]
+        ["python", "-m", "videogen.train", "--config=phenaki:stage=tokenizer,size=debug"]
         + ["--config.steps=10", f"--workdir={workdir}/tokenizer"],
         ["python", "-m", "videogen.evaluate", f"--checkpoint={workdir}/tokenizer"]
         + ["--protocol=reconstruction", f"--out={workdir}/tokenizer/evaluation.json"]
         + [f"--pictures={workdir}/tokenizer/pictures"],
-        ["python", "-m", "videogen.train", "--config=configs/phenaki.py:stage=generator,size=debug"]
+        ["python", "-m", "videogen.train", "--config=phenaki:stage=generator,size=debug"]
         + ["--config.steps=20", f"--config.parts.tokenizer.checkpoint={workdir}/tokenizer"]
         + [f"--workdir={workdir}/generator"],
         ["python", "-m", "videogen.evaluate", f"--checkpoint={workdir}/generator"]
@@ -139,7 +139,7 @@ def test_report_shows_numbers_clips_verdicts_and_the_exact_commands(start):
     for shown in ("21.7 dB", "75%", "a small red circle", *verdicts, "0.9"):
         assert shown in page
     commands = page[page.index("<pre>") :]
-    assert "python launch/local.py --config=configs/phenaki.py:size=debug" in commands
+    assert "python launch/local.py --config=phenaki:size=debug" in commands
     assert all(" ".join(command) in commands for command in ran)
     assert page.count("<video") == 4
 
@@ -217,7 +217,7 @@ def test_real_videos_are_not_judged_by_prompts(tmp_path):
 @pytest.mark.parametrize(
     "config, setting, message",
     [
-        ("configs/phenaky.py", None, "no config file configs/phenaky.py"),
+        ("configs/phenaky.py", None, "no config 'configs/phenaky.py'.* did you mean 'phenaki'"),
         ("configs/common.py", None, "has no STAGES"),
         ("configs/phenaki.py:size=debugg", None, "did you mean 'debug'"),
         ("configs/phenaki.py:stage=tokenizer", None, "leave stage= out"),
@@ -235,7 +235,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path, config, setting, 
 
 
 def test_bad_input_is_one_line_and_exit_code_2(run_python, tmp_path):
-    arguments = ["--config=configs/phenaki.py:size=huge", f"--workdir={tmp_path}/run"]
+    arguments = ["--config=phenaki:size=huge", f"--workdir={tmp_path}/run"]
     done = run_python(["launch/local.py", *arguments], devices=1)
     assert done.returncode == 2 and done.stderr.startswith("error: unknown size 'huge'")
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs import phenaki
+from videogen.configs import phenaki
 from videogen.parallel import AXES
 from videogen.parallel.topology import parse_topology
 from videogen.planning.programs import abstract_run
@@ -14,7 +14,7 @@ from videogen.training.state import state_shardings
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 TINY = [
-    "--config=configs/phenaki.py:stage=tokenizer,size=debug",
+    "--config=phenaki:stage=tokenizer,size=debug",
     "--config.data.clip.height=16",
     "--config.data.clip.width=16",
     "--config.model.encoder_layers=(1,1)",

@@ -22,7 +22,7 @@ def test_bad_files_are_skipped_with_a_reason_and_the_run_finishes(run_command, s
     run = tmp_path / "run"
     done = run_command(
         "train",
-        "--config=configs/phenaki.py:stage=tokenizer,size=debug",
+        "--config=phenaki:stage=tokenizer,size=debug",
         f"--workdir={run}",
         "--config.data.source.name=video_folder",
         f"--config.data.source.path={shared}/data/clips,{shared}/data/broken",

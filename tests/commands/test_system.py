@@ -42,7 +42,7 @@ def system(run_command, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done
 
-    config = "--config=configs/phenaki.py:size=debug,stage="
+    config = "--config=phenaki:size=debug,stage="
     run("train", config + "tokenizer", f"--workdir={root}/tokenizer", *TINY, *SMALL_TOKENIZER)
     checkpoint = f"--config.parts.tokenizer.checkpoint={root}/tokenizer"
     run("train", config + "generator", f"--workdir={root}/generator", checkpoint, *TINY, *SMALL_GENERATOR)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import phenaki
+from videogen.configs import phenaki
 from videogen.data.inputs import check_batch
 from videogen.errors import UserError
 from videogen.nn import REMAT_POLICIES
 from videogen.parallel import batch_axes, parameter_spec
 
 TINY = [
-    "--config=configs/phenaki.py:stage=tokenizer,size=debug",
+    "--config=phenaki:stage=tokenizer,size=debug",
     "--config.data.clip.frames=5",
     "--config.data.clip.height=16",
     "--config.data.clip.width=16",

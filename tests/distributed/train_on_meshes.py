@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from configs import phenaki
-from configs.common import optimizer
 from videogen import tasks, tokenizers
+from videogen.configs import phenaki
+from videogen.configs.common import optimizer
 from videogen.data.inputs import place
 from videogen.parallel import make_mesh
 from videogen.training.state import frozen_shardings, new_state, state_shardings, structure_of

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import larp, phenaki, tokenbridge, videodit
 from videogen import data, tasks
+from videogen.configs import larp, phenaki, tokenbridge, videodit
 from videogen.data.inputs import clip_of
 from videogen.data.video_io import write_video
 from videogen.errors import UserError

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import videogen
-from configs import phenaki
 from tests.processes import REPOSITORY
 from tests.training_configs import tiny
+from videogen.configs import phenaki
 from videogen.data.clip import Clip
 from videogen.data.video_io import read_fitted, read_video, write_video
 from videogen.errors import UserError

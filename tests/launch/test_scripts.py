@@ -15,7 +15,7 @@ TPUS = ["launch/gke/submit.sh", "--name=run1", "--image=registry/videogen", "--a
 TPUS += ["--topology=4x4x4", "--hosts=16", "--chips=4"]
 GPUS = ["launch/gke/submit.sh", "--name=run1", "--image=registry/videogen", "--accelerator=nvidia-h100-80gb"]
 GPUS += ["--hosts=8", "--chips=8"]
-TRAIN = ["--config=configs/phenaki.py:stage=tokenizer,size=small", "--workdir=gs://bucket/run1"]
+TRAIN = ["--config=phenaki:stage=tokenizer,size=small", "--workdir=gs://bucket/run1"]
 SLURM = ["launch/slurm.sbatch"]
 
 

@@ -11,7 +11,7 @@ from videogen.errors import UserError
 from videogen.locks import locked
 
 REPOSITORY = Path(__file__).parents[2]
-CONFIG = "configs/phenaki.py:stage=tokenizer,size=debug"
+CONFIG = "phenaki:stage=tokenizer,size=debug"
 NAME = "tokenizer_learning_rate"
 
 
@@ -67,7 +67,7 @@ def test_a_dry_run_prints_every_command_and_starts_none(start, capsys):
     workdir, ran = start("--dry_run")
     lines = capsys.readouterr().out.splitlines()
     assert ran == [] and not workdir.exists() and len(lines) == 3
-    assert all(line.startswith("python -m videogen.train --config=configs/phenaki.py") for line in lines)
+    assert all(line.startswith("python -m videogen.train --config=phenaki") for line in lines)
     assert "--config.steps=20 --config.optimizer.tokenizer.learning_rate=0.0005" in lines[0]
     assert len({line.rpartition("--workdir=")[2] for line in lines}) == 3
 
@@ -108,7 +108,7 @@ def test_more_steps_make_variants_unfinished(start):
         (CONFIG, "tokenizer_learning_rat", [], f"did you mean '{NAME}'"),
         ("configs/phenaki.py:stage=generator", NAME, [], "tokenizer"),
         (CONFIG, NAME, ["stepz=3"], "stepz"),
-        ("configs/none.py", NAME, [], "no config file"),
+        ("configs/none.py", NAME, [], "no config 'configs/none.py'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(tmp_path, config, name, settings, message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.tokenizers.test_invariants import random_parameter
+from tests.parameters import with_random_parameters
 from videogen.losses import AutoregressivePrior, mixing_ratio
 from videogen.nn import l2_normalize
 
@@ -17,12 +17,8 @@ TOKENS, CODE, SIZE = 6, 4, 10
 
 @functools.cache
 def prior(temperature: float = 0.2) -> AutoregressivePrior:
-    model = AutoregressivePrior(TOKENS, CODE, 16, 2, 2, temperature=temperature, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(model)
-    random = np.random.default_rng(0)
-    values = {path: random_parameter(path, v.get_value().shape, random) for path, v in nnx.to_flat_state(state)}
-    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(values))
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))
+    make = functools.partial(AutoregressivePrior, TOKENS, CODE, 16, 2, 2, temperature=temperature)
+    return with_random_parameters(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), seed=0)
 
 
 def codebook() -> jax.Array:

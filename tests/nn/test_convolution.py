@@ -19,7 +19,7 @@ from videogen.nn import (
     convolve,
     repeat,
 )
-from videogen.nn import convolution as module
+from videogen.parallel import cpu
 
 
 def random(*shape: int) -> jax.Array:
@@ -32,7 +32,7 @@ def test_folded_and_direct_convolution_agree_with_gradients(monkeypatch, stride,
     x, kernel = random(2, 5, 6, 4, 3), random(3, 3, 3, 3, 2)
 
     def run(platform: str):
-        monkeypatch.setattr(module, "target_platform", lambda: platform)
+        monkeypatch.setattr(cpu, "target_platform", lambda: platform)
 
         def loss(x, kernel):
             return jnp.sum(jnp.sin(convolve(x, kernel, stride, time_padding)))
@@ -53,7 +53,7 @@ def test_given_sides_and_taps_that_are_apart(monkeypatch, dilation, stride):
     layout = ("NDHWC", "DHWIO", "NDHWC")
     expected = jax.lax.conv_general_dilated(padded, spread, stride, "VALID", dimension_numbers=layout)
     for platform in ("cpu", "tpu"):
-        monkeypatch.setattr(module, "target_platform", lambda platform=platform: platform)
+        monkeypatch.setattr(cpu, "target_platform", lambda platform=platform: platform)
         np.testing.assert_allclose(convolve(x, kernel, stride, ends, sides, dilation), expected, atol=1e-4)
 
 

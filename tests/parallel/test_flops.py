@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
-from configs import phenaki
+from videogen.configs import phenaki
 from videogen.nn import REMAT_POLICIES, Block, Stack, attend
 from videogen.parallel import AXES
 from videogen.parallel.flops import count

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from configs import phenaki
+from videogen.configs import phenaki
 from videogen.data.inputs import build_pipeline, build_source, new_text_tokenizer
 from videogen.errors import UserError
 from videogen.parallel import make_mesh

@@ -11,6 +11,7 @@ from flax import nnx
 
 from videogen.errors import UserError
 from videogen.metrics import codebook_usage, expected_usage
+from videogen.parallel import cpu
 from videogen.quantizers import QUANTIZERS, build
 from videogen.quantizers import base as module
 from videogen.quantizers.base import count_codes, nearest_euclidean
@@ -154,15 +155,15 @@ def test_impossible_settings_are_refused(config, message):
         build(config, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("name", ["LARGEST_TABLE", "CACHED"])
+@pytest.mark.parametrize(("owner", "name", "limit"), [(module, "LARGEST_TABLE", 4), (cpu, "CACHED", 70)])
 @pytest.mark.parametrize("size", [5, 8, 9, 30])
-def test_blocks_find_what_one_table_finds(size, name, monkeypatch):
+def test_blocks_find_what_one_table_finds(size, owner, name, limit, monkeypatch):
     """Of many codes for each latent, and of the latents whose scores a cache holds."""
     z = jax.random.normal(jax.random.key(0), (50, 3))
     codes = jax.random.normal(jax.random.key(1), (size, 3)).at[-1].set(0.1).at[1].set(0.1)  # two are equal
     expected = jnp.argmin(jnp.sum((z[:, None] - codes) ** 2, -1), -1)
     np.testing.assert_array_equal(nearest_euclidean(z, codes), expected)
-    monkeypatch.setattr(module, name, {"LARGEST_TABLE": 4, "CACHED": 70}[name])
+    monkeypatch.setattr(owner, name, limit)
     np.testing.assert_array_equal(jax.jit(nearest_euclidean)(z, codes), expected)
 
 
@@ -218,7 +219,7 @@ def test_results_and_statistics_are_those_of_one_device_on_a_mesh(run_python):
 def test_of_equal_codes_the_first_is_taken_on_every_path(monkeypatch):
     codes = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     z = jnp.array([[1.0, 0.1], [0.1, 1.0]] * 4)
-    for cached, table in ((module.CACHED, 2), (4, module.LARGEST_TABLE), (module.CACHED, module.LARGEST_TABLE)):
-        monkeypatch.setattr(module, "CACHED", cached)
+    for cached, table in ((cpu.CACHED, 2), (4, module.LARGEST_TABLE), (cpu.CACHED, module.LARGEST_TABLE)):
+        monkeypatch.setattr(cpu, "CACHED", cached)
         monkeypatch.setattr(module, "LARGEST_TABLE", table)
         np.testing.assert_array_equal(nearest_euclidean(z, codes), [0, 1] * 4)

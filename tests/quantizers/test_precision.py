@@ -10,6 +10,7 @@ from flax import nnx
 from tests.quantizers.test_micro_batches import ALONE, TOGETHER
 from videogen import tokenizers
 from videogen.metrics import gradient_sharpness
+from videogen.parallel import cpu
 from videogen.quantizers import base, build
 
 PLATFORMS = ("tpu", "cuda")
@@ -28,7 +29,7 @@ def assert_full(lines: list[str]) -> None:
 
 @pytest.fixture(autouse=True)
 def as_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(base, "target_platform", lambda: "tpu")
+    monkeypatch.setattr(cpu, "target_platform", lambda: "tpu")
 
 
 @pytest.mark.parametrize("largest", [base.LARGEST_TABLE, 3], ids=["one table", "blocks"])

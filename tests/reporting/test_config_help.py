@@ -5,19 +5,19 @@ import inspect
 
 import pytest
 
-from configs import phenaki
-from configs.common import base
 from launch.systems import read_config
 from tests.processes import REPOSITORY
 from videogen import data
+from videogen.configs import phenaki
+from videogen.configs.common import base
 from videogen.reporting.config_help import config_help, meaning, walk
 
-SYSTEMS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "common")
+SYSTEMS = sorted(path.stem for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py") if path.stem != "common")
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_key_has_a_meaning(system):
-    module = importlib.import_module(f"configs.{system}")
+    module = importlib.import_module(f"videogen.configs.{system}")
     for stage in module.STAGES:
         for size in ("debug", "paper"):
             config = module.get_config(f"stage={stage},size={size}")
@@ -47,7 +47,7 @@ def test_every_setting_of_a_source_is_a_key_of_the_base(name):
 def test_parts_of_a_mixture_are_given_on_the_command_line():
     parts = '({"name":"shapes","weight":1},{"name":"shapes","turn":1.0,"weight":2})'
     arguments = ["--config.data.source.name=mixture", f"--config.data.source.parts={parts}"]
-    config = read_config(["--config=configs/phenaki.py:stage=tokenizer,size=debug", *arguments])
+    config = read_config(["--config=phenaki:stage=tokenizer,size=debug", *arguments])
     source = data.build(config.data.source, clip=data.Clip(5, 24, 24, 8.0), seed=0, split="train")
     assert source[0]["video"].shape == (5, 24, 24, 3) and source.keeps_apart
 

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs import cdt
 from tests.parameters import with_random_parameters
 from videogen import tasks, tokenizers
+from videogen.configs import cdt
 from videogen.errors import UserError
 from videogen.evaluation.protocols import evaluate
 from videogen.nn import MicroBatch

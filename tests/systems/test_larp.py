@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import larp, magvit, phenaki
-from configs.common import optimizer
 from videogen import tasks
 from videogen.conditioning import Conditioning
+from videogen.configs import larp, magvit, phenaki
+from videogen.configs.common import optimizer
 from videogen.errors import UserError
 from videogen.generators import BlockSampler, NextBlockTransformer
 from videogen.shapes import TokenGrid, VideoShape

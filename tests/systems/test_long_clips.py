@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from configs import nbp
+from videogen.configs import nbp
 from videogen.parallel.topology import parse_topology
 from videogen.planning.plans import plan_of
 from videogen.planning.programs import Request, compile_for, complete_for_planning

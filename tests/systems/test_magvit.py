@@ -3,9 +3,9 @@
 import pytest
 from flax import nnx
 
-from configs import magvit, magvit2
 from videogen import tasks
 from videogen.conditioning import TASKS
+from videogen.configs import magvit, magvit2
 from videogen.training.state import parameter_count
 
 CONFIGS = {"magvit": magvit, "magvit2": magvit2}

@@ -5,8 +5,8 @@ import functools
 import pytest
 from flax import nnx
 
-from configs import omnitokenizer
 from videogen import tasks
+from videogen.configs import omnitokenizer
 from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.training.state import parameter_count

@@ -3,8 +3,8 @@
 import pytest
 from flax import nnx
 
-from configs import phenaki
 from videogen import tasks
+from videogen.configs import phenaki
 from videogen.errors import UserError
 from videogen.training.state import parameter_count
 

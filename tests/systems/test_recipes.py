@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import larp, magvit, magvit2, nbp, omnitokenizer, phenaki, tokenbridge
+from videogen.configs import larp, magvit, magvit2, nbp, omnitokenizer, phenaki, tokenbridge
 
 
 def test_magvit2():

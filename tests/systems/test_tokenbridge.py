@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import tokenbridge
 from videogen import tasks
+from videogen.configs import tokenbridge
 from videogen.shapes import TokenGrid
 from videogen.tasks import to_video
 from videogen.training.state import new_state, parameter_count, structure_of

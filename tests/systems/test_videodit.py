@@ -6,9 +6,9 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from configs import videodit
 from tests.parallel.test_flops import t5_flops
 from videogen import tasks
+from videogen.configs import videodit
 from videogen.parallel import AXES
 from videogen.parallel.flops import Flops, count
 from videogen.planning.programs import abstract_run, abstract_step, complete_for_planning

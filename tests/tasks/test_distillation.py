@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import cdt, phenaki, videodit
 from videogen import data, diffusion, tasks
+from videogen.configs import cdt, phenaki, videodit
 from videogen.data.inputs import build_source, new_text_tokenizer
 from videogen.data.text import build_text_tokenizer
 from videogen.errors import UserError

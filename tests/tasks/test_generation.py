@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import larp, nbp, phenaki
 from videogen import tasks
+from videogen.configs import larp, nbp, phenaki
 from videogen.errors import UserError
 from videogen.shapes import Extension
 

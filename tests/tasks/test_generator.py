@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs import magvit, nbp
 from videogen import data, tasks
 from videogen.conditioning import NULL_LABEL, SHORT_NAMES, TASKS, Conditioning
+from videogen.configs import magvit, nbp
 from videogen.data import shapes_source
 from videogen.data.inputs import HeldOut
 from videogen.data.video_io import write_video

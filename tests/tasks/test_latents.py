@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import phenaki, videodit
 from videogen import data, tasks
+from videogen.configs import phenaki, videodit
 from videogen.errors import UserError
 from videogen.planning.programs import abstract_run, complete_for_planning
 

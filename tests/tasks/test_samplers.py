@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import nbp, phenaki, videodit
 from videogen import tasks
+from videogen.configs import nbp, phenaki, videodit
 from videogen.errors import UserError
 from videogen.inference import sampling
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import phenaki
 from videogen import tasks
+from videogen.configs import phenaki
 from videogen.errors import UserError
 from videogen.losses import RECONSTRUCTION, Outputs, Pass
 from videogen.nn import MicroBatch

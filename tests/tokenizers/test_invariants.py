@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.parameters import random_parameter as random_parameter
 from tests.parameters import with_random_parameters
 from tests.processes import REPOSITORY
 from videogen import building

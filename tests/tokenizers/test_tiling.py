@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import magvit2, phenaki
 from videogen import tokenizers
+from videogen.configs import magvit2, phenaki
 from videogen.errors import UserError
 from videogen.nn import Convolution, DepthToSpace
 from videogen.quantizers.gaussian import GaussianQuantizer

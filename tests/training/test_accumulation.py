@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from configs import phenaki
 from videogen import tasks
+from videogen.configs import phenaki
 from videogen.training.state import new_state, structure_of
 from videogen.training.step import make_train_step
 

@@ -10,9 +10,9 @@ import jax
 import pytest
 from etils import epath
 
-from configs import magvit2, phenaki
 from tests.processes import REPOSITORY, environment
 from tests.training_configs import tiny
+from videogen.configs import magvit2, phenaki
 from videogen.errors import UserError
 from videogen.locks import LOCK, locked
 from videogen.training import checks

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs.common import optimizer
 from videogen import tasks
+from videogen.configs.common import optimizer
 from videogen.errors import UserError
 from videogen.nn import Linear
 from videogen.parallel import AXES

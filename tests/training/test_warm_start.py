@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import magvit2, omnitokenizer
 from tests.processes import REPOSITORY, environment
 from tests.training.test_resume import finish, losses, wait_for, weights
 from videogen import tasks
+from videogen.configs import magvit2, omnitokenizer
 from videogen.configuration import save_config
 from videogen.errors import UserError
 from videogen.parallel import make_mesh
@@ -188,7 +188,7 @@ SHARDED = {"width": 64, "heads": 4, "mlp_width": 256}
 def train(workdir, *extra: str) -> subprocess.Popen:
     """Starts a tokenizer stage on two devices."""
     command = [sys.executable, "-m", "videogen.train", f"--workdir={workdir}"]
-    command += ["--config=configs/omnitokenizer.py:stage=tokenizer,size=debug"]
+    command += ["--config=omnitokenizer:stage=tokenizer,size=debug"]
     command += [f"--config.model.{name}={value}" for name, value in SHARDED.items()]
     command += ["--config.model.decoder_spatial=t", "--config.data.image_batch_size=0"]
     command += ["--config.parallel.mesh.data=1", "--config.parallel.mesh.fsdp=2", "--config.data.eval_batch_size=4"]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import nbp, phenaki, videodit
+from videogen.configs import nbp, phenaki, videodit
 from videogen.data.video_io import read_video, write_video
 from videogen.errors import UserError
 from videogen.evaluation import protocols

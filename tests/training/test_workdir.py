@@ -2,8 +2,8 @@
 
 from etils import epath
 
-from configs import phenaki
 from tests.training_configs import tiny
+from videogen.configs import phenaki
 from videogen.configuration import save_config
 from videogen.training.workdir import data_of_tokenizer
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from videogen.encoders.loading import Source, linear_names
 from videogen.nn import lecun_normal, ones, parameter, zeros
-from videogen.nn.convolution import convolve, convolve_2d
+from videogen.nn.convolution import convolve
+from videogen.parallel.cpu import convolve_2d
 
 Map = Float[Array, "batch *sides channel"]
 Padding = str | int | Sequence[int]

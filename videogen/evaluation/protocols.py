@@ -140,7 +140,7 @@ def denoising_steps(evaluation: Evaluation) -> Result:
     """PSNR, SSIM and sharpness on held-out clips by the number of diffusion steps of the decoder."""
     model = evaluation.loaded.tokenizer
     if not model.diffuses:
-        raise UserError("denoising_steps needs a tokenizer with a diffusion decoder (configs/cdt.py)")
+        raise UserError("denoising_steps needs a tokenizer with a diffusion decoder (--config=cdt)")
     metrics = {}
     for steps in DENOISING_STEPS:
         scores = TokenizerTask.score(model, evaluation.batches(), steps=steps)

@@ -4,7 +4,6 @@ Time is padded on the left only, so that an output frame depends on no later inp
 video. Nothing here takes statistics over time: that would let the future leak into the past.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -18,7 +17,8 @@ from videogen.nn.linear import Initializer, Linear, lecun_normal, ones, paramete
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
 from videogen.nn.transformer import REMAT_POLICIES
-from videogen.parallel import GRID_AXES, constrain, target_platform
+from videogen.parallel import GRID_AXES, constrain
+from videogen.parallel.cpu import folded_convolution, on_cpu
 
 Grid = Float[Array, "batch time height width channel"]
 Pair = tuple[int, int]
@@ -28,56 +28,6 @@ PADDINGS = ("zero", "replicate", "same")
 """What stands before the first frame: zeros or copies of it (both causal); ``same`` pads zeros on both sides."""
 
 BLUR = (0.25, 0.5, 0.25)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def convolve_2d(
-    x: Float[Array, "batch height width inputs"],
-    kernel: Float[Array, "rows columns inputs outputs"],
-    stride: Pair,
-    sides: tuple[Pair, Pair],
-    dilation: Pair = (1, 1),
-) -> Float[Array, "batch out_height out_width outputs"]:
-    """2-D convolution whose gradients are convolutions of the same form, transposed before and after.
-
-    XLA's CPU backend has a fast routine for this form only. It brings others into it at the top level of a program but
-    not in the loops of scanned layers, where the gradients JAX derives take fifty times as long.
-
-    Args:
-      x: images.
-      kernel: the taps.
-      stride: keeps every so-many-th place.
-      sides: zeros ``(before, after)`` along height and width.
-      dilation: places between taps.
-    """
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, stride, sides, rhs_dilation=dilation, dimension_numbers=layout)
-
-
-def _convolve_2d_forward(x: Array, kernel: Array, *static: Any) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_2d(x, kernel, *static), (x, kernel)
-
-
-def _convolve_2d_backward(
-    stride: Pair, sides: tuple[Pair, Pair], dilation: Pair, kept: tuple[Array, Array], grad: Array
-) -> tuple[Array, Array]:
-    x, kernel = kept
-    edges, reached = [], []
-    for axis, (step, (before, after), gap) in enumerate(zip(stride, sides, dilation, strict=True)):
-        span = (kernel.shape[axis] - 1) * gap
-        # Places behind the last window, which a stride may leave over.
-        rest = x.shape[1 + axis] + before + after - span - 1 - (grad.shape[1 + axis] - 1) * step
-        edges.append((span - before, span - after + rest, step - 1))
-        reached.append((before, after - rest))
-    spread = jax.lax.pad(grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    to_x = convolve_2d(spread, flipped, (1, 1), ((0, 0), (0, 0)), dilation)
-    # The sum over examples is the convolution's sum over channels, and the input channels are its examples.
-    to_kernel = convolve_2d(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), dilation, tuple(reached), stride)
-    return to_x, to_kernel.transpose(1, 2, 0, 3)
-
-
-convolve_2d.defvjp(_convolve_2d_forward, _convolve_2d_backward)
 
 
 def convolve(
@@ -90,30 +40,16 @@ def convolve(
 ) -> Grid:
     """3-D convolution with ``time_padding`` zeros at both ends of time (or before and after), and zeros around frames:
     half a kernel on each side, or ``(before, after)`` along height and width. Taps in time are ``dilation`` apart.
-
-    XLA's CPU backend has no fast 3-D convolution: there the taps in time are folded into the channels of a 2-D one
-    (two to five times as fast, forward and backward, for the shapes of small tokenizers).
     """
     kernel = kernel.astype(x.dtype)
-    length, rows, columns, inputs, outputs = kernel.shape
     ends = (time_padding, time_padding) if isinstance(time_padding, int) else time_padding
-    sides = sides or tuple(((n - 1) // 2, n // 2) for n in (rows, columns))
-    if target_platform() != "cpu":
-        padding = (ends, *sides)
-        layout = ("NDHWC", "DHWIO", "NDHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, stride, padding, rhs_dilation=(dilation, 1, 1), dimension_numbers=layout
-        )
-    if any(ends):
-        x = jnp.pad(x, [(0, 0), ends, (0, 0), (0, 0), (0, 0)])
-    frames = (x.shape[1] - (length - 1) * dilation - 1) // stride[0] + 1
-    span = (frames - 1) * stride[0] + 1
-    starts = range(0, length * dilation, dilation)
-    taps = [jax.lax.slice_in_dim(x, i, i + span, stride[0], axis=1) for i in starts]
-    folded = jnp.concatenate(taps, axis=-1).reshape(-1, *x.shape[2:4], length * inputs)
-    kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(rows, columns, length * inputs, outputs)
-    y = convolve_2d(folded, kernel, tuple(stride[1:]), sides)
-    return y.reshape(x.shape[0], frames, *y.shape[1:])
+    sides = sides or tuple(((n - 1) // 2, n // 2) for n in kernel.shape[1:3])
+    if on_cpu():
+        return folded_convolution(x, kernel, stride, ends, sides, dilation)
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, stride, (ends, *sides), rhs_dilation=(dilation, 1, 1), dimension_numbers=layout
+    )
 
 
 class Convolution(nnx.Module):

@@ -24,7 +24,8 @@ from videogen.nn.norms import build_norm
 from videogen.nn.positions import PositionGenerator
 from videogen.nn.splash import RESIDUALS
 from videogen.nn.streaming import Stream
-from videogen.parallel import GRID_AXES, constrain, on_mesh, target_platform
+from videogen.parallel import GRID_AXES, constrain
+from videogen.parallel.cpu import unrolled
 
 _KERNEL_RESIDUALS = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
@@ -37,10 +38,6 @@ REMAT_POLICIES = {
 }
 """What the backward pass keeps of each layer: everything; nothing; what a splash kernel would otherwise compute twice;
 that and the matrix products."""
-
-UNROLLED_ON_CPU = 4
-"""Layers written out per turn of the loop on a single CPU, where copying what a turn keeps takes a seventh of a small
-step. On a mesh one layer at a time is gathered."""
 
 
 class Block(nnx.Module):
@@ -272,9 +269,7 @@ class Stack(nnx.Module):
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         if keys is None and key is not None:
             keys = split_keys(key, depth)
-        alone = target_platform() == "cpu" and not on_mesh()
-        few = min(depth, UNROLLED_ON_CPU) if alone else 1
-        x, contexts = jax.lax.scan(layer, x, (state, keys, past, dict(per_layer)), unroll=few)
+        x, contexts = jax.lax.scan(layer, x, (state, keys, past, dict(per_layer)), unroll=unrolled(depth))
         if stream is not None:
             stream.keep(contexts)
         return x

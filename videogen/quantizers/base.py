@@ -10,10 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from videogen.errors import UserError
 from videogen.nn import FULL, split_keys
-from videogen.parallel import target_platform
-
-CACHED = 2**20
-"""Scores that stay in the cache of a CPU."""
+from videogen.parallel import cpu
 
 LARGEST_TABLE = 2**14
 """Up to this many codes latents are compared with all of them at once; beyond it in blocks of this size."""
@@ -109,8 +106,8 @@ def nearest(
     """
     latents, codes = jax.lax.stop_gradient((latents, codes))
     size = codes.shape[0]
-    if latents.shape[0] * size > CACHED and size <= CACHED and _one_cpu():
-        return _nearest_in_cache(latents, codes, offset)
+    if cpu.takes_nearest(latents.shape[0], size):
+        return cpu.nearest_in_cache(latents, codes, offset)
     if size <= LARGEST_TABLE:
         return jnp.argmax(product(latents, codes.T) + offset, axis=-1).astype(jnp.int32)
     blocks = -(-size // LARGEST_TABLE)
@@ -129,26 +126,6 @@ def nearest(
     start = (jnp.full_like(latents[:, 0], -jnp.inf), jnp.zeros_like(latents[:, 0], jnp.int32))
     starts = jnp.arange(blocks, dtype=jnp.int32) * LARGEST_TABLE
     return jax.lax.scan(compare, start, (starts, codes, offset))[0][1]
-
-
-def _one_cpu() -> bool:
-    return target_platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-
-
-def _nearest_in_cache(
-    latents: Float[Array, "tokens width"], codes: Float[Array, "size width"], offset: Float[Array, "size"]
-) -> Int[Array, "tokens"]:
-    """``nearest`` by so few latents at a time that their scores stay in a CPU's cache: five times as fast there.
-
-    Its first highest score comes from two plain reductions, since XLA's ``argmax`` is not vectorised on CPUs.
-    """
-    places = jnp.arange(len(codes), dtype=jnp.int32)
-
-    def of_one(latent: Float[Array, "width"]) -> Int[Array, ""]:
-        scores = product(latent, codes.T) + offset
-        return jnp.min(jnp.where(scores == jnp.max(scores), places, len(codes) - 1))
-
-    return jax.lax.map(of_one, latents, batch_size=CACHED // len(codes))
 
 
 def nearest_euclidean(latents: Float[Array, "tokens width"], codes: Float[Array, "size width"]) -> Int[Array, "tokens"]:

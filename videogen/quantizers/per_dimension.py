@@ -46,7 +46,7 @@ class PerDimensionQuantizer(Quantizer):
     Nothing is trained: mean and deviation are measured on the latents of all steps that come with ``train``, each of
     which is quantised with what was measured before it. A
     trained tokenizer with continuous latents gets ids by a stage that starts from it with this quantizer and all its
-    weights frozen (``configs/tokenbridge.py``), or at once by
+    weights frozen (``videogen.configs.tokenbridge``), or at once by
     ``model.quantizer = PerDimensionQuantizer(width); model.quantizer.fit(latents)``.
     Ids of dimensions are levels; a generator must model them jointly.
 

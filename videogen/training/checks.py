@@ -54,7 +54,7 @@ REQUIRED = (
     *("data.source.name", "data.clip.frames", "data.clip.height", "data.clip.width", "data.clip.fps", "data.workers"),
     *("data.batch_size", "data.image_batch_size", "data.eval_batch_size", "data.buckets"),
 )
-"""Keys without which no stage works; ``configs/common.py`` has the base of them all."""
+"""Keys without which no stage works; ``videogen.configs.common`` has the base of them all."""
 
 OF_TEXT = (
     *("text.encoder.name", "text.tokenizer.name", "text.tokenizer.path"),
@@ -127,7 +127,7 @@ def check_config(config: Any) -> None:
     _check_sections(config, SECTIONS)
     for key in (*REQUIRED, *(OF_TEXT if "text" in config else ())):
         if _find(config, key) is _ABSENT:
-            raise UserError(f"config.{key} is missing; configs/common.py has the base of every stage")
+            raise UserError(f"config.{key} is missing; videogen/configs/common.py has the base of every stage")
     parts = [f"parts.{name}" for name in config.parts]
     _check_sections(config, [*parts, *(f"{part}.model" for part in parts)])
     optimizers = [f"optimizer.{group}" for group in config.optimizer]

@@ -1,6 +1,6 @@
 """Phenaki (Villegas et al., ICLR 2023): C-ViViT tokenizer and text-conditioned masked transformer.
 
-    --config=configs/phenaki.py:stage=tokenizer|generator,size=debug|small|paper
+    --config=phenaki:stage=tokenizer|generator,size=debug|small|paper
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 setting (sections 2.1, 2.2 and 5). The perceptual loss is off until the user names a file:
@@ -11,7 +11,7 @@ the weights, which the paper does not mention, is kept; text goes through T5-XXL
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")

@@ -1,7 +1,7 @@
 """MAGVIT (Yu et al., CVPR 2023): 3D-VQ, a tokenizer of clips of 4·k frames that is not causal, and one masked
 transformer for ten tasks, from frame prediction to inpainting (``videogen.conditioning.TASKS``).
 
-    --config=configs/magvit.py:stage=tokenizer|generator,size=debug|small|paper,model=B|L|H
+    --config=magvit:stage=tokenizer|generator,size=debug|small|paper,model=B|L|H
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 large model (158M parameters, 16 × 128 × 128). The paper starts from a 2-D VQGAN: train the model with ``time_kernel=1``
@@ -19,7 +19,7 @@ clip rather than for each step.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -154,7 +154,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.data.clip.update({"frames": 8, "height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
-        # As in configs/phenaki.py: what a short run lacks in steps it makes up for with locality.
+        # As in phenaki: what a short run lacks in steps it makes up for with locality.
         config.model.transformer.update({"rotary": True, "position_generator": True})
         config.sampler.update({"choice_temperature": 1.0})
         config.optimizer = {

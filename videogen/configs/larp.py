@@ -1,6 +1,6 @@
 """LARP (Wang et al., ICLR 2025): holistic query tokenizer trained along with an autoregressive prior.
 
-    --config=configs/larp.py:stage=tokenizer|generator,size=debug|small|paper,model=LP|L|B
+    --config=larp:stage=tokenizer|generator,size=debug|small|paper,model=LP|L|B
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 setting (173M parameters, 16 × 128 × 128 in 1024 codes). Clips have one fixed shape, that of data.clip and model.clip;
@@ -21,7 +21,7 @@ whose layers those counts leave out.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")

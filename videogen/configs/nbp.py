@@ -1,9 +1,9 @@
 """Next Block Prediction (Ren et al., 2025): semi-autoregressive generation, a row of codes at a time.
 
-    --config=configs/nbp.py:stage=tokenizer|generator,size=debug|small|paper,model=700M|1.2B|3B,block=row|token
+    --config=nbp:stage=tokenizer|generator,size=debug|small|paper,model=700M|1.2B|3B,block=row|token
 
 The tokenizer is a causal convolutional one with finite scalar quantization (the paper's is MAGVIT-v2's network, about
-370M parameters, 64,000 codes); at ``debug`` it is the C-ViViT of ``configs/phenaki.py`` with more codes. The generator
+370M parameters, 64,000 codes); at ``debug`` it is the C-ViViT of ``phenaki`` with more codes. The generator
 walks along blocks ``--config.model.block=(time,height,width)``, by default rows of codes; ``block=token`` is next-token
 prediction, which ``make quickstart`` trains at ``debug``. ``paper`` is frame prediction on Kinetics-600 (section 4:
 five frames given, 12 to come), at the size ``model=``; with a text or a class instead, nothing is given and the first
@@ -15,8 +15,8 @@ how it weighs L1 and L2 was not found, and here it is L2 alone; its Adam has MAG
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import magvit2, phenaki
-from configs.common import base, bpe_text, frozen, optimizer
+from videogen.configs import magvit2, phenaki
+from videogen.configs.common import base, bpe_text, frozen, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")

@@ -1,7 +1,7 @@
 """CDT (Yang et al., 2025): a continuous tokenizer whose decoder is a conditional causal diffusion model of pixels; and
 the same decoder as a de-tokenizer of codes that another tokenizer has learned (Divot, FlexTok).
 
-    --config=configs/cdt.py:stage=tokenizer|fsq|detokenizer|distill,size=debug|small|paper,decoder=diffusion|l2
+    --config=cdt:stage=tokenizer|fsq|detokenizer|distill,size=debug|small|paper,decoder=diffusion|l2
 
 ``tokenizer`` trains encoder, KL bottleneck and decoder together: diffusion loss, KL and a perceptual loss, no
 discriminator. ``fsq`` is MAGVIT-v2's tokenizer with finite scalar quantization, ``detokenizer`` a new decoder for its
@@ -20,8 +20,8 @@ stand-in, that loss is off until the user names a file: --config.losses.perceptu
 
 from ml_collections import ConfigDict
 
-from configs import magvit2
-from configs.common import adversarial, base, frozen, loss_terms, optimizer
+from videogen.configs import magvit2
+from videogen.configs.common import adversarial, base, frozen, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "fsq", "detokenizer")

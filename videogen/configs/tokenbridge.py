@@ -1,7 +1,7 @@
 """TokenBridge (Wang et al., ICCV 2025): codes by rounding every channel of trained continuous latents, and an
 autoregressive generator whose head goes through the channels of a place one after another.
 
-    --config=configs/tokenbridge.py:stage=tokenizer|quantized|generator,size=debug|small|paper,model=L|H,
+    --config=tokenbridge:stage=tokenizer|quantized|generator,size=debug|small|paper,model=L|H,
         levels=depth|parallel|delay
 
 ``tokenizer`` trains with a Gaussian bottleneck, as for diffusion. ``quantized`` begins with its weights and trains
@@ -16,13 +16,13 @@ channels of 6 bits. What differs from it there: places come in raster order inst
 own order instead of that of their frequencies; the features reach the head as its first input instead of by adaptive
 norms, which hold 27M of the published 486M parameters; guidance is on the logits of every channel instead of on the
 features; the posterior's mean is rounded instead of a sample; the class comes in by cross-attention, whose layers the
-published counts leave out; the autoencoder is trained with the losses of ``configs/magvit2.py``.
+published counts leave out; the autoencoder is trained with the losses of ``magvit2``.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import magvit2, phenaki
-from configs.common import base, bpe_text, frozen, optimizer
+from videogen.configs import magvit2, phenaki
+from videogen.configs.common import base, bpe_text, frozen, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "quantized", "generator")

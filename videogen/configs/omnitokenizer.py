@@ -1,6 +1,6 @@
 """OmniTokenizer (Wang et al., NeurIPS 2024): one transformer tokenizer for images and videos, discrete or continuous.
 
-    --config=configs/omnitokenizer.py:stage=image|tokenizer|kl,size=debug|small|paper
+    --config=omnitokenizer:stage=image|tokenizer|kl,size=debug|small|paper
 
 Trained progressively: ``image`` on images of one size, ``tokenizer`` on images and videos together, beginning with the
 weights of ``image``, and ``kl``, which puts a Gaussian posterior in the place of the codebook and begins with those of
@@ -22,7 +22,7 @@ it sees, are left out; a batch holds videos and images together instead of in tu
 
 from ml_collections import ConfigDict
 
-from configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("image", "tokenizer", "kl")

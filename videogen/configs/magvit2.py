@@ -1,6 +1,6 @@
 """MAGVIT-v2 (Yu et al., ICLR 2024): causal 3-D convolutional tokenizer with lookup-free quantization.
 
-    --config=configs/magvit2.py:stage=image|tokenizer|generator,size=debug|small|paper,quantizer=lfq|fsq|vq
+    --config=magvit2:stage=image|tokenizer|generator,size=debug|small|paper,quantizer=lfq|fsq|vq
 
 ``image`` trains the network with kernels of one frame on images; ``tokenizer`` begins with its weights, inflated to 3-D
 (each 2-D kernel becomes the last slice in time, so that images are coded as before). ``launch/local.py`` runs both; by
@@ -13,15 +13,15 @@ of the warm-up. The perceptual loss is off until the user names a file: --config
 --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1. It stands in the place of the published
 one, which compares the logits of a ResNet-50.
 
-``generator`` is the masked transformer of ``configs/magvit.py`` (the large one, 307M parameters) on these codes, each
+``generator`` is the masked transformer of ``magvit`` (the large one, 307M parameters) on these codes, each
 embedded and predicted as two factors: 2^18 codes are 2 × 2^9. ``quantizer`` puts another family of about as many codes
 into the same network, to compare them.
 """
 
 from ml_collections import ConfigDict
 
-from configs import magvit
-from configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs import magvit
+from videogen.configs.common import adversarial, base, loss_terms, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("image", "tokenizer", "generator")

@@ -1,8 +1,8 @@
 """Video diffusion transformer: rectified flow over the continuous latents of a causal tokenizer, from text.
 
-    --config=configs/videodit.py:stage=tokenizer|generator|distill,size=debug|small|paper,model=1.3B|2B|14B
+    --config=videodit:stage=tokenizer|generator|distill,size=debug|small|paper,model=1.3B|2B|14B
 
-``debug`` trains on two CPU cores in minutes (the C-ViViT of ``configs/phenaki.py`` with a Gaussian bottleneck),
+``debug`` trains on two CPU cores in minutes (the C-ViViT of ``phenaki`` with a Gaussian bottleneck),
 ``small`` on one accelerator in about an hour. ``paper`` has the published architectures of Wan2.1 (1.3B, 14B) and of
 LTX-Video (2B) at 81 × 720 × 1280, which are 21 × 90 × 160 latents of 16 channels and 75,600 tokens; their training
 settings are not public, so those here are ours. Wan normalises queries and keys over the full width, we per head.
@@ -16,8 +16,8 @@ Per-frame noise levels (diffusion forcing), frames that see only the past, text 
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import magvit2, phenaki
-from configs.common import base, bpe_text, frozen, optimizer
+from videogen.configs import magvit2, phenaki
+from videogen.configs.common import base, bpe_text, frozen, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator", "distill")
