@@ -14,8 +14,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import videogen
-from configs.common import base, optimizer
 from videogen import tasks
+from videogen.configs.common import base, optimizer
 from videogen.runs.records import FILE, read_metrics
 from videogen.tasks import Task
 from videogen.training.loading import Loaded, export_safetensors
