@@ -36,15 +36,16 @@ SOURCE = flags.DEFINE_string("source", None, "Name of the data source of another
 PATH = flags.DEFINE_string("path", None, "Path of another test set.")
 CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips, for tokenizers.")
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
+MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 
 
 def main() -> None:
     from videogen.evaluation.protocols import evaluate, use_test_set
     from videogen.inference.pictures import write_pictures
-    from videogen.training.loading import load
+    from videogen.training.loading import load_for_command
 
-    loaded = load(CHECKPOINT.value)
+    loaded = load_for_command(CHECKPOINT.value, MESH.value)
     check_writable(OUT.value, "--out")
     if PICTURES.value:
         check_writable(PICTURES.value, "--pictures", directory=True)

@@ -208,8 +208,8 @@ def _samples(evaluation: Evaluation, story: dict[str, np.ndarray]) -> Pixels:
     for rows, counted in evaluation.rows(evaluation.count):
         said = {name: part[rows] for name, part in story.items()}
         given = None if first is None else first[np.minimum(rows, len(first) - 1)]
-        seed = evaluation.seed + int(rows[0])
-        drawn = generator.generate(said, generator.window, seed, count=len(rows), first_frames=given)
+        place = {"count": len(rows), "first": int(rows[0])}
+        drawn = generator.generate(said, generator.window, evaluation.seed, **place, first_frames=given)
         videos.append(drawn[:counted])
     return np.concatenate(videos)
 
@@ -239,14 +239,14 @@ def completion(evaluation: Evaluation) -> Result:
         drawn, filled = [], []
         for rows, counted in evaluation.rows(len(videos)):
             story = _story(loaded, [evaluation.clips.samples[row] for row in rows])
-            seed = evaluation.seed + int(rows[0])
+            place = {"first": int(rows[0])}
             if loaded.task.tasks is None:
                 first = videos[rows, : int(region[:, 0, 0].sum())]
                 rest = ((0, 0), (0, generator.window - first.shape[1]), (0, 0), (0, 0), (0, 0))
-                new = generator.generate(story, generator.window, seed, count=len(rows), first_frames=first)
+                new = generator.generate(story, generator.window, evaluation.seed, **place, first_frames=first)
                 both = new, np.pad(first, rest, mode="edge")
             else:
-                both = generator.complete([name] * len(rows), videos[rows], seed, story)
+                both = generator.complete([name] * len(rows), videos[rows], evaluation.seed, story, **place)
             for clips, new in zip((drawn, filled), both, strict=True):
                 clips.append(new[:counted])
         drawn, filled = np.concatenate(drawn), np.concatenate(filled)

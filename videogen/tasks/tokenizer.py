@@ -16,7 +16,7 @@ from videogen.data import read_buckets
 from videogen.metrics import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
 from videogen.metrics.fidelity import SSIM_WINDOW
 from videogen.nn import MicroBatch, named_key
-from videogen.parallel import on_host
+from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
 from videogen.shapes import Video, VideoShape
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, Task, dtype_of, to_pixels, to_video
@@ -163,12 +163,16 @@ class TokenizerTask(Task):
     def score(
         model: nnx.Module, batches: Iterable[Batch], watch: UsageWatch | None = None, **decoding: Any
     ) -> dict[str, float]:
-        """``evaluate`` of a tokenizer of any origin; ``decoding`` are settings of its ``decode``."""
+        """``evaluate`` of a tokenizer of any origin, on the mesh that it lies on; ``decoding`` are settings of its
+        ``decode``."""
         graph, state = nnx.split(model)
+        mesh = mesh_of(state)
         score = jax.jit(lambda state, video: _score(nnx.merge(graph, state), video, decoding))
         scores, counts = [], 0
         for batch in batches:
-            of_clips, batch_counts = score(state, batch["video"])
+            with inside(mesh):
+                # Not filled up: the codes of every clip are counted.
+                of_clips, batch_counts = score(state, spread(batch["video"], mesh))
             scores.append(jax.tree.map(on_host, of_clips))
             counts = counts + on_host(batch_counts)
         shape = VideoShape(*batch["video"].shape[1:4])
@@ -196,15 +200,17 @@ def _to_last_layer(model: nnx.Module, decode: Callable[[nnx.Module], Video]) -> 
 
 
 def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
-    """uint8 clips -> their uint8 reconstructions."""
+    """uint8 clips -> their uint8 reconstructions, on the mesh that the tokenizer lies on."""
     graph, state = nnx.split(model)
+    mesh = mesh_of(state)
 
     @jax.jit
     def run(state: Any, pixels: Array) -> Array:
         model = nnx.merge(graph, state)
         return model.decode(model.bottleneck(model.encode(to_video(pixels)))[0])
 
-    return to_pixels(run(state, video))
+    with inside(mesh):
+        return to_pixels(run(state, spread(padded(video, mesh), mesh)))[: len(video)]
 
 
 def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[dict[str, Array], Array]:

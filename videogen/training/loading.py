@@ -16,7 +16,7 @@ from videogen.building import check_value
 from videogen.configuration import check_writable, load_config, remote_errors, save_config
 from videogen.data.inputs import save_text_tokenizer, text_tokenizer
 from videogen.errors import UserError, near_matches
-from videogen.parallel import on_host
+from videogen.parallel import make_mesh, on_host, parse_mesh
 from videogen.ranges import Natural
 from videogen.runs.checkpoints import Checkpoints
 from videogen.tasks.base import DTYPES
@@ -167,6 +167,30 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
     modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in params}
     frozen = load_frozen(task, directory, layout, check=True)
     return Loaded(directory, config, task, modules | frozen, step, mesh, dtype)
+
+
+def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | None = None) -> Loaded:
+    """Loads as a command does: onto the mesh that its flag names.
+
+    Args:
+      directory: a run or an export.
+      mesh: e.g. ``data=4,fsdp=2``; ``None``: all devices of this process share the batches if they can do so evenly,
+        else one computes.
+      batch: examples in a batch; ``None``: ``data.eval_batch_size`` of the config.
+
+    Raises:
+      UserError: as ``load``, and for a mesh that is written otherwise.
+    """
+    if mesh:
+        return load(directory, parse_mesh(mesh))
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return load(directory)
+    if batch is None:
+        config = load_config(epath.Path(directory) / CONFIG)
+        check_config(config)
+        batch = config.data.eval_batch_size
+    return load(directory, None if batch % len(devices) else make_mesh({"data": -1}, devices))
 
 
 def _read_export(
