@@ -35,7 +35,7 @@ HELP_CONFIG = flags.DEFINE_bool(
 
 
 def define_mesh() -> flags.FlagHolder[str | None]:
-    """The flag ``--mesh`` of commands that compute with a trained model; ``training.loading.load_for_command`` takes it."""
+    """The flag ``--mesh`` of commands that load a trained model, for ``training.loading.load_for_command``."""
     return flags.DEFINE_string(
         "mesh",
         None,

@@ -19,7 +19,7 @@ from videogen.nn import MicroBatch, named_key
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
 from videogen.shapes import Video, VideoShape
-from videogen.tasks.base import Batch, Modules, Outcome, Picture, Task, dtype_of, to_pixels, to_video
+from videogen.tasks.base import Batch, Keep, Modules, Outcome, Picture, Task, compute_now, dtype_of, to_pixels, to_video
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
@@ -151,30 +151,41 @@ class TokenizerTask(Task):
         term.update(modules[term.group], sums, step)
         return {}
 
-    def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
+    def evaluate(
+        self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now
+    ) -> dict[str, float]:
         """PSNR, SSIM, sharpness and codebook health over all batches, and the nominal bits per pixel of discrete codes.
 
         A codebook that is hardly used, or half as much as in the best evaluation since the process began, is named in
         the log, with the remedy.
         """
-        return self.score(self.assembled(modules), batches, self.watch)
+        return self.score(self.assembled(modules), batches, self.watch, keep)
 
     @staticmethod
     def score(
-        model: nnx.Module, batches: Iterable[Batch], watch: UsageWatch | None = None, **decoding: Any
+        model: nnx.Module,
+        batches: Iterable[Batch],
+        watch: UsageWatch | None = None,
+        keep: Keep = compute_now,
+        label: str = "scores",
+        **decoding: Any,
     ) -> dict[str, float]:
         """``evaluate`` of a tokenizer of any origin, on the mesh that it lies on; ``decoding`` are settings of its
-        ``decode``."""
+        ``decode``, ``label`` names what is kept of it."""
         graph, state = nnx.split(model)
         mesh = mesh_of(state)
         score = jax.jit(lambda state, video: _score(nnx.merge(graph, state), video, decoding))
-        scores, counts = [], 0
-        for batch in batches:
+
+        def measure(video: Any) -> dict[str, np.ndarray]:
+            # Not filled up: the codes of every clip are counted.
             with inside(mesh):
-                # Not filled up: the codes of every clip are counted.
-                of_clips, batch_counts = score(state, spread(batch["video"], mesh))
-            scores.append(jax.tree.map(on_host, of_clips))
-            counts = counts + on_host(batch_counts)
+                of_clips, counts = score(state, spread(video, mesh))
+            return {name: on_host(array) for name, array in (of_clips | {"counts": counts}).items()}
+
+        scores, counts = [], 0
+        for i, batch in enumerate(batches):
+            scores.append(dict(keep(f"{label}_{i}", functools.partial(measure, batch["video"]))))
+            counts = counts + scores[-1].pop("counts")
         shape = VideoShape(*batch["video"].shape[1:4])
         grid = model.grid(shape)
         if warning := (watch or UsageWatch()).warning(model.quantizer, counts):

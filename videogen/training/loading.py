@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +15,7 @@ from jax.sharding import Mesh
 
 from videogen import tasks
 from videogen.building import check_value
-from videogen.configuration import check_writable, load_config, remote_errors, save_config
+from videogen.configuration import check_writable, flatten, load_config, remote_errors, save_config
 from videogen.data.inputs import save_text_tokenizer, text_tokenizer
 from videogen.errors import UserError, near_matches
 from videogen.parallel import make_mesh, on_host, parse_mesh
@@ -83,6 +85,13 @@ class Loaded:
         """
         saved = self._as_saved()
         return hash_of(saved.task.assembled(saved.modules) or saved.trained)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the numbers that are computed with it, as JSON values: weights, parts and settings."""
+        parts = {name: part.hash for name, part in self.config.parts.items()}
+        settings = hashlib.sha256(json.dumps(flatten(self.config), sort_keys=True, default=str).encode()).hexdigest()
+        return {"weights": self.hash, "step": self.step, "parts": parts, "dtype": self.dtype, "settings": settings}
 
     @functools.cached_property
     def coder_hash(self) -> str:
