@@ -51,6 +51,7 @@ EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: wi
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
 SCALE = flags.DEFINE_integer("scale", 1, "Whole factor by which files are larger than the clips.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json; or a .mp4, .gif, .png, .npz file.")
+MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "out"])
 
 
@@ -75,14 +76,15 @@ def check_flags() -> None:
 def main() -> None:
     from videogen.inference.pictures import WRITERS
     from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
-    from videogen.training.loading import load
+    from videogen.training.loading import load_for_command
 
     check_flags()
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
-    check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
+    drawn = COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1))
+    check_single(OUT.value, drawn)
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
-    loaded = load(CHECKPOINT.value)
+    loaded = load_for_command(CHECKPOINT.value, MESH.value, drawn)
     check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     compared = None
     if loaded.text is not None and not (prompts or labels or TASK.value):
