@@ -17,7 +17,7 @@ from videogen.data.inputs import save_text_tokenizer, text_tokenizer
 from videogen.errors import UserError
 from videogen.ranges import Natural
 from videogen.runs.checkpoints import Checkpoints
-from videogen.tokenizers import Tokenizer
+from videogen.tokenizers import Tiled, Tokenizer
 from videogen.training.checks import building, check_config
 from videogen.training.state import averaged, new_state, split, structure_of
 from videogen.weights import hash_weights, load_weights, save_weights
@@ -96,13 +96,22 @@ class Loaded:
         """What this stage has trained and exports."""
         return self.modules[self.task.exported[0]]
 
-    def generator(self, sampler: dict[str, Any] | None = None) -> tasks.VideoGenerator:
+    def generator(
+        self, sampler: dict[str, Any] | None = None, tile: tuple[int, int] | None = None
+    ) -> tasks.VideoGenerator:
         """The sampler of a generator stage.
 
+        Args:
+          sampler: overrides of the config's sampler.
+          tile: height and width in pixels of the tiles that frames are decoded by; ``None``: as a whole.
+
         Raises:
-          UserError: this is no generator.
+          UserError: this is no generator, or its frames have no such tiles.
         """
-        if (generator := self.task.drawing(self.modules, sampler)) is None:
+        modules = self.modules
+        if tile is not None and self.task.draws:
+            modules = {**modules, "tokenizer": Tiled(modules["tokenizer"], tile)}
+        if (generator := self.task.drawing(modules, sampler)) is None:
             raise UserError(f"{self.directory} holds a {self.config.task}, not a generator")
         return generator
 
