@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from videogen import tokenizers
-from videogen.configs import magvit2, phenaki
+from videogen.configs.networks import convolutional, cvivit
 from videogen.errors import UserError
 from videogen.nn import Convolution, DepthToSpace
 from videogen.quantizers.gaussian import GaussianQuantizer
@@ -59,7 +59,7 @@ def test_without_overlap_the_same_tiles_differ():
 
 
 def real(name):
-    config = (magvit2.convolutional if name == "convolutional" else phenaki.cvivit)("debug")
+    config = (convolutional if name == "convolutional" else cvivit)("debug")
     if name == "cvivit":
         config.update({"width": 32, "heads": 2, "mlp_width": 64, "encoder_layers": (1, 0), "decoder_layers": (1, 0)})
     return tokenizers.build(config, dtype=jnp.float32, remat="none", rngs=nnx.Rngs(0))
