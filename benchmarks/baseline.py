@@ -22,7 +22,7 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.steps import run  # noqa: E402
-from launch.systems import module_of, read_config, stages_of  # noqa: E402
+from launch.systems import module_of, read_config  # noqa: E402
 from videogen import app  # noqa: E402
 from videogen.configuration import CONFIGS, short_config  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
@@ -41,9 +41,8 @@ def every_stage() -> list[str]:
     """``NAME:stage=…,size=debug`` of every stage of every system."""
     found = []
     for path in sorted(CONFIGS.glob("[!_]*.py")):
-        module = module_of(str(path))
-        if hasattr(module, "STAGES"):
-            found += [f"{path.stem}:stage={stage},size=debug" for stage in stages_of(str(path), module)]
+        stages = getattr(module_of(str(path)), "STAGES", ())
+        found += [f"{path.stem}:stage={stage},size=debug" for stage in stages]
     return found
 
 

@@ -12,18 +12,18 @@ def load(directory: str, mesh: Any = None, dtype: str | None = None) -> Any:
     return loading.load(directory, mesh, dtype)
 
 
-def encode(checkpoint: Any, video: str, out: str) -> Any:
+def encode(checkpoint: Any, video: str, out: str, **settings: Any) -> Any:
     """Writes a video file as codes; see ``videogen.inference.files.encode``."""
     from videogen.inference import files
 
-    return files.encode(checkpoint, video, out)
+    return files.encode(checkpoint, video, out, **settings)
 
 
-def decode(checkpoint: Any, codes: str, out: str) -> Any:
+def decode(checkpoint: Any, codes: str, out: str, **settings: Any) -> Any:
     """Writes the video of a file of codes; see ``videogen.inference.files.decode``."""
     from videogen.inference import files
 
-    return files.decode(checkpoint, codes, out)
+    return files.decode(checkpoint, codes, out, **settings)
 
 
 def sample(checkpoint: Any, out: str, prompts: Any = (), **settings: Any) -> Any:

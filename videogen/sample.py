@@ -49,6 +49,9 @@ GUIDANCE = flags.DEFINE_float(
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
+TILE = flags.DEFINE_string(
+    "tile", None, "HEIGHTxWIDTH in pixels: decode large frames by overlapping tiles of this size."
+)
 SCALE = flags.DEFINE_integer("scale", 1, "Whole factor by which files are larger than the clips.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json; or a .mp4, .gif, .png, .npz file.")
 MESH = app.define_mesh()
@@ -76,6 +79,7 @@ def check_flags() -> None:
 def main() -> None:
     from videogen.inference.pictures import WRITERS
     from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
+    from videogen.tokenizers.tiling import read_tile
     from videogen.training.loading import load_for_command
 
     check_flags()
@@ -85,14 +89,13 @@ def main() -> None:
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load_for_command(CHECKPOINT.value, MESH.value, drawn)
+    how = {"seed": SEED.value, "sampler": sampler, "tile": read_tile(TILE.value) if TILE.value else None}
     check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     compared = None
     if loaded.text is not None and not (prompts or labels or TASK.value):
         raise UserError("nothing to draw: give --prompt, or --task with --video")
     if TASK.value:
-        videos, compared = complete_video(
-            loaded, TASK.value, VIDEO.value, prompts, seed=SEED.value, paste=PASTE.value, sampler=sampler
-        )
+        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, paste=PASTE.value, **how)
     else:
         videos = draw_videos(
             loaded,
@@ -101,18 +104,17 @@ def main() -> None:
             count=COUNT.value,
             story=STORY.value,
             frames=FRAMES.value,
-            seed=SEED.value,
             overlap=OVERLAP.value,
             image=IMAGE.value,
             video=VIDEO.value,
             given=GIVEN.value,
-            sampler=sampler,
+            **how,
         )
     recorded = {"count": COUNT, "overlap": OVERLAP, "image": IMAGE, "video": VIDEO, "given": GIVEN, "task": TASK}
-    asked = {name: flag.value for name, flag in recorded.items()} | ({"paste": PASTE.value} if TASK.value else {})
+    recorded |= {"tile": TILE} | ({"paste": PASTE} if TASK.value else {})
+    asked = {name: flag.value for name, flag in recorded.items()}
     said = {"seed": SEED.value, "story": STORY.value, "labels": labels, "asked": asked, "sampler": sampler}
-    paths = write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said)
-    for path in paths:
+    for path in write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said):
         logging.info("wrote %s", path)
 
 

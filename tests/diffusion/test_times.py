@@ -19,7 +19,6 @@ from videogen.diffusion import (
     loss_weight,
     shift_by_exponent,
     shift_by_frames,
-    shift_by_ratio,
     shift_time,
 )
 from videogen.errors import UserError
@@ -100,7 +99,6 @@ def test_shifts_of_the_public_systems():
     np.testing.assert_allclose([shift_by_exponent(1024), shift_by_exponent(4096)], [2.58571, 7.76790], atol=1e-5)
     ours = [shift_by_frames(*size) for size in [(256, 1), (4096, 1), (256, 33), (2304, 33)]]
     np.testing.assert_allclose(ours, [1, 3, 5.74456, 11.8721], atol=1e-4)
-    assert shift_by_ratio(4096, 1024) == 2
 
 
 @pytest.mark.parametrize("process", [FLOW, VariancePreserving()], ids=str)

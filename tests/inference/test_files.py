@@ -1,5 +1,6 @@
 """Videos to codes to videos, and prompts to videos, from files to files; the guide's code runs as it stands."""
 
+import json
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from videogen.data.clip import Clip
 from videogen.data.video_io import read_fitted, read_video, write_video
 from videogen.errors import UserError
 from videogen.inference.files import decode, encode, sample
+from videogen.tokenizers import Tiled
 from videogen.training.loading import load
 from videogen.training.loop import train
 
@@ -74,6 +76,29 @@ def test_codes_of_a_file_are_those_of_its_frames(root, tmp_path):
     shown = decode(root / "runs" / "generator", tmp_path / "x.npz", tmp_path / "x.npz.npz")
     np.testing.assert_array_equal(np.load(tmp_path / "x.npz.npz")["videos"][0], shown)
     assert shown.shape == frames.shape
+
+
+def test_frames_larger_than_clips_go_by_tiles(root, tmp_path):
+    loaded, video = load(root / "runs" / "tokenizer"), root / "my_videos" / "kitten.mp4"
+    coded = encode(loaded, video, tmp_path / "x.npz", size=(24, 40), tile=(16, 16))
+    frames, _ = read_fitted(video, Clip(5, 24, 40, 8.0))
+    first = Tiled(loaded.tokenizer, (16, 16)).tokenize(frames[None, :5].astype(np.float32) / 127.5 - 1).only.values
+    assert coded.shape == (8, 6, 10, 1)
+    np.testing.assert_array_equal(coded[:3], first[0])
+    shown = decode(loaded, tmp_path / "x.npz", tmp_path / "x.gif", tile=(16, 16))
+    assert shown.shape == frames.shape
+
+
+def test_samples_are_decoded_by_tiles(root, tmp_path):
+    """Tiles of the whole frame change nothing; smaller ones decode the same codes with a part of the frame hidden."""
+    generator = root / "runs" / "generator"
+    whole = sample(generator, tmp_path / "a", ["a"])
+    np.testing.assert_allclose(sample(generator, tmp_path / "b", ["a"], tile=(16, 16)), whole, atol=1)
+    cut = sample(generator, tmp_path / "c", ["a"], tile=(8, 8))
+    assert cut.shape == whole.shape and (cut != whole).any()
+    assert json.loads((tmp_path / "c" / "prompts.json").read_text())["tile"] == [8, 8]
+    with pytest.raises(UserError, match="use 8"):
+        sample(generator, tmp_path / "d", ["a"], tile=(9, 8))
 
 
 def test_mistakes_are_one_line_each(root, tmp_path):

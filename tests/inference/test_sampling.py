@@ -181,6 +181,6 @@ def test_drawing_shows_a_bar_over_the_windows(capsys):
             return np.zeros((1, frames, 8, 8, 3), np.uint8)
 
     run = loaded()
-    run.generator = lambda sampler: Stub()
+    run.generator = lambda sampler, tile: Stub()
     assert draw_videos(run, [], seed=0, frames=9).shape[1] == 9
     assert "drawing: 100%" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from flax import nnx
 
 from videogen import tasks
 from videogen.configs import larp, nbp, phenaki
+from videogen.configs.networks import cvivit
 from videogen.errors import UserError
 from videogen.shapes import Extension
 
@@ -31,7 +32,7 @@ def make(frames: int, side: int, tokenizer) -> tasks.VideoGenerator:
 
 @pytest.fixture(scope="module")
 def generator():
-    tokenizer = phenaki.cvivit("debug")
+    tokenizer = cvivit("debug")
     tokenizer.update({"width": 32, "heads": 2, "mlp_width": 64, "encoder_layers": (1, 1), "decoder_layers": (1, 1)})
     tokenizer.quantizer.size = 32
     return make(WINDOW, 16, tokenizer)

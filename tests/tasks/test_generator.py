@@ -151,7 +151,10 @@ def test_tasks_that_are_not_told_train_and_draw_without_text(system, monkeypatch
 def test_a_file_is_completed_by_the_short_name_of_a_task(system, tmp_path, short, name):
     task, modules = system
     loaded = types.SimpleNamespace(
-        config=task.config, task=task, modules=modules, generator=lambda sampler: tasks.VideoGenerator(task, modules)
+        config=task.config,
+        task=task,
+        modules=modules,
+        generator=lambda sampler, tile: tasks.VideoGenerator(task, modules),
     )
     write_video(tmp_path / "clip.mp4", batch(1)["video"][0], 8.0)
     drawn, compared = sampling.complete_video(loaded, short, str(tmp_path / "clip.mp4"), [], seed=0)

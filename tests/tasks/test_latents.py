@@ -8,6 +8,7 @@ from flax import nnx
 
 from videogen import data, tasks
 from videogen.configs import phenaki, videodit
+from videogen.configs.networks import cvivit
 from videogen.errors import UserError
 from videogen.planning.programs import abstract_run, complete_for_planning
 
@@ -121,7 +122,7 @@ def test_classes_without_text():
 
 def test_generators_and_tokenizers_that_do_not_fit_are_refused():
     codes = config()
-    codes.parts.tokenizer.model = phenaki.cvivit("debug")
+    codes.parts.tokenizer.model = cvivit("debug")
     with pytest.raises(UserError, match="quantizer.name = gaussian"):
         tasks.build(codes)
     masked = phenaki.get_config("stage=generator,size=debug")

@@ -137,7 +137,8 @@ def test_prompts_of_a_story_that_have_no_window_are_named(monkeypatch, caplog):
     generator = tasks.VideoGenerator(task, {})
     monkeypatch.setattr(generator, "generate", lambda story, frames, seed, **rest: drawn.update(story=story))
     loaded = types.SimpleNamespace(
-        generator=lambda sampler: generator, text=types.SimpleNamespace(encode=encode, is_cut=lambda prompt: False)
+        generator=lambda sampler, tile: generator,
+        text=types.SimpleNamespace(encode=encode, is_cut=lambda prompt: False),
     )
     with caplog.at_level("WARNING", logger="absl"):
         sampling.draw_videos(loaded, ["a", "b", "c", "d", "e"], seed=0, story=True, frames=9)

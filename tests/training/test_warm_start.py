@@ -14,7 +14,7 @@ import pytest
 from tests.processes import REPOSITORY, environment
 from tests.training.test_resume import finish, losses, wait_for, weights
 from videogen import tasks
-from videogen.configs import magvit2, omnitokenizer
+from videogen.configs import magvit, magvit2, omnitokenizer
 from videogen.configuration import save_config
 from videogen.errors import UserError
 from videogen.parallel import make_mesh
@@ -134,6 +134,24 @@ def test_an_inflated_tokenizer_treats_images_as_the_image_run_does(tmp_path, cap
     np.testing.assert_allclose(jax.jit(video.encode)(picture).values, latents, atol=1e-4)
     np.testing.assert_allclose(jax.jit(video.decode)(latents), jax.jit(image.decode)(latents), atol=1e-4)
     assert "inflated: tokenizer.decoder" in caplog.text and "new:" not in caplog.text
+
+
+def test_an_inflated_magvit_treats_static_clips_as_the_image_run_does(tmp_path):
+    config = magvit.get_config("stage=tokenizer,size=debug")
+    config.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2, "spatial_strides": (2,)})
+    frames = int(config.data.clip.frames)
+    config.model.temporal_strides, config.model.time_kernel, config.data.clip.frames = (1,), 1, 1
+    write_run(tmp_path / "image", config)
+    image = load(tmp_path / "image").modules["tokenizer"]
+    config.model.temporal_strides, config.model.time_kernel, config.data.clip.frames = (2,), 3, frames
+    state, structure, _ = begin(tmp_path / "image", config, tmp_path / "video", "central")
+    video = structure.modules(state["params"], state["variables"])["tokenizer"]
+    picture = np.random.default_rng(0).uniform(-1, 1, (2, 1, 24, 24, 3)).astype(np.float32)
+    latents = jax.jit(image.encode)(picture).values
+    coded = jax.jit(video.encode)(np.repeat(picture, 4, axis=1)).values
+    np.testing.assert_allclose(coded, np.repeat(latents, 2, 1), atol=1e-4)
+    rebuilt = jax.jit(image.decode)(latents)
+    np.testing.assert_allclose(jax.jit(video.decode)(jnp.repeat(latents, 2, 1)), np.repeat(rebuilt, 4, 1), atol=1e-4)
 
 
 def test_kernels_are_inflated_only_where_that_is_asked_for_and_tables_never(tmp_path, caplog):

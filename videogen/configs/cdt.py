@@ -42,7 +42,11 @@ def get_config(argument: str = "") -> ConfigDict:
     size, decoder = chosen["size"], chosen["decoder"]
     if chosen["stage"] == "fsq":
         return fsq(size)
-    return {"tokenizer": tokenizer, "detokenizer": detokenizer, "distill": distill}[chosen["stage"]](size, decoder)
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(size, decoder)
+    if chosen["stage"] == "detokenizer":
+        return detokenizer(size, decoder)
+    return distill(size, decoder)
 
 
 def common(size: str, group: str, decoder: str) -> ConfigDict:
@@ -51,23 +55,33 @@ def common(size: str, group: str, decoder: str) -> ConfigDict:
     clips = {"name": "clip", "channels": 64, "multipliers": (2, 4, 4)}
     config.losses = loss_terms(l2=1.0, adversarial=adversarial(clips, objective="hinge"))
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 1000, 500, 500
+        config.steps = 1000
+        config.eval_every = 500
+        config.checkpoint_every = 500
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.perceptual.weight = 0.3 if decoder == "diffusion" else 0.0
         config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
         config.ema.decay = 0.99
         adam = {"learning_rate": 2e-3, "warmup": 50, "final": 0.02, "weight_decay": 0.0}
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.steps = 20_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 32, 8, 8
+        config.data.batch_size = 32
+        config.data.image_batch_size = 8
+        config.data.workers = 8
         config.ema.decay = 0.999
         adam = {"learning_rate": 3e-4, "warmup": 1000, "final": 0.02, "weight_decay": 0.0}
     else:
-        config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+        config.steps = 500_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.clip = {"frames": 17, "height": 256, "width": 256, "fps": 8.0}
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 64, 16
+        config.data.batch_size = 64
+        config.data.image_batch_size = 64
+        config.data.workers = 16
         config.ema.decay = 0.9999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"

@@ -132,3 +132,18 @@ def bpe_text(vocabulary_size: int, length: int, **encoder) -> ConfigDict:
             "tokenizer": {"name": "bpe", "path": "", "vocabulary_size": vocabulary_size, "length": length},
         }
     )
+
+
+def t5_text(length: int) -> ConfigDict:
+    """The frozen encoder of T5-XXL, read from a directory that the user names, over so many of its tokens."""
+    return ConfigDict(
+        {
+            "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
+            "tokenizer": {"name": "huggingface", "path": "", "length": length},
+        }
+    )
+
+
+def no_text() -> ConfigDict:
+    """A generator that is told a class, or nothing."""
+    return ConfigDict({"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}})

@@ -21,7 +21,7 @@ whose layers those counts leave out.
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, no_text, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -63,8 +63,11 @@ def tokenizer(size: str) -> ConfigDict:
     config.data.image_batch_size = 0
     config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 5000, 2000, 2000
-        config.losses.l2.weight, config.losses.l1.weight = 1.0, 0.0
+        config.steps = 5000
+        config.eval_every = 2000
+        config.checkpoint_every = 2000
+        config.losses.l2.weight = 1.0
+        config.losses.l1.weight = 0.0
         config.losses.adversarial.discriminator.update({"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2})
         # Squared errors of small clips soon are smaller than L1 and LPIPS together: the prior must not outweigh them.
         config.losses.prior.update({"weight": 0.01, "width": 64, "layers": 2, "heads": 2})
@@ -74,17 +77,23 @@ def tokenizer(size: str) -> ConfigDict:
             "prior": optimizer(learning_rate=2e-3, warmup=50, final=0.02, weight_decay=0.0),
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 30_000, 1000, 1000
-        config.data.batch_size, config.data.workers = 32, 8
+        config.steps = 30_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
+        config.data.batch_size = 32
+        config.data.workers = 8
         config.losses.adversarial.discriminator.update({"width": 256, "layers": 6, "heads": 4})
         config.losses.prior.update({"width": 192, "layers": 4, "heads": 3})
         config.ema.decay = 0.999
         config.optimizer = published(tokenizer=4e-4, discriminator=1e-4, prior=2e-3, warmup=1000)
     else:
         # 150 epochs of K600 and UCF-101 (about 400,000 clips), 8 of them warm-up.
-        config.steps, config.eval_every, config.checkpoint_every = 470_000, 5000, 5000
+        config.steps = 470_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.workers = 128, 16
+        config.data.batch_size = 128
+        config.data.workers = 16
         config.losses.adversarial.update({"weight": 0.3, "every": 5})
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "dots"
@@ -135,7 +144,9 @@ def generator(size: str, model: str) -> ConfigDict:
         "guidance_schedule": "constant",
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+        config.steps = 3200
+        config.eval_every = 1600
+        config.checkpoint_every = 800
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "qk_norm": True}
         config.sampler.update({"top_p": 0.9, "guidance_scale": 2.0})
@@ -145,19 +156,25 @@ def generator(size: str, model: str) -> ConfigDict:
             )
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
-        config.data.batch_size, config.data.workers = 64, 8
+        config.steps = 50_000
+        config.eval_every = 2500
+        config.checkpoint_every = 2500
+        config.data.batch_size = 64
+        config.data.workers = 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
         config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, "qk_norm": False}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
     else:
         # 3000 epochs of UCF-101's 9537 training videos, 4 of them warm-up.
-        config.steps, config.eval_every, config.checkpoint_every = 447_000, 5000, 5000
+        config.steps = 447_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.workers = 64, 16
+        config.data.batch_size = 64
+        config.data.workers = 16
         config.classes = 101
-        config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+        config.text = no_text()
         config.model.transformer = {**MODELS[model], "dropout": 0.1, "qk_norm": False}
         config.model.token_drop = 0.1
         config.parallel.mesh.update({"data": 1, "fsdp": -1})

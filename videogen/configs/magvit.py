@@ -19,7 +19,7 @@ clip rather than for each step.
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, no_text, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -61,7 +61,9 @@ def tokenizer(size: str) -> ConfigDict:
     # Clips without a first frame of their own: an image is no clip here.
     config.data.image_batch_size = 0
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 2000, 1000, 1000
+        config.steps = 2000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
         config.data.clip.update({"frames": 8, "height": 24, "width": 24})
         config.data.batch_size = 4
         # The second half of the run, when there is something to judge: forms come out clearer, at 0.4 dB less.
@@ -73,9 +75,12 @@ def tokenizer(size: str) -> ConfigDict:
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.steps = 20_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
         config.data.clip = {"frames": 16, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size, config.data.workers = 32, 8
+        config.data.batch_size = 32
+        config.data.workers = 8
         config.losses.adversarial.discriminator.update({"multipliers": (2, 4, 4, 4)})
         config.ema.decay = 0.999
         config.optimizer = {
@@ -84,10 +89,13 @@ def tokenizer(size: str) -> ConfigDict:
         }
     else:
         # 400 epochs of SSv2's 168,913 training videos, one of them warm-up.
-        config.steps, config.eval_every, config.checkpoint_every = 264_000, 5000, 5000
+        config.steps = 264_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.clip = {"frames": 16, "height": 128, "width": 128, "fps": 8.0}
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.workers = 256, 16
+        config.data.batch_size = 256
+        config.data.workers = 16
         # Published pixels lie in [0, 1] and ours in [-1, 1]: squared errors are four times as large here, and squared
         # gradients a quarter. The released configs leave LeCam off.
         config.losses.l2.weight = 0.25
@@ -150,7 +158,9 @@ def generator(size: str, model: str) -> ConfigDict:
         "guidance_scale": 0.0,
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+        config.steps = 3200
+        config.eval_every = 1600
+        config.checkpoint_every = 800
         config.data.clip.update({"frames": 8, "height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
@@ -163,20 +173,26 @@ def generator(size: str, model: str) -> ConfigDict:
             )
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+        config.steps = 50_000
+        config.eval_every = 2500
+        config.checkpoint_every = 2500
         config.data.clip = {"frames": 16, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size, config.data.workers = 64, 8
+        config.data.batch_size = 64
+        config.data.workers = 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
         config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, b2=0.96, final=0.02)}
     else:
-        config.steps, config.eval_every, config.checkpoint_every = 950_000, 5000, 5000
+        config.steps = 950_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.clip = {"frames": 16, "height": 128, "width": 128, "fps": 8.0}
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.workers = 256, 16
+        config.data.batch_size = 256
+        config.data.workers = 16
         config.classes = 174
-        config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+        config.text = no_text()
         config.model.transformer = {**MODELS[model], "dropout": 0.1}
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
         config.parallel.remat = "full"

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from videogen.configs import magvit
 from videogen.configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs.networks import convolutional
 from videogen.configuration import parse_argument
 
 STAGES = ("image", "tokenizer", "generator")
@@ -35,33 +36,13 @@ SWEEPS = {
 """Name -> variants, for launch/sweep.py."""
 
 
-LFQ = {"name": "lfq", "entropy_weight": 0.1, "diversity": 1.0, "commitment_weight": 0.25}
-EMA_VQ = {"name": "vq", "cosine": True, "codebook_update": "ema"}
-QUANTIZERS = {
-    "lfq": {
-        # A short run cannot afford all codes alike: with an entropy weight of 0.1 colours are lost.
-        "debug": LFQ | {"bits": 10, "entropy_weight": 0.03},
-        "small": LFQ | {"bits": 14},
-        "paper": LFQ | {"bits": 18},
-    },
-    "fsq": {
-        "debug": {"name": "fsq", "levels": (8, 8, 4, 4)},
-        "small": {"name": "fsq", "levels": (8, 8, 8, 8, 4)},
-        "paper": {"name": "fsq", "levels": (8, 8, 8, 8, 8, 8)},
-    },
-    "vq": {
-        "debug": EMA_VQ | {"size": 1024, "width": 16, "decay": 0.95, "restart_threshold": 0.05},
-        "small": EMA_VQ | {"size": 16_384, "width": 32},
-        "paper": EMA_VQ | {"size": 2**18, "width": 32},
-    },
-}
-"""Quantizer -> size -> its config: 10, 14 and 18 bits; the paper's is LFQ."""
-
-
 def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), quantizer=("lfq", "fsq", "vq"))
-    stage = {"image": image, "tokenizer": tokenizer, "generator": generator}[chosen["stage"]]
-    return stage(chosen["size"], chosen["quantizer"])
+    if chosen["stage"] == "image":
+        return image(chosen["size"], chosen["quantizer"])
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(chosen["size"], chosen["quantizer"])
+    return generator(chosen["size"], chosen["quantizer"])
 
 
 def image(size: str, quantizer: str = "lfq") -> ConfigDict:
@@ -90,7 +71,9 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
     config.losses = loss_terms(l2=5.0, adversarial=adversarial(clips, r1=20.0, lecam=0.001))
     config.model = convolutional(size, quantizer)
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 2100, 700, 700
+        config.steps = 2100
+        config.eval_every = 700
+        config.checkpoint_every = 700
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
         config.ema.decay = 0.99
@@ -99,9 +82,13 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.0),
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.steps = 20_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 32, 8, 8
+        config.data.batch_size = 32
+        config.data.image_batch_size = 8
+        config.data.workers = 8
         config.losses.adversarial.discriminator.update({"channels": 64, "multipliers": (2, 4, 4, 4)})
         config.ema.decay = 0.999
         config.optimizer = {
@@ -110,10 +97,14 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
         }
     else:
         # Public reproduction: one epoch of 9.3 million clips.
-        config.steps, config.eval_every, config.checkpoint_every = 73_000, 5000, 5000
+        config.steps = 73_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 8.0}
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 128, 0, 16
+        config.data.batch_size = 128
+        config.data.image_batch_size = 0
+        config.data.workers = 16
         config.losses.adversarial.update({"weight": 0.1, "r1_every": 20})
         if quantizer == "lfq":
             # Three times as heavy, falling to its weight in 2000 steps.
@@ -127,22 +118,6 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
             "discriminator": optimizer(learning_rate=8e-5, warmup=5000, b1=0.0, weight_decay=0.0, clip=0.0),
         }
     return config
-
-
-def convolutional(size: str, quantizer: str = "lfq") -> ConfigDict:
-    """The causal convolutional tokenizer at each size (paper: 5 × 16 × 16 codes of 18 bits)."""
-    if size == "debug":
-        levels = {"width": 16, "multipliers": (1, 2, 4), "spatial_strides": (2, 2), "temporal_strides": (1, 2)}
-        depth = {"blocks": 1, "middle_blocks": 0, "norm_groups": 4}
-    elif size == "small":
-        levels = {"width": 64, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2), "temporal_strides": (1, 2, 2)}
-        depth = {"blocks": 2, "norm_groups": 16}
-    else:
-        levels = {"width": 128, "multipliers": (1, 2, 2, 4), "spatial_strides": (2, 2, 2)}
-        levels |= {"temporal_strides": (1, 2, 2)}
-        depth = {"blocks": 4, "norm_groups": 32}
-    codes = QUANTIZERS[quantizer][size]
-    return ConfigDict({"name": "convolutional", **levels, **depth, "padding": "zero", "quantizer": codes})
 
 
 def generator(size: str, quantizer: str) -> ConfigDict:

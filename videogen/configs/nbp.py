@@ -16,7 +16,7 @@ how it weighs L1 and L2 was not found, and here it is L2 alone; its Adam has MAG
 from ml_collections import ConfigDict, config_dict
 
 from videogen.configs import magvit2, phenaki
-from videogen.configs.common import base, bpe_text, frozen, optimizer
+from videogen.configs.common import base, bpe_text, frozen, no_text, optimizer
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -44,7 +44,9 @@ def get_config(argument: str = "") -> ConfigDict:
         config.model.block = (1, 1, 1)
         if chosen["size"] == "debug":
             # Every code is learned from in every step: a run needs fewer of them than with masks.
-            config.steps, config.eval_every, config.checkpoint_every = 1500, 750, 750
+            config.steps = 1500
+            config.eval_every = 750
+            config.checkpoint_every = 750
             config.sampler.update({"temperature": 0.8, "guidance_scale": 1.0})
     return config
 
@@ -63,7 +65,8 @@ def tokenizer(size: str) -> ConfigDict:
     config.model.quantizer = ConfigDict({"name": "fsq", "levels": levels(size)})
     if size == "paper":
         # 100 epochs of Kinetics-600's about 390,000 clips; a hundredth of the steps is warm-up.
-        config.steps, config.data.batch_size = 152_000, 256
+        config.steps = 152_000
+        config.data.batch_size = 256
         config.model.padding = "replicate"
         config.losses.l2.weight = 1.0
         del config.losses.entropy
@@ -94,7 +97,9 @@ def generator(size: str, model: str) -> ConfigDict:
         "guidance_schedule": "constant",
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+        config.steps = 3200
+        config.eval_every = 1600
+        config.checkpoint_every = 800
         config.data.clip.update({"height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.block = (1, 1, 6)
@@ -106,9 +111,12 @@ def generator(size: str, model: str) -> ConfigDict:
             )
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+        config.steps = 50_000
+        config.eval_every = 2500
+        config.checkpoint_every = 2500
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size, config.data.workers = 64, 8
+        config.data.batch_size = 64
+        config.data.workers = 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
         config.model.block = (1, 1, 8)
         config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
@@ -116,12 +124,15 @@ def generator(size: str, model: str) -> ConfigDict:
         config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
     else:
         # 77 epochs of Kinetics-600's about 390,000 clips.
-        config.steps, config.eval_every, config.checkpoint_every = 470_000, 5000, 5000
+        config.steps = 470_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 25.0}
         config.data.own = ("clip",)
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.workers = 64, 16
-        config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+        config.data.batch_size = 64
+        config.data.workers = 16
+        config.text = no_text()
         config.model.update({"start": "given", "given": 2, "block": (1, 1, 16)})
         # GPT-2's block: layer norm, nothing on queries and keys.
         config.model.transformer = {**MODELS[model], "norm": "layer", "qk_norm": False, "dropout": 0.1}

@@ -41,7 +41,12 @@ RESOLUTIONS = (128, 192, 256, 320, 384)
 def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
     stage, size = chosen["stage"], chosen["size"]
-    config = {"debug": debug, "small": small, "paper": paper}[size](stage)
+    if size == "debug":
+        config = debug(stage)
+    elif size == "small":
+        config = small(stage)
+    else:
+        config = paper(stage)
     config.model = omnitokenizer(stage, size)
     return config
 
@@ -59,7 +64,8 @@ def debug(stage: str) -> ConfigDict:
     config = common("debug")
     config.data.clip.update({"height": 24, "width": 24})
     config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
-    config.losses.l2.weight, config.losses.l1.weight = 1.0, 0.0
+    config.losses.l2.weight = 1.0
+    config.losses.l1.weight = 0.0
     config.data.clip.frames = 1 if stage == "image" else 5
     config.data.batch_size = 16 if stage == "image" else 8
     config.data.image_batch_size = 0 if stage == "image" else 8
@@ -96,11 +102,14 @@ def paper(stage: str) -> ConfigDict:
     config = common("paper")
     config.data.clip = {"frames": 1 if stage == "image" else 17, "height": 256, "width": 256, "fps": 8.0}
     config.data.source.name = "video_folder"
-    config.data.batch_size, config.data.image_batch_size = (256, 0) if stage == "image" else (128, 256)
+    config.data.batch_size = 256 if stage == "image" else 128
+    config.data.image_batch_size = 0 if stage == "image" else 256
     config.data.workers = 16
     if stage != "image":
         config.data.buckets = tuple((17, side, side, config.data.batch_size, 1) for side in RESOLUTIONS)
-    config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+    config.steps = 500_000
+    config.eval_every = 5000
+    config.checkpoint_every = 5000
     config.losses.adversarial.update({"weight": 0.01, "rest_below": 0.001})
     config.ema.decay = 0.999
     config.parallel.mesh.update({"data": 1, "fsdp": -1})

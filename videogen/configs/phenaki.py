@@ -11,7 +11,8 @@ the weights, which the paper does not mention, is kept; text goes through T5-XXL
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer, t5_text
+from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -24,7 +25,9 @@ SWEEPS = {
 
 def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
-    return {"tokenizer": tokenizer, "generator": generator}[chosen["stage"]](chosen["size"])
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(chosen["size"])
+    return generator(chosen["size"])
 
 
 def tokenizer(size: str) -> ConfigDict:
@@ -35,26 +38,36 @@ def tokenizer(size: str) -> ConfigDict:
     config.model = cvivit(size)
     discriminator = optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5)
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 900, 450, 450
+        config.steps = 900
+        config.eval_every = 450
+        config.checkpoint_every = 450
         config.data.clip.update({"height": 24, "width": 24})
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=1.5e-3, warmup=30, final=0.02),
             "discriminator": discriminator,
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.steps = 20_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 32, 8, 8
+        config.data.batch_size = 32
+        config.data.image_batch_size = 8
+        config.data.workers = 8
         config.ema.decay = 0.999
         config.optimizer = {
             "tokenizer": optimizer(learning_rate=5e-4, warmup=1000, final=0.02),
             "discriminator": discriminator,
         }
     else:
-        config.steps, config.eval_every, config.checkpoint_every = 1_000_000, 5000, 5000
+        config.steps = 1_000_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.clip = {"frames": 11, "height": 128, "width": 128, "fps": 8.0}
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 128, 32, 16
+        config.data.batch_size = 128
+        config.data.image_batch_size = 32
+        config.data.workers = 16
         config.losses.adversarial.weight = 0.1
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})
@@ -64,26 +77,6 @@ def tokenizer(size: str) -> ConfigDict:
             "discriminator": optimizer(learning_rate=1e-4, warmup=100_000, b1=0.5, weight_decay=0.0, clip=10.0),
         }
     return config
-
-
-def cvivit(size: str) -> ConfigDict:
-    """C-ViViT at each size (paper: section 2.1, about 50M parameters)."""
-    quantizer = {"name": "vq", "cosine": True, "codebook_update": "ema", "decay": 0.99, "restart_threshold": 0.01}
-    if size == "debug":
-        quantizer |= {"size": 96, "width": 16, "decay": 0.95, "restart_threshold": 0.05}
-        shape = {"patch": (2, 4, 4), "width": 128, "heads": 4, "mlp_width": 512}
-        # Codes that see nothing but their own patch are the easiest to predict: a short generator run needs that.
-        depth = {"encoder_layers": (0, 0), "decoder_layers": (3, 2)}
-    elif size == "small":
-        quantizer |= {"size": 4096, "width": 32}
-        shape = {"patch": (2, 8, 8), "width": 384, "heads": 6, "mlp_width": 1536}
-        depth = {"encoder_layers": (4, 4), "decoder_layers": (4, 4)}
-    else:
-        # Codebook loss 1, commitment 0.25 (section 2.1).
-        quantizer = {"name": "vq", "cosine": True, "codebook_update": "gradient", "size": 8192, "width": 32}
-        shape = {"patch": (2, 8, 8), "width": 512, "heads": 8, "mlp_width": 2048}
-        depth = {"encoder_layers": (4, 4), "decoder_layers": (4, 4)}
-    return ConfigDict({"name": "cvivit", **shape, **depth, "quantizer": quantizer})
 
 
 def generator(size: str) -> ConfigDict:
@@ -107,7 +100,9 @@ def generator(size: str) -> ConfigDict:
         "guidance_scale": 6.0,
     }
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+        config.steps = 3200
+        config.eval_every = 1600
+        config.checkpoint_every = 800
         config.data.clip.update({"height": 24, "width": 24})
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.training_schedule = "cosine"
@@ -121,23 +116,28 @@ def generator(size: str) -> ConfigDict:
             )
         }
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+        config.steps = 50_000
+        config.eval_every = 2500
+        config.checkpoint_every = 2500
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 16, 8
+        config.data.batch_size = 64
+        config.data.image_batch_size = 16
+        config.data.workers = 8
         config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
         config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, final=0.02)}
     else:
-        config.steps, config.eval_every, config.checkpoint_every = 1_000_000, 5000, 5000
+        config.steps = 1_000_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
         config.data.clip = {"frames": 11, "height": 128, "width": 128, "fps": 8.0}
         config.data.source.name = "video_folder"
-        config.data.batch_size, config.data.image_batch_size, config.data.workers = 512, 128, 16
+        config.data.batch_size = 512
+        config.data.image_batch_size = 128
+        config.data.workers = 16
         # The sheet gives no T5 size; the 4.6B encoder of T5-XXL v1.1 has width 4096.
-        config.text = {
-            "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
-            "tokenizer": {"name": "huggingface", "path": "", "length": 77},
-        }
+        config.text = t5_text(length=77)
         config.model.transformer = {"width": 2048, "layers": 24, "heads": 32, "mlp_width": 8192}
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})

@@ -22,7 +22,8 @@ published counts leave out; the autoencoder is trained with the losses of ``magv
 from ml_collections import ConfigDict, config_dict
 
 from videogen.configs import magvit2, phenaki
-from videogen.configs.common import base, bpe_text, frozen, optimizer
+from videogen.configs.common import base, bpe_text, frozen, no_text, optimizer
+from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "quantized", "generator")
@@ -52,13 +53,15 @@ SWEEPS = {
 def get_config(argument: str = "") -> ConfigDict:
     sizes, levels = ("debug", "small", "paper"), ("depth", "parallel", "delay")
     chosen = parse_argument(argument, stage=STAGES, size=sizes, model=tuple(MODELS), levels=levels)
-    if chosen["stage"] == "generator":
-        config = generator(chosen["size"], chosen["model"])
-        if chosen["levels"] != "depth":
-            config.model.head = ConfigDict({"name": "categorical"})
-            config.model.delay = chosen["levels"] == "delay"
-        return config
-    return {"tokenizer": tokenizer, "quantized": quantized}[chosen["stage"]](chosen["size"])
+    if chosen["stage"] == "tokenizer":
+        return tokenizer(chosen["size"])
+    if chosen["stage"] == "quantized":
+        return quantized(chosen["size"])
+    config = generator(chosen["size"], chosen["model"])
+    if chosen["levels"] != "depth":
+        config.model.head = ConfigDict({"name": "categorical"})
+        config.model.delay = chosen["levels"] == "delay"
+    return config
 
 
 def tokenizer(size: str) -> ConfigDict:
@@ -78,7 +81,7 @@ def tokenizer(size: str) -> ConfigDict:
 def network(size: str) -> ConfigDict:
     """The tokenizer but for its quantizer (paper: the autoencoder of latent diffusion, 16 × 16 pixels to a place)."""
     if size != "paper":
-        return phenaki.cvivit(size)
+        return cvivit(size)
     levels = {"width": 128, "multipliers": (1, 1, 2, 2, 4), "spatial_strides": (2, 2, 2, 2)}
     levels |= {"time_kernel": 1, "temporal_strides": (1, 1, 1, 1), "blocks": 2, "norm_groups": 32, "padding": "zero"}
     return ConfigDict({"name": "convolutional", **levels, "quantizer": {}})
@@ -125,12 +128,19 @@ def generator(size: str, model: str) -> ConfigDict:
         "guidance_scale": 0.0,
         "guidance_schedule": "constant",
     }
-    {"debug": debug, "small": small}.get(size, lambda config: paper(config, model))(config)
+    if size == "debug":
+        debug(config)
+    elif size == "small":
+        small(config)
+    else:
+        paper(config, model)
     return config
 
 
 def debug(config: ConfigDict) -> None:
-    config.steps, config.eval_every, config.checkpoint_every = 3200, 1600, 800
+    config.steps = 3200
+    config.eval_every = 1600
+    config.checkpoint_every = 800
     config.data.clip.update({"height": 24, "width": 24})
     config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
     config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
@@ -142,9 +152,12 @@ def debug(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
-    config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+    config.steps = 50_000
+    config.eval_every = 2500
+    config.checkpoint_every = 2500
     config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-    config.data.batch_size, config.data.workers = 32, 8
+    config.data.batch_size = 32
+    config.data.workers = 8
     config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
     config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
     config.model.head = {"name": "depth", "layers": 2, "heads": 8}
@@ -154,12 +167,15 @@ def small(config: ConfigDict) -> None:
 
 def paper(config: ConfigDict, model: str) -> None:
     # 800 epochs of ImageNet, 200 of them warm-up; guidance and temperature of each model are the published ones.
-    config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+    config.steps = 500_000
+    config.eval_every = 5000
+    config.checkpoint_every = 5000
     config.data.clip = {"frames": 1, "height": 256, "width": 256, "fps": 8.0}
     config.data.source.name = "video_folder"
-    config.data.batch_size, config.data.workers = 2048, 16
+    config.data.batch_size = 2048
+    config.data.workers = 16
     config.classes = 1000
-    config.text = {"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}}
+    config.text = no_text()
     config.model.transformer = {**MODELS[model], "dropout": 0.1}
     config.model.head = HEADS[model]
     scale, temperature = {"L": (2.1, 0.97), "H": (2.45, 0.91)}[model]

@@ -17,7 +17,8 @@ Per-frame noise levels (diffusion forcing), frames that see only the past, text 
 from ml_collections import ConfigDict, config_dict
 
 from videogen.configs import magvit2, phenaki
-from videogen.configs.common import base, bpe_text, frozen, optimizer
+from videogen.configs.common import base, bpe_text, frozen, optimizer, t5_text
+from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator", "distill")
@@ -46,7 +47,9 @@ def get_config(argument: str = "") -> ConfigDict:
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
-    return {"generator": generator, "distill": distill}[chosen["stage"]](chosen["size"], chosen["model"])
+    if chosen["stage"] == "generator":
+        return generator(chosen["size"], chosen["model"])
+    return distill(chosen["size"], chosen["model"])
 
 
 def tokenizer(size: str) -> ConfigDict:
@@ -68,7 +71,7 @@ def continuous(size: str) -> ConfigDict:
         # 1e-6 of the sum over the latents of a clip; the loss takes means (see quantizers.GaussianQuantizer).
         quantizer = {"name": "gaussian", "width": 16, "kl_weight": 1e-6 * 5 * 32 * 32 * 16}
         return ConfigDict({"name": "convolutional", **levels, "quantizer": quantizer})
-    config = phenaki.cvivit(size)
+    config = cvivit(size)
     config.quantizer = ConfigDict({"name": "gaussian", "width": 16, "kl_weight": 1e-3})
     return config
 
@@ -107,7 +110,12 @@ def generator(size: str, model: str) -> ConfigDict:
         "lag": 0,
         "extension": "window",
     }
-    {"debug": debug, "small": small}.get(size, lambda config: paper(config, model))(config)
+    if size == "debug":
+        debug(config)
+    elif size == "small":
+        small(config)
+    else:
+        paper(config, model)
     return config
 
 
@@ -120,15 +128,21 @@ def distill(size: str, model: str) -> ConfigDict:
     config.sampler.update({"steps": 4, "solver": {"name": "euler"}, "guidance_scale": 1.0})
     group = config.optimizer.generator
     if size == "debug":
-        config.steps, config.eval_every, config.checkpoint_every = 1600, 800, 400
+        config.steps = 1600
+        config.eval_every = 800
+        config.checkpoint_every = 400
         config.ema.decay = 0.99
         group.learning_rate = 8e-3
     elif size == "small":
-        config.steps, config.eval_every, config.checkpoint_every = 10_000, 1000, 1000
+        config.steps = 10_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
         config.distillation.steps = 32
         group.update({"learning_rate": 1e-4, "warmup": 200})
     else:
-        config.steps, config.eval_every, config.checkpoint_every = 20_000, 1000, 1000
+        config.steps = 20_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
         config.distillation.steps = 48
         config.ema.decay = 0.999
         group.update({"learning_rate": 1e-5, "warmup": 200})
@@ -136,7 +150,9 @@ def distill(size: str, model: str) -> ConfigDict:
 
 
 def debug(config: ConfigDict) -> None:
-    config.steps, config.eval_every, config.checkpoint_every = 3600, 1200, 1200
+    config.steps = 3600
+    config.eval_every = 1200
+    config.checkpoint_every = 1200
     config.data.clip.update({"height": 24, "width": 24})
     config.data.batch_size = 16
     config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
@@ -148,9 +164,13 @@ def debug(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
-    config.steps, config.eval_every, config.checkpoint_every = 50_000, 2500, 2500
+    config.steps = 50_000
+    config.eval_every = 2500
+    config.checkpoint_every = 2500
     config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-    config.data.batch_size, config.data.image_batch_size, config.data.workers = 64, 16, 8
+    config.data.batch_size = 64
+    config.data.image_batch_size = 16
+    config.data.workers = 8
     config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
     config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
     config.ema.decay = 0.999
@@ -158,16 +178,16 @@ def small(config: ConfigDict) -> None:
 
 
 def paper(config: ConfigDict, model: str) -> None:
-    config.steps, config.eval_every, config.checkpoint_every = 500_000, 5000, 5000
+    config.steps = 500_000
+    config.eval_every = 5000
+    config.checkpoint_every = 5000
     config.data.clip = {"frames": 81, "height": 720, "width": 1280, "fps": 16.0}
     config.data.own = ("clip",)
     config.data.source.name = "video_folder"
-    config.data.batch_size, config.data.workers = 128, 16
+    config.data.batch_size = 128
+    config.data.workers = 16
     # Wan's umT5-XXL and the T5-XXL of LTX have the same width.
-    config.text = {
-        "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
-        "tokenizer": {"name": "huggingface", "path": "", "length": 512},
-    }
+    config.text = t5_text(length=512)
     # Clips without given frames have one noise level, and so one row of modulations in every block.
     config.model.update({"patch": (1, 2, 2), "modulation": "single", "prefix_share": 0.0})
     config.model.noise.shift = 5.0

@@ -267,17 +267,12 @@ class Pipeline:
         return self._schedule.bucket(self._step - 1)
 
     def get_state(self) -> dict[str, int]:
-        """The position as JSON-able data: videos consumed by the whole job, hence valid for any number of
-        processes and workers (Grain's own iterator state is neither)."""
+        """The position as JSON-able data: videos consumed by the whole job, where another pipeline may ``start``, with
+        any number of processes and workers (Grain's own iterator state is neither)."""
         return {"position": self._schedule.position(self._step)}
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position; the batches that follow are those that followed ``get_state``."""
-        self.close()
-        self._open(state["position"])
-
     def close(self) -> None:
-        """Ends the reading and stops the worker processes; ``set_state`` begins anew."""
+        """Ends the reading and stops the worker processes; no batch follows."""
         if self._iterator is not None:
             self._iterator.close()
         # Grain's iterators complain when the interpreter, rather than their owner, disposes of them.

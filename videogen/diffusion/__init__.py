@@ -52,7 +52,6 @@ from videogen.diffusion.times import (
     loss_weight,
     shift_by_exponent,
     shift_by_frames,
-    shift_by_ratio,
     shift_time,
 )
 
@@ -132,7 +131,6 @@ __all__ = [
     "sample",
     "shift_by_exponent",
     "shift_by_frames",
-    "shift_by_ratio",
     "shift_time",
     "spread",
     "stagger",

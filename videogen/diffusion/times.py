@@ -117,11 +117,6 @@ def shift_time(t: Float[Array, "*times"], shift: float) -> Float[Array, "*times"
     return shift * t / (1 + (shift - 1) * t)
 
 
-def shift_by_ratio(tokens: int, base_tokens: int) -> float:
-    """√(tokens / base_tokens): the shift from one resolution to another (Esser et al., 2024)."""
-    return math.sqrt(tokens / base_tokens)
-
-
 def shift_by_exponent(
     tokens: int, low: tuple[int, float] = (1024, 0.95), high: tuple[int, float] = (4096, 2.05)
 ) -> float:

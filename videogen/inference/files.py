@@ -1,5 +1,6 @@
 """From files to files: videos to codes, codes to videos, prompts to videos."""
 
+import dataclasses
 import io
 import zipfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from videogen.inference.pictures import WRITERS
 from videogen.inference.sampling import Pixels, check_single, draw_videos, write_samples
 from videogen.shapes import VideoShape
 from videogen.tasks import to_pixels
+from videogen.tokenizers import Tiled
 from videogen.tokenizers.long import LongVideos
 from videogen.training.loading import Loaded, load
 
@@ -25,8 +27,18 @@ KEYS = ("codes", "frames", "fps", "tokenizer")
 Checkpoint = Loaded | epath.PathLike
 """A run or export: loaded, or its directory."""
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
-def encode(checkpoint: Checkpoint, video: epath.PathLike, out: epath.PathLike) -> np.ndarray:
+
+def encode(
+    checkpoint: Checkpoint,
+    video: epath.PathLike,
+    out: epath.PathLike,
+    *,
+    size: Size | None = None,
+    tile: Size | None = None,
+) -> np.ndarray:
     """Writes a video as codes; of a tokenizer without codes, as its latents.
 
     Frames are taken at the rate that the tokenizer was trained at, resized and cropped to its clips, and coded in the
@@ -36,6 +48,9 @@ def encode(checkpoint: Checkpoint, video: epath.PathLike, out: epath.PathLike) -
       checkpoint: of a tokenizer, or of a generator or de-tokenizer, whose tokenizer is taken.
       video: a video or picture file.
       out: an .npz file, with ``codes`` [time, height, width, levels], ``frames``, ``fps`` and the ``tokenizer``'s hash.
+      size: height and width that frames are resized and cropped to; ``None`` means those of the clips.
+      tile: height and width of overlapping tiles that frames are coded by, best those of the clips; ``None``: as a
+        whole.
 
     Returns:
       The codes.
@@ -47,21 +62,25 @@ def encode(checkpoint: Checkpoint, video: epath.PathLike, out: epath.PathLike) -
         raise UserError(f"codes are written to a .npz file, not to {out}")
     loaded = _loaded(checkpoint)
     check_writable(out, "out")
-    frames, fps = read_fitted(video, sample_clip(loaded.config))
-    coded = _long(loaded).encode(frames[None].astype(np.float32) / 127.5 - 1.0)[0]
+    clip = sample_clip(loaded.config)
+    if size is not None:
+        clip = dataclasses.replace(clip, height=size[0], width=size[1])
+    frames, fps = read_fitted(video, clip)
+    coded = _long(loaded, tile).encode(frames[None].astype(np.float32) / 127.5 - 1.0)[0]
     content = io.BytesIO()
     np.savez_compressed(content, codes=coded, frames=len(frames), fps=fps, tokenizer=loaded.coder_hash)
     epath.Path(out).write_bytes(content.getvalue())
     return coded
 
 
-def decode(checkpoint: Checkpoint, codes: epath.PathLike, out: epath.PathLike) -> Frames:
+def decode(checkpoint: Checkpoint, codes: epath.PathLike, out: epath.PathLike, *, tile: Size | None = None) -> Frames:
     """Writes the video that a file of codes stands for.
 
     Args:
       checkpoint: of the tokenizer that made them, or a de-tokenizer or generator of it.
       codes: what ``encode`` wrote.
       out: an .mp4, .gif, .png or .npz file.
+      tile: height and width of overlapping tiles that frames are decoded by; ``None``: as a whole.
 
     Returns:
       The video.
@@ -81,7 +100,7 @@ def decode(checkpoint: Checkpoint, codes: epath.PathLike, out: epath.PathLike) -
         raise UserError(f"{codes} is no file of codes; videogen.encode writes one") from error
     if str(made_by) != loaded.coder_hash:
         raise UserError(f"{codes} was made by tokenizer {str(made_by)[:12]}, this one is {loaded.coder_hash[:12]}")
-    video = to_pixels(_long(loaded).decode(coded[None], int(frames)))[0]
+    video = to_pixels(_long(loaded, tile).decode(coded[None], int(frames)))[0]
     WRITERS[out.suffix](out, video, float(fps), 1)
     return video
 
@@ -107,7 +126,7 @@ def sample(
       prompts: what to show.
       seed, labels, count, story, sampler: as for ``videogen.inference.sampling.draw_videos``.
       scale: whole factor that files are larger by.
-      **asked: its ``frames``, ``overlap``, ``image``, ``video`` or ``given``.
+      **asked: its ``frames``, ``overlap``, ``image``, ``video``, ``given`` or ``tile``.
 
     Returns:
       The videos.
@@ -124,6 +143,7 @@ def _loaded(checkpoint: Checkpoint) -> Loaded:
     return checkpoint if isinstance(checkpoint, Loaded) else load(checkpoint)
 
 
-def _long(loaded: Loaded) -> LongVideos:
+def _long(loaded: Loaded, tile: Size | None) -> LongVideos:
     clip = loaded.config.data.clip
-    return LongVideos(loaded.coder, VideoShape(clip.frames, clip.height, clip.width))
+    coder = loaded.coder if tile is None else Tiled(loaded.coder, tile)
+    return LongVideos(coder, VideoShape(clip.frames, clip.height, clip.width))

@@ -49,6 +49,7 @@ def draw_videos(
     video: str | None = None,
     given: int | None = None,
     sampler: dict[str, Any] | None = None,
+    tile: tuple[int, int] | None = None,
 ) -> Pixels:
     """Draws ``count`` videos per prompt and label, or with ``story`` videos whose windows follow the prompts in order.
 
@@ -65,8 +66,9 @@ def draw_videos(
       video: file whose first ``given`` frames every video starts with.
       given: by default as many as the generator is always given, or about half a window.
       sampler: overrides of the config's sampler.
+      tile: height and width in pixels of the tiles that large frames are decoded by; ``None``: as a whole.
     """
-    generator = loaded.generator(sampler)
+    generator = loaded.generator(sampler, tile)
     overlap = generator.default_overlap() if overlap is None else overlap
     windows = len(prompts) if story else 1
     frames = frames or generator.window + (windows - 1) * (generator.window - overlap)
@@ -137,6 +139,7 @@ def complete_video(
     seed: int,
     paste: bool = True,
     sampler: dict[str, Any] | None = None,
+    tile: tuple[int, int] | None = None,
 ) -> tuple[Pixels, Pixels]:
     """Completes a video file by a task of given pixels: once, or once for each prompt.
 
@@ -148,12 +151,13 @@ def complete_video(
       seed: decides every draw.
       paste: the file's given pixels stay as they are; else they are what the tokenizer makes of them.
       sampler: overrides of the config's sampler.
+      tile: height and width in pixels of the tiles that large frames are decoded by; ``None``: as a whole.
 
     Returns:
       The completed clips, and beside each other the file's clip, what was given of it, and the completed one.
     """
     task = SHORT_NAMES.get(task, task)
-    generator = loaded.generator(sampler)
+    generator = loaded.generator(sampler, tile)
     generator.check_task(task)
     if prompts and not TASKS[task].told:
         raise UserError(f"{task} takes no prompt: it was trained on the given pixels alone")

@@ -12,10 +12,10 @@ from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.detokenized import Detokenized
-from videogen.tokenizers.inflation import inflate
 from videogen.tokenizers.larp import Larp
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
+from videogen.tokenizers.tiling import Tiled
 
 
 def build_detokenized(
@@ -58,7 +58,7 @@ __all__ = [
     "Larp",
     "Magvit",
     "OmniTokenizer",
+    "Tiled",
     "Tokenizer",
     "build",
-    "inflate",
 ]

@@ -4,14 +4,10 @@ The image tokenizer is the video tokenizer's config with ``time_kernel=1`` and t
 their start with ``config.start_from`` (``training.warm_start``).
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from videogen.errors import UserError, near_matches
 from videogen.nn import DepthToSpace
 
 SLICES = ("last", "central")
@@ -19,43 +15,6 @@ SLICES = ("last", "central")
 that look both ways (MAGVIT)."""
 
 TIME_AXIS = -5
-
-
-def inflate(image: nnx.Module, video: nnx.Module, time_slice: str) -> None:
-    """Sets every parameter and statistic of ``video`` from those of ``image``.
-
-    2-D kernels go into one temporal slice of zeros. Where the video tokenizer up-samples time by depth-to-space it has
-    more output channels: every new frame gets the image's. The rest is equal in shape and copied.
-
-    Args:
-      image: a tokenizer with kernels of one frame.
-      video: a tokenizer of the same layout with longer kernels; changed in place.
-      time_slice: a name in ``SLICES``.
-
-    Raises:
-      UserError: an unknown slice, or tokenizers of different layouts.
-    """
-    if time_slice not in SLICES:
-        raise UserError(f"unknown time slice {time_slice!r}{near_matches(time_slice, SLICES)}")
-    source, target = nnx.to_pure_dict(nnx.state(image)), nnx.to_pure_dict(nnx.state(video))
-    if jax.tree.structure(source) != jax.tree.structure(target):
-        raise UserError(
-            "the image tokenizer has other layers than the video tokenizer; use equal multipliers and blocks"
-        )
-
-    frames = new_frames(video)
-
-    def convert(path: tuple[Any, ...], value: Array, goal: Array) -> Array:
-        names = tuple(str(part.key) for part in path)
-        inflated = inflate_array(value, goal.shape, time_slice, frames.get(names[:-2], 1))
-        if inflated is None:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise UserError(f"{name} is {value.shape} in the image tokenizer, which does not inflate to {goal.shape}")
-        return inflated.astype(goal.dtype)
-
-    state = nnx.state(video)
-    nnx.replace_by_pure_dict(state, jax.tree_util.tree_map_with_path(convert, source, target))
-    nnx.update(video, state)
 
 
 def new_frames(video: nnx.Module) -> dict[tuple[str, ...], int]:

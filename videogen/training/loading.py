@@ -22,7 +22,7 @@ from videogen.parallel import make_mesh, on_host, parse_mesh
 from videogen.ranges import Natural
 from videogen.runs.checkpoints import Checkpoints
 from videogen.tasks.base import DTYPES
-from videogen.tokenizers import Tokenizer
+from videogen.tokenizers import Tiled, Tokenizer
 from videogen.training.checks import building, check_config
 from videogen.training.layout import Layout, mesh_of_sizes
 from videogen.training.state import Structure, averaged, new_state, split, structure_of
@@ -130,13 +130,22 @@ class Loaded:
         """What this stage has trained and exports."""
         return self.modules[self.task.exported[0]]
 
-    def generator(self, sampler: dict[str, Any] | None = None) -> tasks.VideoGenerator:
+    def generator(
+        self, sampler: dict[str, Any] | None = None, tile: tuple[int, int] | None = None
+    ) -> tasks.VideoGenerator:
         """The sampler of a generator stage.
 
+        Args:
+          sampler: overrides of the config's sampler.
+          tile: height and width in pixels of the tiles that frames are decoded by; ``None``: as a whole.
+
         Raises:
-          UserError: this is no generator.
+          UserError: this is no generator, or its frames have no such tiles.
         """
-        if (generator := self.task.drawing(self.modules, sampler)) is None:
+        modules = self.modules
+        if tile is not None and self.task.draws:
+            modules = {**modules, "tokenizer": Tiled(modules["tokenizer"], tile)}
+        if (generator := self.task.drawing(modules, sampler)) is None:
             raise UserError(f"{self.directory} holds a {self.config.task}, not a generator")
         return generator
 
