@@ -80,9 +80,19 @@ def test_a_flow_generator_of_format_2_is_that_of_today(size):
     old = {**model, **model.pop("transformer"), **model.pop("noise")}
     old = {key: value for key, value in old.items() if key not in ("transformer", "noise")}
     assert {"width", "layers", "process", "law", "shift"} <= old.keys()
-    assert to_present({"format": 2, **today, "model": old}, "here") == today
+    before = {key: value for key, value in today.items() if key != "parts"}
+    before |= {"format": 2, "model": old, "tokenizer": today["parts"]["tokenizer"]}
+    assert to_present(before, "here") == today
     tokenizer = {"format": 2, "model": {"name": "cvivit", "width": 8}}
-    assert to_present(tokenizer, "here") == {"model": {"name": "cvivit", "width": 8}}
+    assert to_present(tokenizer, "here") == {"model": {"name": "cvivit", "width": 8}, "parts": {}}
+
+
+def test_a_student_of_format_2_has_its_teacher_among_its_parts():
+    teacher = {"checkpoint": "runs/x", "steps": 16, "solver": {"name": "unipc"}}
+    tokenizer = {"checkpoint": "", "model": {"name": "cvivit"}, "hash": "a"}
+    new = to_present({"format": 2, "tokenizer": tokenizer, "teacher": teacher}, "here")
+    assert new["parts"] == {"tokenizer": tokenizer, "teacher": {"checkpoint": "runs/x", "model": {}, "hash": ""}}
+    assert new["distillation"] == {"steps": 16, "solver": {"name": "unipc"}} and "teacher" not in new
 
 
 @pytest.mark.parametrize("name", ["masked", "next_block"])

@@ -298,7 +298,7 @@ def test_other_processes_and_predictions_train_and_sample(process, prediction):
     def both():
         model = FlowTransformer(CHANNELS, GRID.shape, SMALL, **settings, rngs=nnx.Rngs(0))
         loss, _ = model.loss(latents_of(latents()), Conditioning(), jax.random.key(0))
-        return loss, model.sample(VIDEO, Conditioning(), keys(2), sampler, latents_of(latents(2, 1)))
+        return loss, model.sample(VIDEO, Conditioning(), keys(2), sampler, latents_of(latents(2, 1))).only.values
 
     loss, drawn = both()
     assert np.isfinite(loss) and np.isfinite(drawn).all()

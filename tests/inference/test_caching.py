@@ -21,7 +21,7 @@ NARROW = {"width": 16, "heads": 2, "mlp_width": 16}
 
 
 def generator_config(system: str):
-    config = {"masked": phenaki, "larp": larp, "tokenbridge": tokenbridge}[system].get_config(
+    config = {"masked": phenaki, "larp": larp, "tokenbridge": tokenbridge, "flow": videodit}[system].get_config(
         "stage=generator,size=debug"
     )
     config.parts.tokenizer.model.update(NARROW)
@@ -42,7 +42,7 @@ def tokenizer_run(directory, task: GeneratorTask) -> Loaded:
     return Loaded(directory, config, tasks.build(config), {"tokenizer": task.structure_of_part("tokenizer")}, step=0)
 
 
-@pytest.mark.parametrize("system", ["masked", "larp", "tokenbridge"])
+@pytest.mark.parametrize("system", ["masked", "larp", "tokenbridge", "flow"])
 def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
     task = tasks.build(generator_config(system))
     run = tokenizer_run(tmp_path, task)
@@ -75,16 +75,6 @@ def test_only_a_tokenizer_writes_a_cache(tmp_path):
     config = generator_config("masked")
     with pytest.raises(UserError, match="holds a generator, not a tokenizer"):
         write_token_cache(Loaded(tmp_path, config, tasks.build(config), {}, 0), tmp_path / "cache", None, 1, 1)
-
-
-def test_latents_are_refused(tmp_path):
-    config = videodit.get_config("stage=tokenizer,size=debug")
-    config.model.update({**NARROW, "decoder_layers": (1, 1)})
-    task = tasks.build(config)
-    run = Loaded(tmp_path, config, task, task.init(nnx.Rngs(0)), step=0)
-    with pytest.raises(UserError, match="makes latents and no codes to cache"):
-        write_token_cache(run, tmp_path / "cache", None, clips=1, batch_size=1)
-    assert not (tmp_path / "cache").exists()
 
 
 def test_a_cache_of_every_frame_has_the_rate_of_its_files(tmp_path):

@@ -135,6 +135,8 @@ def test_a_prior_changes_nothing_of_a_fresh_tokenizer():
 def test_a_prior_of_a_tokenizer_without_code_vectors_is_refused():
     config = phenaki.get_config("stage=tokenizer,size=debug")
     with config.unlocked():
+        # Two ids at each place: none of them is the place's vector.
+        config.model.quantizer = {"name": "residual", "base": {"name": "lfq", "bits": 4}, "levels": 2}
         config.losses.prior = {"name": "prior", "weight": 0.1, "width": 16, "layers": 1, "heads": 2}
         config.optimizer.prior = config.optimizer.discriminator
     task = tasks.build(config)

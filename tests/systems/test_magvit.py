@@ -34,9 +34,9 @@ def test_paper_sizes(system, model, parameters):
 
 def test_paper_grids_and_factors():
     task, module = generator("magvit", "size=paper")
-    assert task.grid.shape == (4, 16, 16) and module.vocabulary == (1024,)
+    assert task.grid.shape == (4, 16, 16) and module.head.vocabulary == (1024,)
     task, module = generator("magvit2", "size=paper")
-    assert task.grid.shape == (5, 16, 16) and module.vocabulary == (512, 512)
+    assert task.grid.shape == (5, 16, 16) and module.head.vocabulary == (2**18,)
 
 
 @pytest.mark.parametrize("size", ["debug", "small"])

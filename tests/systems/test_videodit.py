@@ -97,4 +97,4 @@ def test_flops_match_the_closed_form_to_two_percent(counted):
 
 def of_encoder(tokenizer: nnx.Module, video: jax.ShapeDtypeStruct) -> Flops:
     graph, state = nnx.split(tokenizer)
-    return count(jax.make_jaxpr(lambda state, video: nnx.merge(graph, state).to_latents(video))(state, video))
+    return count(jax.make_jaxpr(lambda state, video: nnx.merge(graph, state).tokenize(video).only.values)(state, video))

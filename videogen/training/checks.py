@@ -56,10 +56,7 @@ REQUIRED = (
 )
 """Keys without which no stage works; ``videogen.configs.common`` has the base of them all."""
 
-OF_TEXT = (
-    *("text.encoder.name", "text.tokenizer.name", "text.tokenizer.path"),
-    *("text.tokenizer.length", "text.tokenizer.vocabulary_size"),
-)
+OF_TEXT = (*("text.encoder.name", "text.tokenizer.name", "text.tokenizer.path", "text.tokenizer.length"),)
 """Keys that a stage with a section ``text`` has, too."""
 
 SETTINGS = {
@@ -126,7 +123,10 @@ def check_config(config: Any) -> None:
     """
     _check_sections(config, SECTIONS)
     for key in (*REQUIRED, *(OF_TEXT if "text" in config else ())):
-        if _find(config, key) is _ABSENT:
+        names = key.split(".")
+        for key in (".".join(names[: i + 1]) for i in range(len(names))):
+            if _find(config, key) is not _ABSENT:
+                continue
             raise UserError(f"config.{key} is missing; videogen/configs/common.py has the base of every stage")
     parts = [f"parts.{name}" for name in config.parts]
     _check_sections(config, [*parts, *(f"{part}.model" for part in parts)])
