@@ -32,6 +32,7 @@ from launch.systems import module_of, read_config, settings_of, stages_of  # noq
 from videogen import app, tasks  # noqa: E402
 from videogen.configuration import replace_text, short_config, take_data  # noqa: E402
 from videogen.data import Clip, build  # noqa: E402
+from videogen.data.inputs import has_text  # noqa: E402
 from videogen.errors import UserError  # noqa: E402
 from videogen.locks import locked  # noqa: E402
 
@@ -127,7 +128,7 @@ def _data_settings(config: Any, data: str | None, clip: str | None) -> list[str]
         source = build(
             {"name": "video_folder", "path": data}, clip=Clip(frames, height, width), seed=config.seed, split="train"
         )
-        if not source.captioned and config.get("text") and config.text.encoder.name != "none":
+        if not source.captioned and has_text(config):
             print(f"{data}: no video has a caption, so this system is trained without text", flush=True)
             settings.append("--config.text.encoder.name=none")
     return settings

@@ -5,11 +5,11 @@ from typing import Any
 # What is used is imported on use: data workers and --help need none of it.
 
 
-def load(directory: str) -> Any:
+def load(directory: str, mesh: Any = None, dtype: str | None = None) -> Any:
     """The ready tokenizer or generator of a run directory or export; see ``videogen.training.loading.load``."""
     from videogen.training import loading
 
-    return loading.load(directory)
+    return loading.load(directory, mesh, dtype)
 
 
 def encode(checkpoint: Any, video: str, out: str, **settings: Any) -> Any:

@@ -34,6 +34,16 @@ HELP_CONFIG = flags.DEFINE_bool(
 )
 
 
+def define_mesh() -> flags.FlagHolder[str | None]:
+    """The flag ``--mesh`` of commands that load a trained model, for ``training.loading.load_for_command``."""
+    return flags.DEFINE_string(
+        "mesh",
+        None,
+        "Devices along the axes replica, data, fsdp, tensor and context, e.g. data=4,fsdp=2; -1 takes what is left. By "
+        "default all devices share each batch (data=-1) where that goes evenly, else one computes.",
+    )
+
+
 def run(main: Callable[[], None], distributed: bool = False) -> None:
     """Parses the flags and runs ``main``.
 

@@ -126,6 +126,16 @@ def load_config(path: epath.PathLike) -> ConfigDict:
         raise UserError(f"{path} cannot be read as JSON ({reason}); restore it from the run that wrote it") from error
 
 
+def check_plain_file(path: epath.PathLike) -> None:
+    """Refuses a local path that is neither missing nor a file, such as a pipe or a directory.
+
+    Raises:
+      UserError: names it.
+    """
+    if not is_remote(path) and os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise UserError(f"{path} is no plain file")
+
+
 def read_file(path: epath.PathLike) -> bytes:
     """The content of a file.
 
@@ -134,8 +144,7 @@ def read_file(path: epath.PathLike) -> bytes:
     """
     path = epath.Path(path)
     try:
-        if not is_remote(path) and path.exists() and not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path} is no plain file")
+        check_plain_file(path)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error

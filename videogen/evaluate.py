@@ -5,6 +5,9 @@
 --source and --path name another test set than the run's own, all of which is read; --clip=17x128x128 is another size
 for a tokenizer's clips.
 
+A killed evaluation goes on where it stopped when the same command is started again: batches that are finished stay in
+FILE.json.part/ until the end.
+
 Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
 judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
 sharpness by the number of steps), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
@@ -36,15 +39,17 @@ SOURCE = flags.DEFINE_string("source", None, "Name of the data source of another
 PATH = flags.DEFINE_string("path", None, "Path of another test set.")
 CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips, for tokenizers.")
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
+MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 
 
 def main() -> None:
     from videogen.evaluation.protocols import evaluate, use_test_set
     from videogen.inference.pictures import write_pictures
-    from videogen.training.loading import load
+    from videogen.runs.parts import Parts
+    from videogen.training.loading import load_for_command
 
-    loaded = load(CHECKPOINT.value)
+    loaded = load_for_command(CHECKPOINT.value, MESH.value)
     check_writable(OUT.value, "--out")
     if PICTURES.value:
         check_writable(PICTURES.value, "--pictures", directory=True)
@@ -55,10 +60,13 @@ def main() -> None:
             # In the config, so that the record says it.
             loaded.config.sampler[name] = flag.value
     other = use_test_set(loaded, SOURCE.value, PATH.value, CLIP.value)
-    record, pictures = evaluate(loaded, PROTOCOL.value, COUNT.value, SEED.value, other)
+    asked = {"protocol": PROTOCOL.value, "count": COUNT.value, "seed": SEED.value, "other": other}
+    parts = Parts(OUT.value, {"command": "evaluate", **asked, **loaded.key})
+    record, pictures = evaluate(loaded, *asked.values(), parts)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))
+    parts.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
     logging.info("wrote %s", OUT.value)
 

@@ -49,11 +49,10 @@ GUIDANCE = flags.DEFINE_float(
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
-TILE = flags.DEFINE_string(
-    "tile", None, "HEIGHTxWIDTH in pixels: decode large frames by overlapping tiles of this size."
-)
+TILE = flags.DEFINE_string("tile", None, "HEIGHTxWIDTH in pixels: decode large frames by tiles of this size.")
 SCALE = flags.DEFINE_integer("scale", 1, "Whole factor by which files are larger than the clips.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json; or a .mp4, .gif, .png, .npz file.")
+MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "out"])
 
 
@@ -79,21 +78,22 @@ def main() -> None:
     from videogen.inference.pictures import WRITERS
     from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
     from videogen.tokenizers.tiling import read_tile
-    from videogen.training.loading import load
+    from videogen.training.loading import load_for_command
 
     check_flags()
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
-    check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
+    drawn = COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1))
+    check_single(OUT.value, drawn)
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
-    drawn = {"seed": SEED.value, "sampler": sampler, "tile": read_tile(TILE.value) if TILE.value else None}
-    loaded = load(CHECKPOINT.value)
+    how = {"seed": SEED.value, "sampler": sampler, "tile": read_tile(TILE.value) if TILE.value else None}
+    loaded = load_for_command(CHECKPOINT.value, MESH.value, drawn)
     check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     compared = None
     if loaded.text is not None and not (prompts or labels or TASK.value):
         raise UserError("nothing to draw: give --prompt, or --task with --video")
     if TASK.value:
-        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, paste=PASTE.value, **drawn)
+        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, paste=PASTE.value, **how)
     else:
         videos = draw_videos(
             loaded,
@@ -106,7 +106,7 @@ def main() -> None:
             image=IMAGE.value,
             video=VIDEO.value,
             given=GIVEN.value,
-            **drawn,
+            **how,
         )
     recorded = {"count": COUNT, "overlap": OVERLAP, "image": IMAGE, "video": VIDEO, "given": GIVEN, "task": TASK}
     recorded |= {"tile": TILE} | ({"paste": PASTE} if TASK.value else {})

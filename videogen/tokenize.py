@@ -20,17 +20,18 @@ PATH = flags.DEFINE_string("path", None, "Path of the data source.")
 CLIPS = flags.DEFINE_integer("clips", None, "Clips to write; by default all windows of all samples.", lower_bound=1)
 WINDOWS = flags.DEFINE_integer("windows", 1, "Clips drawn from each video, at random places.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at a time.", lower_bound=1)
+MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def main() -> None:
     from videogen.inference.caching import write_token_cache
-    from videogen.training.loading import load
+    from videogen.training.loading import load_for_command
 
     source = {"name": SOURCE.value} if SOURCE.value else None
     if PATH.value:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
-    loaded = load(CHECKPOINT.value)
+    loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
     count = write_token_cache(loaded, OUT.value, source, CLIPS.value, BATCH_SIZE.value, WINDOWS.value)
     logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, loaded.hash[:12])
 

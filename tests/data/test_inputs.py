@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from videogen import data
 from videogen.configuration import shown_rate
 from videogen.data import inputs
+from videogen.data.text import build_text_tokenizer
 from videogen.data.tokens import TokenWriter
 from videogen.errors import UserError
 from videogen.tokens import Layout, SegmentLayout
@@ -141,3 +142,12 @@ def test_what_a_cache_was_made_from_is_never_guessed():
     assert inputs.pixel_source(run_config("shapes"))["name"] == "shapes"
     with pytest.raises(UserError, match="does not say what it was made from"):
         inputs.pixel_source(run_config())
+
+
+def test_batches_of_held_out_clips_are_arrays_also_where_captions_are_cut():
+    """The cut captions went along as words, which no compiled evaluation takes."""
+    text = build_text_tokenizer({"name": "bytes", "length": 4})
+    samples = [{"video": np.zeros((2, 4, 4, 3), np.uint8), "caption": "a long caption", "fps": 8.0}] * 3
+    batches = inputs.HeldOut(samples, 3, {}).batches(2, text)
+    assert [set(batch) for batch in batches] == [{"video", "text_ids", "text_mask"}] * 2
+    assert [len(batch["video"]) for batch in batches] == [2, 1]

@@ -14,6 +14,7 @@ from videogen.data.shapes_source import ShapesSource
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.evaluation import protocols
+from videogen.runs.parts import Parts
 from videogen.training.loading import Loaded, load
 from videogen.training.loop import train
 
@@ -131,3 +132,42 @@ def test_untracked_files_do_not_mark_the_commit():
         folder.unlink()
     changed = subprocess.run(["git", "-C", root, "diff", "--quiet", "HEAD"]).returncode
     assert before.endswith("+") == bool(changed)
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(loaded, tmp_path):
+    loaded.config.data.eval_batch_size = 2
+    whole, pictures = protocols.evaluate(loaded, "reconstruction", 5, 0)
+    computed, asked = [], {"protocol": "reconstruction", "count": 5, "seed": 0, **loaded.key}
+
+    def evaluate(batches: int) -> tuple:
+        """Evaluates, and is killed after so many batches of its own."""
+        parts = Parts(tmp_path / "x.json", asked)
+
+        def keep(name, compute):
+            def counted():
+                if len(computed) == batches:
+                    raise KeyboardInterrupt
+                computed.append(name)
+                return compute()
+
+            return parts(name, counted)
+
+        found = protocols.evaluate(loaded, "reconstruction", 5, 0, keep=keep)
+        parts.remove()
+        return found
+
+    for batches in (1, 3, 5):  # of six: the metrics of three batches, and their reconstructions
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(batches)
+    record, again = evaluate(6)
+    assert record["metrics"] == whole["metrics"] and len(set(computed)) == 6
+    for name, clips in pictures.items():
+        np.testing.assert_array_equal(again[name], clips)
+    assert not (tmp_path / "x.json.part").exists()
+
+
+def test_the_key_of_an_evaluation_is_of_weights_and_settings(loaded):
+    key, other = loaded.key, dataclasses.replace(loaded, config=loaded.config.copy_and_resolve_references())
+    assert other.key == key
+    other.config.data.eval_batch_size += 1
+    assert other.key != key and other.key["weights"] == key["weights"]

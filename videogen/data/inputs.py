@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from videogen import data
-from videogen.data.pipeline import Collate
+from videogen.data.pipeline import REPORTS, Collate
 from videogen.data.text import build_text_tokenizer, load_text_tokenizer, train_bpe
 from videogen.data.token_files import PREFIX
 from videogen.errors import UserError
@@ -191,7 +191,7 @@ class HeldOut:
         collate = Collate(text, all("label" in sample for sample in self.samples))
         samples = [{**sample, "skipped": []} for sample in self.samples]
         batches = [collate(samples[i : i + size]) for i in range(0, len(samples), size)]
-        return [{name: array for name, array in batch.items() if name != "skipped"} for batch in batches]
+        return [{name: array for name, array in batch.items() if name not in REPORTS} for batch in batches]
 
 
 def held_out(source: data.Source, count: int) -> HeldOut:
@@ -244,11 +244,12 @@ def abstract_batch(config: Any, task: Any, source: data.Source | None = None) ->
     labels = bool(config.get("classes") if source is None else source.classes)
 
     def part(count: int, frames: int) -> dict[str, Any]:
-        if data.class_of(section.source).field == "tokens":
-            fields = token_fields(task.layout) if source is None else source.fields
-            batch = {name: ((count, *shape), dtype) for name, (shape, dtype) in fields.items()}
-        else:
-            batch = {"video": ((count, frames, shape.height, shape.width, 3), jnp.uint8)}
+        fields = {"video": ()} if source is None else dict(source.fields)
+        if "video" in fields:
+            fields["video"] = (frames, shape.height, shape.width, 3), np.uint8
+        if source is None and data.class_of(section.source).field == "tokens":
+            fields = token_fields(task.layout)
+        batch = {name: ((count, *sides), dtype) for name, (sides, dtype) in fields.items()}
         if has_text(config):
             batch["text_ids"] = (count, config.text.tokenizer.length), jnp.int32
             batch["text_mask"] = (count, config.text.tokenizer.length), jnp.bool_

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from videogen.data.clip import Clip
 from videogen.data.source import Source, proportions
@@ -47,7 +48,7 @@ class MixtureSource(Source):
         from videogen.data import build, class_of
 
         super().__init__(clip=clip, seed=seed, split=split)
-        if isinstance(parts, str) or not parts or not all(hasattr(part, "keys") for part in parts):
+        if isinstance(parts, str) or not parts or not all(isinstance(part, Mapping | ConfigDict) for part in parts):
             raise UserError("a mixture needs parts: a list of source configs, each with a weight")
         weights = [part.get("weight", 0) for part in parts]
         self._weights = proportions(weights, "part of a mixture needs a positive weight")

@@ -22,12 +22,9 @@ from jaxtyping import Bool, Int32
 
 from videogen.data.buckets import BucketSchedule
 from videogen.data.source import SampleError, Source
-from videogen.data.token_files import PREFIX
 from videogen.errors import UserError
 
-_ARRAYS = ("video", "audio")
-"""Beside these a sample has the arrays of its tokens."""
-_REPORTS = ("skipped", "cut")
+REPORTS = ("skipped", "cut")
 """Fields of a batch that the pipeline keeps to itself."""
 _DIED = "Worker process was terminated unexpectedly"  # Grain's words
 _STEADY = 1000
@@ -90,15 +87,15 @@ def _candidates(index: int, count: int, rng: np.random.Generator) -> Iterator[in
 
 
 class Collate:
-    """Stacks samples into one dict of arrays."""
+    """Stacks samples into one dict of arrays: all that are arrays in a sample, and text and labels."""
 
     def __init__(self, text: TextTokenizer | None, has_label: bool):
         self._text = text
         self._has_label = has_label
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        keys = [key for key in samples[0] if key in _ARRAYS or key.startswith(PREFIX)]
-        batch = {key: np.stack([s[key] for s in samples]) for key in keys}
+        arrays = [key for key, value in samples[0].items() if isinstance(value, np.ndarray)]
+        batch = {key: np.stack([s[key] for s in samples]) for key in arrays}
         if self._text is not None:
             captions = [s["caption"] for s in samples]
             batch["text_ids"], batch["text_mask"] = self._text.encode(captions)
@@ -151,7 +148,7 @@ class ReadBatch:
         batch = self._read(self._videos[bucket], self._schedule.position(step), self._batch_sizes[bucket])
         if self._image_batch_size:
             images = self._read(self._images[bucket], step * self._image_batch_size, self._image_batch_size)
-            batch |= {"image": images} | {key: batch[key] + images.pop(key) for key in _REPORTS if key in batch}
+            batch |= {"image": images} | {key: batch[key] + images.pop(key) for key in REPORTS if key in batch}
         return batch
 
 
@@ -163,7 +160,7 @@ class Pipeline:
     * ``video uint8 [batch, time, height, width, 3]`` (the token source: ``tokens/SEGMENT [batch, *sides, …]``);
     * with a text tokenizer ``text_ids int32 [batch, length]`` and ``text_mask bool [batch, length]``;
     * where the source has classes ``label int32 [batch]``;
-    * where it gives audio ``audio float32 [batch, samples, channels]``;
+    * what else is an array in its samples, such as ``audio float32 [batch, samples, channels]``;
     * with ``image_batch_size`` also ``image``: a dict of these fields for random frames (time = 1) of other
       samples.
 

@@ -15,6 +15,11 @@ from videogen.detokenizers.pyramid import Down, FrameAttention, Pyramid, Residua
 DETOKENIZERS = {"diffusion": DiffusionDecoder, "regression": RegressionDecoder}
 
 
+def class_of(config: Mapping[str, Any]) -> type[ConditionedDecoder]:
+    """The class of a de-tokenizer config; raises ``UserError`` for an unknown name."""
+    return building.look_up(DETOKENIZERS, config, "detokenizer")
+
+
 def build(config: Mapping[str, Any], **shared: Any) -> ConditionedDecoder:
     """Builds a de-tokenizer from ``{name, …}``; ``shared`` holds ``inputs``, ``rngs``, ``dtype``, ``remat``."""
     return building.build(DETOKENIZERS, config, "detokenizer", **shared)
@@ -33,4 +38,5 @@ __all__ = [
     "Residual",
     "Up",
     "build",
+    "class_of",
 ]

@@ -18,6 +18,7 @@ from videogen.diffusion.guidance import (
     Interval,
     Rescale,
     RisingClassifierFree,
+    with_memory,
 )
 from videogen.diffusion.processes import (
     BETAS,
@@ -133,5 +134,6 @@ __all__ = [
     "shift_time",
     "spread",
     "stagger",
+    "with_memory",
     "substeps_of",
 ]

@@ -165,3 +165,21 @@ class Guided:
     def __call__(self, noisy: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
         given, null = self.pair(noisy, t)
         return self.guidance(given, null, t, memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A denoiser ``(x_t, t) -> prediction`` that is not guided, called as one that is."""
+
+    denoise: Callable[[Sample, Array], Sample]
+
+    def initialize(self, noisy: Sample) -> tuple[()]:
+        return ()
+
+    def __call__(self, noisy: Sample, t: Array, memory: tuple[()]) -> tuple[Sample, tuple[()]]:
+        return self.denoise(noisy, t), memory
+
+
+def with_memory(denoiser: Any) -> Guided | Plain:
+    """A denoiser, guided or not, as ``initialize(x_t) -> memory`` and ``(x_t, t, memory) -> (prediction, memory)``."""
+    return denoiser if isinstance(denoiser, Guided) else Plain(denoiser)

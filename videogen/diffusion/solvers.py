@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from videogen.building import check_fields
+from videogen.diffusion.guidance import with_memory
 from videogen.diffusion.processes import Process, spread
 from videogen.errors import UserError
 from videogen.ranges import Share
@@ -296,22 +297,19 @@ def integrate(
       noise: number of a step -> its fresh noise; ``None`` for solvers that use none.
       prediction: what the denoiser predicts, a name in ``PREDICTIONS``.
     """
-    remembers = hasattr(denoiser, "initialize")
+    denoiser = with_memory(denoiser)
 
     def body(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, memory = carry
 
         def denoise(noisy: Sample, t: Array) -> Sample:
             nonlocal memory
-            if remembers:
-                value, memory = denoiser(noisy, t, memory)
-            else:
-                value = denoiser(noisy, t)
+            value, memory = denoiser(noisy, t, memory)
             return process.convert(value.astype(noisy.dtype), noisy, t, prediction, "x0")
 
         step = Step.of(process, grid[index], grid[index + 1], start)
         fresh = jnp.zeros_like(start) if noise is None else noise(index)
         return solver.update(state, denoise, step, fresh), memory
 
-    carry = (solver.initialize(start, grid[0]), denoiser.initialize(start) if remembers else ())
+    carry = (solver.initialize(start, grid[0]), denoiser.initialize(start))
     return solver.finalize(jax.lax.fori_loop(0, len(grid) - 1, body, carry)[0])

@@ -3,15 +3,10 @@
 import dataclasses
 import functools
 import inspect
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Int
@@ -22,11 +17,13 @@ from videogen.conditioning import TASKS
 from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
+from videogen.evaluation.origin import commit, hardware
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics import region_psnr
 from videogen.metrics.judge import fidelity, judge
 from videogen.shapes import VideoShape
 from videogen.tasks import VideoGenerator, reconstruct
+from videogen.tasks.base import Keep, compute_now
 from videogen.tasks.detokenizer import DETERMINISTIC
 from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
 from videogen.training.loading import Loaded
@@ -58,6 +55,7 @@ class Evaluation:
       seed: decides every draw.
       split: where prompts come from.
       other: whether the clips are of another test set than the run's own.
+      keep: what is computed of a batch passes through it.
     """
 
     loaded: Loaded
@@ -65,6 +63,7 @@ class Evaluation:
     seed: int
     split: str = "eval"
     other: bool = False
+    keep: Keep = compute_now
 
     @property
     def batch_size(self) -> int:
@@ -102,9 +101,14 @@ class Evaluation:
         for start in range(0, count, size):
             yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
 
-    def rebuilt(self, model: nnx.Module) -> Pixels:
-        """The clips after a tokenizer has coded and decoded them."""
-        return np.concatenate([reconstruct(model, batch["video"]) for batch in self.batches()])
+    def rebuilt(self, model: nnx.Module, name: str) -> Pixels:
+        """The clips after a tokenizer, kept by this name, has coded and decoded them."""
+        return np.concatenate(
+            [
+                self.keep(f"{name}_{i}", lambda video=batch["video"]: {"videos": reconstruct(model, video)})["videos"]
+                for i, batch in enumerate(self.batches())
+            ]
+        )
 
     def used(self) -> dict[str, Any]:
         """What was asked for, found, left out and counted, as far as clips were read, and whether training saw it."""
@@ -122,11 +126,13 @@ def reconstruction(evaluation: Evaluation) -> Result:
     A de-tokenizer is measured beside the frozen tokenizer's own decoder, on the same codes.
     """
     loaded = evaluation.loaded
-    metrics: dict[str, Any] = loaded.task.evaluate(loaded.modules, evaluation.batches(), evaluation.seed)
+    metrics: dict[str, Any] = loaded.task.evaluate(
+        loaded.modules, evaluation.batches(), evaluation.seed, evaluation.keep
+    )
     models = {"reconstructions": loaded.tokenizer}
     if loaded.tokenizer.coder is not loaded.tokenizer:
         models = {DETERMINISTIC: loaded.tokenizer.coder, **models}
-    rebuilt = {name: evaluation.rebuilt(model) for name, model in models.items()}
+    rebuilt = {name: evaluation.rebuilt(model, f"rebuilt_{name}") for name, model in models.items()}
     metrics["clips"] = len(evaluation.clips.samples)
     captions = [sample["caption"] for sample in evaluation.clips.samples]
     if data.class_of(loaded.config.data.source).judged:
@@ -143,7 +149,8 @@ def denoising_steps(evaluation: Evaluation) -> Result:
         raise UserError("denoising_steps needs a tokenizer with a diffusion decoder (--config=cdt)")
     metrics = {}
     for steps in DENOISING_STEPS:
-        scores = TokenizerTask.score(model, evaluation.batches(), steps=steps)
+        kept = {"keep": evaluation.keep, "label": f"{steps}_steps"}
+        scores = TokenizerTask.score(model, evaluation.batches(), **kept, steps=steps)
         metrics[str(steps)] = {name: scores[name] for name in FIDELITY if name in scores}
     return {"denoising_steps": metrics, "clips": len(evaluation.clips.samples)}, {}
 
@@ -208,9 +215,12 @@ def _samples(evaluation: Evaluation, story: dict[str, np.ndarray]) -> Pixels:
     for rows, counted in evaluation.rows(evaluation.count):
         said = {name: part[rows] for name, part in story.items()}
         given = None if first is None else first[np.minimum(rows, len(first) - 1)]
-        seed = evaluation.seed + int(rows[0])
-        drawn = generator.generate(said, generator.window, seed, count=len(rows), first_frames=given)
-        videos.append(drawn[:counted])
+        place = {"count": len(rows), "first": int(rows[0])}
+        draw = functools.partial(generator.generate, said, generator.window, evaluation.seed, **place)
+        drawn = evaluation.keep(
+            f"samples_{rows[0]}", lambda draw=draw, given=given: {"videos": draw(first_frames=given)}
+        )
+        videos.append(drawn["videos"][:counted])
     return np.concatenate(videos)
 
 
@@ -232,23 +242,16 @@ def completion(evaluation: Evaluation) -> Result:
     """
     loaded, videos = evaluation.loaded, evaluation.videos
     generator = loaded.generator()
-    rebuilt = evaluation.rebuilt(loaded.modules["tokenizer"])
+    rebuilt = evaluation.rebuilt(loaded.modules["tokenizer"], "rebuilt")
     metrics, pictures = {}, {name: [] for name in ("originals", "given", "videos")}
     regions = _regions(loaded, generator)
     for name, region in regions.items():
         drawn, filled = [], []
         for rows, counted in evaluation.rows(len(videos)):
-            story = _story(loaded, [evaluation.clips.samples[row] for row in rows])
-            seed = evaluation.seed + int(rows[0])
-            if loaded.task.tasks is None:
-                first = videos[rows, : int(region[:, 0, 0].sum())]
-                rest = ((0, 0), (0, generator.window - first.shape[1]), (0, 0), (0, 0), (0, 0))
-                new = generator.generate(story, generator.window, seed, count=len(rows), first_frames=first)
-                both = new, np.pad(first, rest, mode="edge")
-            else:
-                both = generator.complete([name] * len(rows), videos[rows], seed, story)
-            for clips, new in zip((drawn, filled), both, strict=True):
-                clips.append(new[:counted])
+            complete = functools.partial(_completed, evaluation, generator, name, region, rows)
+            both = evaluation.keep(f"{name}_{rows[0]}", complete)
+            for clips, key in ((drawn, "drawn"), (filled, "filled")):
+                clips.append(both[key][:counted])
         drawn, filled = np.concatenate(drawn), np.concatenate(filled)
         compared = {"psnr": drawn, "reconstruction": rebuilt}
         if region.any():
@@ -263,6 +266,26 @@ def completion(evaluation: Evaluation) -> Result:
     captions = np.repeat(list(regions), len(pictures["videos"][0]))
     pictures = {name: np.concatenate(clips) for name, clips in pictures.items()}
     return {"tasks": metrics, "clips": len(videos)}, {**pictures, "captions": captions}
+
+
+def _completed(
+    evaluation: Evaluation,
+    generator: VideoGenerator,
+    name: str,
+    region: Bool[np.ndarray, "time height width"],
+    rows: Int[np.ndarray, "batch"],
+) -> dict[str, Pixels]:
+    """Samples of a batch of clips of which the region is given, and the clips as they are given."""
+    loaded, videos, place = evaluation.loaded, evaluation.videos, {"first": int(rows[0])}
+    story = _story(loaded, [evaluation.clips.samples[row] for row in rows])
+    if loaded.task.tasks is not None:
+        drawn, filled = generator.complete([name] * len(rows), videos[rows], evaluation.seed, story, **place)
+        return {"drawn": drawn, "filled": filled}
+    first = videos[rows, : int(region[:, 0, 0].sum())]
+    rest = ((0, 0), (0, generator.window - first.shape[1]), (0, 0), (0, 0), (0, 0))
+    window, count = generator.window, len(rows)
+    drawn = generator.generate(story, window, evaluation.seed, count=count, first_frames=first, **place)
+    return {"drawn": drawn, "filled": np.pad(first, rest, mode="edge")}
 
 
 def _regions(loaded: Loaded, generator: VideoGenerator) -> dict[str, Bool[np.ndarray, "time height width"]]:
@@ -332,7 +355,7 @@ def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str
 
 
 def evaluate(
-    loaded: Loaded, name: str, count: int, seed: int, other: bool = False
+    loaded: Loaded, name: str, count: int, seed: int, other: bool = False, keep: Keep = compute_now
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Runs a protocol; the record holds the numbers and everything needed to read them.
 
@@ -342,10 +365,11 @@ def evaluate(
       count: clips, or prompts, that are asked for.
       seed: decides every draw.
       other: whether its config names another test set (``use_test_set``).
+      keep: what is computed of a batch passes through it (``runs.parts``).
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
-    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other)
+    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other, keep)
     metrics, pictures = PROTOCOLS[name](evaluation)
     config = loaded.config
     protocol = {
@@ -367,25 +391,3 @@ def evaluate(
 def _names(metrics: dict[str, Any]) -> set[str]:
     """Every key of nested metrics."""
     return set(metrics).union(*(_names(value) for value in metrics.values() if isinstance(value, dict)))
-
-
-def commit() -> str:
-    """The git commit of this code, ``+`` appended when tracked files have changes, ``unknown`` outside a checkout."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
-
-    try:
-        # Files that git does not know, such as data folders, change nothing.
-        changed = git("status", "--porcelain", "--untracked-files=no").strip()
-        return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def hardware() -> str:
-    """The devices in words."""
-    devices = jax.devices()
-    kind = f"{os.cpu_count()} cores, {platform.machine()}" if devices[0].platform == "cpu" else devices[0].device_kind
-    return f"{len(devices)} × {devices[0].platform} ({kind})"

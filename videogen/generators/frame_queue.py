@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.conditioning import Conditioning
+from videogen.diffusion.guidance import with_memory
 from videogen.diffusion.solvers import Step
 from videogen.generators.flow_sampling import FlowSampler, check_queue
 from videogen.shapes import TokenGrid
@@ -41,7 +42,7 @@ class FrameQueue:
     ):
         check_queue(model)
         self.model, self.grid, self.keys = model, grid, keys
-        self.denoiser, self.solver = model.denoiser(conditioning, sampler), sampler.build_solver()
+        self.denoiser, self.solver = with_memory(model.denoiser(conditioning, sampler)), sampler.build_solver()
         self.points = sampler.points(model.process, model.shift_of(grid))
         self.lag = -(-sampler.steps // grid.time)
         self.slots = -(-sampler.steps // self.lag)
@@ -50,7 +51,7 @@ class FrameQueue:
         """The queue before its first frame comes out: after the rounds in which its later frames wait as noise."""
         time = jnp.broadcast_to(self.points[0], (len(self.keys), self.slots))
         noise = self.model.noise(self.keys, 0, self.grid.with_time(self.slots), self.points[0])
-        carry = self.solver.initialize(noise, time), self._memory(noise), jnp.zeros((), jnp.int32)
+        carry = self.solver.initialize(noise, time), self.denoiser.initialize(noise), jnp.zeros((), jnp.int32)
         late = self.slots - 1
         return jax.lax.fori_loop(0, late, lambda round_, carry: self._round(carry, round_), carry)
 
@@ -60,12 +61,9 @@ class FrameQueue:
         frame = self.solver.finalize(state)[:, 0]
         time = jnp.broadcast_to(self.points[0], (len(self.keys), 1))
         noise = self.model.noise(self.keys, first + self.slots, self.grid.with_time(1), self.points[0])
-        new = self.solver.initialize(noise, time), self._memory(noise)
+        new = self.solver.initialize(noise, time), self.denoiser.initialize(noise)
         moved = jax.tree.map(lambda old, last: jnp.concatenate([old[:, 1:], last], axis=1), (state, memory), new)
         return (*moved, first + 1), self.model.statistics.restore(frame)
-
-    def _memory(self, noise: Array) -> Any:
-        return self.denoiser.initialize(noise) if hasattr(self.denoiser, "initialize") else ()
 
     def _round(self, carry: Carry, newest: Int[Array, ""] | int) -> Carry:
         """``lag`` steps with the whole queue; the frame in place ``newest`` takes its first ones, those behind wait."""
@@ -85,10 +83,7 @@ class FrameQueue:
 
         def denoise(noisy: Array, t: Array) -> Array:
             nonlocal memory
-            if hasattr(self.denoiser, "initialize"):
-                value, memory = self.denoiser(noisy, t, memory)
-            else:
-                value = self.denoiser(noisy, t)
+            value, memory = self.denoiser(noisy, t, memory)
             return process.convert(value, noisy, t, self.model.prediction, "x0")
 
         fresh = self._fresh(first, index, sample.shape[2:])

@@ -13,6 +13,7 @@ from videogen import data
 from videogen.data.inputs import build_source, clip_of
 from videogen.data.token_files import MASKS
 from videogen.data.tokens import TokenWriter
+from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_video
 from videogen.tokens import Tokens
@@ -27,7 +28,7 @@ def write_token_cache(
     batch_size: int,
     windows: int = 1,
 ) -> int:
-    """Encodes the training split of a source, in order, into a token cache.
+    """Encodes the training split of a source, in order, into a token cache, on the mesh that the tokenizer lies on.
 
     Args:
       loaded: a tokenizer stage.
@@ -54,6 +55,7 @@ def write_token_cache(
             *(clips, len(reader), windows, available),
         )
     graph, state = nnx.split(model)
+    mesh = mesh_of(state)
     encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
     clip = clip_of(config)
     meta = {
@@ -77,7 +79,8 @@ def write_token_cache(
             if pending and (len(pending) == batch_size or index == total - 1):
                 # The last batch is padded so that one program serves all.
                 video = np.stack([s["video"] for s in pending] + [pending[-1]["video"]] * (batch_size - len(pending)))
-                arrays = _arrays(encode(state, video))
+                with inside(mesh):
+                    arrays = _arrays(encode(state, spread(padded(video, mesh), mesh)))
                 for row, sample in enumerate(pending):
                     tokens = {name: array[row] for name, array in arrays.items()}
                     writer.write(tokens, sample["caption"], sample.get("label"))
@@ -93,7 +96,7 @@ def _arrays(tokens: Tokens) -> dict[str, np.ndarray]:
     for name, segment in tokens.items():
         masks = {f"{name}/{mask}": getattr(segment, mask) for mask in MASKS}
         arrays |= {name: segment.values} | {key: mask for key, mask in masks.items() if mask is not None}
-    return jax.tree.map(np.asarray, arrays)
+    return jax.tree.map(on_host, arrays)
 
 
 def _window(reader: data.Source, index: int, window: int) -> dict[str, Any]:

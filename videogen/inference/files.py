@@ -19,7 +19,7 @@ from videogen.shapes import VideoShape
 from videogen.tasks import to_pixels
 from videogen.tokenizers import Tiled
 from videogen.tokenizers.long import LongVideos
-from videogen.training.loading import Loaded, hash_of, load
+from videogen.training.loading import Loaded, load
 
 KEYS = ("codes", "frames", "fps", "tokenizer")
 """Arrays of a file of codes."""
@@ -68,7 +68,7 @@ def encode(
     frames, fps = read_fitted(video, clip)
     coded = _long(loaded, tile).encode(frames[None].astype(np.float32) / 127.5 - 1.0)[0]
     content = io.BytesIO()
-    np.savez_compressed(content, codes=coded, frames=len(frames), fps=fps, tokenizer=hash_of(loaded.coder))
+    np.savez_compressed(content, codes=coded, frames=len(frames), fps=fps, tokenizer=loaded.coder_hash)
     epath.Path(out).write_bytes(content.getvalue())
     return coded
 
@@ -98,8 +98,8 @@ def decode(checkpoint: Checkpoint, codes: epath.PathLike, out: epath.PathLike, *
         coded, frames, fps, made_by = (arrays[key] for key in KEYS)
     except (ValueError, KeyError, EOFError, OSError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{codes} is no file of codes; videogen.encode writes one") from error
-    if str(made_by) != hash_of(loaded.coder):
-        raise UserError(f"{codes} was made by tokenizer {str(made_by)[:12]}, this one is {hash_of(loaded.coder)[:12]}")
+    if str(made_by) != loaded.coder_hash:
+        raise UserError(f"{codes} was made by tokenizer {str(made_by)[:12]}, this one is {loaded.coder_hash[:12]}")
     video = to_pixels(_long(loaded, tile).decode(coded[None], int(frames)))[0]
     WRITERS[out.suffix](out, video, float(fps), 1)
     return video

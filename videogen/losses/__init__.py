@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from videogen import building
 from videogen.errors import UserError
 from videogen.losses.adversarial import (
@@ -65,7 +67,7 @@ def build(config: Mapping[str, Any], setting: Setting) -> dict[str, Term]:
     terms: dict[str, Term] = {}
     for label in sorted(config):
         section = config[label]
-        if not isinstance(section, Mapping) and not hasattr(section, "items"):
+        if not isinstance(section, Mapping | ConfigDict):
             raise UserError(f"losses.{label} must be a section such as {{name: l2, weight: 1.0}}, got {section!r}")
         term = building.build(TERMS, section, f"loss term (losses.{label})", setting=setting)
         term.label = label

@@ -49,6 +49,7 @@ class Outputs:
       vectors: quantised latents, with the gradient to what made them.
       ids: their codes.
       codebook: the vector of every code; ``None`` where a place is not one code vector.
+      features: what else terms read, by name: hidden states, masks, logits.
       quantizer: the losses of the quantizer, weighted by it.
       measured: what the quantizer's update needs of these examples.
     """
@@ -57,6 +58,7 @@ class Outputs:
     vectors: Latents | None = None
     ids: Int[Array, "batch latent_time latent_height latent_width levels"] | None = None
     codebook: Float[Array, "size code"] | None = None
+    features: dict[str, Any] = dataclasses.field(default_factory=dict)
     quantizer: dict[str, Scalar] = dataclasses.field(default_factory=dict)
     measured: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -157,11 +159,21 @@ class Term:
 
 
 class Pixels(Term):
-    """The mean over all elements of a distance between prediction and target."""
+    """The mean over all elements of a distance between prediction and target.
+
+    Args:
+      reads: the pass that is compared.
+    """
 
     distance: Callable[[Array, Array], Scalar]
 
+    def __init__(self, weight: Weight | Mapping[str, Any], setting: Setting, reads: str = RECONSTRUCTION):
+        super().__init__(weight, setting)
+        self.reads = reads
+
     def value(self, modules, outputs, key, step, micro):
+        if self.reads not in outputs.passes:
+            raise UserError(f"there is no pass {self.reads!r} to compare{near_matches(self.reads, outputs.passes)}")
         compared = outputs.passes[self.reads]
         return type(self).distance(compared.prediction, compared.target), {}
 

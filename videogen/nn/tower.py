@@ -21,7 +21,10 @@ PLACES = ("before", "between", "around", "after")
 """Where a hook stands: before a layer, between its attention and its MLP, around it, or after it."""
 
 Call = Mapping[str, Any]
-"""The arguments of the layers beside their tokens: masks, rotary angles, contexts, conditions."""
+"""The arguments of the layers beside their tokens: masks, rotary angles, contexts, conditions. ``notes`` are for hooks
+only: what else they need, such as a question or how many of the tokens are a clip's."""
+
+NOTES = "notes"
 
 
 class Hook(nnx.Module):
@@ -106,7 +109,7 @@ class Transformer(nnx.Module):
           key: split among the layers.
           stream: the caches of ``begin``.
           per_layer: arguments of each layer, arrays with the layers in front (``extra_kv``).
-          **call: arguments of every layer, as hooks change them.
+          **call: arguments of every layer, and ``notes`` for hooks, as hooks change them.
 
         Returns:
           Tokens before the norm, the arguments as the last hook left them, and what the taps found: layer -> tokens.
@@ -121,7 +124,7 @@ class Transformer(nnx.Module):
             else:
                 own_keys = None if keys is None else keys[start:stop]
                 layers = dict(layers=slice(start, stop), keys=own_keys, per_layer=per_layer)
-                x = self.stack(x, stream=stream, **layers, **call)
+                x = self.stack(x, stream=stream, **layers, **_of_layers(call))
             x, call = self._hook(stop - 1, "after", x, call)
             if stop - 1 in self.taps:
                 tapped[stop - 1] = x
@@ -158,7 +161,7 @@ class Transformer(nnx.Module):
         own["stream"] = inner
         if self._hooked(number, "around"):
             hook = self.hooks[f"{number}_around"]
-            x, call = hook(x, call, lambda x, **call: layer(x, **own, **call))
+            x, call = hook(x, call, lambda x, **call: layer(x, **own, **_of_layers(call)))
         else:
             hook, changed = self.hooks[f"{number}_between"], []
 
@@ -166,11 +169,15 @@ class Transformer(nnx.Module):
                 changed.append(hook(x, call, attended))
                 return changed[0][0]
 
-            x = layer(x, probe=hook.probe(x, call), between=between, **own, **call)
+            x = layer(x, probe=hook.probe(x, call), between=between, **own, **_of_layers(call))
             call = changed[0][1]
         if stream is not None:
             stream.keep(inner.cache)
         return x, call
+
+
+def _of_layers(call: Call) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if name != NOTES}
 
 
 def build_transformer(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 
 import jax
@@ -43,6 +44,21 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
             f"set parallel.mesh so that the product is {len(devices)}, or one axis to -1"
         )
     return Mesh(_arrange(tuple(shape.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads the sizes of ``make_mesh`` as a flag gives them: ``data=4,fsdp=2``.
+
+    Raises:
+      UserError: no whole numbers of axes, or an axis twice.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if not re.fullmatch(r"-?\d+", size) or name in sizes:
+            raise UserError(f"a mesh is written like data=4,fsdp=2, each axis once; got {text!r}")
+        sizes[name] = int(size)
+    return sizes
 
 
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:

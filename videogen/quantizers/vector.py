@@ -82,8 +82,8 @@ class VectorQuantizer(Quantizer):
         self.codebook = parameter(rngs, (size, width), axes, initializer, kind)
         if codebook_update == "ema":
             self.sums = QuantizerState(jnp.zeros((size, width)))
-        if codebook_update == "ema" or restart_threshold > 0:
-            self.counts = QuantizerState(jnp.zeros(size))
+        counted = codebook_update == "ema" or restart_threshold > 0
+        self.counts = QuantizerState(jnp.zeros(size)) if counted else None
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ class VectorQuantizer(Quantizer):
             losses["entropy"] = self.entropy_weight * entropy_penalty(affinity / self.temperature, mean=mean)
         ids = indices.reshape(*z.shape[:-1], 1)
         sums, candidates = {}, {}
-        if train and hasattr(self, "counts"):
+        if train and self.counts is not None:
             flat = jax.lax.stop_gradient(flat)
             sums = {"counts": counts}
             if self.moving:

@@ -35,6 +35,10 @@ DAMAGED = "damaged_checkpoints"
 """Where a run moves checkpoints that it could not read."""
 
 
+WEIGHTS = ("step", "params", "variables", "ema")
+"""The parts of a state that a trained model is read from."""
+
+
 class KeepLastAndBest:
     """Keeps the last ``keep`` checkpoints and the one with the best score; an Orbax preservation policy.
 
@@ -129,7 +133,8 @@ class Checkpoints:
         if jax.process_index() == 0 and not self.directory.exists():
             # Orbax would make it anew, without the files that a run needs beside it.
             raise NotWritten(f"{self.directory} was removed while the run was going on; start again to begin anew")
-        data = {**position, "checksum": int(checksum(state))}
+        weights = {name: part for name, part in state.items() if name in WEIGHTS}
+        data = {**position, "checksum": int(checksum(state)), "weights": int(checksum(weights))}
         with self._writing():
             self._note_unplanned(step, planned)
             self._unfinished = step
@@ -195,12 +200,25 @@ class Checkpoints:
         Raises:
           UserError: there is none, or none can be read.
         """
+        return self._restore(abstract, "checksum")
+
+    def restore_weights(self, abstract: State, converted: bool = False) -> State:
+        """As ``restore``, of ``WEIGHTS`` alone; nothing else is read.
+
+        Args:
+          abstract: shapes, dtypes and shardings.
+          converted: the dtypes are not those that were saved, so that the checksum cannot be compared.
+        """
+        wanted = {name: part for name, part in abstract.items() if name in WEIGHTS}
+        return self._restore(wanted, "" if converted else "weights")[0]
+
+    def _restore(self, abstract: State, key: str) -> tuple[State, dict[str, int]]:
         if not self.steps:
             raise UserError(f"{self.directory} holds no finished checkpoint; train first")
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                state, position = self._load(step, abstract)
+                state, position = self._load(step, abstract, key)
             except _Damaged as damage:
                 damaged[step] = str(damage)
                 logging.warning("the checkpoint of step %d is damaged and passed over: %s", step, damage)
@@ -215,12 +233,17 @@ class Checkpoints:
         step, reason = next(iter(damaged.items()))
         raise UserError(f"no checkpoint in {self.directory} can be read; that of step {step}: {reason}")
 
-    def _load(self, step: int, abstract: State) -> tuple[State, dict[str, int]]:
+    def _load(self, step: int, abstract: State, key: str) -> tuple[State, dict[str, int]]:
+        """One checkpoint; ``key`` names the checksum of what is read."""
         problem = _wrong_sizes(self.directory / str(step)) if jax.process_index() == 0 else ""
         if problem := from_process_zero(problem):
             raise _Damaged(problem)
+        # One context for each load: a second load in it would not be a partial one.
+        context = ocp.Context()
+        context.pytree.loading.partial_load = key != "checksum"
         try:
-            loaded = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": None})
+            with context:
+                loaded = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": None})
         except Exception as error:
             if jax.process_count() > 1:
                 # The others may have read their parts well: passing over it here alone would part our ways.
@@ -228,7 +251,7 @@ class Checkpoints:
                 raise UserError(f"the checkpoint of step {step} cannot be read: {_cause(error)}; {remedy}") from error
             raise _Damaged(_cause(error)) from error
         state, data = loaded["state"], loaded["data"]
-        if "checksum" in data and int(data["checksum"]) != int(checksum(state)):
+        if key in data and int(data[key]) != int(checksum(state)):
             raise _Damaged("its arrays do not have the checksum they were saved with")
         return state, {"position": int(data["position"])}
 

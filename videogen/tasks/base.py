@@ -53,6 +53,18 @@ ActiveFunction = Callable[[Mapping[str, Array], Array], Bool[Array, ""] | None]
 """(the metrics of the step, step) -> whether the group moves in this step, parameters and moments; ``None``: always."""
 
 
+Arrays = Mapping[str, np.ndarray]
+
+Keep = Callable[[str, Callable[[], Arrays]], Arrays]
+"""(name of a batch among those of an evaluation, what computes its arrays) -> the arrays, kept from an earlier start
+where it was finished then (``runs.parts``)."""
+
+
+def compute_now(name: str, compute: Callable[[], Arrays]) -> Arrays:
+    """The ``Keep`` that keeps nothing."""
+    return compute()
+
+
 class Picture(NamedTuple):
     """Clips to look at: those of a row, all of equal shape, stand side by side; ``columns`` says what they are."""
 
@@ -143,8 +155,17 @@ class Task:
         """The videos and the images of a batch with what frozen modules make of both in one pass; no gradient."""
         return parts
 
-    def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
-        """Metrics over held-out batches."""
+    def evaluate(
+        self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now
+    ) -> dict[str, float]:
+        """Metrics over held-out batches, on the mesh that the modules lie on.
+
+        Args:
+          modules: trained and frozen ones.
+          batches: every clip once.
+          seed: decides every draw.
+          keep: what is found of a batch passes through it.
+        """
         raise NotImplementedError
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from videogen import detokenizers, tokenizers
 from videogen.errors import UserError
-from videogen.tasks.base import Batch, Modules, Picture, dtype_of
+from videogen.tasks.base import Batch, Keep, Modules, Picture, compute_now, dtype_of
 from videogen.tasks.tokenizer import FIDELITY, TokenizerTask, reconstruct
 
 DETERMINISTIC = "deterministic"
@@ -51,11 +51,13 @@ class DetokenizerTask(TokenizerTask):
     def assembled(self, modules: Modules) -> nnx.Module:
         return tokenizers.Detokenized(modules["tokenizer"], modules["detokenizer"])
 
-    def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
+    def evaluate(
+        self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now
+    ) -> dict[str, float]:
         """The metrics of a tokenizer, and those of the frozen one's own decoder on the same clips."""
         batches = list(batches)
-        own = TokenizerTask.score(modules["tokenizer"], batches)
-        values = super().evaluate(modules, batches, seed)
+        own = TokenizerTask.score(modules["tokenizer"], batches, keep=keep, label=DETERMINISTIC)
+        values = super().evaluate(modules, batches, seed, keep)
         return values | {f"{DETERMINISTIC}_{name}": own[name] for name in FIDELITY if name in own}
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:

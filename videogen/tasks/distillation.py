@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from videogen import diffusion, generators
+from videogen import detokenizers, diffusion, generators
 from videogen.configuration import differences
 from videogen.errors import UserError
 from videogen.nn import MicroBatch, named_key
@@ -164,7 +164,7 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
     """
 
     def __init__(self, config: Any):
-        if config.model.name != "diffusion":
+        if not detokenizers.class_of(config.model).diffuses:
             raise UserError(f"a {config.model.name!r} decoder has no steps to save; distil a 'diffusion' decoder")
         super().__init__(config)
         for label, term in self.terms.items():

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, UInt8
@@ -13,6 +12,7 @@ from jaxtyping import Array, UInt8
 from videogen import generators
 from videogen.conditioning import TASKS, task_index
 from videogen.errors import UserError
+from videogen.parallel import inside, mesh_of, padded, spread
 from videogen.shapes import Extension
 from videogen.tasks.base import Modules, to_pixels, to_video
 from videogen.tasks.queued import QueuedFrames
@@ -23,6 +23,8 @@ Pixels = UInt8[np.ndarray, "batch time height width 3"]
 
 class VideoGenerator:
     """A trained generator with its frozen tokenizer and text encoder, ready to draw videos.
+
+    It computes on the mesh that the modules lie on: the devices along its data axes share the videos.
 
     Args:
       task: the ``GeneratorTask`` the modules belong to.
@@ -41,6 +43,7 @@ class VideoGenerator:
         self._graphs, self._states = {}, {}
         for name, module in modules.items():
             self._graphs[name], self._states[name] = nnx.split(module)
+        self.mesh = mesh_of(self._states)
 
     @functools.cached_property
     def _draw(self) -> Any:
@@ -83,6 +86,7 @@ class VideoGenerator:
         seed: int,
         *,
         count: int | None = None,
+        first: int = 0,
         overlap: int | None = None,
         first_frames: Pixels | None = None,
         progress: Callable[[Sequence[int]], Iterable[int]] = iter,
@@ -95,8 +99,9 @@ class VideoGenerator:
             leaves out are not said.
           frames: length of the videos; anything beyond the training window slides it, or goes through a queue of
             frames where the sampler's ``extension`` says so.
-          seed: decides every draw; a video depends on its place in the batch, not on its neighbours.
+          seed: decides every draw; a video depends on its place among all, not on its neighbours.
           count: videos, where nothing else tells how many.
+          first: the place of the first of them among all that are drawn by this seed, batch after batch.
           overlap: frames re-encoded at every slide, one of ``prefix_lengths``; by default about half the window.
           first_frames: pixels the videos start with (image animation: one frame), of one of those lengths. Where every
             clip begins with given frames they must be there.
@@ -114,10 +119,25 @@ class VideoGenerator:
         extension = self._extension(overlap)
         batch = self._batch_size(story[0], count, first_frames)
         story = [self.task.unprompted(batch) | dict(said) for said in story]
-        keys = self._keys(batch, seed)
-        if frames > self.window and self.sampler.extension == "queue":
-            return self._through_queue(story, frames, keys, first_frames)
-        video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
+        with inside(self.mesh):
+            story = [spread(padded(said, self.mesh), self.mesh) for said in story]
+            keys = self._keys(batch, seed, first)
+            if frames > self.window and self.sampler.extension == "queue":
+                return self._through_queue(story, frames, keys, first_frames)[:batch]
+            video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
+            video = padded(video, self.mesh)
+            return self._through_windows(story, frames, keys, video, extension, progress)[:batch]
+
+    def _through_windows(
+        self,
+        story: list[Any],
+        frames: int,
+        keys: Array,
+        video: Pixels,
+        extension: Extension | None,
+        progress: Callable[[Sequence[int]], Iterable[int]],
+    ) -> Pixels:
+        """Goes on with given first frames, window after window."""
         given = video.shape[1]
         self.check_given(given)
         if frames <= given:
@@ -128,7 +148,8 @@ class VideoGenerator:
         shortest = self._shortest(frames)
         for segment in progress(range(segments)):
             kept = given if segment == 0 else extension.overlap
-            prefix = self._tokenize(self._states["tokenizer"], video[:, -kept:]) if kept else None
+            shown = spread(video[:, -kept:], self.mesh)
+            prefix = self._tokenize(self._states["tokenizer"], shown) if kept else None
             layout = self.layout.with_time(min(self.grid.time, shortest))
             said = story[min(segment, len(story) - 1)]
             segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)
@@ -197,6 +218,7 @@ class VideoGenerator:
         seed: int,
         story: Mapping[str, Array] | None = None,
         *,
+        first: int = 0,
         paste: bool = True,
     ) -> tuple[Pixels, Pixels]:
         """Completes one window from the pixels that a task gives (MAGVIT).
@@ -206,6 +228,7 @@ class VideoGenerator:
           videos: ``window`` frames each; pixels that are not given do not matter.
           seed: decides every draw.
           story: conditioning arrays of the batch; by default nothing is said.
+          first: as for ``generate``.
           paste: given pixels stay as they are; else they, too, are what the tokenizer makes of the drawn codes.
 
         Returns:
@@ -220,12 +243,15 @@ class VideoGenerator:
             raise UserError(f"tasks take {(self.window, *self._frame_shape())} videos, got {videos.shape[1:]}")
         story = self.task.unprompted(len(videos)) | dict(story or {})
         ids = np.array([task_index(name) for name in tasks], np.int32)
-        drawn, filled = self._complete(self._states, story, self._keys(len(videos), seed), videos, ids)
-        drawn = to_pixels(drawn)
+        with inside(self.mesh):
+            said, pixels, index = spread(padded((story, videos, ids), self.mesh), self.mesh)
+            keys = self._keys(len(videos), seed, first)
+            drawn, filled = self._complete(self._states, said, keys, pixels, index)
+            drawn, filled = (to_pixels(clips)[: len(videos)] for clips in (drawn, filled))
         if paste:
             given = np.stack([TASKS[name].region(*videos.shape[1:4]) for name in tasks])
             drawn = np.where(given[..., None], videos, drawn)
-        return drawn, to_pixels(filled)
+        return drawn, filled
 
     def check_task(self, name: str) -> None:
         """Refuses a task that there is not, or that the generator was not trained on."""
@@ -233,9 +259,10 @@ class VideoGenerator:
         if shares is None or not shares[index]:
             raise UserError(f"this generator was not trained on {name}; give it a weight in config.tasks")
 
-    @staticmethod
-    def _keys(batch: int, seed: int) -> Array:
-        return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+    def _keys(self, batch: int, seed: int, first: int) -> Array:
+        """The key of each video, of its place among all; rows that fill the batch up have the last one's."""
+        places = spread(padded(np.arange(first, first + batch, dtype=np.int32), self.mesh), self.mesh)
+        return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(places)
 
     def _extension(self, overlap: int | None) -> Extension | None:
         """How the window slides; ``None`` for a window of one latent frame, which has none to keep and cannot."""

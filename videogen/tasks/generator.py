@@ -1,6 +1,7 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,14 +31,16 @@ from videogen.data import read_buckets
 from videogen.data.token_files import MASKS, PREFIX
 from videogen.errors import UserError, near_matches
 from videogen.nn import MicroBatch, named_key
-from videogen.parallel import constrain
+from videogen.parallel import constrain, inside, mesh_of, spread
 from videogen.shapes import TokenGrid, Video, VideoShape
 from videogen.tasks.base import (
     Batch,
+    Keep,
     Modules,
     Outcome,
     Picture,
     Task,
+    compute_now,
     dtype_of,
     to_pixels,
     to_video,
@@ -281,8 +284,13 @@ class GeneratorTask(Task):
     def drawing(self, modules: Modules, sampler: Any = None) -> VideoGenerator:
         return VideoGenerator(self, modules, sampler)
 
-    def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
-        """Loss and accuracy on held-out batches, without condition dropping; the same masks every time."""
+    def evaluate(
+        self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now
+    ) -> dict[str, float]:
+        """Loss and accuracy on held-out batches, without condition dropping; the same masks every time.
+
+        It computes on the mesh that the modules lie on. No batch is filled up: a loss is a mean over its examples.
+        """
         graphs, states = {}, {}
         for name, module in modules.items():
             graphs[name], states[name] = nnx.split(module)
@@ -292,9 +300,15 @@ class GeneratorTask(Task):
             live = {name: nnx.merge(graphs[name], states[name]) for name in graphs}
             return self.generator_loss(live, batch, key, jnp.zeros((), jnp.int32), train=False)[1].metrics
 
-        scores, clips = [], []
+        scores, clips, mesh = [], [], mesh_of(states)
+
+        def measure(i: int, batch: Batch) -> dict[str, np.ndarray]:
+            with inside(mesh):
+                found = score(states, spread(batch, mesh), jax.random.fold_in(jax.random.key(seed), i))
+            return jax.tree.map(np.asarray, found)
+
         for i, batch in enumerate(batches):
-            scores.append(score(states, batch, jax.random.fold_in(jax.random.key(seed), i)))
+            scores.append(keep(f"losses_{i}", functools.partial(measure, i, batch)))
             clips.append(len(jax.tree.leaves(batch)[0]))
         return {name: float(np.average([s[name] for s in scores], weights=clips)) for name in scores[0]}
 

@@ -16,10 +16,10 @@ from videogen.data import read_buckets
 from videogen.metrics import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
 from videogen.metrics.fidelity import SSIM_WINDOW
 from videogen.nn import MicroBatch, named_key
-from videogen.parallel import on_host
+from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
 from videogen.shapes import Video, VideoShape
-from videogen.tasks.base import Batch, Modules, Outcome, Picture, Task, dtype_of, to_pixels, to_video
+from videogen.tasks.base import Batch, Keep, Modules, Outcome, Picture, Task, compute_now, dtype_of, to_pixels, to_video
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
@@ -115,7 +115,9 @@ class TokenizerTask(Task):
         if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
         passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
-        return losses.Outputs(passes, latents, tokens.only.values, codebook, of_quantizer, measured), pull
+        return losses.Outputs(
+            passes, latents, tokens.only.values, codebook, quantizer=of_quantizer, measured=measured
+        ), pull
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
@@ -151,26 +153,41 @@ class TokenizerTask(Task):
         term.update(modules[term.group], sums, step)
         return {}
 
-    def evaluate(self, modules: Modules, batches: Iterable[Batch], seed: int) -> dict[str, float]:
+    def evaluate(
+        self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now
+    ) -> dict[str, float]:
         """PSNR, SSIM, sharpness and codebook health over all batches, and the nominal bits per pixel of discrete codes.
 
         A codebook that is hardly used, or half as much as in the best evaluation since the process began, is named in
         the log, with the remedy.
         """
-        return self.score(self.assembled(modules), batches, self.watch)
+        return self.score(self.assembled(modules), batches, self.watch, keep)
 
     @staticmethod
     def score(
-        model: nnx.Module, batches: Iterable[Batch], watch: UsageWatch | None = None, **decoding: Any
+        model: nnx.Module,
+        batches: Iterable[Batch],
+        watch: UsageWatch | None = None,
+        keep: Keep = compute_now,
+        label: str = "scores",
+        **decoding: Any,
     ) -> dict[str, float]:
-        """``evaluate`` of a tokenizer of any origin; ``decoding`` are settings of its ``decode``."""
+        """``evaluate`` of a tokenizer of any origin, on the mesh that it lies on; ``decoding`` are settings of its
+        ``decode``, ``label`` names what is kept of it."""
         graph, state = nnx.split(model)
+        mesh = mesh_of(state)
         score = jax.jit(lambda state, video: _score(nnx.merge(graph, state), video, decoding))
+
+        def measure(video: Any) -> dict[str, np.ndarray]:
+            # Not filled up: the codes of every clip are counted.
+            with inside(mesh):
+                of_clips, counts = score(state, spread(video, mesh))
+            return {name: on_host(array) for name, array in (of_clips | {"counts": counts}).items()}
+
         scores, counts = [], 0
-        for batch in batches:
-            of_clips, batch_counts = score(state, batch["video"])
-            scores.append(jax.tree.map(on_host, of_clips))
-            counts = counts + on_host(batch_counts)
+        for i, batch in enumerate(batches):
+            scores.append(dict(keep(f"{label}_{i}", functools.partial(measure, batch["video"]))))
+            counts = counts + scores[-1].pop("counts")
         shape = VideoShape(*batch["video"].shape[1:4])
         grid = model.grid(shape)
         if warning := (watch or UsageWatch()).warning(model.quantizer, counts):
@@ -196,15 +213,17 @@ def _to_last_layer(model: nnx.Module, decode: Callable[[nnx.Module], Video]) -> 
 
 
 def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
-    """uint8 clips -> their uint8 reconstructions."""
+    """uint8 clips -> their uint8 reconstructions, on the mesh that the tokenizer lies on."""
     graph, state = nnx.split(model)
+    mesh = mesh_of(state)
 
     @jax.jit
     def run(state: Any, pixels: Array) -> Array:
         model = nnx.merge(graph, state)
         return model.decode(model.bottleneck(model.encode(to_video(pixels)))[0])
 
-    return to_pixels(run(state, video))
+    with inside(mesh):
+        return to_pixels(run(state, spread(padded(video, mesh), mesh)))[: len(video)]
 
 
 def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[dict[str, Array], Array]:

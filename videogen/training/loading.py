@@ -2,25 +2,31 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
 from videogen import tasks
 from videogen.building import check_value
-from videogen.configuration import check_writable, load_config, remote_errors, save_config
+from videogen.configuration import check_writable, flatten, load_config, remote_errors, save_config
 from videogen.data.inputs import save_text_tokenizer, text_tokenizer
-from videogen.errors import UserError
+from videogen.errors import UserError, near_matches
+from videogen.parallel import make_mesh, on_host, parse_mesh
 from videogen.ranges import Natural
 from videogen.runs.checkpoints import Checkpoints
+from videogen.tasks.base import DTYPES
 from videogen.tokenizers import Tiled, Tokenizer
 from videogen.training.checks import building, check_config
-from videogen.training.state import averaged, new_state, split, structure_of
-from videogen.weights import hash_weights, load_weights, save_weights
+from videogen.training.layout import Layout, mesh_of_sizes
+from videogen.training.state import Structure, averaged, new_state, split, structure_of
+from videogen.weights import hash_weights, load_weights, place_weights, save_weights
 
 CONFIG = "config.json"
 FROZEN = "frozen"
@@ -37,6 +43,8 @@ class Loaded:
       task: its task.
       modules: trained (EMA where there is one) and frozen modules by name.
       step: training steps behind the weights.
+      mesh: the devices that the weights are spread over; ``None``: one, or the host's memory.
+      dtype: what parameters were converted to; ``None``: they are as they were saved.
     """
 
     directory: epath.Path
@@ -44,6 +52,8 @@ class Loaded:
     task: tasks.Task
     modules: dict[str, nnx.Module]
     step: int
+    mesh: Mesh | None = None
+    dtype: str | None = None
 
     def __repr__(self) -> str:
         config, clip = self.config, self.config.data.clip
@@ -67,9 +77,33 @@ class Loaded:
     def hash(self) -> str:
         """SHA-256 of the weights of the generator or tokenizer: what token caches are keyed by.
 
-        A de-tokenizer has the hash of the tokenizer whose codes it decodes.
+        A de-tokenizer has the hash of the tokenizer whose codes it decodes. It is that of the weights as they were
+        saved: where they were converted they are read again.
+
+        Raises:
+          UserError: they were converted, and there are others in the directory now.
         """
-        return hash_of(self.task.assembled(self.modules) or self.trained)
+        saved = self._as_saved()
+        return hash_of(saved.task.assembled(saved.modules) or saved.trained)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the numbers that are computed with it, as JSON values: weights, parts and settings."""
+        parts = {name: part.hash for name, part in self.config.parts.items()}
+        settings = hashlib.sha256(json.dumps(flatten(self.config), sort_keys=True, default=str).encode()).hexdigest()
+        return {"weights": self.hash, "step": self.step, "parts": parts, "dtype": self.dtype, "settings": settings}
+
+    @functools.cached_property
+    def coder_hash(self) -> str:
+        """As ``hash``, of the tokenizer that ``coder`` is: what files of codes are keyed by."""
+        return hash_of(self._as_saved().coder)
+
+    def _as_saved(self) -> "Loaded":
+        if self.dtype is None:
+            return self
+        if (saved := load(self.directory, self.mesh)).step != self.step:
+            raise UserError(f"{self.directory} was trained on since it was loaded; load it again")
+        return saved
 
     @property
     def tokenizer(self) -> Any:
@@ -116,12 +150,26 @@ class Loaded:
         return generator
 
 
-def load(directory: epath.PathLike) -> Loaded:
+def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None, dtype: str | None = None) -> Loaded:
     """Loads a run directory (latest checkpoint) or an export; nothing else is needed.
 
+    With a mesh every array is spread over it by the rules that training uses (``parallel.rules``, and
+    ``parallel.frozen`` of the config for frozen modules). Each device is given its part of an array as it is read:
+    no device and no host ever holds the whole of one that is spread (but for exports in an object store, whose files
+    are read whole). What only training needs is not read.
+
+    Args:
+      directory: a run or an export.
+      mesh: what ``parallel.make_mesh`` builds, or the sizes it builds one from, as ``config.parallel.mesh`` has them.
+      dtype: ``float32`` or ``bfloat16``: parameters, but not those of quantizers, are converted to it as they are read.
+        Of a checkpoint that is converted only the sizes of its files are compared, not the checksum of its arrays.
+
     Raises:
-      UserError: no run there, no finished checkpoint, or files that do not fit each other.
+      UserError: no run there, no finished checkpoint, files that do not fit each other, or no such mesh or dtype.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}{near_matches(dtype, DTYPES)}")
+    mesh = mesh_of_sizes(mesh)
     with remote_errors(directory):
         directory = epath.Path(directory)
     config = load_config(directory / CONFIG)
@@ -129,42 +177,88 @@ def load(directory: epath.PathLike) -> Loaded:
     with building(f"what {directory / CONFIG} describes"):
         task = tasks.build(config)
         structure, abstract = structure_of(task, config)
-    names = structure.graphs
+    layout = Layout(mesh, dtype, config.parallel.frozen)
     if (directory / MODEL).exists():
-        names = task.exported
-        weights = load_weights(directory / MODEL, _exported({name: abstract[name] for name in names}))
-        step = config.get("exported_step", 0)
-        check_value("exported_step", Natural, step)
-        params, variables = weights["params"], weights["variables"]
+        params, variables, step = _read_export(directory, config, layout, {n: abstract[n] for n in task.exported})
     else:
-        with building(f"what {directory / CONFIG} describes"):
-            state = jax.eval_shape(lambda: new_state(task, structure, config))
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
-        checkpoints = Checkpoints(directory, read_only=True)
-        state, _ = checkpoints.restore(state)
+        params, variables, step = _read_checkpoint(directory, config, layout, task, structure, abstract)
+    modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in params}
+    frozen = load_frozen(task, directory, layout, check=True)
+    return Loaded(directory, config, task, modules | frozen, step, mesh, dtype)
+
+
+def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | None = None) -> Loaded:
+    """Loads as a command does: onto the mesh that its flag names.
+
+    Args:
+      directory: a run or an export.
+      mesh: e.g. ``data=4,fsdp=2``; ``None``: all devices of this process share the batches if they can do so evenly,
+        else one computes.
+      batch: examples in a batch; ``None``: ``data.eval_batch_size`` of the config.
+
+    Raises:
+      UserError: as ``load``, and for a mesh that is written otherwise.
+    """
+    if mesh:
+        return load(directory, parse_mesh(mesh))
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return load(directory)
+    if batch is None:
+        config = load_config(epath.Path(directory) / CONFIG)
+        check_config(config)
+        batch = config.data.eval_batch_size
+    return load(directory, None if batch % len(devices) else make_mesh({"data": -1}, devices))
+
+
+def _read_export(
+    directory: epath.Path, config: Any, layout: Layout, abstract: dict[str, nnx.Module]
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """``(params, variables, step)`` of the exported modules."""
+    check_value("exported_step", Natural, step := config.get("exported_step", 0))
+    tree = _exported(abstract)
+    weights = load_weights(directory / MODEL, tree, mapped=not layout.as_ever)
+    if not layout.as_ever:
+        weights = place_weights(weights, layout.of_weights(abstract, tree))
+    return weights["params"], weights["variables"], step
+
+
+def _read_checkpoint(
+    directory: epath.Path,
+    config: Any,
+    layout: Layout,
+    task: tasks.Task,
+    structure: Structure,
+    abstract: dict[str, nnx.Module],
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """``(params, variables, step)`` of the latest checkpoint; EMA where there is one."""
+    with building(f"what {directory / CONFIG} describes"):
+        state = jax.eval_shape(lambda: new_state(task, structure, config))
+    goal = layout.of_state(abstract, state)
+    checkpoints = Checkpoints(directory, read_only=True)
+    try:
+        if layout.as_ever:
+            state, _ = checkpoints.restore(goal)
+        else:
+            state = checkpoints.restore_weights(goal, converted=layout.dtype is not None)
+    finally:
         checkpoints.close()
-        params, variables, step = averaged(state), state["variables"], int(state["step"])
-    modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in names}
-    frozen = load_frozen(task, directory)
-    _check_parts(config, frozen, directory)
-    return Loaded(directory, config, task, modules | frozen, step)
+    return averaged(state), state["variables"], int(on_host(state["step"]))
 
 
-def _check_parts(config: Any, frozen: dict[str, nnx.Module], directory: epath.Path) -> None:
-    """Refuses frozen parts that are not those this stage was trained with: their codes would mean something else."""
-    for name, part in config.parts.items():
-        if part.hash and name in frozen and hash_of(frozen[name]) != part.hash:
-            raise UserError(
-                f"{directory / FROZEN} holds another {name} than {CONFIG} names (hash {part.hash[:12]}); restore it "
-                "from the run that wrote it"
-            )
+def _check_part(name: str, part: Any, module: nnx.Module, directory: epath.PathLike) -> None:
+    """Refuses a frozen part that is not the one this stage was trained with: its codes would mean something else."""
+    if part.hash and hash_of(module) != part.hash:
+        raise UserError(
+            f"{epath.Path(directory) / FROZEN} holds another {name} than {CONFIG} names (hash {part.hash[:12]}); "
+            "restore it from the run that wrote it"
+        )
 
 
 def hash_of(module: nnx.Module) -> str:
     """SHA-256 of the weights of a module; of a tokenizer with another decoder that of the one whose codes it reads."""
     module = module.coder if isinstance(module, Tokenizer) else module
-    return hash_weights(nnx.to_pure_dict(nnx.state(module)))
+    return hash_weights(nnx.to_pure_dict(nnx.state(module)), on_host)
 
 
 def _exported(modules: dict[str, nnx.Module]) -> dict[str, Any]:
@@ -212,15 +306,33 @@ def save_frozen(modules: dict[str, nnx.Module], directory: epath.PathLike) -> No
         save_weights(folder / f"{name}.safetensors", nnx.to_pure_dict(nnx.state(module)))
 
 
-def load_frozen(task: tasks.Task, directory: epath.PathLike) -> dict[str, nnx.Module]:
-    """The frozen modules of a run directory or export."""
+def load_frozen(
+    task: tasks.Task, directory: epath.PathLike, layout: Layout = Layout(), check: bool = False
+) -> dict[str, nnx.Module]:
+    """The frozen modules of a run directory or export.
+
+    Args:
+      task: its task.
+      directory: where they are.
+      layout: where their arrays go.
+      check: refuse other modules than the config names.
+
+    Raises:
+      UserError: their files are missing or damaged, or ``check`` refuses them.
+    """
     modules = {}
     for name, module in nnx.eval_shape(lambda: task.frozen(None)).items():
         graph, state = nnx.split(module)
         path = epath.Path(directory) / FROZEN / f"{name}.safetensors"
         if name in task.training_only and not path.exists():
             continue
-        modules[name] = nnx.merge(graph, load_weights(path, nnx.to_pure_dict(state)))
+        tree = nnx.to_pure_dict(state)
+        weights = load_weights(path, tree, mapped=not layout.as_ever)
+        if check and (part := task.config.parts.get(name)) is not None:
+            _check_part(name, part, nnx.merge(graph, weights), directory)
+        if not layout.as_ever:
+            weights = place_weights(weights, layout.of_frozen(name, module))
+        modules[name] = nnx.merge(graph, weights)
     return modules
 
 
