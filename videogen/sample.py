@@ -8,17 +8,17 @@
 --out is a directory, or a file of one video (.mp4, .gif, .png) or of several (.npz). What the videos were made from
 stands beside them as JSON. --prompts=FILE has a prompt on each line.
 
-Several --prompt or --label flags give several videos, --count so many of each (of a generator that is told nothing: in
-all). With --story the prompts are one video: each holds for one window, in order. --frames beyond the training window
-slides it; --image animates a picture, --video is continued from its first --given frames. The same seed gives the same
-videos.
+Several --prompt or --label flags give several videos, --count so many of each. With --story the prompts are one video:
+each holds for one window, in order. --frames beyond the training window slides it; --image animates a picture, --video
+is continued from its first --given frames. The same seed gives the same videos. A killed command goes on where it
+stopped: finished batches stay in OUT.part/ until the end.
 
 A generator that was trained with config.tasks (--config=magvit) completes a window of --video by --task:
 frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,
 inpaint_central, inpaint_dynamic; conditional_prediction and conditional_generation may have a --prompt. inpaint,
 outpaint, interpolate and predict are short for inpaint_central, outpaint_central, interpolation and frame_prediction.
-Beside each sample stands side_by_side_*.mp4: the video, what was given of it, the sample. Given pixels are those of the
-video; with --nopaste they, too, are what the tokenizer makes of them.
+Beside each sample stands side_by_side_*.mp4: the video, what was given of it, the sample. With --nopaste given pixels,
+too, are what the tokenizer makes of them.
 """
 
 from absl import flags, logging
@@ -49,7 +49,9 @@ GUIDANCE = flags.DEFINE_float(
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
-TILE = flags.DEFINE_string("tile", None, "HEIGHTxWIDTH in pixels: decode large frames by tiles of this size.")
+TILE = flags.DEFINE_string(
+    "tile", None, "HEIGHTxWIDTH in pixels: decode large frames by overlapping tiles of this size."
+)
 SCALE = flags.DEFINE_integer("scale", 1, "Whole factor by which files are larger than the clips.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Directory for sample_*.mp4 and prompts.json; or a .mp4, .gif, .png, .npz file.")
 MESH = app.define_mesh()
@@ -77,42 +79,37 @@ def check_flags() -> None:
 def main() -> None:
     from videogen.inference.pictures import WRITERS
     from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
+    from videogen.runs.parts import Parts
     from videogen.tokenizers.tiling import read_tile
     from videogen.training.loading import load_for_command
 
     check_flags()
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
-    drawn = COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1))
-    check_single(OUT.value, drawn)
+    check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
-    how = {"seed": SEED.value, "sampler": sampler, "tile": read_tile(TILE.value) if TILE.value else None}
-    loaded = load_for_command(CHECKPOINT.value, MESH.value, drawn)
+    loaded = load_for_command(CHECKPOINT.value, MESH.value)
+    tile = read_tile(TILE.value) if TILE.value else None
     check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
-    compared = None
-    if loaded.text is not None and not (prompts or labels or TASK.value):
-        raise UserError("nothing to draw: give --prompt, or --task with --video")
-    if TASK.value:
-        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, paste=PASTE.value, **how)
-    else:
-        videos = draw_videos(
-            loaded,
-            prompts,
-            labels=labels,
-            count=COUNT.value,
-            story=STORY.value,
-            frames=FRAMES.value,
-            overlap=OVERLAP.value,
-            image=IMAGE.value,
-            video=VIDEO.value,
-            given=GIVEN.value,
-            **how,
-        )
     recorded = {"count": COUNT, "overlap": OVERLAP, "image": IMAGE, "video": VIDEO, "given": GIVEN, "task": TASK}
     recorded |= {"tile": TILE} | ({"paste": PASTE} if TASK.value else {})
     asked = {name: flag.value for name, flag in recorded.items()}
     said = {"seed": SEED.value, "story": STORY.value, "labels": labels, "asked": asked, "sampler": sampler}
-    for path in write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said):
+    if loaded.text is not None and not (prompts or labels or TASK.value):
+        raise UserError("nothing to draw: give --prompt, or --task with --video")
+    parts = Parts(OUT.value, {"prompts": prompts, "frames": FRAMES.value, **said, **loaded.key})
+    compared = None
+    if TASK.value:
+        settings = {"seed": SEED.value, "paste": PASTE.value, "sampler": sampler, "tile": tile}
+        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, **settings)
+    else:
+        flags_of_draw = {"count": COUNT, "story": STORY, "frames": FRAMES, "seed": SEED, "overlap": OVERLAP}
+        flags_of_draw |= {"image": IMAGE, "video": VIDEO, "given": GIVEN}
+        told = {name: flag.value for name, flag in flags_of_draw.items()}
+        videos = draw_videos(loaded, prompts, labels=labels, **told, sampler=sampler, tile=tile, keep=parts)
+    paths = write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said)
+    parts.remove()
+    for path in paths:
         logging.info("wrote %s", path)
 
 

@@ -84,3 +84,18 @@ def test_running_out_of_memory_is_a_result(run_command, tmp_path):
     assert plan["fits"] is False
     assert plan["bytes_per_chip"]["total"] > plan["hbm_bytes"]
     assert "DOES NOT FIT" in done.stdout
+
+
+@pytest.mark.slow
+def test_plan_for_the_devices_of_this_machine(run_command, tmp_path):
+    out = tmp_path / "plan.json"
+    done = run_command("plan", *TINY, "--config.parallel.mesh.fsdp=2", "--topology=local", f"--out={out}", devices=2)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(out.read_text())
+    assert plan["topology"] == "cpu:2" and plan["chips"] == 2 and plan["fits"]
+    assert plan["mesh"] == dict(zip(AXES, (1, 1, 2, 1, 1), strict=True))
+    memory = plan["bytes_per_chip"]
+    # Two moments for each parameter; float32 at this size.
+    assert memory["parameters"] > 0 and memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=0.01)
+    assert memory["total"] == pytest.approx(sum(size for kind, size in memory.items() if kind != "total"))
+    assert memory["total"] < plan["hbm_bytes"] and plan["seconds"]["step"] > 0

@@ -20,7 +20,9 @@ def runs(tmp_path_factory):
     config = tiny("tokenizer", "none")
     config.data.eval_batch_size = 4
     tokenizer = save_untrained(config, root / "tokenizer", ema=1.0)
-    return tokenizer, save_untrained(tiny("generator", "none"), root / "generator", ema=1.0)
+    config = tiny("generator", "none")
+    config.data.eval_batch_size = 4
+    return tokenizer, save_untrained(config, root / "generator", ema=1.0)
 
 
 def infer(run_python, runs, out: Path, mesh: dict[str, int]) -> tuple[dict, dict, bytes]:
@@ -59,3 +61,25 @@ def test_every_mesh_computes_what_one_device_does(run_python, runs, one_device, 
     for name, values in metrics.items():
         assert values == pytest.approx(measured[name], rel=1e-4), name
     assert codes == written
+
+
+@pytest.mark.slow
+def test_commands_share_batches_by_default_or_as_they_are_told(run_command, runs, tmp_path):
+    """The batch of four of the config: by default four devices share it, of two axes as told."""
+    prompts = [f"--prompt={prompt}" for prompt in ("a red circle moves left", "a", "b", "c", "a blue square")]
+    flags = [f"--checkpoint={runs[1]}", *prompts]
+    drawn = []
+    for devices, mesh in ((1, []), (4, []), (4, ["--mesh=data=2,tensor=2"])):
+        out = tmp_path / f"{len(drawn)}.npz"
+        done = run_command("sample", *flags, *mesh, f"--out={out}", devices=devices)
+        assert done.returncode == 0, done.stderr
+        drawn.append(np.load(out)["videos"])
+    assert drawn[0].shape == (5, 5, 8, 32, 3) and near(drawn[1], drawn[0]) and near(drawn[2], drawn[0])
+    assert sorted(path.name for path in tmp_path.glob("*.part")) == []
+    for mesh, words in (
+        ("data=x", "a mesh is written like data=4,fsdp=2"),
+        ("data=3", "needs 3 devices but there are 1"),
+    ):
+        done = run_command("sample", *flags, f"--mesh={mesh}", f"--out={tmp_path}/x.npz")
+        assert done.returncode == 2 and words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

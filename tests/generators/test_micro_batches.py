@@ -61,7 +61,7 @@ def in_parts(loss, count: int, known=None):
         (value, means), gradients = loss(rows, micro)
         return (value, gradients), means
 
-    results = [run(rows, i) for i, rows in enumerate(jnp.split(jnp.arange(BATCH), count))]
+    results = [run(rows, i) for i, rows in enumerate(MicroBatch.split(jnp.arange(BATCH), count))]
     return jax.tree.map(lambda *x: sum(x) / count, *results)
 
 

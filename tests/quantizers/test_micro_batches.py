@@ -54,19 +54,23 @@ def run(config: dict, count: int):
             (value, (quantized, means)), gradient = jax.value_and_grad(loss, has_aux=True)(part, weight, micro)
             return value, gradient, quantized, means
 
-        pairs = zip(jnp.split(z, count), jnp.split(weight, count), strict=True)
+        pairs = zip(MicroBatch.split(z, count), MicroBatch.split(weight, count), strict=True)
         return [one(*pair, i) for i, pair in enumerate(pairs)]
 
     known = jax.tree.map(lambda *means: sum(means) / count, *[means for *_, means in parts(None)])
     values, gradients, results, _ = zip(*parts(known if count > 1 else None), strict=True)
     sums = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [r.update_sums for r in results])
     before = jax.tree.map(jnp.array, nnx.state(quantizer))
-    quantizer.update(sums, jax.tree.map(lambda *x: jnp.concatenate(x), *[r.candidates for r in results]), key)
+
+    def join(*parts):
+        return MicroBatch.join(jnp.stack(parts), 8 // count)
+
+    quantizer.update(sums, jax.tree.map(join, *[r.candidates for r in results]), key)
     return {
         "value": sum(values) / count,
-        "gradient": jnp.concatenate(gradients) / count,
-        "ids": jnp.concatenate([r.indices for r in results]),
-        "codes": jnp.concatenate([r.latents for r in results]),
+        "gradient": join(*gradients) / count,
+        "ids": join(*[r.indices for r in results]),
+        "codes": join(*[r.latents for r in results]),
         "state": nnx.to_pure_dict(nnx.state(quantizer)),
         "before": nnx.to_pure_dict(before),
     }, known

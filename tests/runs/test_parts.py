@@ -36,12 +36,19 @@ def test_finished_batches_are_read_again_and_removed_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [("count", 5), ("seed", 1), ("protocol", "tasks")])
-def test_what_another_command_left_is_removed_with_a_word(tmp_path, caplog, name, value):
+def test_what_another_command_left_is_not_used_with_a_word(tmp_path, caplog, name, value):
     Parts(tmp_path / "x.json", KEY)("batch_0", lambda: batch(7))
     with caplog.at_level(logging.WARNING, logger="absl"):
         parts = Parts(tmp_path / "x.json", KEY | {name: value})
     assert f"x.json.part was left by a command with another {name}" in caplog.text
-    np.testing.assert_array_equal(parts("batch_0", lambda: batch(1))["videos"], batch(1)["videos"])
+    for _ in range(2):
+        np.testing.assert_array_equal(parts("batch_0", lambda: batch(1))["videos"], batch(1)["videos"])
+    assert parts.read == 1
+
+
+def test_a_command_that_is_refused_leaves_nothing(tmp_path):
+    Parts(tmp_path / "x.json", KEY).remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_batch_is_computed_again_and_one_that_fails_leaves_nothing(tmp_path):

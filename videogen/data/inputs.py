@@ -267,7 +267,8 @@ def check_batch(config: Any, mesh: Mapping[str, int]) -> None:
     Images are few beside videos: two groups of devices may compute the same ones.
 
     Raises:
-      UserError: a batch size is no multiple of replica × data × fsdp (of half of it, for images), or of ``accumulate``.
+      UserError: a batch size is no multiple of replica × data × fsdp × ``accumulate``; of images, of half of the first
+        three or of the last.
     """
     shards = math.prod(mesh[axis] for axis in BATCH_AXES)
     name = "buckets[{}]" if config.data.get("buckets") else "batch_size"
@@ -281,6 +282,11 @@ def check_batch(config: Any, mesh: Mapping[str, int]) -> None:
             )
         if size % config.accumulate:
             raise UserError(f"a batch of {size} (data.{key}) does not divide by accumulate = {config.accumulate}")
+        if key != "image_batch_size" and size % (config.accumulate * shards):
+            raise UserError(
+                f"data.{key} = {size} in {config.accumulate} micro-batches (accumulate) does not divide by the "
+                f"{shards} data-parallel devices; use a multiple of {config.accumulate * shards}"
+            )
 
 
 def share(size: int, mesh: Mesh) -> tuple[int, int]:

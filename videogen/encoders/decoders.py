@@ -82,13 +82,17 @@ class Decoder(Published):
         rope = rope or {}
         self.frequencies = tuple(frequencies(head_width, rope.get("rope_theta", 10_000.0), rope).tolist())
         self.embedding = Embedding(vocabulary_size, width, dtype=dtype, rngs=rngs)
-        attention = dict(heads=heads, key_value_heads=key_value_heads, head_width=head_width, qk_norm=None, bias=bias)
-        sections = dict(
-            attention=attention,
-            mlp={"hidden": hidden, "kind": "swiglu", "bias": mlp_bias},
+        section = dict(
+            width=width,
+            layers=layers,
+            heads=heads,
+            mlp_width=hidden,
             norm={"name": "rms", "epsilon": epsilon},
+            qk_norm=False,
+            attention=dict(key_value_heads=key_value_heads, head_width=head_width, bias=bias),
+            mlp={"kind": "swiglu", "bias": mlp_bias},
         )
-        self.transformer = build_transformer({"width": width, "layers": layers, **sections}, dtype=dtype, rngs=rngs)
+        self.transformer = build_transformer(section, dtype=dtype, rngs=rngs)
         shape = dict(axes=("embed", "vocabulary"), bias=False)
         self.head = None if tied else Linear(width, vocabulary_size, **shape, dtype=dtype, rngs=rngs)
 

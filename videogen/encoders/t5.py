@@ -99,15 +99,17 @@ class T5(Published):
         self.embedding = Embedding(config.vocabulary_size, config.width, dtype=dtype, rngs=rngs)
         shape = (config.layers if config.own_positions else 1, config.buckets, config.heads)
         self.position_bias = new_parameter(rngs, shape, ("layers", None, "heads"), truncated_normal(0.02))
-        heads = dict(heads=config.heads, head_width=config.head_width, qk_norm=None, scale=1.0)
-        sections = dict(
-            attention=heads,
-            mlp={"hidden": config.mlp_width, "kind": "geglu_tanh" if config.gated else "relu"},
+        section = dict(
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            mlp_width=config.mlp_width,
             norm={"name": "rms", "epsilon": config.epsilon},
+            qk_norm=False,
+            attention={"head_width": config.head_width, "scale": 1.0},
+            mlp={"kind": "geglu_tanh" if config.gated else "relu"},
         )
-        self.transformer = build_transformer(
-            {"width": config.width, "layers": config.layers, **sections}, dtype=dtype, rngs=rngs
-        )
+        self.transformer = build_transformer(section, dtype=dtype, rngs=rngs)
         lean(self)
 
     @classmethod

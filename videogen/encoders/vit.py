@@ -65,9 +65,12 @@ def tower(
     config = dict(
         width=width,
         layers=layers,
-        attention={"heads": heads, "qk_norm": None, "bias": bias, **(attention or {})},
-        mlp={"hidden": hidden, "kind": kind, "bias": True},
+        heads=heads,
+        mlp_width=hidden,
         norm={"name": "layer", "epsilon": epsilon},
+        qk_norm=False,
+        attention={"bias": bias, **(attention or {})},
+        mlp={"kind": kind, "bias": True},
     )
     return build_transformer(config, taps=taps, dtype=dtype, rngs=rngs)
 

@@ -20,6 +20,7 @@ from videogen.errors import UserError, near_matches
 from videogen.inference.pictures import WRITERS, write_arrays
 from videogen.shapes import Extension
 from videogen.tasks import VideoGenerator
+from videogen.tasks.base import Keep, compute_now
 from videogen.training.loading import Loaded
 
 Pixels = UInt8[np.ndarray, "videos time height width 3"]
@@ -50,8 +51,11 @@ def draw_videos(
     given: int | None = None,
     sampler: dict[str, Any] | None = None,
     tile: tuple[int, int] | None = None,
+    keep: Keep = compute_now,
 ) -> Pixels:
     """Draws ``count`` videos per prompt and label, or with ``story`` videos whose windows follow the prompts in order.
+
+    They are drawn in batches of ``data.eval_batch_size``; each depends on its place among all alone.
 
     Args:
       loaded: a generator stage.
@@ -67,6 +71,7 @@ def draw_videos(
       given: by default as many as the generator is always given, or about half a window.
       sampler: overrides of the config's sampler.
       tile: height and width in pixels of the tiles that large frames are decoded by; ``None``: as a whole.
+      keep: a finished batch passes through it (``runs.parts``).
     """
     generator = loaded.generator(sampler, tile)
     overlap = generator.default_overlap() if overlap is None else overlap
@@ -82,16 +87,23 @@ def draw_videos(
             raise UserError(f"give one label for all prompts or one for each, got {len(labels)} for {len(steps[0])}")
         told = [said | {"label": np.resize(numbers, examples)} for said in told]
     told = [{name: np.repeat(part, count, axis=0) for name, part in said.items()} for said in told]
-    first = None
+    shown, total = None, examples * count
     if image is not None or video is not None:
         given = 1 if image is not None else given or generator.given_frames or overlap
         generator.check_given(given)
         shown = read_clip(loaded, image or video, given, given)
-        first = np.repeat(shown[None], examples * count, axis=0)
-    bar = functools.partial(tqdm, unit="window", desc="drawing")
-    return generator.generate(
-        told, frames, seed, count=examples * count, overlap=overlap, first_frames=first, progress=bar
-    )
+    size, videos = min(loaded.config.data.eval_batch_size, total), []
+    for start in range(0, total, size):
+        # The last batch is filled up, so that one program serves all.
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        part = [{name: array[rows] for name, array in said.items()} for said in told]
+        bar = functools.partial(tqdm, unit="window", desc=f"drawing {start + 1} … {rows[-1] + 1} of {total}")
+        draw = functools.partial(generator.generate, part, frames, seed, count=size, first=start, overlap=overlap)
+        first = None if shown is None else np.repeat(shown[None], size, axis=0)
+        draw = functools.partial(draw, first_frames=first, progress=bar)
+        found = keep(f"samples_{start}", lambda draw=draw: {"videos": draw()})
+        videos.append(found["videos"][: total - start])
+    return np.concatenate(videos)
 
 
 def _name_unused(story: Sequence[str], generator: VideoGenerator, frames: int, overlap: int) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
+
+from videogen.parallel import constrain
 
 Mean = Callable[[Any], Any]
 """What maps means over the examples at hand to means over the whole batch."""
@@ -20,6 +22,9 @@ def whole(mean: Any) -> Any:
 
 class MicroBatch:
     """Which examples of a step's batch are at hand, and what is known of the others.
+
+    Of ``count`` micro-batches number n has the examples n, n + count, n + 2·count, …: each device that holds a row of
+    neighbouring examples has its share of every micro-batch, and none is sent to another.
 
     A loss that is a mean over examples needs nothing of this but ``keys``. One that is another function of means over
     the batch (an entropy of mean probabilities, a quotient of two sums) passes each of these means through ``mean``:
@@ -39,7 +44,7 @@ class MicroBatch:
 
     def places(self, size: int) -> Int[Array, "size"]:
         """The places in the whole batch of the ``size`` examples at hand."""
-        return self.number * size + jnp.arange(size)
+        return self.number + self.count * jnp.arange(size)
 
     def keys(self, key: jax.Array, size: int) -> jax.Array:
         """A random key for each of ``size`` examples, of its place in the whole batch."""
@@ -52,7 +57,22 @@ class MicroBatch:
     def rows(self, sampler: Callable[[int], Array], size: int) -> Array:
         """Of ``sampler(examples)`` for the whole batch the rows of the ``size`` examples at hand, where draws depend on
         one another, such as strata."""
-        return jax.lax.dynamic_slice_in_dim(sampler(self.count * size), self.number * size, size)
+        whole = sampler(self.count * size)
+        turns = whole.reshape(size, self.count, *whole.shape[1:])
+        return jax.lax.dynamic_index_in_dim(turns, self.number, axis=1, keepdims=False)
+
+    @staticmethod
+    def split(whole: Shaped[Array, "examples ..."], count: int) -> Shaped[Array, "count size ..."]:
+        """An array by examples in ``count`` micro-batches, in which the devices share the same examples as before."""
+        turns = whole.reshape(whole.shape[0] // count, count, *whole.shape[1:])
+        return constrain(jnp.moveaxis(turns, 1, 0), None, "batch", *(None,) * (whole.ndim - 1))
+
+    @staticmethod
+    def join(parts: Shaped[Array, "count rows ..."], size: int) -> Shaped[Array, "all ..."]:
+        """The inverse of ``split``, of arrays that have one or several rows for each of the ``size`` examples."""
+        count, rows, *rest = parts.shape
+        turns = jnp.moveaxis(parts.reshape(count, size, rows // size, *rest), 0, 1)
+        return turns.reshape(count * rows, *rest)
 
     def mean(self, value: Any) -> Any:
         """A pytree of means over these examples -> means over the whole batch, with the gradient of these examples.

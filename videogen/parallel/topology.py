@@ -8,9 +8,12 @@ and are printed with it.
 
 import dataclasses
 import importlib.util
+import json
 import math
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -27,7 +30,7 @@ class Chip:
     """One kind of accelerator; all rates are per chip.
 
     Attributes:
-      platform: ``tpu`` or ``gpu``.
+      platform: ``tpu``, ``gpu`` or ``cpu``.
       flops: peak bf16 FLOP/s.
       hbm_bytes: memory the compiler may use.
       hbm_bandwidth: bytes/s.
@@ -53,6 +56,9 @@ class Chip:
     devices: int = 1
 
 
+_CORES = os.cpu_count() or 1
+_MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 CHIPS = {
     "v4": Chip("tpu", 275e12, 30.75 * GIB, 1228e9, 50e9, 6.25e9, 128, 3, (16, 16, 16), 4),
     "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, 128, 2, (16, 16), 16),
@@ -62,6 +68,8 @@ CHIPS = {
     "a100": Chip("gpu", 312e12, 80e9, 2039e9, 300e9, 25e9),
     "h100": Chip("gpu", 989e12, 80e9, 3350e9, 450e9, 50e9),
     "h200": Chip("gpu", 989e12, 141e9, 4800e9, 450e9, 50e9),
+    # This machine, whose rates are not published: 16 float32 products and sums a cycle and core at 2 GHz, 20 GB/s.
+    "cpu": Chip("cpu", _CORES * 64e9, _MACHINE_BYTES, 20e9, 20e9, 20e9),
 }
 GPUS_PER_NODE = 8
 GPU_LIMITS = {
@@ -100,6 +108,11 @@ class Topology:
         return self.chips * self.chip.devices
 
     @property
+    def chip_bytes(self) -> float:
+        """Memory of a chip; devices of a CPU share the machine's."""
+        return self.chip.hbm_bytes / (self.chips if self.chip.platform == "cpu" else 1)
+
+    @property
     def wrap(self) -> tuple[bool, ...]:
         """Which axes of a slice are rings."""
         return tuple(self.chip.wraps > 0 and size % self.chip.wraps == 0 for size in self.shape)
@@ -109,7 +122,7 @@ class Topology:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """Reads ``v5p:4x4x4``, ``v6e:16x16`` or ``h100:64``.
+    """Reads ``v5p:4x4x4``, ``v6e:16x16``, ``h100:64`` or ``cpu:1`` (so many devices that share this machine).
 
     Args:
       text: chip and shape.
@@ -135,7 +148,9 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
             raise UserError("--slices is for TPUs; a GPU topology counts all GPUs, e.g. h100:64")
         if shape[0] > GPUS_PER_NODE and shape[0] % GPUS_PER_NODE:
             raise UserError(f"GPUs come in nodes of {GPUS_PER_NODE}; {text} is no multiple of that")
-    elif any(size > most for size, most in zip(sorted(shape), sorted(chip.largest), strict=True)):
+    elif chip.platform == "tpu" and any(
+        size > most for size, most in zip(sorted(shape), sorted(chip.largest), strict=True)
+    ):
         largest = "x".join(map(str, chip.largest))
         raise UserError(f"the largest {name} slice is {largest}; use several with --slices, got {text!r}")
     return Topology(name, shape, slices)
@@ -147,6 +162,8 @@ def require_compiler(topology: Topology) -> None:
     Raises:
       UserError: with the command that installs it.
     """
+    if topology.chip.platform == "cpu":
+        return
     tpu = topology.chip.platform == "tpu"
     package, extra = ("libtpu", "tpu") if tpu else ("jax_cuda12_plugin", "cuda")
     if importlib.util.find_spec(package) is None:
@@ -161,7 +178,39 @@ def absent_devices(topology: Topology) -> list[jax.Device]:
       UserError: the compiler of that platform is not installed, or cannot lay out the slice.
     """
     require_compiler(topology)
+    if topology.chip.platform == "cpu":
+        return jax.devices("cpu")[: topology.chips]
     return _tpu_devices(topology) if topology.chip.platform == "tpu" else _gpu_devices(topology)
+
+
+_LOOK = """
+import json, jax
+devices = jax.devices()
+shape = [max(axis) + 1 for axis in zip(*(getattr(d, "coords", (0,)) for d in devices))]
+print(json.dumps([devices[0].platform, devices[0].device_kind, len(devices), shape]))
+"""
+
+
+def local_topology() -> str:
+    """The devices of this machine as ``parse_topology`` reads them; a process of its own looks for them, and leaves
+    them free.
+
+    Raises:
+      UserError: they cannot be reached, or no plan knows their rates.
+    """
+    found = subprocess.run([sys.executable, "-c", _LOOK], capture_output=True, text=True)
+    if found.returncode:
+        reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"the devices of this machine cannot be reached: {reason}")
+    platform, kind, count, shape = json.loads(found.stdout.splitlines()[-1])
+    if platform == "cpu":
+        return f"cpu:{count}"
+    name = next((name for begins, name in KINDS.items() if kind.startswith(begins)), None)
+    if name is None:
+        raise UserError(f"no plan knows the chip {kind!r} of this machine; name a similar one: {', '.join(CHIPS)}")
+    if CHIPS[name].platform == "gpu":
+        return f"{name}:{count}"
+    return f"{name}:{'x'.join(map(str, shape[: CHIPS[name].dimensions]))}"
 
 
 def _tpu_devices(topology: Topology) -> list[jax.Device]:

@@ -33,7 +33,7 @@ def plan_of(compiled: Compiled, topology: Topology, config: Any, assumed: list[s
     """
     chip = topology.chip
     module = parse(compiled.hlo) if compiled.hlo else None
-    available = compiled.available * chip.devices if compiled.available else chip.hbm_bytes
+    available = compiled.available * chip.devices if compiled.available else topology.chip_bytes
     plan = {
         "topology": str(topology),
         "slices": topology.slices,
@@ -95,9 +95,9 @@ def _times(timed: Estimate | None, compiled: Compiled, topology: Topology, steps
 
 def _assumptions(topology: Topology, compiled: Compiled) -> list[str]:
     chip = topology.chip
-    link = "link" if chip.platform == "tpu" else "GPU inside a node"
+    link = "GPU inside a node" if chip.platform == "gpu" else "link"
     peaks = (
-        f"peak rates per chip: {chip.flops / 1e12:.0f} TFLOP/s bf16, memory {chip.hbm_bandwidth / 1e9:.0f} GB/s, "
+        f"peak rates per chip: {chip.flops / 1e12:.4g} TFLOP/s bf16, memory {chip.hbm_bandwidth / 1e9:.0f} GB/s, "
         f"{chip.link_bandwidth / 1e9:.0f} GB/s per {link} and direction, {chip.dcn_bandwidth / 1e9:.2f} GB/s to others"
     )
     lines = [

@@ -176,7 +176,7 @@ def compile_for(config: Any, request: Request) -> Compiled:
         with (folder / "log").open("w") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(folder)],
-                env=_environment(folder),
+                env=_environment(folder, parse_topology(request.topology, request.slices)),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -188,12 +188,14 @@ def compile_for(config: Any, request: Request) -> Compiled:
         return _read(folder, request, started)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, topology: Topology) -> dict[str, str]:
     # Kernels for GPUs are tuned by timing them, which needs one; library calls are not.
     flags = (
         f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_train_step "
         "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
     )
+    if topology.chip.platform == "cpu":
+        flags += f" --xla_force_host_platform_device_count={topology.devices}"
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

@@ -128,7 +128,7 @@ def choose(config: Any, topology: Topology) -> list[Candidate]:
         for frozen in FROZEN_LAYOUTS if run.frozen and mesh["fsdp"] > 1 else FROZEN_LAYOUTS[:1]:
             held = held_bytes(run, topology, mesh, frozen)
             every += [estimated(held, topology, mesh, remat, frozen, surveys) for remat in surveys]
-    fitting = [c for c in every if c.memory * MARGIN <= topology.chip.hbm_bytes / topology.chip.devices]
+    fitting = [c for c in every if c.memory * MARGIN <= topology.chip_bytes / topology.chip.devices]
     logging.info(
         "%d layouts, %d of them should fit; compiling the best %d", len(every), len(fitting), min(COMPILED, len(every))
     )

@@ -19,7 +19,7 @@ class Parts:
     """The folder ``OUT.part`` of a command that writes ``OUT``: a .npz file for each finished batch.
 
     Called with the name of a batch and what computes it, it gives the arrays, from the file where there is one. What
-    another command has left there is removed with a warning.
+    another command has left there is named in a warning and not used.
 
     Args:
       out: the output of the command.
@@ -29,17 +29,18 @@ class Parts:
     def __init__(self, out: epath.PathLike, key: Mapping[str, Any]):
         out = epath.Path(out)
         self.folder, self.read = out.parent / f"{out.name}.part", 0
-        key = json.loads(json.dumps(key))
-        if self.folder.exists() and (found := self._found()) != key:
-            changed = [name for name in key if name not in found or found[name] != key[name]]
+        self._key, self._ready = json.loads(json.dumps(key)), False
+        if not self.folder.exists():
+            return
+        found = self._found()
+        self._ready = found == self._key
+        if not self._ready:
+            changed = [name for name, value in self._key.items() if name not in found or found[name] != value]
             logging.warning(
-                "%s was left by a command with another %s; it is removed, and all is computed anew",
+                "%s was left by a command with another %s; it is not used, and replaced",
                 self.folder,
                 changed[0] if changed else "key",
             )
-            self.folder.rmtree()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / KEY, json.dumps(key) + "\n")
 
     def _found(self) -> dict[str, Any]:
         try:
@@ -57,6 +58,8 @@ class Parts:
         """
         path = self.folder / f"{name}.npz"
         try:
+            if not self._ready:
+                raise FileNotFoundError(path)
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 found = dict(arrays)
             self.read += 1
@@ -65,14 +68,26 @@ class Parts:
             pass  # not there, or damaged: computed again
         arrays, content = {key: np.asarray(array) for key, array in compute().items()}, io.BytesIO()
         np.savez(content, **arrays)
+        self._make_folder()
         # Under another name first: a reader never sees half a file.
         unfinished = self.folder / f"{name}.unfinished"
         unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
         return arrays
 
+    def _make_folder(self) -> None:
+        """Made with the first batch: a command that is refused leaves nothing behind."""
+        if self._ready:
+            return
+        if self.folder.exists():
+            self.folder.rmtree()
+        self.folder.mkdir(parents=True)
+        replace_text(self.folder / KEY, json.dumps(self._key) + "\n")
+        self._ready = True
+
     def remove(self) -> None:
         """Removes the folder, once the output is written; says how much of it was used."""
         if self.read:
             logging.info("%d batches were finished by an earlier start", self.read)
-        self.folder.rmtree()
+        if self._ready:
+            self.folder.rmtree()

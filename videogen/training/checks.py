@@ -211,7 +211,7 @@ def check_memory(state: State, placement: State, batch: Any) -> None:
     Raises:
       UserError: says how much is needed and how much there is.
     """
-    available = _memory_of_a_device()
+    available = memory_of_a_device()
     if (needed := sum(jax.tree.leaves(jax.tree.map(_bytes, state, placement)))) > available:
         raise UserError(
             f"parameters and optimizer state need {_size(needed)} on each device, which has {_size(available)}; "
@@ -247,7 +247,7 @@ def _bytes(array: Any, sharding: Any) -> int:
     return math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
-def _memory_of_a_device() -> float:
+def memory_of_a_device() -> float:
     """Bytes; virtual CPU devices share the machine's memory."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None

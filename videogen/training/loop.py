@@ -27,7 +27,8 @@ from videogen.runs.goodput import Goodput
 from videogen.runs.profiling import Profiler
 from videogen.runs.records import MetricsWriter, Progress
 from videogen.runs.stops import Interrupted, NotFinite, NotWritten, storage_errors
-from videogen.training.checks import check_config
+from videogen.training.checks import check_config, memory_of_a_device
+from videogen.training.memory import check_program, memory_errors
 from videogen.training.start import Start, batch_shapes, prepare
 from videogen.training.state import State, averaged, new_state, parameter_count, place_frozen
 from videogen.training.warm_start import with_weights
@@ -106,6 +107,7 @@ def train(config: Any, workdir: epath.PathLike, profile: tuple[int, int] | None 
       Interrupted: SIGTERM or a preemption notice; the state is saved.
       NotFinite: NaN or infinity; the state before it is saved.
       NotWritten: the run directory is full or read-only; the last good checkpoint is still there.
+      OutOfMemory: the memory of a device is used up; the last checkpoint is still there.
     """
     workdir = epath.Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -114,6 +116,7 @@ def train(config: Any, workdir: epath.PathLike, profile: tuple[int, int] | None 
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.stall_seconds)))
         start = prepare(config, workdir)
         stack.enter_context(start.claimed())
+        stack.enter_context(memory_errors(start.held, config, start.mesh, memory_of_a_device()))
         frozen = place_frozen(start.frozen, start.mesh, config.parallel.frozen)
         stack.enter_context(jax.set_mesh(start.mesh))
         policy = KeepLastAndBest(config.checkpoint.keep, config.checkpoint.keep_best.mode)
@@ -193,6 +196,7 @@ def _loop(run: Run, pipeline: Any, termination: Termination, profiler: Profiler)
                 with run.waiting("compile", step):
                     traced = start.traced.pop(shapes, None) or start.step.trace(run.state, frozen_state, batch)
                     programs[shapes] = Program(traced.lower().compile(), flops.count(traced.jaxpr).model)
+                    check_program(programs[shapes].step, start.held, config, start.mesh, memory_of_a_device())
                     wait_for_all()
             program = programs[shapes]
             with profiler.step(step, run.state):

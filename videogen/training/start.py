@@ -32,6 +32,7 @@ from videogen.runs.checkpoints import abstract_state
 from videogen.runs.stops import storage_errors
 from videogen.training.checks import building, check_config, check_held_out, check_memory, check_same_everywhere
 from videogen.training.loading import holds_frozen, load, load_frozen, new_frozen, save_frozen
+from videogen.training.memory import held
 from videogen.training.state import (
     State,
     Structure,
@@ -73,6 +74,7 @@ class Start:
       evaluated: the held-out clips that are evaluated during training.
       step: the train step ``(state, frozen arrays, batch) -> (state, metrics)``, to be traced.
       traced: the step traced for batches of the largest bucket, by the shapes of such a batch.
+      held: bytes that state, frozen modules and a batch take on one device, by kind (``memory.held``).
     """
 
     config: Any
@@ -90,6 +92,7 @@ class Start:
     evaluated: HeldOut
     step: Any
     traced: dict[Any, Any]
+    held: dict[str, float]
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -169,7 +172,15 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
         evaluated,
         step,
         traced,
+        _held(config, mesh, shapes, placement, frozen, batch),
     )
+
+
+def _held(
+    config: Any, mesh: Mesh, shapes: State, placement: State, frozen: dict[str, nnx.Module], batch: Any
+) -> dict[str, float]:
+    arrays = {name: nnx.to_pure_dict(nnx.state(module)) for name, module in frozen.items()}
+    return held(shapes, placement, arrays, frozen_shardings(frozen, mesh, config.parallel.frozen), batch)
 
 
 def _trace(

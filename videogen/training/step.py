@@ -164,10 +164,10 @@ class _Groups:
         return means
 
     def whole(self, state: State, frozen: dict, batch: dict, key: jax.Array) -> tuple[dict, Outcome]:
-        """Gradients and findings of the whole batch: means of gradients and metrics, sums, and rows end to end."""
+        """Gradients and findings of the whole batch: means of gradients and metrics, sums, and rows in their order."""
         if self.count == 1:
             return self.gradients(state, frozen, batch, key)
-        batches = jax.tree.map(lambda x: x.reshape(self.count, x.shape[0] // self.count, *x.shape[1:]), batch)
+        batches = jax.tree.map(lambda x: MicroBatch.split(x, self.count), batch)
         scanned = (batches, jnp.arange(self.count))
 
         def mean(total: Any) -> Any:
@@ -185,8 +185,17 @@ class _Groups:
             return (grads, found.metrics, found.sums), found.rows
 
         (grads, metrics, sums), rows = _sum_over(body, scanned)
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        sizes = [len(jax.tree.leaves(part)[0]) // self.count for part in parts(batch)]
+        rows = {group: self._joined(by_part, sizes) for group, by_part in rows.items()}
         return mean(grads), Outcome(mean(metrics), {}, sums, rows)
+
+    @staticmethod
+    def _joined(rows: dict[str, Any], sizes: Sequence[int]) -> dict[str, Any]:
+        """The rows of all micro-batches in the order of the batch; by part, of which each has so many examples."""
+        return {
+            f"part_{i}": jax.tree.map(lambda x, size=size: MicroBatch.join(x, size), rows[f"part_{i}"])
+            for i, size in enumerate(sizes)
+        }
 
 
 def hand_over(examples: Sequence[tuple[dict[str, Any], int]], outcome: Outcome) -> None:
