@@ -4,7 +4,8 @@
         --source=video_folder --path=my_videos [--clips=1000] [--windows=4]
 
 Train on it with --config.data.source.name=tokens --config.data.source.path=cache. The cache is keyed by the hash of
-the tokenizer's weights; a generator of another tokenizer refuses it.
+the tokenizer's weights; a generator of another tokenizer refuses it. A killed command goes on where it stopped:
+finished batches stay in OUT.part/ until the end.
 """
 
 from absl import flags, logging
@@ -25,14 +26,20 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def main() -> None:
-    from videogen.inference.caching import write_token_cache
+    from videogen.inference.caching import remove_unfinished, write_token_cache
+    from videogen.runs.parts import Parts
     from videogen.training.loading import load_for_command
 
     source = {"name": SOURCE.value} if SOURCE.value else None
     if PATH.value:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
     loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
-    count = write_token_cache(loaded, OUT.value, source, CLIPS.value, BATCH_SIZE.value, WINDOWS.value)
+    asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value, "windows": WINDOWS.value}
+    parts = Parts(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
+    if parts.found:
+        remove_unfinished(OUT.value)
+    count = write_token_cache(loaded, OUT.value, source, **asked, keep=parts)
+    parts.remove()
     logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, loaded.hash[:12])
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from configs import phenaki
 
+from videogen.configs import phenaki
 from videogen.data.inputs import check_batch
 from videogen.errors import UserError
 

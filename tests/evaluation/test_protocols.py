@@ -3,12 +3,12 @@
 import dataclasses
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.training_configs import tiny
+from videogen import tasks
 from videogen.data import SampleError, inputs
 from videogen.data.inputs import build_source, held_out
 from videogen.data.shapes_source import ShapesSource
@@ -118,7 +118,7 @@ def test_sizes_that_cannot_be_are_one_line(loaded, clip, message):
 def test_a_generator_has_clips_of_one_size(tmp_path):
     config = tiny(task="generator")
     with pytest.raises(UserError, match="--clip is for tokenizers"):
-        protocols.use_test_set(Loaded(tmp_path, config, SimpleNamespace(draws=True), {}, 0), None, None, "7x32x32")
+        protocols.use_test_set(Loaded(tmp_path, config, tasks.class_of(config), {}, 0), None, None, "7x32x32")
 
 
 def test_untracked_files_do_not_mark_the_commit():

@@ -13,7 +13,8 @@ from videogen.configs import larp, phenaki, tokenbridge, videodit
 from videogen.data.inputs import clip_of
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
-from videogen.inference.caching import write_token_cache
+from videogen.inference.caching import remove_unfinished, write_token_cache
+from videogen.runs.parts import Parts
 from videogen.tasks import GeneratorTask
 from videogen.training.loading import Loaded
 
@@ -109,3 +110,49 @@ def test_several_windows_are_drawn_from_each_video_and_more_clips_than_there_are
     first = data.build({"name": "tokens", "path": str(tmp_path / "first")}, clip=clip, seed=0, split="train")
     for i in range(2):
         np.testing.assert_array_equal(first[i]["tokens/video"], cache[i]["tokens/video"])
+
+
+def test_a_killed_command_goes_on_with_the_clip_it_was_at(tmp_path):
+    run = tokenizer_run(tmp_path, tasks.build(generator_config("masked")))
+    source, arguments = {"name": "shapes"}, {"clips": 5, "batch_size": 2}
+    write_token_cache(run, tmp_path / "whole", source, **arguments)
+
+    def write(batches: int) -> None:
+        """Writes the cache, and is killed after so many batches of its own."""
+        parts, done = Parts(tmp_path / "cache", {"clips": 5}), []
+
+        def keep(name, compute):
+            def counted():
+                if len(done) == batches:
+                    raise KeyboardInterrupt
+                done.append(name)
+                return compute()
+
+            return parts(name, counted)
+
+        if parts.found:
+            remove_unfinished(tmp_path / "cache")
+        assert write_token_cache(run, tmp_path / "cache", source, **arguments, keep=keep) == 5
+        assert len(done) == batches
+        parts.remove()
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            write(1)
+    write(1)  # of three batches the last
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == files
+    for name in files:
+        assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "cache.part").exists()
+
+
+def test_only_what_a_killed_command_left_is_removed(tmp_path):
+    for name in ("video.bin", "notes.txt"):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache" / name).write_text("x")
+    remove_unfinished(tmp_path / "cache")
+    assert (tmp_path / "cache" / "notes.txt").exists()
+    (tmp_path / "cache" / "notes.txt").unlink()
+    remove_unfinished(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

@@ -1,5 +1,7 @@
 """Writing token caches with a trained tokenizer."""
 
+import functools
+import json
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from videogen.data.tokens import TokenWriter
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_video
+from videogen.tasks.base import Keep, compute_now
 from videogen.tokens import Tokens
 from videogen.training.loading import Loaded
 
@@ -27,6 +30,7 @@ def write_token_cache(
     clips: int | None,
     batch_size: int,
     windows: int = 1,
+    keep: Keep = compute_now,
 ) -> int:
     """Encodes the training split of a source, in order, into a token cache, on the mesh that the tokenizer lies on.
 
@@ -37,6 +41,7 @@ def write_token_cache(
       clips: number of clips; ``None`` takes every window of every sample of the source.
       batch_size: clips encoded at a time.
       windows: clips drawn from each sample, at random places; all samples come before any comes again.
+      keep: a finished batch passes through it (``runs.parts``).
 
     Returns:
       The number of clips written.
@@ -69,25 +74,49 @@ def write_token_cache(
     }
     written = 0
     layout = model.layout(VideoShape(clip.frames, clip.height, clip.width))
-    with TokenWriter(out, layout, meta) as writer, tqdm(total=total, unit="clip") as bar:
-        pending: list[dict[str, Any]] = []
-        for index in range(total):
+
+    def batch(start: int) -> dict[str, np.ndarray]:
+        """The readable clips of those from ``start`` on: their arrays, captions and labels."""
+        samples = []
+        for index in range(start, min(start + batch_size, total)):
             try:
-                pending.append(_window(reader, index % len(reader), index // len(reader)))
+                samples.append(_window(reader, index % len(reader), index // len(reader)))
             except data.SampleError as error:
                 tqdm.write(f"skipped {error}")
-            if pending and (len(pending) == batch_size or index == total - 1):
-                # The last batch is padded so that one program serves all.
-                video = np.stack([s["video"] for s in pending] + [pending[-1]["video"]] * (batch_size - len(pending)))
-                with inside(mesh):
-                    arrays = _arrays(encode(state, spread(padded(video, mesh), mesh)))
-                for row, sample in enumerate(pending):
-                    tokens = {name: array[row] for name, array in arrays.items()}
-                    writer.write(tokens, sample["caption"], sample.get("label"))
-                written += len(pending)
-                bar.update(len(pending))
-                pending = []
+        if not samples:
+            return {TOLD: _packed([])}
+        # Filled up, so that one program serves all.
+        video = np.stack([s["video"] for s in samples] + [samples[-1]["video"]] * (batch_size - len(samples)))
+        with inside(mesh):
+            arrays = _arrays(encode(state, spread(padded(video, mesh), mesh)))
+        told = [[sample["caption"], sample.get("label")] for sample in samples]
+        return {name: array[: len(samples)] for name, array in arrays.items()} | {TOLD: _packed(told)}
+
+    with TokenWriter(out, layout, meta) as writer, tqdm(total=total, unit="clip") as bar:
+        for start in range(0, total, batch_size):
+            arrays = dict(keep(f"clips_{start}", functools.partial(batch, start)))
+            told = json.loads(arrays.pop(TOLD).tobytes())
+            for row, (caption, label) in enumerate(told):
+                writer.write({name: array[row] for name, array in arrays.items()}, caption, label)
+            written += len(told)
+            bar.update(min(batch_size, total - start))
     return written
+
+
+TOLD = "told"
+"""Of a batch: caption and label of every clip, as JSON."""
+
+
+def _packed(told: list[list[Any]]) -> np.ndarray:
+    told = [[caption, None if label is None else int(label)] for caption, label in told]
+    return np.frombuffer(json.dumps(told).encode(), np.uint8)
+
+
+def remove_unfinished(directory: epath.PathLike) -> None:
+    """Removes what a killed ``write_token_cache`` has left: a directory of unfinished files and nothing else."""
+    directory = epath.Path(directory)
+    if directory.is_dir() and all(path.name.endswith((".bin", ".draft")) for path in directory.iterdir()):
+        directory.rmtree()
 
 
 def _arrays(tokens: Tokens) -> dict[str, np.ndarray]:

@@ -42,6 +42,11 @@ class Parts:
                 changed[0] if changed else "key",
             )
 
+    @property
+    def found(self) -> bool:
+        """Whether an earlier start of the same command has left batches."""
+        return self._ready
+
     def _found(self) -> dict[str, Any]:
         try:
             found = json.loads((self.folder / KEY).read_text())
