@@ -6,7 +6,7 @@
 for a tokenizer's clips.
 
 A killed evaluation goes on where it stopped when the same command is started again: batches that are finished stay in
-FILE.json.part/ until the end.
+FILE.json.parts/ until the end.
 
 Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
 judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and

@@ -11,7 +11,7 @@ stands beside them as JSON. --prompts=FILE has a prompt on each line.
 Several --prompt or --label flags give several videos, --count so many of each. With --story the prompts are one video:
 each holds for one window, in order. --frames beyond the training window slides it; --image animates a picture, --video
 is continued from its first --given frames. The same seed gives the same videos. A killed command goes on where it
-stopped: finished batches stay in OUT.part/ until the end.
+stopped: finished batches stay in OUT.parts/ until the end.
 
 A generator that was trained with config.tasks (--config=magvit) completes a window of --video by --task:
 frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,

@@ -5,7 +5,7 @@
 
 Train on it with --config.data.source.name=tokens --config.data.source.path=cache. The cache is keyed by the hash of
 the tokenizer's weights; a generator of another tokenizer refuses it. A killed command goes on where it stopped:
-finished batches stay in OUT.part/ until the end.
+finished batches stay in OUT.parts/ until the end.
 """
 
 from absl import flags, logging

@@ -75,7 +75,7 @@ def test_commands_share_batches_by_default_or_as_they_are_told(run_command, runs
         assert done.returncode == 0, done.stderr
         drawn.append(np.load(out)["videos"])
     assert drawn[0].shape == (5, 5, 8, 32, 3) and near(drawn[1], drawn[0]) and near(drawn[2], drawn[0])
-    assert sorted(path.name for path in tmp_path.glob("*.part")) == []
+    assert sorted(path.name for path in tmp_path.glob("*.parts")) == []
     for mesh, words in (
         ("data=x", "a mesh is written like data=4,fsdp=2"),
         ("data=3", "needs 3 devices but there are 1"),

@@ -164,7 +164,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(loaded, tmp_path):
     assert record["metrics"] == whole["metrics"] and len(set(computed)) == 6
     for name, clips in pictures.items():
         np.testing.assert_array_equal(again[name], clips)
-    assert not (tmp_path / "x.json.part").exists()
+    assert not (tmp_path / "x.json.parts").exists()
 
 
 def test_the_key_of_an_evaluation_is_of_weights_and_settings(loaded):

@@ -144,7 +144,7 @@ def test_a_killed_command_goes_on_with_the_clip_it_was_at(tmp_path):
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == files
     for name in files:
         assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not (tmp_path / "cache.part").exists()
+    assert not (tmp_path / "cache.parts").exists()
 
 
 def test_only_what_a_killed_command_left_is_removed(tmp_path):

@@ -40,7 +40,7 @@ def test_what_another_command_left_is_not_used_with_a_word(tmp_path, caplog, nam
     Parts(tmp_path / "x.json", KEY)("batch_0", lambda: batch(7))
     with caplog.at_level(logging.WARNING, logger="absl"):
         parts = Parts(tmp_path / "x.json", KEY | {name: value})
-    assert f"x.json.part was left by a command with another {name}" in caplog.text
+    assert f"x.json.parts was left by a command with another {name}" in caplog.text
     for _ in range(2):
         np.testing.assert_array_equal(parts("batch_0", lambda: batch(1))["videos"], batch(1)["videos"])
     assert parts.read == 1
@@ -54,7 +54,7 @@ def test_a_command_that_is_refused_leaves_nothing(tmp_path):
 def test_a_damaged_batch_is_computed_again_and_one_that_fails_leaves_nothing(tmp_path):
     parts = Parts(tmp_path / "x.json", KEY)
     parts("batch_0", lambda: batch(1))
-    path = tmp_path / "x.json.part" / "batch_0.npz"
+    path = tmp_path / "x.json.parts" / "batch_0.npz"
     path.write_bytes(path.read_bytes()[:50])
     np.testing.assert_array_equal(parts("batch_0", lambda: batch(2))["videos"], batch(2)["videos"])
     with pytest.raises(ZeroDivisionError):

@@ -16,7 +16,7 @@ KEY = "key.json"
 
 
 class Parts:
-    """The folder ``OUT.part`` of a command that writes ``OUT``: a .npz file for each finished batch.
+    """The folder ``OUT.parts`` of a command that writes ``OUT``: a .npz file for each finished batch.
 
     Called with the name of a batch and what computes it, it gives the arrays, from the file where there is one. What
     another command has left there is named in a warning and not used.
@@ -28,7 +28,7 @@ class Parts:
 
     def __init__(self, out: epath.PathLike, key: Mapping[str, Any]):
         out = epath.Path(out)
-        self.folder, self.read = out.parent / f"{out.name}.part", 0
+        self.folder, self.read = out.parent / f"{out.name}.parts", 0
         self._key, self._ready = json.loads(json.dumps(key)), False
         if not self.folder.exists():
             return
