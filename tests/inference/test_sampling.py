@@ -183,4 +183,4 @@ def test_drawing_shows_a_bar_over_the_windows(capsys):
     run = loaded()
     run.generator = lambda sampler, tile: Stub()
     assert draw_videos(run, [], seed=0, frames=9).shape[1] == 9
-    assert "drawing: 100%" in capsys.readouterr().err
+    assert "drawing 1 … 1 of 1: 100%" in capsys.readouterr().err
