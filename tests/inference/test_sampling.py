@@ -21,7 +21,7 @@ from videogen.inference.sampling import draw_videos, encode_prompts, read_clip, 
 
 def loaded(source="video_folder", fps=10.0, frame_rate=None, side=32):
     clip = {"frames": 9, "height": side, "width": side, "fps": fps}
-    data = {"source": {"name": source}, "clip": clip, "frame_rate": frame_rate}
+    data = {"source": {"name": source}, "clip": clip, "frame_rate": frame_rate, "eval_batch_size": 4}
     config = ConfigDict({"data": data, "sampler": {"name": "maskgit", "steps": 24, "guidance_scale": 2.0}})
     return SimpleNamespace(config=config, text=ByteTokenizer(8), directory="run", step=3, hash="abc")
 
