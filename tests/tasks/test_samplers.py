@@ -135,8 +135,14 @@ def test_prompts_of_a_story_that_have_no_window_are_named(monkeypatch, caplog):
     task = tasks.build(config("masked"))
     drawn = {}
     generator = tasks.VideoGenerator(task, {})
-    monkeypatch.setattr(generator, "generate", lambda story, frames, seed, **rest: drawn.update(story=story))
+
+    def generate(story, frames, seed, **rest):
+        drawn.update(story=story)
+        return np.zeros((1, frames, 2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(generator, "generate", generate)
     loaded = types.SimpleNamespace(
+        config=task.config,
         generator=lambda sampler, tile: generator,
         text=types.SimpleNamespace(encode=encode, is_cut=lambda prompt: False),
     )
