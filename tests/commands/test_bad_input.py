@@ -14,7 +14,7 @@ FEW = ["--config.steps=1", "--config.data.batch_size=2"]
         ([TOKENIZER, "--unknown_flag=3"], ["unknown_flag"]),
         (["--config=phenaki:stage=tokeniser"], ["tokeniser", "did you mean 'tokenizer'"]),
         (["--config=phenaki:size=hugo"], ["unknown size 'hugo'", "debug"]),
-        (["--config=phenaky"], ["phenaky.py"]),
+        (["--config=phenaky"], ["no config 'phenaky'", "did you mean 'phenaki'"]),
         ([TOKENIZER, "--config.data.clip.frames=8"], ["1 + 2·k frames", "use 7 or 9"]),
         ([TOKENIZER, "--config.data.clip.height=30"], ["height 30", "use 28 or 32"]),
         ([TOKENIZER, "--config.data.source.name=shape"], ["unknown source 'shape'", "did you mean 'shapes'"]),
