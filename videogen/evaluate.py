@@ -46,7 +46,7 @@ flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 def main() -> None:
     from videogen.evaluation.protocols import evaluate, use_test_set
     from videogen.inference.pictures import write_pictures
-    from videogen.runs.parts import Parts
+    from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
     loaded = load_for_command(CHECKPOINT.value, MESH.value)
@@ -61,12 +61,12 @@ def main() -> None:
             loaded.config.sampler[name] = flag.value
     other = use_test_set(loaded, SOURCE.value, PATH.value, CLIP.value)
     asked = {"protocol": PROTOCOL.value, "count": COUNT.value, "seed": SEED.value, "other": other}
-    parts = Parts(OUT.value, {"command": "evaluate", **asked, **loaded.key})
-    record, pictures = evaluate(loaded, *asked.values(), parts)
+    finished = FinishedBatches(OUT.value, {"command": "evaluate", **asked, **loaded.key})
+    record, pictures = evaluate(loaded, *asked.values(), finished)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))
-    parts.remove()
+    finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
     logging.info("wrote %s", OUT.value)
 

@@ -79,7 +79,7 @@ def check_flags() -> None:
 def main() -> None:
     from videogen.inference.pictures import WRITERS
     from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
-    from videogen.runs.parts import Parts
+    from videogen.runs.finished import FinishedBatches
     from videogen.tokenizers.tiling import read_tile
     from videogen.training.loading import load_for_command
 
@@ -97,7 +97,7 @@ def main() -> None:
     said = {"seed": SEED.value, "story": STORY.value, "labels": labels, "asked": asked, "sampler": sampler}
     if loaded.text is not None and not (prompts or labels or TASK.value):
         raise UserError("nothing to draw: give --prompt, or --task with --video")
-    parts = Parts(OUT.value, {"prompts": prompts, "frames": FRAMES.value, **said, **loaded.key})
+    finished = FinishedBatches(OUT.value, {"prompts": prompts, "frames": FRAMES.value, **said, **loaded.key})
     compared = None
     if TASK.value:
         settings = {"seed": SEED.value, "paste": PASTE.value, "sampler": sampler, "tile": tile}
@@ -106,9 +106,9 @@ def main() -> None:
         flags_of_draw = {"count": COUNT, "story": STORY, "frames": FRAMES, "seed": SEED, "overlap": OVERLAP}
         flags_of_draw |= {"image": IMAGE, "video": VIDEO, "given": GIVEN}
         told = {name: flag.value for name, flag in flags_of_draw.items()}
-        videos = draw_videos(loaded, prompts, labels=labels, **told, sampler=sampler, tile=tile, keep=parts)
+        videos = draw_videos(loaded, prompts, labels=labels, **told, sampler=sampler, tile=tile, keep=finished)
     paths = write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said)
-    parts.remove()
+    finished.remove()
     for path in paths:
         logging.info("wrote %s", path)
 

@@ -27,7 +27,7 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 
 def main() -> None:
     from videogen.inference.caching import remove_unfinished, write_token_cache
-    from videogen.runs.parts import Parts
+    from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
     source = {"name": SOURCE.value} if SOURCE.value else None
@@ -35,11 +35,11 @@ def main() -> None:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
     loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
     asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value, "windows": WINDOWS.value}
-    parts = Parts(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
-    if parts.found:
+    finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
+    if finished.found:
         remove_unfinished(OUT.value)
-    count = write_token_cache(loaded, OUT.value, source, **asked, keep=parts)
-    parts.remove()
+    count = write_token_cache(loaded, OUT.value, source, **asked, keep=finished)
+    finished.remove()
     logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, loaded.hash[:12])
 
 

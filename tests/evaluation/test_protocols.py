@@ -15,7 +15,7 @@ from videogen.data.shapes_source import ShapesSource
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.evaluation import protocols
-from videogen.runs.parts import Parts
+from videogen.runs.finished import FinishedBatches
 from videogen.training.loading import Loaded, load
 from videogen.training.loop import train
 
@@ -142,7 +142,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(loaded, tmp_path):
 
     def evaluate(batches: int) -> tuple:
         """Evaluates, and is killed after so many batches of its own."""
-        parts = Parts(tmp_path / "x.json", asked)
+        parts = FinishedBatches(tmp_path / "x.json", asked)
 
         def keep(name, compute):
             def counted():

@@ -14,7 +14,7 @@ from videogen.data.inputs import clip_of
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.inference.caching import remove_unfinished, write_token_cache
-from videogen.runs.parts import Parts
+from videogen.runs.finished import FinishedBatches
 from videogen.tasks import GeneratorTask
 from videogen.training.loading import Loaded
 
@@ -119,7 +119,7 @@ def test_a_killed_command_goes_on_with_the_clip_it_was_at(tmp_path):
 
     def write(batches: int) -> None:
         """Writes the cache, and is killed after so many batches of its own."""
-        parts, done = Parts(tmp_path / "cache", {"clips": 5}), []
+        parts, done = FinishedBatches(tmp_path / "cache", {"clips": 5}), []
 
         def keep(name, compute):
             def counted():

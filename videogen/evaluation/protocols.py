@@ -365,7 +365,7 @@ def evaluate(
       count: clips, or prompts, that are asked for.
       seed: decides every draw.
       other: whether its config names another test set (``use_test_set``).
-      keep: what is computed of a batch passes through it (``runs.parts``).
+      keep: what is computed of a batch passes through it (``runs.finished``).
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")

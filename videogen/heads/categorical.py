@@ -34,7 +34,48 @@ class LevelLogits(Linear):
         return jnp.split(self(features).astype(jnp.float32), ends[:-1], axis=-1)
 
 
-class Categorical(IdHead):
+class CrossEntropyHead(IdHead):
+    """Base of the heads with logits of every digit, which cross-entropy trains; ``label_smoothing`` is theirs.
+
+    Smoothing spreads a share of the target evenly over all ids, in training only.
+    """
+
+    label_smoothing: float
+
+    def logits(
+        self, features: Features, known: Int[Array, "batch *places known"]
+    ) -> list[Float[Array, "batch *places vocabulary"]]:
+        """Float32 logits of each digit, given the digits before it where the head looks at them."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        features: Features,
+        targets: Int[Array, "batch *places levels"],
+        mask: Mask,
+        key: jax.Array | None,
+        *,
+        train: bool = True,
+        measured: Mask | None = None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Sums]]:
+        """Cross-entropy in nats over digits, and the ``accuracy`` of the most likely ids."""
+        targets, smoothing = digits.split(targets, self.bases), self.label_smoothing if train else 0.0
+        total, count, hits, at = 0.0, 0.0, 0.0, 0.0
+        for digit, part in enumerate(self.logits(features, targets)):
+            counted = self.of_digit(mask, digit, part.ndim - 1)
+            here = counted if measured is None else self.of_digit(measured, digit, part.ndim - 1)
+            log_probability = jax.nn.log_softmax(part)
+            nll = -jnp.take_along_axis(log_probability, targets[..., digit, None], -1)[..., 0]
+            if smoothing:
+                nll = (1 - smoothing) * nll - smoothing * log_probability.mean(-1)
+            total += jnp.where(counted, nll, 0.0).sum()
+            count += counted.sum() * 1.0
+            hits += (here & (part.argmax(-1) == targets[..., digit])).sum()
+            at += here.sum() * 1.0
+        return total, count, {"accuracy": (hits * 1.0, at)}
+
+
+class Categorical(CrossEntropyHead):
     """One linear layer to the logits of every level (MAGVIT-v2's factorised head with ``factors``).
 
     The temperature divides the logits.
@@ -81,21 +122,6 @@ class Categorical(IdHead):
         """Float32 logits of each digit; ``known`` digits are not looked at."""
         return self.logits_of.levels(features)
 
-    def loss(
-        self,
-        features: Features,
-        targets: Int[Array, "batch *places levels"],
-        mask: Mask,
-        key: jax.Array | None,
-        *,
-        train: bool = True,
-        measured: Mask | None = None,
-    ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Sums]]:
-        """Cross-entropy in nats over digits, and the ``accuracy`` of the most likely ids."""
-        wanted = digits.split(targets, self.bases)
-        smoothing = self.label_smoothing if train else 0.0
-        return cross_entropy(self, self.logits(features, wanted), wanted, mask, measured, smoothing)
-
     def draw(
         self, features: Features, null_features: Features | None, keys: jax.Array, sampler: HeadSampler
     ) -> tuple[Int[Array, "batch *places levels"], Float[Array, "batch *places"]]:
@@ -103,30 +129,6 @@ class Categorical(IdHead):
         nulls = [None] * len(logits) if null_features is None else self.logits(null_features)
         ids, log_probability = draw_levels(logits, nulls, keys, sampler)
         return digits.merge(ids, self.bases), log_probability
-
-
-def cross_entropy(
-    head: IdHead,
-    logits: Sequence[Float[Array, "batch *places vocabulary"]],
-    targets: Int[Array, "batch *places digits"],
-    mask: Mask,
-    measured: Mask | None,
-    smoothing: float,
-) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Sums]]:
-    """The cross-entropy of every digit, summed and counted, and how often the most likely one is right."""
-    total, count, hits, at = 0.0, 0.0, 0.0, 0.0
-    for digit, part in enumerate(logits):
-        counted = head.of_digit(mask, digit, part.ndim - 1)
-        here = counted if measured is None else head.of_digit(measured, digit, part.ndim - 1)
-        log_probability = jax.nn.log_softmax(part)
-        nll = -jnp.take_along_axis(log_probability, targets[..., digit, None], -1)[..., 0]
-        if smoothing:
-            nll = (1 - smoothing) * nll - smoothing * log_probability.mean(-1)
-        total += jnp.where(counted, nll, 0.0).sum()
-        count += counted.sum() * 1.0
-        hits += (here & (part.argmax(-1) == targets[..., digit])).sum()
-        at += here.sum() * 1.0
-    return total, count, {"accuracy": (hits * 1.0, at)}
 
 
 def draw_levels(

@@ -8,15 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.heads import digits
-from videogen.heads.base import Features, IdHead, Mask, Sums
-from videogen.heads.categorical import LevelLogits, cross_entropy
+from videogen.heads.base import Features
+from videogen.heads.categorical import CrossEntropyHead, LevelLogits
 from videogen.heads.inputs import IdEmbedding
 from videogen.heads.sampling import HeadSampler, draw_ids
 from videogen.nn import NORMS, Causal, block_stack, draw, parameter, truncated_normal
 from videogen.ranges import Count, Natural, Share
 
 
-class Depth(IdHead):
+class Depth(CrossEntropyHead):
     """A small causal transformer over the levels of one place: each level knows the ones before it.
 
     For residual codes (RQ-Transformer; Lee et al., 2022) and for the channels of per-dimension codes (TokenBridge,
@@ -71,21 +71,6 @@ class Depth(IdHead):
         x = x + self.positions.get_value()[: x.shape[-2]].astype(x.dtype)
         x = self.norm(self.stack(x.reshape(-1, x.shape[-2], width), mask=Causal())).reshape(*places, -1, width)
         return [self.logits_of.levels(x[..., digit, :])[digit] for digit in range(x.shape[-2])]
-
-    def loss(
-        self,
-        features: Features,
-        targets: Int[Array, "batch *places levels"],
-        mask: Mask,
-        key: jax.Array | None,
-        *,
-        train: bool = True,
-        measured: Mask | None = None,
-    ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Sums]]:
-        """Cross-entropy in nats over digits, and the ``accuracy`` of the most likely ids."""
-        wanted = digits.split(targets, self.bases)
-        smoothing = self.label_smoothing if train else 0.0
-        return cross_entropy(self, self.logits(features, wanted), wanted, mask, measured, smoothing)
 
     def draw(
         self, features: Features, null_features: Features | None, keys: jax.Array, sampler: HeadSampler

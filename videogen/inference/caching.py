@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_video
 from videogen.tasks.base import Keep, compute_now
+from videogen.tokenizers import Tokenizer
 from videogen.tokens import Tokens
 from videogen.training.loading import Loaded
 
@@ -41,66 +43,85 @@ def write_token_cache(
       clips: number of clips; ``None`` takes every window of every sample of the source.
       batch_size: clips encoded at a time.
       windows: clips drawn from each sample, at random places; all samples come before any comes again.
-      keep: a finished batch passes through it (``runs.parts``).
+      keep: a finished batch passes through it (``runs.finished``).
 
     Returns:
       The number of clips written.
     """
-    model = loaded.tokenizer
-    config = loaded.config
+    config, model = loaded.config, loaded.tokenizer
     if source is not None:
         config.data.source = source
     reader = build_source(config, "train")
-    available = len(reader) * windows
-    total = min(clips or available, available)
+    total = _total(len(reader), windows, clips)
+    clip, written = clip_of(config), 0
+    read, encode = functools.partial(_read, reader), _encoder(model, batch_size)
+    layout = model.layout(VideoShape(clip.frames, clip.height, clip.width))
+    with TokenWriter(out, layout, _meta(loaded, reader)) as writer, tqdm(total=total, unit="clip") as bar:
+        for start in range(0, total, batch_size):
+            indices = range(start, min(start + batch_size, total))
+            arrays = dict(keep(f"clips_{start}", lambda indices=indices: encode(read(indices))))
+            told = json.loads(arrays.pop(TOLD).tobytes())
+            for row, (caption, label) in enumerate(told):
+                writer.write({name: array[row] for name, array in arrays.items()}, caption, label)
+            written += len(told)
+            bar.update(len(indices))
+    return written
+
+
+def _total(samples: int, windows: int, clips: int | None) -> int:
+    """How many clips are written; said in a warning where more were asked for."""
+    available = samples * windows
     if clips and clips > available:
         logging.warning(
             "%d clips were asked for: the source has %d samples, of each of which %d windows are drawn, so %d are "
             "written; --windows draws more",
-            *(clips, len(reader), windows, available),
+            *(clips, samples, windows, available),
         )
-    graph, state = nnx.split(model)
-    mesh = mesh_of(state)
-    encode = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
-    clip = clip_of(config)
-    meta = {
+    return min(clips or available, available)
+
+
+def _meta(loaded: Loaded, reader: data.Source) -> dict[str, Any]:
+    """What a cache says of its clips."""
+    section, clip = loaded.config.data, clip_of(loaded.config)
+    return {
         "tokenizer_hash": loaded.hash,
         "frames": clip.frames,
         "height": clip.height,
         "width": clip.width,
         "fps": reader.fps,
-        "made_from": {"source": config.data.source.to_dict(), "clip": config.data.clip.to_dict(), "split": "train"},
+        "made_from": {"source": section.source.to_dict(), "clip": section.clip.to_dict(), "split": "train"},
         "classes": list(reader.classes),
     }
-    written = 0
-    layout = model.layout(VideoShape(clip.frames, clip.height, clip.width))
 
-    def batch(start: int) -> dict[str, np.ndarray]:
-        """The readable clips of those from ``start`` on: their arrays, captions and labels."""
-        samples = []
-        for index in range(start, min(start + batch_size, total)):
-            try:
-                samples.append(_window(reader, index % len(reader), index // len(reader)))
-            except data.SampleError as error:
-                tqdm.write(f"skipped {error}")
+
+def _read(reader: data.Source, indices: Iterable[int]) -> list[dict[str, Any]]:
+    """The readable clips among these."""
+    samples = []
+    for index in indices:
+        try:
+            samples.append(_window(reader, index % len(reader), index // len(reader)))
+        except data.SampleError as error:
+            tqdm.write(f"skipped {error}")
+    return samples
+
+
+def _encoder(model: Tokenizer, batch_size: int) -> Callable[[list[dict[str, Any]]], dict[str, np.ndarray]]:
+    """Compiled: clips -> the arrays of their tokens, and what is told of them."""
+    graph, state = nnx.split(model)
+    mesh = mesh_of(state)
+    tokenize = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
+
+    def encode(samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        told = {TOLD: _packed([[sample["caption"], sample.get("label")] for sample in samples])}
         if not samples:
-            return {TOLD: _packed([])}
+            return told
         # Filled up, so that one program serves all.
         video = np.stack([s["video"] for s in samples] + [samples[-1]["video"]] * (batch_size - len(samples)))
         with inside(mesh):
-            arrays = _arrays(encode(state, spread(padded(video, mesh), mesh)))
-        told = [[sample["caption"], sample.get("label")] for sample in samples]
-        return {name: array[: len(samples)] for name, array in arrays.items()} | {TOLD: _packed(told)}
+            arrays = _arrays(tokenize(state, spread(padded(video, mesh), mesh)))
+        return {name: array[: len(samples)] for name, array in arrays.items()} | told
 
-    with TokenWriter(out, layout, meta) as writer, tqdm(total=total, unit="clip") as bar:
-        for start in range(0, total, batch_size):
-            arrays = dict(keep(f"clips_{start}", functools.partial(batch, start)))
-            told = json.loads(arrays.pop(TOLD).tobytes())
-            for row, (caption, label) in enumerate(told):
-                writer.write({name: array[row] for name, array in arrays.items()}, caption, label)
-            written += len(told)
-            bar.update(min(batch_size, total - start))
-    return written
+    return encode
 
 
 TOLD = "told"

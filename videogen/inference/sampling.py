@@ -71,7 +71,7 @@ def draw_videos(
       given: by default as many as the generator is always given, or about half a window.
       sampler: overrides of the config's sampler.
       tile: height and width in pixels of the tiles that large frames are decoded by; ``None``: as a whole.
-      keep: a finished batch passes through it (``runs.parts``).
+      keep: a finished batch passes through it (``runs.finished``).
     """
     generator = loaded.generator(sampler, tile)
     overlap = generator.default_overlap() if overlap is None else overlap

@@ -57,7 +57,7 @@ Arrays = Mapping[str, np.ndarray]
 
 Keep = Callable[[str, Callable[[], Arrays]], Arrays]
 """(name of a batch among those of an evaluation, what computes its arrays) -> the arrays, kept from an earlier start
-where it was finished then (``runs.parts``)."""
+where it was finished then (``runs.finished``)."""
 
 
 def compute_now(name: str, compute: Callable[[], Arrays]) -> Arrays:
@@ -191,7 +191,7 @@ def to_pixels(video: Video) -> UInt8[np.ndarray, "batch time height width 3"]:
     return on_host(jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5)).astype(np.uint8)
 
 
-def parts(batch: Batch) -> list[Batch]:
+def videos_and_images(batch: Batch) -> list[Batch]:
     """The videos of a batch and, where there are any, its images (one-frame videos)."""
     videos = {name: array for name, array in batch.items() if name != "image"}
     return [videos, batch["image"]] if "image" in batch else [videos]

@@ -159,3 +159,61 @@ class Tokenizer(nnx.Module):
     def lookup(self, tokens: Tokens) -> Latents:
         """The quantised latents that tokens stand for."""
         return self.quantizer.lookup(tokens.only.values) if self.vocabulary else tokens.only.values
+
+
+class Wrapped(Tokenizer):
+    """Base of tokenizers around another one, ``self.tokenizer``, whose tokens and promises are theirs."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def compression(self) -> Compression:
+        return self.tokenizer.compression
+
+    @property
+    def quantizer(self) -> nnx.Module:
+        return self.tokenizer.quantizer
+
+    @property
+    def coder(self) -> Tokenizer:
+        return self.tokenizer.coder
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return self.tokenizer.sides
+
+    @property
+    def prefix_equal(self) -> bool:
+        return self.tokenizer.prefix_equal
+
+    @property
+    def streams(self) -> bool:
+        return self.tokenizer.streams
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        return tuple(self.tokenizer.growing)
+
+    @property
+    def diffuses(self) -> bool:
+        return self.tokenizer.diffuses
+
+    def layout(self, shape: VideoShape) -> Layout:
+        return self.tokenizer.layout(shape)
+
+    def layout_of(self, lengths: Sequence[int]) -> Layout:
+        return self.tokenizer.layout_of(lengths)
+
+    def encode(self, video: Video, request: Any = None) -> Encoded:
+        return self.tokenizer.encode(video, request)
+
+    def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Encoded]:
+        return self.tokenizer.encode_chunk(cache, chunk)
+
+    def bottleneck(
+        self, encoded: Encoded, **settings: Any
+    ) -> tuple[Latents, Tokens, dict[str, Float[Array, ""]], dict[str, Any]]:
+        return self.tokenizer.bottleneck(encoded, **settings)
+
+    def lookup(self, tokens: Tokens) -> Latents:
+        return self.tokenizer.lookup(tokens)

@@ -9,12 +9,12 @@ from jaxtyping import Array, Float
 
 from videogen.errors import UserError
 from videogen.nn import Mean, MicroBatch, whole
-from videogen.shapes import Compression, Latents, Video, VideoShape
-from videogen.tokenizers.base import Encoded, Tokenizer
-from videogen.tokens import Layout, Tokens
+from videogen.shapes import Latents, Video
+from videogen.tokenizers.base import Encoded, Wrapped
+from videogen.tokens import Tokens
 
 
-class Detokenized(Tokenizer):
+class Detokenized(Wrapped):
     """Encoder and quantizer of one module, decoder of the other; the codes are those of the tokenizer.
 
     The de-tokenizer sees the code vectors that ids stand for, or the latents of a tokenizer without ids. It is causal:
@@ -45,30 +45,6 @@ class Detokenized(Tokenizer):
         return ("detokenizer", *self.detokenizer.last_layer)
 
     @property
-    def compression(self) -> Compression:
-        return self.tokenizer.compression
-
-    @property
-    def quantizer(self) -> nnx.Module:
-        return self.tokenizer.quantizer
-
-    @property
-    def coder(self) -> Tokenizer:
-        return self.tokenizer
-
-    @property
-    def sides(self) -> tuple[str, ...]:
-        return self.tokenizer.sides
-
-    @property
-    def prefix_equal(self) -> bool:
-        return self.tokenizer.prefix_equal
-
-    @property
-    def streams(self) -> bool:
-        return self.tokenizer.streams
-
-    @property
     def growing(self) -> tuple[str, ...]:
         # The decoder's features have a bounded past.
         return tuple(name for name in self.tokenizer.growing if name == "encode")
@@ -76,12 +52,6 @@ class Detokenized(Tokenizer):
     @property
     def diffuses(self) -> bool:
         return self.detokenizer.diffuses
-
-    def layout(self, shape: VideoShape) -> Layout:
-        return self.tokenizer.layout(shape)
-
-    def encode(self, video: Video, request: Any = None) -> Encoded:
-        return self.tokenizer.encode(video, request)
 
     def bottleneck(
         self, encoded: Encoded, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
@@ -100,9 +70,6 @@ class Detokenized(Tokenizer):
         """Code vectors to pixels; ``settings`` go to the de-tokenizer (``steps`` of a diffusion)."""
         video = self.detokenizer.decode(self.causal(latents), **settings)
         return video if self.compression.first_alone else video[:, 1:]
-
-    def encode_chunk(self, cache: Any, chunk: Video) -> tuple[Any, Encoded]:
-        return self.tokenizer.encode_chunk(cache, chunk)
 
     def decode_chunk(self, cache: Any, latents: Latents) -> tuple[Any, Video]:
         if self.compression.first_alone:

@@ -14,13 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError
-from videogen.shapes import Compression, Latents, Tiles, Video, VideoShape
-from videogen.tokenizers.base import Encoded, Tokenizer
-from videogen.tokens import Layout, Tokens
+from videogen.shapes import Latents, Tiles, Video, VideoShape
+from videogen.tokenizers.base import Encoded, Tokenizer, Wrapped
+from videogen.tokens import Layout
 
 OVERLAP = 4
 """Without another wish neighbouring tiles share a fourth of a tile."""
@@ -41,7 +40,7 @@ def read_tile(text: str) -> tuple[int, int]:
     return height, width
 
 
-class Tiled(Tokenizer):
+class Tiled(Wrapped):
     """A tokenizer that codes one tile of the frames after another, in the memory of a tile.
 
     Args:
@@ -62,42 +61,9 @@ class Tiled(Tokenizer):
             if (overlap or 0) % patch:
                 raise UserError(f"the overlap of tiles must be a multiple of the patch {patch}, got {overlap}")
 
-    @property
-    def compression(self) -> Compression:
-        return self.tokenizer.compression
-
-    @property
-    def quantizer(self) -> nnx.Module:
-        return self.tokenizer.quantizer
-
-    @property
-    def coder(self) -> Tokenizer:
-        return self.tokenizer.coder
-
-    @property
-    def prefix_equal(self) -> bool:
-        return self.tokenizer.prefix_equal
-
-    @property
-    def streams(self) -> bool:
-        return self.tokenizer.streams
-
-    @property
-    def growing(self) -> tuple[str, ...]:
-        return tuple(self.tokenizer.growing)
-
-    @property
-    def diffuses(self) -> bool:
-        return self.tokenizer.diffuses
-
-    def layout_of(self, lengths: tuple[int, ...]) -> Layout:
-        return self.tokenizer.layout_of(lengths)
-
-    def bottleneck(self, encoded: Encoded, **settings: Any) -> tuple[Latents, Tokens, dict[str, Any], dict[str, Any]]:
-        return self.tokenizer.bottleneck(encoded, **settings)
-
-    def lookup(self, tokens: Tokens) -> Latents:
-        return self.tokenizer.lookup(tokens)
+    def layout(self, shape: VideoShape) -> Layout:
+        # That of frames larger than a tile, which the tokenizer itself may refuse.
+        return Tokenizer.layout(self, shape)
 
     def encode(self, video: Video, request: Any = None) -> Encoded:
         latents, pixels = self._tiles(VideoShape(*video.shape[1:4]))

@@ -24,7 +24,7 @@ from videogen.runs.checkpoints import Checkpoints
 from videogen.tasks.base import DTYPES
 from videogen.tokenizers import Tiled, Tokenizer
 from videogen.training.checks import building, check_config
-from videogen.training.layout import Layout, mesh_of_sizes
+from videogen.training.placement import Placement, mesh_of_sizes
 from videogen.training.state import Structure, averaged, new_state, split, structure_of
 from videogen.weights import hash_weights, load_weights, place_weights, save_weights
 
@@ -177,13 +177,13 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
     with building(f"what {directory / CONFIG} describes"):
         task = tasks.build(config)
         structure, abstract = structure_of(task, config)
-    layout = Layout(mesh, dtype, config.parallel.frozen)
+    placement = Placement(mesh, dtype, config.parallel.frozen)
     if (directory / MODEL).exists():
-        params, variables, step = _read_export(directory, config, layout, {n: abstract[n] for n in task.exported})
+        params, variables, step = _read_export(directory, config, placement, {n: abstract[n] for n in task.exported})
     else:
-        params, variables, step = _read_checkpoint(directory, config, layout, task, structure, abstract)
+        params, variables, step = _read_checkpoint(directory, config, placement, task, structure, abstract)
     modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in params}
-    frozen = load_frozen(task, directory, layout, check=True)
+    frozen = load_frozen(task, directory, placement, check=True)
     return Loaded(directory, config, task, modules | frozen, step, mesh, dtype)
 
 
@@ -212,21 +212,21 @@ def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | N
 
 
 def _read_export(
-    directory: epath.Path, config: Any, layout: Layout, abstract: dict[str, nnx.Module]
+    directory: epath.Path, config: Any, placement: Placement, abstract: dict[str, nnx.Module]
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """``(params, variables, step)`` of the exported modules."""
     check_value("exported_step", Natural, step := config.get("exported_step", 0))
     tree = _exported(abstract)
-    weights = load_weights(directory / MODEL, tree, mapped=not layout.as_ever)
-    if not layout.as_ever:
-        weights = place_weights(weights, layout.of_weights(abstract, tree))
+    weights = load_weights(directory / MODEL, tree, mapped=not placement.as_ever)
+    if not placement.as_ever:
+        weights = place_weights(weights, placement.of_weights(abstract, tree))
     return weights["params"], weights["variables"], step
 
 
 def _read_checkpoint(
     directory: epath.Path,
     config: Any,
-    layout: Layout,
+    placement: Placement,
     task: tasks.Task,
     structure: Structure,
     abstract: dict[str, nnx.Module],
@@ -234,13 +234,13 @@ def _read_checkpoint(
     """``(params, variables, step)`` of the latest checkpoint; EMA where there is one."""
     with building(f"what {directory / CONFIG} describes"):
         state = jax.eval_shape(lambda: new_state(task, structure, config))
-    goal = layout.of_state(abstract, state)
+    goal = placement.of_state(abstract, state)
     checkpoints = Checkpoints(directory, read_only=True)
     try:
-        if layout.as_ever:
+        if placement.as_ever:
             state, _ = checkpoints.restore(goal)
         else:
-            state = checkpoints.restore_weights(goal, converted=layout.dtype is not None)
+            state = checkpoints.restore_weights(goal, converted=placement.dtype is not None)
     finally:
         checkpoints.close()
     return averaged(state), state["variables"], int(on_host(state["step"]))
@@ -307,14 +307,14 @@ def save_frozen(modules: dict[str, nnx.Module], directory: epath.PathLike) -> No
 
 
 def load_frozen(
-    task: tasks.Task, directory: epath.PathLike, layout: Layout = Layout(), check: bool = False
+    task: tasks.Task, directory: epath.PathLike, placement: Placement = Placement(), check: bool = False
 ) -> dict[str, nnx.Module]:
     """The frozen modules of a run directory or export.
 
     Args:
       task: its task.
       directory: where they are.
-      layout: where their arrays go.
+      placement: where their arrays go.
       check: refuse other modules than the config names.
 
     Raises:
@@ -327,11 +327,11 @@ def load_frozen(
         if name in task.training_only and not path.exists():
             continue
         tree = nnx.to_pure_dict(state)
-        weights = load_weights(path, tree, mapped=not layout.as_ever)
+        weights = load_weights(path, tree, mapped=not placement.as_ever)
         if check and (part := task.config.parts.get(name)) is not None:
             _check_part(name, part, nnx.merge(graph, weights), directory)
-        if not layout.as_ever:
-            weights = place_weights(weights, layout.of_frozen(name, module))
+        if not placement.as_ever:
+            weights = place_weights(weights, placement.of_frozen(name, module))
         modules[name] = nnx.merge(graph, weights)
     return modules
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from videogen.nn import MicroBatch, named_key
 from videogen.tasks import Task
-from videogen.tasks.base import Outcome, parts, weighted_mean
+from videogen.tasks.base import Outcome, videos_and_images, weighted_mean
 from videogen.training.optimizers import is_frozen
 from videogen.training.state import State, Structure, overlay, select, split, without_frozen
 
@@ -91,7 +91,7 @@ class _Groups:
     def parts(self, frozen: dict, batch: dict) -> list[tuple[dict[str, Any], int]]:
         """The videos of a batch and its images, with what frozen modules make of both at once, and their numbers."""
         modules = {name: nnx.merge(graph, frozen[name]) for name, graph in self.frozen_graphs.items()}
-        given = parts(batch)
+        given = videos_and_images(batch)
         counts = [len(jax.tree.leaves(part)[0]) for part in given]
         return list(zip(map(dict, self.task.prepare(modules, given)), counts, strict=True))
 
@@ -185,7 +185,7 @@ class _Groups:
             return (grads, found.metrics, found.sums), found.rows
 
         (grads, metrics, sums), rows = _sum_over(body, scanned)
-        sizes = [len(jax.tree.leaves(part)[0]) // self.count for part in parts(batch)]
+        sizes = [len(jax.tree.leaves(part)[0]) // self.count for part in videos_and_images(batch)]
         rows = {group: self._joined(by_part, sizes) for group, by_part in rows.items()}
         return mean(grads), Outcome(mean(metrics), {}, sums, rows)
 

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from videogen.runs.parts import Parts
+from videogen.runs.finished import FinishedBatches
 
 KEY = {"protocol": "reconstruction", "count": 4, "seed": 0}
 
@@ -21,9 +21,9 @@ def test_finished_batches_are_read_again_and_removed_at_the_end(tmp_path):
         computed.append(number)
         return batch(number)
 
-    parts = Parts(out, KEY)
+    parts = FinishedBatches(out, KEY)
     first = [parts(f"batch_{i}", lambda i=i: compute(i)) for i in range(2)]
-    parts = Parts(out, KEY)
+    parts = FinishedBatches(out, KEY)
     again = [parts(f"batch_{i}", lambda i=i: compute(i)) for i in range(3)]
     assert computed == [0, 1, 2] and parts.read == 2
     for number, (one, other) in enumerate(zip([*first, batch(2)], again, strict=True)):
@@ -37,9 +37,9 @@ def test_finished_batches_are_read_again_and_removed_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("name, value", [("count", 5), ("seed", 1), ("protocol", "tasks")])
 def test_what_another_command_left_is_not_used_with_a_word(tmp_path, caplog, name, value):
-    Parts(tmp_path / "x.json", KEY)("batch_0", lambda: batch(7))
+    FinishedBatches(tmp_path / "x.json", KEY)("batch_0", lambda: batch(7))
     with caplog.at_level(logging.WARNING, logger="absl"):
-        parts = Parts(tmp_path / "x.json", KEY | {name: value})
+        parts = FinishedBatches(tmp_path / "x.json", KEY | {name: value})
     assert f"x.json.parts was left by a command with another {name}" in caplog.text
     for _ in range(2):
         np.testing.assert_array_equal(parts("batch_0", lambda: batch(1))["videos"], batch(1)["videos"])
@@ -47,12 +47,12 @@ def test_what_another_command_left_is_not_used_with_a_word(tmp_path, caplog, nam
 
 
 def test_a_command_that_is_refused_leaves_nothing(tmp_path):
-    Parts(tmp_path / "x.json", KEY).remove()
+    FinishedBatches(tmp_path / "x.json", KEY).remove()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_batch_is_computed_again_and_one_that_fails_leaves_nothing(tmp_path):
-    parts = Parts(tmp_path / "x.json", KEY)
+    parts = FinishedBatches(tmp_path / "x.json", KEY)
     parts("batch_0", lambda: batch(1))
     path = tmp_path / "x.json.parts" / "batch_0.npz"
     path.write_bytes(path.read_bytes()[:50])

@@ -15,7 +15,7 @@ from videogen.configuration import replace_text
 KEY = "key.json"
 
 
-class Parts:
+class FinishedBatches:
     """The folder ``OUT.parts`` of a command that writes ``OUT``: a .npz file for each finished batch.
 
     Called with the name of a batch and what computes it, it gives the arrays, from the file where there is one. What
@@ -32,7 +32,7 @@ class Parts:
         self._key, self._ready = json.loads(json.dumps(key)), False
         if not self.folder.exists():
             return
-        found = self._found()
+        found = self._key_there()
         self._ready = found == self._key
         if not self._ready:
             changed = [name for name, value in self._key.items() if name not in found or found[name] != value]
@@ -47,7 +47,7 @@ class Parts:
         """Whether an earlier start of the same command has left batches."""
         return self._ready
 
-    def _found(self) -> dict[str, Any]:
+    def _key_there(self) -> dict[str, Any]:
         try:
             found = json.loads((self.folder / KEY).read_text())
         except (OSError, ValueError):

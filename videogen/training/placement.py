@@ -32,7 +32,7 @@ def mesh_of_sizes(mesh: Mesh | Mapping[str, int] | None) -> Mesh | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Placement:
     """Devices and dtype of what is read.
 
     Attributes:
