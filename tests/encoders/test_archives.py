@@ -239,6 +239,10 @@ HOSTILE = {
     "text beyond the file": (b"\x80\x02X\xff\xff\xff\xffa.", "announced"),
     "object of a known function": (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "makes an object"),
     "state of a number": (b"\x80\x02K\x01}b.", "sets the state of a int"),
+    "state of an object that is a number": (
+        b"\x80\x02cargparse\nNamespace\n)\x81" + tuple_of(number(5), b"}") + b"b.",
+        "the state of an object is a int",
+    ),
     "empty": (b"", "announced"),
 }
 

@@ -214,6 +214,8 @@ class Interpreter:
         target = self._top(object)
         if isinstance(target, Record):
             if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
+                if not isinstance(state[0] or {}, dict):
+                    raise self.refuse(f"the state of an object is a {type(state[0]).__name__}")
                 state = {**(state[0] or {}), **state[1]}
             target.fields.update(state if isinstance(state, dict) else {"state": state})
         elif not isinstance(target, dict | list):
