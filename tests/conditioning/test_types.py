@@ -7,6 +7,7 @@ import pytest
 
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText
 from videogen.errors import UserError
+from videogen.nn import MicroBatch
 
 
 def example() -> Conditioning:
@@ -28,6 +29,26 @@ def test_drop_touches_only_the_marked_examples():
     np.testing.assert_array_equal(dropped.text.mask[jnp.array([0, 2])], example().text.mask[jnp.array([0, 2])])
     assert not dropped.text.mask[1].any()
     np.testing.assert_array_equal(dropped.label, [5, NULL_LABEL, 7])
+
+
+def test_a_share_is_dropped_by_the_place_of_an_example_in_the_whole_batch():
+    labels, key = Conditioning(label=jnp.arange(400)), jax.random.key(0)
+    dropped = np.asarray(labels.drop_share(0.25, key, MicroBatch()).label)
+    assert 70 < (dropped == NULL_LABEL).sum() < 130
+    np.testing.assert_array_equal(dropped[dropped != NULL_LABEL], np.arange(400)[dropped != NULL_LABEL])
+    second = Conditioning(label=jnp.arange(1, 400, 2)).drop_share(0.25, key, MicroBatch(1, 2))
+    np.testing.assert_array_equal(second.label, dropped[1::2])
+    np.testing.assert_array_equal(labels.drop_share(1.0, key, MicroBatch()).label, np.full(400, NULL_LABEL))
+    assert labels.drop_share(0.0, key, MicroBatch()) is labels
+    assert Conditioning().drop_share(0.5, key, MicroBatch()) == Conditioning()
+
+
+def test_with_null_is_the_batch_and_then_its_unconditional_twin():
+    both = example().with_null()
+    np.testing.assert_array_equal(both.label, [5, 0, 7, *[NULL_LABEL] * 3])
+    np.testing.assert_array_equal(both.text.mask[:3], example().text.mask)
+    assert not both.text.mask[3:].any()
+    np.testing.assert_array_equal(both.text.features[3:], example().text.features)
 
 
 @pytest.mark.parametrize("part", ["text", "label"])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
+from videogen.nn import MicroBatch
 
 NULL_LABEL = -1
 """The label of an example without one."""
@@ -68,3 +69,13 @@ class Conditioning:
         if label is not None:
             label = jnp.where(drop, NULL_LABEL, label)
         return Conditioning(text, label)
+
+    def drop_share(self, share: float, key: jax.Array, micro: MicroBatch) -> "Conditioning":
+        """Makes a random share of the examples unconditional, as training for classifier-free guidance needs."""
+        if share <= 0 or (self.text is None and self.label is None):
+            return self
+        return self.drop(micro.draw(jax.random.uniform, key, (self.batch_size,)) < share)
+
+    def with_null(self) -> "Conditioning":
+        """Twice the examples: first as they are, then unconditional; guidance needs the predictions for both."""
+        return jax.tree.map(lambda own, null: jnp.concatenate([own, null]), self, self.null())

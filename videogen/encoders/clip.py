@@ -114,18 +114,16 @@ class ClipImage(Seen):
         return self.encode(self.preprocessing(images))
 
 
-class ClipText(Published):
-    """CLIP's causal text transformer, read at the end token.
+class TextTower(Published):
+    """What the text encoders of CLIP and SigLIP share: a transformer over token ids, projected at one place.
 
     Args:
       vocabulary_size: number of token ids.
-      length: the longest text in tokens (77).
+      length: the longest text in tokens.
       embed: width of the space that pictures and texts share.
-      end: id of the end token; 2, which old configs have, means that the largest id of a text is its end.
       sizes: as ``vit.tower`` takes them.
+      bias: of the projection.
     """
-
-    SKIPPED = ("vision_model.*", "visual_projection.weight", "logit_scale", "*.position_ids")
 
     def __init__(
         self,
@@ -133,17 +131,44 @@ class ClipText(Published):
         vocabulary_size: int,
         length: int,
         embed: int,
-        end: int,
         sizes: Mapping[str, Any],
+        bias: bool,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         width = sizes["width"]
-        self.width, self.length, self.end = embed, length, end
+        self.width, self.length = embed, length
         self.embedding = Embedding(vocabulary_size, width, dtype=dtype, rngs=rngs)
         self.positions = Embedding(length, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         self.transformer = tower(**sizes, dtype=dtype, rngs=rngs)
-        self.projection = Linear(width, embed, bias=False, dtype=dtype, rngs=rngs)
+        self.projection = Linear(width, embed, bias=bias, dtype=dtype, rngs=rngs)
+
+    def names(self):
+        return {
+            "embedding.table": "text_model.embeddings.token_embedding.weight",
+            "positions.table": "text_model.embeddings.position_embedding.weight",
+            **clip_blocks("text_model"),
+            **norm_names("transformer.norm", "text_model.final_layer_norm"),
+        }
+
+    def embed(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        """The input of the transformer: token embeddings and learned positions."""
+        return self.embedding(ids) + self.positions(jnp.arange(ids.shape[1]))
+
+
+class ClipText(TextTower):
+    """CLIP's causal text transformer, read at the end token.
+
+    Args:
+      end: id of the end token; 2, which old configs have, means that the largest id of a text is its end.
+      others: as ``TextTower`` takes them; texts have at most 77 tokens.
+    """
+
+    SKIPPED = ("vision_model.*", "visual_projection.weight", "logit_scale", "*.position_ids")
+
+    def __init__(self, *, end: int, **others: Any):
+        super().__init__(**others, bias=False)
+        self.end = end
 
     @classmethod
     def settings(cls, config):
@@ -157,18 +182,11 @@ class ClipText(Published):
         )
 
     def names(self):
-        return {
-            "embedding.table": "text_model.embeddings.token_embedding.weight",
-            "positions.table": "text_model.embeddings.position_embedding.weight",
-            **clip_blocks("text_model"),
-            **norm_names("transformer.norm", "text_model.final_layer_norm"),
-            **linear_names("projection", "text_projection"),
-        }
+        return super().names() | linear_names("projection", "text_projection")
 
     def tokens(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         """Every token after the last norm; what stands behind the end changes nothing before it."""
-        x = self.embedding(ids) + self.positions(jnp.arange(ids.shape[1]))
-        return self.transformer(x, mask=Causal())
+        return self.transformer(self.embed(ids), mask=Causal())
 
     def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch embed"]:
         """The embedding of texts that have their start and end tokens; it has no unit length."""

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videogen.encoders.clip import clip_blocks, clip_sizes
-from videogen.encoders.loading import Published, Source, linear_names, norm_names
+from videogen.encoders.clip import TextTower, clip_blocks, clip_sizes
+from videogen.encoders.loading import Source, linear_names, norm_names
 from videogen.encoders.preprocessing import HALF_STATISTICS, Preprocessing, in_range
 from videogen.encoders.vit import Patches, Seen, resize_positions, tower
-from videogen.nn import MLP, Attention, Embedding, LayerNorm, Linear, normal, parameter
+from videogen.nn import MLP, Attention, Embedding, LayerNorm, normal, parameter
 from videogen.nn.attention import PROJECTIONS
 
 DEFAULTS = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_hidden_layers": 12}
@@ -139,34 +139,17 @@ def sides_for(height: int, width: int, patch: int, places: int) -> tuple[int, in
     return sides(low)
 
 
-class SiglipText(Published):
+class SiglipText(TextTower):
     """The bidirectional text transformer, read at the last place, which is padding for short texts.
 
     Args:
-      vocabulary_size: number of token ids.
-      length: of every text in tokens, padded: as the network was trained.
-      embed: width of the space that pictures and texts share.
-      sizes: as ``vit.tower`` takes them.
+      settings: as ``TextTower`` takes them; every text is padded to ``length``, as the network was trained.
     """
 
     SKIPPED = ("vision_model.*", "logit_scale", "logit_bias", "*.position_ids")
 
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        length: int,
-        embed: int,
-        sizes: Mapping[str, Any],
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        width = sizes["width"]
-        self.width, self.length = embed, length
-        self.embedding = Embedding(vocabulary_size, width, dtype=dtype, rngs=rngs)
-        self.positions = Embedding(length, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
-        self.transformer = tower(**sizes, dtype=dtype, rngs=rngs)
-        self.projection = Linear(width, embed, dtype=dtype, rngs=rngs)
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, bias=True)
 
     @classmethod
     def settings(cls, config):
@@ -179,17 +162,11 @@ class SiglipText(Published):
         )
 
     def names(self):
-        return {
-            "embedding.table": "text_model.embeddings.token_embedding.weight",
-            "positions.table": "text_model.embeddings.position_embedding.weight",
-            **clip_blocks("text_model"),
-            **norm_names("transformer.norm", "text_model.final_layer_norm"),
-            **linear_names("projection", "text_model.head"),
-        }
+        return super().names() | linear_names("projection", "text_model.head")
 
     def tokens(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         """Every token after the last norm; padding is attended to, as in training."""
-        return self.transformer(self.embedding(ids) + self.positions(jnp.arange(ids.shape[1])))
+        return self.transformer(self.embed(ids))
 
     def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch embed"]:
         """The embedding of texts, padded to ``length``; it has no unit length."""

@@ -38,7 +38,7 @@ class Decoding:
         self.model, self.keys, self.sampler, self.known = model, keys, sampler, known
         self.guided = sampler.guidance_scale != 0 and model.context is not None
         if self.guided:
-            conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditioning, conditioning.null())
+            conditioning = conditioning.with_null()
         self.batch = keys.shape[0] * (1 + self.guided)
         self.grid, self.hidden = grid, model.absent(grid)
         self.learned, self.angles = model.places(grid)

@@ -279,9 +279,8 @@ class FlowTransformer(nnx.Module):
         """
         latents, grid = tokens.only.values, tokens.layout.only.grid
         micro, (batch, frames) = micro or MicroBatch(), latents.shape[:2]
-        if train and self.condition_drop > 0:
-            dropped = micro.draw(jax.random.uniform, named_key(key, "drop"), (batch,)) < self.condition_drop
-            conditioning = conditioning.drop(dropped)
+        if train:
+            conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         clean = self.statistics.normalise(latents)
         noise = micro.draw(jax.random.normal, named_key(key, "noise"), clean.shape)
         t = micro.rows(lambda size: self._draw_times(named_key(key, "time"), size, grid), batch)
@@ -323,7 +322,7 @@ class FlowTransformer(nnx.Module):
         if not guided:
             prepared = self.prepare(conditioning)
             return lambda noisy, t: self.predict(noisy, t, prepared)
-        prepared = self.prepare(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditioning, conditioning.null()))
+        prepared = self.prepare(conditioning.with_null())
 
         def pair(noisy: Latents, t: Array) -> tuple[Latents, Latents]:
             both = self.predict(jnp.concatenate([noisy, noisy]), jnp.concatenate([t, t]), prepared)

@@ -217,9 +217,8 @@ class MaskedTransformer(nnx.Module):
         exists = jnp.ones(values.shape[:2], bool) if mask is None else mask
         ratio = decay(self.training_schedule, micro.draw(jax.random.uniform, named_key(key, "ratio"), (batch,)))
         corrupted = random_mask(micro.keys(named_key(key, "mask"), batch), ratio, exists)
-        if train and self.condition_drop > 0:
-            dropped = micro.draw(jax.random.uniform, named_key(key, "drop"), (batch,)) < self.condition_drop
-            conditioning = conditioning.drop(dropped)
+        if train:
+            conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         features = self.features(
             self.corrupt(values, corrupted, given),
             conditioning,
@@ -280,7 +279,7 @@ class MaskedTransformer(nnx.Module):
             unknown = unknown.at[:, :known].set(False)
         guided = sampler.guidance_scale != 0 and self.context is not None
         twice = functools.partial(jax.tree.map, lambda x: jnp.concatenate([x, x]))
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditioning, conditioning.null()) if guided else None
+        both = conditioning.with_null() if guided else None
 
         def draw(values: Array, unknown: Array, keys: jax.Array, temperature: Array) -> tuple[Array, Array | None]:
             null = None

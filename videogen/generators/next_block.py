@@ -255,10 +255,8 @@ class NextBlockTransformer(nnx.Module):
             raise UserError("next-block prediction takes clips of full length")
         self.check_grid(grid := segment.layout.grid)
         values, micro = self._sequence(segment.values, grid), micro or MicroBatch()
-        if train and self.condition_drop > 0:
-            conditioning = conditioning.drop(
-                micro.draw(jax.random.uniform, named_key(key, "drop"), values.shape[:1]) < self.condition_drop
-            )
+        if train:
+            conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         shown = values
         if train and self.token_drop > 0:
             random = self.head.random_values(micro.keys(named_key(key, "random_ids"), len(values)), values.shape)

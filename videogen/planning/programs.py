@@ -276,8 +276,10 @@ def _lower(config: Any, request: Request, folder: Path) -> Any:
     mesh = make_mesh(request.mesh, absent_devices(topology))
     check_batch(config, mesh.shape)
     config.parallel.remat, config.parallel.frozen = request.remat, request.frozen
+    # Outside the mesh: what a task computes while it is built needs a device that is here.
+    run = abstract_run(config)
     with jax.set_mesh(mesh):
-        step, arguments = abstract_step(abstract_run(config), config, mesh)
+        step, arguments = abstract_step(run, config, mesh)
         traced = step.trace(*arguments)
         flops = dataclasses.asdict(count(traced.jaxpr, topology.chip.tile))
         record = {
