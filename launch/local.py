@@ -62,14 +62,17 @@ class Stage:
 
     @property
     def evaluation(self) -> Path:
+        """What its evaluation writes."""
         return self.directory / "evaluation.json"
 
     @property
     def clips(self) -> Path:
+        """The clips that the report shows."""
         return self.directory / "pictures" / "clips.npz"
 
     @property
     def commands(self) -> list[list[str]]:
+        """Its commands, in order."""
         return [self.train] + ([self.evaluate] if self.evaluate else [])
 
 
@@ -198,6 +201,7 @@ def read_seconds(path: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    """Runs the command."""
     workdir = Path(WORKDIR.value)
     stages = plan(CONFIG.value, workdir, SET.value, DATA.value, CLIP.value)
     children = Children()

@@ -24,6 +24,7 @@ OF_PROMPTS = ("prompt_fidelity", "composition")
 
 
 def minutes(seconds: float) -> str:
+    """Seconds in words: ``4 min 3 s``."""
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
@@ -117,6 +118,7 @@ def tokenizer_sections(stage: "Stage", fps: float, held_out: bool | None = True)
 
 
 def generator_sections(stage: "Stage", fps: float, held_out: bool | None = True) -> list[Section]:
+    """What the report says of a generator: its curves and the clips it drew."""
     sections = [
         Section(
             f"{stage.name.capitalize()}: learning",

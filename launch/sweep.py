@@ -54,6 +54,7 @@ class Variant:
     command: list[str]
 
     def records(self) -> list[dict[str, float]]:
+        """Its logged metrics so far."""
         return read_metrics(self.directory / FILE)
 
     def finished(self) -> bool:
@@ -137,6 +138,7 @@ def summarise(variants: Sequence[Variant], metric: str | None, workdir: Path) ->
 
 
 def title(variant: Variant) -> str:
+    """The settings in which it differs, for legends."""
     return ", ".join(f"{key}={value}" for key, value in variant.settings.items())
 
 
@@ -155,6 +157,7 @@ def plot(variants: Sequence[Variant], metric: str, path: Path) -> None:
 
 
 def main() -> None:
+    """Runs the command."""
     if SWEEP.value is None:
         raise UserError("--sweep is missing: a name in SWEEPS of the config file")
     workdir = Path(common.WORKDIR.value)

@@ -44,6 +44,7 @@ flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
 
 
 def main() -> None:
+    """Runs the command."""
     from videogen.evaluation.protocols import evaluate, use_test_set
     from videogen.inference.pictures import write_pictures
     from videogen.runs.finished import FinishedBatches

@@ -14,6 +14,7 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def main() -> None:
+    """Runs the command."""
     from videogen.training.loading import export_safetensors, load
 
     loaded = load(CHECKPOINT.value)

@@ -33,6 +33,7 @@ flags.mark_flags_as_required(["config", "topology"])
 
 
 def main() -> None:
+    """Runs the command."""
     # Imported late so that --help and bad flags answer at once.
     from videogen.parallel.topology import local_topology, parse_topology, require_compiler
 

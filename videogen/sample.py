@@ -77,6 +77,7 @@ def check_flags() -> None:
 
 
 def main() -> None:
+    """Runs the command."""
     from videogen.inference.pictures import WRITERS
     from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
     from videogen.runs.finished import FinishedBatches

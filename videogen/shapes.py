@@ -48,6 +48,7 @@ class TokenGrid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(time, height, width)."""
         return (self.time, self.height, self.width)
 
     @property
@@ -57,9 +58,11 @@ class TokenGrid:
 
     @property
     def tokens_per_frame(self) -> int:
+        """Number of places of one latent frame."""
         return self.height * self.width
 
     def with_time(self, time: int) -> "TokenGrid":
+        """The same grid with another number of latent frames."""
         return dataclasses.replace(self, time=time)
 
 
@@ -131,6 +134,7 @@ class VideoShape:
 
     @property
     def pixels(self) -> int:
+        """Number of pixels, ``frames · height · width``."""
         return self.frames * self.height * self.width
 
     def grid(self, compression: Compression, levels: int = 1) -> TokenGrid:

@@ -26,6 +26,7 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def main() -> None:
+    """Runs the command."""
     from videogen.inference.caching import remove_unfinished, write_token_cache
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command

@@ -148,6 +148,7 @@ class Tokens:
         return self.segments[self.names.index(name)]
 
     def items(self) -> Iterator[tuple[str, Segment]]:
+        """(name, segment) in order."""
         return zip(self.names, self.segments, strict=True)
 
     @property
@@ -159,6 +160,7 @@ class Tokens:
 
     @property
     def layout(self) -> "Layout":
+        """The layouts of all segments."""
         return Layout(tuple((name, segment.layout) for name, segment in self.items()))
 
     def replace(self, **segments: Segment) -> "Tokens":
@@ -186,6 +188,7 @@ class Layout:
 
     @classmethod
     def of(cls, **segments: SegmentLayout) -> "Layout":
+        """A layout of these segments, in this order."""
         return cls(tuple(segments.items()))
 
     def __getitem__(self, name: str) -> SegmentLayout:
@@ -193,6 +196,7 @@ class Layout:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the segments, in order."""
         return tuple(name for name, _ in self.segments)
 
     @property

@@ -31,6 +31,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
+    """Runs the command."""
     # Imported late so that --help and bad flags answer at once.
     import jax
 

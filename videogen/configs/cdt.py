@@ -37,6 +37,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     stages, sizes = (*STAGES, "distill"), ("debug", "small", "paper")
     chosen = parse_argument(argument, stage=stages, size=sizes, decoder=("diffusion", "l2"))
     size, decoder = chosen["size"], chosen["decoder"]
@@ -96,6 +97,7 @@ def common(size: str, group: str, decoder: str) -> ConfigDict:
 
 
 def tokenizer(size: str, decoder: str) -> ConfigDict:
+    """Encoder, KL bottleneck and diffusion decoder, trained together."""
     config = common(size, "tokenizer", decoder)
     config.task = "tokenizer"
     config.model = {"name": "cdt", "pyramid": pyramid(size), "decoder": network(size, decoder)}
@@ -112,6 +114,7 @@ def fsq(size: str) -> ConfigDict:
 
 
 def detokenizer(size: str, decoder: str) -> ConfigDict:
+    """A new decoder for the codes of the stage ``fsq``, or of another frozen tokenizer."""
     config = common(size, "detokenizer", decoder)
     config.task = "detokenizer"
     codes = fsq(size)
@@ -126,6 +129,7 @@ def detokenizer(size: str, decoder: str) -> ConfigDict:
 
 
 def distill(size: str, decoder: str) -> ConfigDict:
+    """The de-tokenizer taught to decode in two steps (consistency distillation)."""
     config = detokenizer(size, decoder)
     # One loss, and the teacher's noise levels do not matter: the student learns at those it decodes at.
     config.losses.perceptual.weight = 0.0

@@ -41,6 +41,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
@@ -48,6 +49,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def tokenizer(size: str) -> ConfigDict:
+    """The query tokenizer and its autoregressive prior."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     transformer = {"name": "transformer", "patch": (4, 8, 8), "width": 512, "layers": 12, "heads": 8}
@@ -127,6 +129,7 @@ def larp(size: str) -> ConfigDict:
 
 
 def generator(size: str, model: str) -> ConfigDict:
+    """Next-token prediction of the queries' codes, from a class."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "generator"
     config.classes = config_dict.placeholder(int)

@@ -45,6 +45,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=("L", "B", "H"))
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
@@ -52,6 +53,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def tokenizer(size: str) -> ConfigDict:
+    """The 3D-VQ tokenizer."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     clips = {"name": "clip", "channels": 64, "multipliers": (2, 4, 4, 4, 4)}
@@ -132,6 +134,7 @@ def magvit(size: str) -> ConfigDict:
 
 
 def generator(size: str, model: str) -> ConfigDict:
+    """The masked transformer of ten tasks."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "generator"
     config.classes = config_dict.placeholder(int)

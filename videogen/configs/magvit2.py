@@ -37,6 +37,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), quantizer=("lfq", "fsq", "vq"))
     if chosen["stage"] == "image":
         return image(chosen["size"], chosen["quantizer"])
@@ -63,6 +64,7 @@ def image(size: str, quantizer: str = "lfq") -> ConfigDict:
 
 
 def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
+    """The causal tokenizer of videos; it begins with the inflated weights of the stage ``image``."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     config.start_from.inflate = "last"
@@ -121,6 +123,7 @@ def tokenizer(size: str, quantizer: str = "lfq") -> ConfigDict:
 
 
 def generator(size: str, quantizer: str) -> ConfigDict:
+    """MAGVIT's masked transformer on these codes, each split into two."""
     config = magvit.generator(size, model="L")
     config.parts.tokenizer.model = convolutional(size, quantizer)
     config.model.head.factors = 2

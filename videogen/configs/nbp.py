@@ -35,6 +35,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     sizes = ("debug", "small", "paper")
     chosen = parse_argument(argument, stage=STAGES, size=sizes, model=tuple(MODELS), block=("row", "token"))
     if chosen["stage"] == "tokenizer":
@@ -52,6 +53,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def tokenizer(size: str) -> ConfigDict:
+    """The causal tokenizer with finite scalar quantization."""
     if size == "debug":
         config = phenaki.tokenizer(size)
         # Next-token prediction learns codes of context, of which fewer patches need more: 4 dB above those of phenaki.
@@ -81,6 +83,7 @@ def levels(size: str) -> tuple[int, ...]:
 
 
 def generator(size: str, model: str) -> ConfigDict:
+    """Next-block prediction of its codes."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "generator"
     config.classes = config_dict.placeholder(int)

@@ -39,6 +39,7 @@ RESOLUTIONS = (128, 192, 256, 320, 384)
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
     stage, size = chosen["stage"], chosen["size"]
     if size == "debug":
@@ -52,6 +53,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def common(size: str) -> ConfigDict:
+    """What all stages share at a size."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     # It judges clips of one frame too, so the image stage's discriminator is the start of the next one's.
@@ -61,6 +63,7 @@ def common(size: str) -> ConfigDict:
 
 
 def debug(stage: str) -> ConfigDict:
+    """A stage on two CPU cores."""
     config = common("debug")
     config.data.clip.update({"height": 24, "width": 24})
     config.losses.adversarial.discriminator.update({"channels": 16, "multipliers": (2, 4)})
@@ -79,6 +82,7 @@ def debug(stage: str) -> ConfigDict:
 
 
 def small(stage: str) -> ConfigDict:
+    """A stage on one accelerator."""
     config = common("small")
     config.data.clip = {"frames": 1 if stage == "image" else 17, "height": 64, "width": 64, "fps": 8.0}
     config.data.batch_size = 64 if stage == "image" else 32

@@ -24,6 +24,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
@@ -31,6 +32,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def tokenizer(size: str) -> ConfigDict:
+    """The C-ViViT tokenizer."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     frames = {"name": "frame", "channel_multiplier": 1.0}
@@ -80,6 +82,7 @@ def tokenizer(size: str) -> ConfigDict:
 
 
 def generator(size: str) -> ConfigDict:
+    """The masked transformer, from text."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "generator"
     config.classes = config_dict.placeholder(int)

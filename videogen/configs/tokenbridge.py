@@ -51,6 +51,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     sizes, levels = ("debug", "small", "paper"), ("depth", "parallel", "delay")
     chosen = parse_argument(argument, stage=STAGES, size=sizes, model=tuple(MODELS), levels=levels)
     if chosen["stage"] == "tokenizer":
@@ -65,6 +66,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def tokenizer(size: str) -> ConfigDict:
+    """The continuous tokenizer."""
     if size == "paper":
         config = magvit2.image(size)
         config.data.clip.update({"height": 256, "width": 256})
@@ -88,6 +90,7 @@ def network(size: str) -> ConfigDict:
 
 
 def channels(size: str) -> int:
+    """Channels of the latents."""
     return 8 if size == "debug" else 16
 
 
@@ -100,6 +103,7 @@ def rounded(size: str) -> ConfigDict:
 
 
 def quantized(size: str) -> ConfigDict:
+    """The trained tokenizer, whose steps only measure the latents' mean and deviation."""
     config = tokenizer(size)
     config.model = rounded(size)
     config.steps = config.eval_every = config.checkpoint_every = 50 if size == "debug" else 100
@@ -114,6 +118,7 @@ def quantized(size: str) -> ConfigDict:
 
 
 def generator(size: str, model: str) -> ConfigDict:
+    """The autoregressive generator of the rounded channels."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
@@ -138,6 +143,7 @@ def generator(size: str, model: str) -> ConfigDict:
 
 
 def debug(config: ConfigDict) -> None:
+    """Sets the generator's training on two CPU cores."""
     config.steps = 3200
     config.eval_every = 1600
     config.checkpoint_every = 800
@@ -152,6 +158,7 @@ def debug(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
+    """Sets the generator's training on one accelerator."""
     config.steps = 50_000
     config.eval_every = 2500
     config.checkpoint_every = 2500
@@ -166,6 +173,7 @@ def small(config: ConfigDict) -> None:
 
 
 def paper(config: ConfigDict, model: str) -> None:
+    """Sets the published training of the generator of size ``model``."""
     # 800 epochs of ImageNet, 200 of them warm-up; guidance and temperature of each model are the published ones.
     config.steps = 500_000
     config.eval_every = 5000

@@ -44,6 +44,7 @@ SWEEPS = {
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
@@ -53,6 +54,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def tokenizer(size: str) -> ConfigDict:
+    """The causal tokenizer with a Gaussian bottleneck."""
     config = magvit2.tokenizer(size) if size == "paper" else phenaki.tokenizer(size)
     config.model = continuous(size)
     if size == "paper":
@@ -77,6 +79,7 @@ def continuous(size: str) -> ConfigDict:
 
 
 def generator(size: str, model: str) -> ConfigDict:
+    """The rectified-flow transformer over its latents, from text."""
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "generator"
     config.classes = config_dict.placeholder(int)
@@ -120,6 +123,7 @@ def generator(size: str, model: str) -> ConfigDict:
 
 
 def distill(size: str, model: str) -> ConfigDict:
+    """The generator taught to draw in four steps without guidance (consistency distillation)."""
     config = generator(size, model)
     guided = {key: config.sampler[key] for key in ("guidance_scale", "guidance")}
     # The teacher's steps are of a whole clip: so many to each step of the student as 4 go into them.
@@ -150,6 +154,7 @@ def distill(size: str, model: str) -> ConfigDict:
 
 
 def debug(config: ConfigDict) -> None:
+    """Sets the generator's training on two CPU cores."""
     config.steps = 3600
     config.eval_every = 1200
     config.checkpoint_every = 1200
@@ -164,6 +169,7 @@ def debug(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
+    """Sets the generator's training on one accelerator."""
     config.steps = 50_000
     config.eval_every = 2500
     config.checkpoint_every = 2500
@@ -178,6 +184,7 @@ def small(config: ConfigDict) -> None:
 
 
 def paper(config: ConfigDict, model: str) -> None:
+    """Sets the generator's training at the published sizes."""
     config.steps = 500_000
     config.eval_every = 5000
     config.checkpoint_every = 5000

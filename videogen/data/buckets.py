@@ -32,6 +32,7 @@ class Bucket:
 
     @property
     def shape(self) -> VideoShape:
+        """The shape of its clips."""
         return VideoShape(self.clip.frames, self.clip.height, self.clip.width)
 
 

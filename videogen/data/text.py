@@ -40,6 +40,7 @@ class ByteTokenizer:
         return len(_readable(caption).encode()) > self.length
 
     def save(self, directory: epath.PathLike) -> None:
+        """Writes what ``load`` needs into a directory."""
         _save_settings(directory, self)
 
 
@@ -67,6 +68,7 @@ class FileTokenizer:
 
     @property
     def vocabulary_size(self) -> int:
+        """Number of ids."""
         return self._tokenizer.get_vocab_size()
 
     @property
@@ -83,6 +85,7 @@ class FileTokenizer:
         return bool(self._tokenizer.encode(_readable(caption)).overflowing)
 
     def save(self, directory: epath.PathLike) -> None:
+        """Writes settings and vocabulary into a directory."""
         _save_settings(directory, self)
         (epath.Path(directory) / VOCABULARY).write_text(self._tokenizer.to_str())
 

@@ -75,6 +75,7 @@ class Video:
         self.check_size(height, width)
 
     def close(self) -> None:
+        """Closes the file."""
         self._container.close()
 
     def check_size(self, height: int, width: int) -> None:

@@ -160,6 +160,7 @@ class Guided:
     guidance: Guidance
 
     def initialize(self, noisy: Sample) -> Any:
+        """The memory before the first call."""
         return self.guidance.initialize(noisy)
 
     def __call__(self, noisy: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
@@ -174,6 +175,7 @@ class Plain:
     denoise: Callable[[Sample, Array], Sample]
 
     def initialize(self, noisy: Sample) -> tuple[()]:
+        """The memory before the first call: none."""
         return ()
 
     def __call__(self, noisy: Sample, t: Array, memory: tuple[()]) -> tuple[Sample, tuple[()]]:

@@ -38,6 +38,7 @@ class Step:
 
     @classmethod
     def of(cls, process: Process, time: Array, next_time: Array, sample: Sample) -> "Step":
+        """The step of a process between two times; its scales have the axes of ``sample``."""
         scales = (*process.scales(time), *process.scales(next_time))
         return cls(time, next_time, *(spread(scale, sample) for scale in scales))
 

@@ -14,6 +14,7 @@ from videogen.nn import Causal, Embedding, LayerNorm, Linear, normal, parameter
 
 
 def clip_blocks(prefix: str) -> dict[str, Any]:
+    """Names of the blocks' weights in a published file, whose transformer is called ``prefix``."""
     layer = f"{prefix}.encoder.layers.{{}}"
     attention = {name: f"{layer}.self_attn.{name[0]}_proj" for name in ("query", "key", "value")}
     return block_names(
@@ -27,6 +28,7 @@ def clip_blocks(prefix: str) -> dict[str, Any]:
 
 
 def clip_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of a transformer from a published ``config.json`` (the part of one tower)."""
     return dict(
         width=int(config["hidden_size"]),
         layers=int(config["num_hidden_layers"]),

@@ -76,6 +76,7 @@ class Interpreter:
         self.operations = self.entries = 0
 
     def refuse(self, why: str) -> UserError:
+        """The error to raise: it names the file and says why it is refused."""
         return UserError(f"{self.where} is refused, nothing in it was executed: {why}")
 
     def read(self) -> Any:

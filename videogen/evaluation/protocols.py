@@ -72,6 +72,7 @@ class Evaluation:
 
     @functools.cached_property
     def source(self) -> data.Source:
+        """The held-out clips to read."""
         return build_source(self.loaded.config, "eval")
 
     @functools.cached_property
@@ -88,6 +89,7 @@ class Evaluation:
 
     @functools.cached_property
     def videos(self) -> Pixels:
+        """All clips that were read, uint8 ``[clips, time, height, width, channel]``."""
         return np.stack([sample["video"] for sample in self.clips.samples])
 
     def batches(self) -> list[dict[str, np.ndarray]]:

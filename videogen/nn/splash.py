@@ -59,6 +59,7 @@ class TableMask(splash_attention.Mask):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(queries, keys) after padding."""
         return self.padded
 
     def __getitem__(self, index: tuple[slice, slice]) -> Bool[np.ndarray, "q k"]:

@@ -96,10 +96,12 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
+        """The kind of chip."""
         return CHIPS[self.name]
 
     @property
     def chips(self) -> int:
+        """Number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property

@@ -42,6 +42,7 @@ class AdditiveQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of each level."""
         return (self.size,) * self.levels
 
     def lookup(self, indices: Int[Array, "... levels"]) -> Float[Array, "... width"]:

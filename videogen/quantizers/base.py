@@ -69,6 +69,7 @@ class Quantizer(nnx.Module):
 
     @property
     def input_width(self) -> int:
+        """Channels of the latents a call takes; a Gaussian posterior has twice ``width``."""
         return self.width
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:

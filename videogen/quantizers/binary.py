@@ -78,6 +78,7 @@ class BinaryQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of each level: 2 to the power of its bits."""
         return (2 ** (self.width // self.levels),) * self.levels
 
     def signs(self, indices: Int[Array, "... levels"]) -> Float[Array, "... width"]:

@@ -29,10 +29,12 @@ class GaussianQuantizer(Quantizer):
 
     @property
     def input_width(self) -> int:
+        """Twice ``width``: mean and log variance."""
         return 2 * self.width
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Empty: latents stay continuous."""
         return ()
 
     def lookup(self, indices: Int[Array, "... 0"]) -> Float[Array, "... width"]:

@@ -91,10 +91,12 @@ class PerDimensionQuantizer(Quantizer):
 
     @property
     def input_width(self) -> int:
+        """Twice ``width`` where the latents are a posterior, else ``width``."""
         return 2 * self.width if self.posterior else self.width
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of each channel."""
         return (self.bins,) * self.width
 
     def _latents(self, latents: Float[Array, "... input"]) -> Float[Array, "... width"]:

@@ -35,6 +35,7 @@ class ProductQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of each level, group after group."""
         return tuple(size for quantizer in self.quantizers for size in quantizer.vocabulary)
 
     def lookup(self, indices: Int[Array, "... levels"]) -> Float[Array, "... width"]:

@@ -64,6 +64,7 @@ class ResidualQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of each level, coarse to fine."""
         return tuple(size for quantizer in self.quantizers for size in quantizer.vocabulary)
 
     def lookup(self, indices: Int[Array, "... levels"]) -> Float[Array, "... width"]:

@@ -52,6 +52,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of the one level: the product of the channels' levels."""
         return (self.size,)
 
     def _bounded(self, z: Float[Array, "... width"]) -> Float[Array, "... width"]:

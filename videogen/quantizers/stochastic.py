@@ -44,6 +44,7 @@ class StochasticVectorQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of the one level."""
         return (self.size,)
 
     def lookup(self, indices: Int[Array, "... 1"]) -> Float[Array, "... width"]:

@@ -87,6 +87,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
+        """Ids of the one level."""
         return (self.size,)
 
     def _codes(self) -> Float[Array, "size width"]:

@@ -72,6 +72,7 @@ class Section:
     blocks: Sequence[Block]
 
     def render(self) -> str:
+        """The piece as HTML."""
         parts = "\n".join(block.render() for block in self.blocks)
         title = html.escape(self.title)
         return f'<section id="{_anchor(title)}"><h2>{title}</h2>{_paragraph(self.text)}\n{parts}</section>'
@@ -84,6 +85,7 @@ class Figures:
     items: Sequence[tuple[str, str, str]]
 
     def render(self) -> str:
+        """The piece as HTML."""
         cards = (
             f'<div class="figure"><b>{html.escape(value)}</b><span>{html.escape(label)}</span>'
             f"<small>{html.escape(meaning)}</small></div>"
@@ -103,6 +105,7 @@ class Curves:
     keys: Sequence[str]
 
     def render(self) -> str:
+        """The piece as HTML."""
         series = _series(self.path)
         charts = []
         for key in self.keys:
@@ -127,6 +130,7 @@ class Pairs:
     labels: Sequence[str] = ("original", "reconstruction")
 
     def render(self) -> str:
+        """The piece as HTML."""
         labels = "".join(f"<span>{html.escape(label)}</span>" for label in self.labels)
         cards = []
         for *row, caption in zip(self.originals, *self.between, self.reconstructions, self.captions, strict=True):
@@ -148,6 +152,7 @@ class Clips:
     fps: float = 8.0
 
     def render(self) -> str:
+        """The piece as HTML."""
         verdicts = self.verdicts or [("", {})] * len(self.videos)
         cards = []
         for video, caption, (reading, checks) in zip(self.videos, self.captions, verdicts, strict=True):
@@ -166,6 +171,7 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
     def render(self) -> str:
+        """The piece as HTML."""
         head = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
         body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in self.rows)
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

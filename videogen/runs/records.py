@@ -79,6 +79,7 @@ class MetricsWriter:
             replace_text(self._path, "".join(self._lines))
 
     def close(self) -> None:
+        """Writes what is left and closes the files."""
         if self.enabled:
             self.flush()
             with storage_errors(self._path.parent, "make room there and start the same command again"):
@@ -200,4 +201,5 @@ class Progress:
         return speeds
 
     def close(self) -> None:
+        """Leaves the bar as it is."""
         self._bar.close()

@@ -168,10 +168,12 @@ class Wrapped(Tokenizer):
 
     @property
     def compression(self) -> Compression:
+        """Pixels per latent of the wrapped tokenizer."""
         return self.tokenizer.compression
 
     @property
     def quantizer(self) -> nnx.Module:
+        """The quantizer of the wrapped tokenizer."""
         return self.tokenizer.quantizer
 
     @property

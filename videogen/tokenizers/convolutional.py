@@ -90,6 +90,7 @@ class Layout:
 
     @property
     def kernel(self) -> tuple[int, int, int]:
+        """(time, height, width) of the convolutions."""
         return (self.time_kernel, 3, 3)
 
     def factors(self) -> list[tuple[int, int, int]]:
@@ -98,6 +99,7 @@ class Layout:
         return [*reversed(list(steps)), (1, 1, 1)]
 
     def compression(self) -> Compression:
+        """Pixels per latent along each axis."""
         return Compression(*self.factors()[0], first_alone=self.padding != "same")
 
 

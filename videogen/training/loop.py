@@ -71,14 +71,17 @@ class Run:
 
     @property
     def config(self) -> Any:
+        """The completed config."""
         return self.start.config
 
     @property
     def workdir(self) -> epath.Path:
+        """The run directory."""
         return self.start.workdir
 
     @property
     def task(self) -> tasks.Task:
+        """What is trained."""
         return self.start.task
 
     def modules(self) -> dict[str, nnx.Module]:
