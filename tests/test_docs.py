@@ -6,10 +6,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
-from videogen import losses
+from videogen import generators, heads, losses
 from videogen.nn import MicroBatch
 from videogen.shapes import VideoShape
 
@@ -72,3 +74,30 @@ def test_the_loss_term_of_the_guide_works(monkeypatch):
     config = ConfigDict()
     exec(section, {"config": config})
     assert list(losses.build(config.losses, setting)) == ["entropy", "l2", "perceptual"]
+
+
+def test_the_head_of_the_guide_works(monkeypatch):
+    page = (REPOSITORY / "docs" / "add_a_head.md").read_text()
+    section, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setattr(heads, "HEADS", dict(heads.HEADS))
+    monkeypatch.setattr(generators, "HEADS_OF", dict(generators.HEADS_OF))
+    exec(example, {})
+    assert all("laplace" in names for names in generators.HEADS_OF.values())
+    head = heads.build({"name": "laplace"}, channels=1, width=2, rngs=nnx.Rngs(0))
+    head.numbers_of.kernel[...], head.numbers_of.bias[...] = jnp.eye(2), jnp.zeros(2)
+    features = jnp.broadcast_to(jnp.array([3.0, jnp.log(0.5)]), (1, 4000, 2))
+    # Two scales from the mean: 2 + log(2 · 0.5).
+    total, count, _ = head.loss(features, jnp.full((1, 4000, 1), 4.0), jnp.ones((1, 4000), bool), None)
+    assert float(total / count) == pytest.approx(2.0, rel=1e-6)
+    drawn, log_density = head.draw(features, None, jax.random.split(jax.random.key(0), 1), heads.HeadSampler())
+    total, _, _ = head.loss(features, drawn, jnp.ones((1, 4000), bool), None)
+    assert float(-log_density.sum()) == pytest.approx(float(total), rel=1e-5)
+    assert float(jnp.median(drawn)) == pytest.approx(3.0, abs=0.03)
+    assert float(jnp.abs(drawn - 3).mean()) == pytest.approx(0.5, rel=0.05)
+    guided, _ = head.draw(
+        features, 0.5 * features, jax.random.split(jax.random.key(0), 1), heads.HeadSampler(guidance_scale=2.0)
+    )
+    np.testing.assert_allclose(guided - drawn, 2 * (3.0 - 1.5), rtol=1e-5)
+    config = ConfigDict({"model": {}})
+    exec(section, {"config": config})
+    assert heads.build(config.model.head, channels=1, width=2, rngs=nnx.Rngs(0)).components == 8
