@@ -47,7 +47,7 @@ def psnr(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
     Raises:
       UserError: shapes differ, or a value is NaN, infinite or outside [0, 1].
     """
-    video, reference = _check_pair(video, reference)
+    video, reference = check_pair(video, reference)
     error = jnp.mean(jnp.square(video - reference), axis=(2, 3, 4))
     return jnp.mean(-10 * jnp.log10(jnp.maximum(error, 10 ** (-PSNR_CAP / 10))), axis=-1)
 
@@ -65,7 +65,7 @@ def region_psnr(
     Raises:
       UserError: shapes differ, or a value is NaN, infinite or outside [0, 1].
     """
-    video, reference = _check_pair(video, reference)
+    video, reference = check_pair(video, reference)
     error = jnp.where(region, jnp.square(video - reference).mean(-1), 0.0).sum((1, 2, 3)) / region.sum((1, 2, 3))
     return -10 * jnp.log10(jnp.maximum(error, 10 ** (-PSNR_CAP / 10)))
 
@@ -83,7 +83,7 @@ def ssim(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
     Raises:
       UserError: shapes differ, a value is NaN, infinite or outside [0, 1], or a side is below 11 pixels.
     """
-    video, reference = _check_pair(video, reference)
+    video, reference = check_pair(video, reference)
     height, width = video.shape[2:4]
     if min(height, width) < SSIM_WINDOW:
         raise UserError(f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW} pixels, got {height}×{width}")
@@ -132,7 +132,7 @@ def gradient_sharpness(video: UnitVideo, reference: UnitVideo) -> Float[Array, "
     Raises:
       UserError: shapes differ, or a value is NaN, infinite or outside [0, 1].
     """
-    video, reference = _check_pair(video, reference)
+    video, reference = check_pair(video, reference)
     return 255 * jnp.mean(jnp.abs(_edge_strengths(video) - _edge_strengths(reference)), axis=(1, 2))
 
 
@@ -166,6 +166,21 @@ def perplexity(counts: Num[Array, "... codes"]) -> Float[Array, "..."]:
     return jnp.exp(-jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1))
 
 
+def entropy_bits(counts: Num[np.ndarray, "codes"]) -> float:
+    """Bits that an ideal entropy coder spends on a code, from how often each occurs: at most log2 of the vocabulary.
+
+    Codes are taken as independent; a learned prior of their order spends fewer.
+
+    Raises:
+      UserError: a count is negative, or there are none.
+    """
+    counts = np.asarray(counts, np.float64)
+    if (counts < 0).any() or not counts.sum() > 0:
+        raise UserError("an entropy needs counts that are not negative, of at least one code")
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
 def expected_usage(draws: int, size: int) -> float:
     """Codebook usage expected of ``draws`` even, independent draws from ``size`` codes: 1 - (1 - 1/K)^n."""
     if draws < 0 or size < 1:
@@ -191,7 +206,8 @@ def _is_concrete(x: Array) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
-def _check_pair(video: UnitVideo, reference: UnitVideo) -> tuple[UnitVideo, UnitVideo]:
+def check_pair(video: UnitVideo, reference: UnitVideo) -> tuple[UnitVideo, UnitVideo]:
+    """Both as float32; raises ``UserError`` where they cannot be compared or hold values outside [0, 1]."""
     video, reference = jnp.asarray(video, jnp.float32), jnp.asarray(reference, jnp.float32)
     if video.shape != reference.shape or video.ndim != 5:
         raise UserError(

@@ -1,0 +1,58 @@
+"""How clips change in time, and whether they change as their originals do."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from videogen.errors import UserError
+from videogen.metrics.fidelity import PSNR_CAP, UnitVideo, check_pair
+
+
+def flicker(video: UnitVideo) -> Float[Array, "batch"]:
+    """1 minus the mean absolute difference of neighbouring frames: 1 for a still (VBench, temporal flickering).
+
+    Only clips whose scene does not move say something about flicker; motion lowers it as well.
+
+    Raises:
+      UserError: clips of one frame, or a value is NaN, infinite or outside [0, 1].
+    """
+    video, _ = check_pair(video, video)
+    needs_frames(video.shape[1])
+    return 1 - jnp.mean(jnp.abs(jnp.diff(video, axis=1)), axis=(1, 2, 3, 4))
+
+
+def difference_psnr(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
+    """PSNR in dB of the differences of neighbouring frames, per difference, capped at 100; mean over the clip.
+
+    It is high where the clip moves as its original does, whatever constant error the frames have. No flow is needed.
+
+    Args:
+      video: the clips to judge, in [0, 1].
+      reference: the originals, same shape.
+    """
+    video, reference = check_pair(video, reference)
+    needs_frames(video.shape[1])
+    error = jnp.square(jnp.diff(video, axis=1) - jnp.diff(reference, axis=1)).mean((2, 3, 4))
+    return jnp.mean(_decibel(error), axis=-1)
+
+
+def first_and_later_psnr(video: UnitVideo, reference: UnitVideo) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """PSNR in dB of the first frame, and the mean of those of the others: causal tokenizers code the first alone.
+
+    Args:
+      video: the clips to judge, in [0, 1].
+      reference: the originals, same shape.
+    """
+    video, reference = check_pair(video, reference)
+    needs_frames(video.shape[1])
+    values = _decibel(jnp.square(video - reference).mean((2, 3, 4)))
+    return values[:, 0], values[:, 1:].mean(-1)
+
+
+def _decibel(error: Array) -> Array:
+    return -10 * jnp.log10(jnp.maximum(error, 10 ** (-PSNR_CAP / 10)))
+
+
+def needs_frames(frames: int) -> None:
+    """Raises ``UserError`` for clips of a single frame."""
+    if frames < 2:
+        raise UserError(f"this measure compares frames of a clip and needs at least 2, got {frames}")
