@@ -44,12 +44,13 @@ def define_mesh() -> flags.FlagHolder[str | None]:
     )
 
 
-def run(main: Callable[[], None], distributed: bool = False) -> None:
+def run(main: Callable[..., None], distributed: bool = False, takes_files: bool = False) -> None:
     """Parses the flags and runs ``main``.
 
     Args:
       main: the command.
       distributed: whether the command can be one of several processes of a job.
+      takes_files: whether arguments that are no flags are files; ``main`` gets their list.
     """
     survive_closed_streams()
     expect_no_tpu()
@@ -67,7 +68,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
     handler.python_handler.emit = emit_above_bars
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_files:
             fail(UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value"))
         try:
             if distributed:
@@ -75,7 +76,7 @@ def run(main: Callable[[], None], distributed: bool = False) -> None:
             elif given := [flag.name for flag in (COORDINATOR_ADDRESS, PROCESS_COUNT, PROCESS_INDEX) if flag.present]:
                 raise UserError(f"this command is a single process; leave out --{given[0]}")
             else:
-                main()
+                main(*[argv[1:]] * takes_files)
         except UserError as error:
             fail(error)
         except KeyboardInterrupt:
