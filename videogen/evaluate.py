@@ -14,6 +14,14 @@ sharpness by the number of steps), prompt_fidelity (generators on shapes: colour
 of unseen prompts, or of class labels; whether the shape is there in every frame, keeps its form and moves evenly),
 composition (the same for colours, forms and directions that never come together in training), tasks (generators trained
 with config.tasks or on given frames: PSNR of what each task leaves unknown, beside copies of the nearest given pixel).
+
+Presets compare two folders of videos or pictures by a frozen public network, whose weights are a file of yours:
+
+    python -m videogen.evaluate --protocol=fvd.styleganv_2048 --real=DIR --generated=DIR \\
+        --weights=i3d_torchscript.pt --out=fvd.json
+
+A preset fixes network, clips, resizing, counts and covariance (videogen/evaluation/presets.py lists them); --count=N
+takes other numbers of clips, which are another protocol.
 """
 
 import json
@@ -24,11 +32,16 @@ from videogen import app
 from videogen.configuration import check_writable, replace_text, shown_rate
 from videogen.errors import UserError
 
+HELD_OUT = 128
+"""Clips or prompts of a protocol, unless --count says otherwise."""
+
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
 PROTOCOL = flags.DEFINE_string(
-    "protocol", None, "reconstruction, denoising_steps, prompt_fidelity, composition or tasks."
+    "protocol", None, "reconstruction, denoising_steps, prompt_fidelity, composition, tasks, or a preset of folders."
 )
-COUNT = flags.DEFINE_integer("count", 128, "Held-out clips, or unseen prompts.", lower_bound=1)
+COUNT = flags.DEFINE_integer(
+    "count", None, "Held-out clips, or unseen prompts (128); of a preset clips of both sides.", lower_bound=1
+)
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of a generator, if not its own.", lower_bound=1)
@@ -39,19 +52,50 @@ SOURCE = flags.DEFINE_string("source", None, "Name of the data source of another
 PATH = flags.DEFINE_string("path", None, "Path of another test set.")
 CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips, for tokenizers.")
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
+REAL = flags.DEFINE_string("real", None, "Folder of real clips, for presets.")
+GENERATED = flags.DEFINE_string("generated", None, "Folder of generated or reconstructed clips, for presets.")
+WEIGHTS = flags.DEFINE_string("weights", None, "Published weights of a preset's network: a file or a folder.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips that a preset's network takes at a time.", lower_bound=1)
 MESH = app.define_mesh()
-flags.mark_flags_as_required(["checkpoint", "protocol", "out"])
+flags.mark_flags_as_required(["protocol", "out"])
 
 
 def main() -> None:
     """Runs the command."""
+    check_writable(OUT.value, "--out")
+    if GENERATED.value is None and REAL.value is None:
+        _evaluate_checkpoint()
+    else:
+        _compare_folders()
+    logging.info("wrote %s", OUT.value)
+
+
+def _compare_folders() -> None:
+    from videogen.evaluation.folders import compare_folders
+    from videogen.runs.finished import FinishedBatches
+
+    if CHECKPOINT.value:
+        raise UserError("--checkpoint and folders do not go together; videogen.sample writes a folder of samples")
+    if not WEIGHTS.value:
+        raise UserError("--weights is missing: the published file of the preset's network")
+    asked = {"real": REAL.value, "generated": GENERATED.value, "weights": WEIGHTS.value, "count": COUNT.value}
+    asked |= {"seed": SEED.value, "batch_size": BATCH_SIZE.value}
+    finished = FinishedBatches(OUT.value, {"command": "evaluate", "protocol": PROTOCOL.value, **asked})
+    record = compare_folders(PROTOCOL.value, **asked, keep=finished)
+    replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
+    finished.remove()
+    logging.info("%s", json.dumps(record["metrics"], indent=2))
+
+
+def _evaluate_checkpoint() -> None:
     from videogen.evaluation.protocols import evaluate, use_test_set
     from videogen.inference.pictures import write_pictures
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
+    if not CHECKPOINT.value:
+        raise UserError("name what to evaluate: --checkpoint=RUN_OR_EXPORT, or --real=DIR --generated=DIR for a preset")
     loaded = load_for_command(CHECKPOINT.value, MESH.value)
-    check_writable(OUT.value, "--out")
     if PICTURES.value:
         check_writable(PICTURES.value, "--pictures", directory=True)
     for name, flag in {"steps": STEPS, "guidance_scale": GUIDANCE}.items():
@@ -61,7 +105,7 @@ def main() -> None:
             # In the config, so that the record says it.
             loaded.config.sampler[name] = flag.value
     other = use_test_set(loaded, SOURCE.value, PATH.value, CLIP.value)
-    asked = {"protocol": PROTOCOL.value, "count": COUNT.value, "seed": SEED.value, "other": other}
+    asked = {"protocol": PROTOCOL.value, "count": COUNT.value or HELD_OUT, "seed": SEED.value, "other": other}
     finished = FinishedBatches(OUT.value, {"command": "evaluate", **asked, **loaded.key})
     record, pictures = evaluate(loaded, *asked.values(), finished)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
@@ -69,7 +113,6 @@ def main() -> None:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))
     finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
-    logging.info("wrote %s", OUT.value)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from etils import epath
 from videogen.errors import UserError
 from videogen.reporting.page import METRICS, Section, Table, write_report
 
-OF_THE_MODEL = ("weights", "step", "sampler", "held_out")
+OF_THE_MODEL = ("weights", "step", "sampler", "held_out", "generated")
 """Fields of a protocol that say which model was measured; all others say how."""
 
 Result = Mapping[str, Any]

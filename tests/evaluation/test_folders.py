@@ -1,0 +1,169 @@
+"""Distances of folders: every clip counts once, and nothing but the preset decides the number."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from videogen import encoders
+from videogen.data.video_io import write_video
+from videogen.errors import UserError
+from videogen.evaluation import folders, presets
+from videogen.evaluation.folders import compare_folders, resized
+from videogen.evaluation.presets import PRESETS, Preset, preset_of
+from videogen.metrics.distributions import Moments, frechet_distance
+from videogen.runs.finished import FinishedBatches
+
+RNG = np.random.default_rng(0)
+
+
+class Colours(nnx.Module):
+    """Mean and deviation of every colour, in the place of a network."""
+
+    hash = "0123"
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, clips):
+        x = folders.in_range(clips) * self.scale
+        axes = tuple(range(1, x.ndim - 1))
+        return jnp.concatenate([x.mean(axes), x.std(axes)], axis=-1)
+
+
+@pytest.fixture(autouse=True)
+def stub(monkeypatch):
+    monkeypatch.setattr(encoders, "load", lambda name, weights: Colours())
+    few = dataclasses.replace(PRESETS["fvd.styleganv_2048"], frames=4, real=5, generated=5)
+    monkeypatch.setitem(PRESETS, "few", few)
+    monkeypatch.setitem(PRESETS, "pictures", dataclasses.replace(PRESETS["fid.imagenet_50k"], generated=None))
+
+
+def videos(folder, count, frames=6, brightness=0, side=16):
+    folder.mkdir()
+    for i in range(count):
+        clip = RNG.integers(0, 200, (1, 1, 1, 3)) + RNG.integers(0, 30, (frames, side, side, 3)) + brightness
+        write_video(folder / f"{i:02}.mp4", clip.astype(np.uint8), 8.0)
+    return folder
+
+
+def run(tmp_path, name="few", **settings):
+    return compare_folders(name, tmp_path / "real", tmp_path / "generated", "stub", **settings)
+
+
+def test_the_number_is_that_of_the_features_and_the_record_says_how(tmp_path):
+    videos(tmp_path / "real", 8), videos(tmp_path / "generated", 5, frames=4, brightness=20)
+    record = run(tmp_path)
+    protocol = record["protocol"]
+    assert protocol["counts"] == {"generated": 5, "real": 5}
+    assert protocol["real"]["found"] == 8 and protocol["real"]["files"] == {".mp4": 8}
+    assert protocol["network_hash"] == "0123" and protocol["biased"] and protocol["rule"] == "random"
+    sides = [folders.side_of(n, tmp_path / n, 5, PRESETS["few"], 0) for n in ("real", "generated")]
+    both = [np.stack([Colours()(side.clip(i)[None])[0] for i in range(5)]) for side in sides]
+    expected = frechet_distance(*map(Moments.of, both), biased=True)
+    assert record["metrics"] == {"frechet_distance": pytest.approx(expected, rel=1e-4)}
+    json.dumps(record)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_batch_size_changes_nothing(tmp_path, batch_size):
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5, brightness=20)
+    expected = run(tmp_path, batch_size=2)["metrics"]["frechet_distance"]
+    assert run(tmp_path, batch_size=batch_size)["metrics"]["frechet_distance"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_folder_against_itself_is_zero(tmp_path):
+    videos(tmp_path / "real", 5, frames=4)
+    record = compare_folders("few", tmp_path / "real", tmp_path / "real", "stub")
+    assert record["metrics"]["frechet_distance"] == 0.0
+
+
+def test_real_videos_that_are_too_short_are_left_out_and_counted(tmp_path):
+    videos(tmp_path / "real", 7), videos(tmp_path / "generated", 5)
+    write_video(tmp_path / "real" / "03.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8.0)
+    (tmp_path / "real" / "04.mp4").write_bytes(b"broken")
+    record = run(tmp_path, batch_size=2)
+    assert record["protocol"]["counts"] == {"generated": 5, "real": 5}
+    with pytest.raises(UserError, match="only 5 of the 7 real files can be used, not 6"):
+        compare_folders("few", tmp_path / "real", videos(tmp_path / "more", 6), "stub", count=6)
+
+
+def test_generated_clips_all_count(tmp_path):
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5)
+    write_video(tmp_path / "generated" / "02.mp4", np.zeros((3, 16, 16, 3), np.uint8), 8.0)
+    with pytest.raises(UserError, match="02.mp4 has 3 frames, and 4 are needed"):
+        run(tmp_path)
+
+
+def test_too_few_clips_are_refused_and_none_is_read_twice(tmp_path):
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 4)
+    with pytest.raises(UserError, match="generated has 4 videos, and 5 are needed"):
+        run(tmp_path)
+    assert run(tmp_path, count=4)["protocol"]["counts"] == {"generated": 4, "real": 4}
+    with pytest.raises(UserError, match="is no folder"):
+        compare_folders("few", tmp_path / "nowhere", tmp_path / "generated", "stub", count=4)
+    with pytest.raises(UserError, match="--real is missing"):
+        compare_folders("few", None, tmp_path / "generated", "stub", count=4)
+
+
+def test_pictures_of_any_size_and_their_formats(tmp_path, caplog):
+    for name, suffix in (("real", "png"), ("generated", "jpg")):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            pixels = RNG.integers(0, 255, (8 + i, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.{suffix}")
+    record = run(tmp_path, "pictures")
+    assert record["protocol"]["counts"] == {"generated": 4, "real": 4}
+    assert "stored differently (generated: .jpg and real: .png)" in caplog.text
+
+
+def test_finished_batches_are_not_read_again(tmp_path, monkeypatch):
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5)
+    expected = run(tmp_path, batch_size=2)["metrics"]
+    keep, seen = FinishedBatches(tmp_path / "out.json", {"a": 1}), []
+    read = folders.Side.clip
+
+    def stop(side, index):
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        seen.append((side.name, index))
+        return read(side, index)
+
+    monkeypatch.setattr(folders.Side, "clip", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, batch_size=2, keep=keep)
+    seen.clear()
+    assert run(tmp_path, batch_size=2, keep=FinishedBatches(tmp_path / "out.json", {"a": 1}))["metrics"] == expected
+    assert seen == [("real", 2), ("real", 3), ("real", 4)]
+
+
+STEP = np.repeat(np.array([0, 255], np.uint8)[None, None, :, None], 3, axis=-1)
+STEPS = {"tf1_bilinear": [0, 0.5, 1, 1], "bilinear": [0, 0.25, 0.75, 1], "bilinear_antialiased": [0, 0.25, 0.75, 1]}
+
+
+@pytest.mark.parametrize(("rule", "expected"), STEPS.items())
+def test_resizing_variants(rule, expected):
+    preset = Preset("frechet", "i3d", "", 1, "", sides=(1, 4), resize=rule)
+    np.testing.assert_allclose((resized(STEP, preset)[0, 0, :, 0] + 1) / 2, expected, atol=1e-6)
+
+
+def test_antialiasing_averages():
+    clip = np.tile(STEP, (1, 1, 4, 1))
+    for rule, expected in (("bilinear_antialiased", 0.0), ("bilinear", 0.0), ("tf1_bilinear", -1.0)):
+        preset = Preset("frechet", "i3d", "", 1, "", sides=(1, 2), resize=rule)
+        assert resized(clip, preset)[0, 0, 1, 0] == pytest.approx(expected, abs=0.15)
+    assert resized(clip, Preset("frechet", "i3d", "", 1, "")) is clip
+
+
+def test_presets_name_networks_that_exist():
+    for name, preset in PRESETS.items():
+        assert preset.network in encoders.ENCODERS, name
+        assert preset.measure in ("frechet", "kernel", "inception_score") and preset.source, name
+        assert preset.rule in ("first", "centre", "random"), name
+    with pytest.raises(UserError, match="did you mean 'fvd.styleganv_2048'"):
+        preset_of("fvd.stylegan_2048")
+    assert preset_of("fid.clean_50k", 7).generated == 7 and presets.PRESETS["fid.clean_50k"].generated == 50_000
