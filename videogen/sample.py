@@ -106,8 +106,8 @@ def main() -> None:
     else:
         flags_of_draw = {"count": COUNT, "story": STORY, "frames": FRAMES, "seed": SEED, "overlap": OVERLAP}
         flags_of_draw |= {"image": IMAGE, "video": VIDEO, "given": GIVEN}
-        told = {name: flag.value for name, flag in flags_of_draw.items()}
-        videos = draw_videos(loaded, prompts, labels=labels, **told, sampler=sampler, tile=tile, keep=finished)
+        drawing = {name: flag.value for name, flag in flags_of_draw.items()}
+        videos = draw_videos(loaded, prompts, labels=labels, **drawing, sampler=sampler, tile=tile, keep=finished)
     paths = write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said)
     finished.remove()
     for path in paths:

@@ -112,7 +112,7 @@ def test_nothing_leads_back_from_detached_outputs():
 
 
 def test_the_discriminator_and_its_penalty_work_in_the_steps_that_are_due():
-    term = adversarial(start=1, every=2, r1=10.0, r1_every=2, rest_below=0.5)
+    term = adversarial(start=1, every=2, r1=10.0, r1_every=2, pause_below=0.5)
     outcomes = [judged(term, jnp.asarray(step)) for step in range(6)]
     moves = [bool(term.moves(metrics, jnp.asarray(step))) for step, (_, metrics, _) in enumerate(outcomes)]
     assert moves == [False, True, False, True, False, True]
@@ -129,7 +129,7 @@ def test_the_discriminator_and_its_penalty_work_in_the_steps_that_are_due():
 
 
 def test_a_discriminator_that_wins_rests():
-    term = adversarial(rest_below=100.0)
+    term = adversarial(pause_below=100.0)
     _, metrics, _ = judged(term, FIRST)
     assert not term.moves(metrics, FIRST)
     assert term.moves({"discriminator_loss": jnp.asarray(100.5)}, FIRST)

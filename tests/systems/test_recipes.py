@@ -50,7 +50,7 @@ def test_tokenbridge_takes_over_what_was_mended():
 def test_omnitokenizer():
     config = omnitokenizer.get_config("stage=tokenizer,size=paper")
     assert (config.losses.l1.weight, config.losses.adversarial.weight) == (4.0, 0.01)
-    assert config.losses.adversarial.rest_below == 0.001
+    assert config.losses.adversarial.pause_below == 0.001
     for words in ("feature matching (weight 4)", "one discriminator judges images and clips"):
         assert words in omnitokenizer.__doc__
 

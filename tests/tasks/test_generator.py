@@ -93,8 +93,8 @@ def test_tasks_are_drawn_by_weight(system, monkeypatch):
 
 def test_only_told_tasks_see_the_label(system):
     task, _ = system
-    told = task.told(Conditioning(label=jnp.arange(10)), jnp.arange(10)).label
-    assert [label != NULL_LABEL for label in told.tolist()] == [t.told for t in TASKS.values()]
+    told = task.conditioning_of_tasks(Conditioning(label=jnp.arange(10)), jnp.arange(10)).label
+    assert [label != NULL_LABEL for label in told.tolist()] == [t.uses_conditioning for t in TASKS.values()]
 
 
 def test_completion_depends_on_given_pixels_only(system):
@@ -131,7 +131,7 @@ def test_tasks_that_are_not_told_train_and_draw_without_text(system, monkeypatch
     monkeypatch.setattr(type(generator), "loss", record)
     task.generator_loss(modules, batch(16), jax.random.key(0), jnp.zeros((), int))
     ((told, drawn),) = seen
-    np.testing.assert_array_equal(told, [list(TASKS.values())[task].told for task in drawn])
+    np.testing.assert_array_equal(told, [list(TASKS.values())[task].uses_conditioning for task in drawn])
     assert told.any() and not told.all()
     # Text that is as strong as an untrained generator needs it to be.
     encoder = modules["generator"].text_encoder.embedding.table
@@ -142,7 +142,7 @@ def test_tasks_that_are_not_told_train_and_draw_without_text(system, monkeypatch
         stories = [{"text_ids": np.full((1, 24), i, np.int32), "text_mask": np.ones((1, 24), bool)} for i in (1, 9)]
         for name in ("inpaint_central", "conditional_generation"):
             one, other = (sampler.complete([name], videos, 0, story, paste=False)[0] for story in stories)
-            assert (one != other).any() == TASKS[name].told
+            assert (one != other).any() == TASKS[name].uses_conditioning
     finally:
         encoder.set_value(weak)
 

@@ -31,7 +31,7 @@ TOKENIZERS = {
     "moving averages, restarts, LeCam and R1": (VQ, {"lecam": 0.5}),
     "codes by gradient, restarts, a discriminator that may rest": (
         VQ | {"codebook_update": "gradient"},
-        {"rest_below": 0.1},
+        {"pause_below": 0.1},
     ),
     "batch entropy and an adaptive weight": ({"name": "lfq", "bits": 4, "temperature": 1.0}, {"adaptive": True}),
 }

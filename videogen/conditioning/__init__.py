@@ -1,7 +1,7 @@
 """Text, labels and given pixels."""
 
 from videogen.conditioning.context import NullableContext
-from videogen.conditioning.regions import SHORT_NAMES, TASKS, TOLD, Given, TaskTables, task_index
+from videogen.conditioning.regions import SHORT_NAMES, TASKS, USES_CONDITIONING, Given, TaskTables, task_index
 from videogen.conditioning.t5 import T5Encoder
 from videogen.conditioning.text import TextEncoder
 from videogen.conditioning.types import NULL_LABEL, Conditioning, EncodedText
@@ -15,7 +15,7 @@ __all__ = [
     "SHORT_NAMES",
     "TASKS",
     "TEXT_ENCODERS",
-    "TOLD",
+    "USES_CONDITIONING",
     "Conditioning",
     "Given",
     "NullableContext",

@@ -66,13 +66,13 @@ class PixelTask:
       region: ``(frames, height, width)`` -> the given pixels.
       fill: what the others show to the tokenizer: ``time`` blends the given frames around them (the last one stays),
         ``edge`` repeats the rim of a rectangle that does not move, ``black``.
-      told: whether text and label are seen.
+      uses_conditioning: whether text and label are seen.
       moving: the region moves, so on the codes it is drawn anew (a supervoxel it crosses is not in it for long).
     """
 
     region: Callable[[int, int, int], Region]
     fill: str
-    told: bool = False
+    uses_conditioning: bool = False
     moving: bool = False
 
 
@@ -85,8 +85,8 @@ TASKS = {
     "outpaint_dynamic": PixelTask(_moving(False), "black", moving=True),
     "inpaint_central": PixelTask(_outside(_central(True, True)), "black"),
     "inpaint_dynamic": PixelTask(_outside(_moving(True)), "black", moving=True),
-    "conditional_generation": PixelTask(_frames(), "black", told=True),
-    "conditional_prediction": PixelTask(_frames(0), "time", told=True),
+    "conditional_generation": PixelTask(_frames(), "black", uses_conditioning=True),
+    "conditional_prediction": PixelTask(_frames(0), "time", uses_conditioning=True),
 }
 """Name -> task (MAGVIT table 7: FP, FI, OPC, OPV, OPH, OPD, IPC, IPD, CG, CFP). A strip that outpainting calls vertical
 stands upright: what is missing is left and right of it."""
@@ -99,7 +99,7 @@ SHORT_NAMES = {
 }
 """What people say -> the task that is most often meant by it."""
 
-TOLD = np.array([task.told for task in TASKS.values()])
+USES_CONDITIONING = np.array([task.uses_conditioning for task in TASKS.values()])
 """Which tasks see text and label, in the order of ``TASKS``."""
 
 

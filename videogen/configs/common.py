@@ -95,7 +95,7 @@ def adversarial(discriminator: dict, **settings) -> dict:
         "start": 0,
         "adaptive": False,
         "every": 1,
-        "rest_below": 0.0,
+        "pause_below": 0.0,
         "r1": 0.0,
         "r1_every": 1,
         "lecam": 0.0,

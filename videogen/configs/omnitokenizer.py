@@ -114,7 +114,7 @@ def paper(stage: str) -> ConfigDict:
     config.steps = 500_000
     config.eval_every = 5000
     config.checkpoint_every = 5000
-    config.losses.adversarial.update({"weight": 0.01, "rest_below": 0.001})
+    config.losses.adversarial.update({"weight": 0.01, "pause_below": 0.001})
     config.ema.decay = 0.999
     config.parallel.mesh.update({"data": 1, "fsdp": -1})
     config.parallel.remat = "dots"

@@ -108,7 +108,7 @@ class IdHead(Head):
       width: of features and inputs.
       special: ids past the vocabulary (end, padding) that are shown, learned and drawn as all others.
       join: how the vectors of digits become one input, a name in ``heads.inputs.JOINS``.
-      hidden: ``embed`` is told of places whose ids are not shown.
+      hidden: ``embed`` is given places whose ids are hidden.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class FloatHead(Head):
     Args:
       channels: of the latents.
       width: of features and inputs.
-      hidden: ``embed`` is told of places whose values are not shown.
+      hidden: ``embed`` is given places whose values are hidden.
     """
 
     discrete = False

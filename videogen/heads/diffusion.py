@@ -112,7 +112,7 @@ class Diffusion(FloatHead):
       draws: noise levels that each token is trained at in a step.
       steps: of the solver, where the sampler has no other number.
       solver: a solver of ``videogen.diffusion``.
-      hidden: ``embed`` is told of places whose values are not shown.
+      hidden: ``embed`` is given places whose values are hidden.
       remat: what the backward pass keeps (``nn.REMAT_POLICIES``).
     """
 

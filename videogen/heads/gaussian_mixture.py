@@ -50,7 +50,7 @@ class GaussianMixture(FloatHead):
       width: of features and inputs.
       components: of the mixture.
       candidates: draws that guidance chooses from.
-      hidden: ``embed`` is told of places whose values are not shown.
+      hidden: ``embed`` is given places whose values are hidden.
       remat: of heads with layers.
     """
 

@@ -60,10 +60,10 @@ def write_token_cache(
         for start in range(0, total, batch_size):
             indices = range(start, min(start + batch_size, total))
             arrays = dict(keep(f"clips_{start}", lambda indices=indices: encode(read(indices))))
-            told = json.loads(arrays.pop(TOLD).tobytes())
-            for row, (caption, label) in enumerate(told):
+            labels = json.loads(arrays.pop(LABELS).tobytes())
+            for row, (caption, label) in enumerate(labels):
                 writer.write({name: array[row] for name, array in arrays.items()}, caption, label)
-            written += len(told)
+            written += len(labels)
             bar.update(len(indices))
     return written
 
@@ -106,31 +106,31 @@ def _read(reader: data.Source, indices: Iterable[int]) -> list[dict[str, Any]]:
 
 
 def _encoder(model: Tokenizer, batch_size: int) -> Callable[[list[dict[str, Any]]], dict[str, np.ndarray]]:
-    """Compiled: clips -> the arrays of their tokens, and what is told of them."""
+    """Compiled: clips -> the arrays of their tokens, their captions and labels."""
     graph, state = nnx.split(model)
     mesh = mesh_of(state)
     tokenize = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
 
     def encode(samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        told = {TOLD: _packed([[sample["caption"], sample.get("label")] for sample in samples])}
+        labels = {LABELS: _packed([[sample["caption"], sample.get("label")] for sample in samples])}
         if not samples:
-            return told
+            return labels
         # Filled up, so that one program serves all.
         video = np.stack([s["video"] for s in samples] + [samples[-1]["video"]] * (batch_size - len(samples)))
         with inside(mesh):
             arrays = _arrays(tokenize(state, spread(padded(video, mesh), mesh)))
-        return {name: array[: len(samples)] for name, array in arrays.items()} | told
+        return {name: array[: len(samples)] for name, array in arrays.items()} | labels
 
     return encode
 
 
-TOLD = "told"
+LABELS = "captions and labels"
 """Of a batch: caption and label of every clip, as JSON."""
 
 
-def _packed(told: list[list[Any]]) -> np.ndarray:
-    told = [[caption, None if label is None else int(label)] for caption, label in told]
-    return np.frombuffer(json.dumps(told).encode(), np.uint8)
+def _packed(labels: list[list[Any]]) -> np.ndarray:
+    labels = [[caption, None if label is None else int(label)] for caption, label in labels]
+    return np.frombuffer(json.dumps(labels).encode(), np.uint8)
 
 
 def remove_unfinished(directory: epath.PathLike) -> None:

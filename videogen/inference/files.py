@@ -132,10 +132,10 @@ def sample(
       The videos.
     """
     check_single(out, count * (1 if story else max(len(prompts), len(labels), 1)))
-    loaded, told = _loaded(checkpoint), {"seed": seed, "labels": labels, "story": story, "sampler": sampler}
+    loaded, settings = _loaded(checkpoint), {"seed": seed, "labels": labels, "story": story, "sampler": sampler}
     check_writable(out, "out", directory=epath.Path(out).suffix not in WRITERS)
-    videos = draw_videos(loaded, prompts, count=count, **told, **asked)
-    write_samples(out, videos, prompts, loaded, scale=scale, asked={"count": count, **asked}, **told)
+    videos = draw_videos(loaded, prompts, count=count, **settings, **asked)
+    write_samples(out, videos, prompts, loaded, scale=scale, asked={"count": count, **asked}, **settings)
     return videos
 
 

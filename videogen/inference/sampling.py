@@ -62,7 +62,7 @@ def draw_videos(
       prompts: what to show; may be empty, and is for a generator without text.
       seed: decides every draw.
       labels: numbers or names of classes: as many as prompts, or one for all, or without prompts any number.
-      count: videos of each, of a generator that is told nothing in all.
+      count: videos of each, of a generator without conditioning in all.
       story: the prompts are one video's story.
       frames: length; by default one window, or one window per prompt of a story.
       overlap: frames kept at every slide.
@@ -79,14 +79,14 @@ def draw_videos(
     frames = frames or generator.window + (windows - 1) * (generator.window - overlap)
     _name_unused(prompts if story else [], generator, frames, overlap)
     steps = [[prompt] for prompt in prompts] if story else [list(prompts)] if prompts else [[]]
-    told = [encode_prompts(loaded, step) if step else {} for step in steps]
+    conditioning = [encode_prompts(loaded, step) if step else {} for step in steps]
     examples = max(len(steps[0]), len(labels), 1)
     if labels:
         numbers = np.array([label_of(loaded, label) for label in labels], np.int32)
         if steps[0] and len(labels) not in (1, len(steps[0])):
             raise UserError(f"give one label for all prompts or one for each, got {len(labels)} for {len(steps[0])}")
-        told = [said | {"label": np.resize(numbers, examples)} for said in told]
-    told = [{name: np.repeat(part, count, axis=0) for name, part in said.items()} for said in told]
+        conditioning = [window | {"label": np.resize(numbers, examples)} for window in conditioning]
+    conditioning = [{name: np.repeat(part, count, axis=0) for name, part in window.items()} for window in conditioning]
     shown, total = None, examples * count
     if image is not None or video is not None:
         given = 1 if image is not None else given or generator.given_frames or overlap
@@ -96,7 +96,7 @@ def draw_videos(
     for start in range(0, total, size):
         # The last batch is filled up, so that one program serves all.
         rows = np.minimum(np.arange(start, start + size), total - 1)
-        part = [{name: array[rows] for name, array in said.items()} for said in told]
+        part = [{name: array[rows] for name, array in window.items()} for window in conditioning]
         bar = functools.partial(tqdm, unit="window", desc=f"drawing {start + 1} … {rows[-1] + 1} of {total}")
         draw = functools.partial(generator.generate, part, frames, seed, count=size, first=start, overlap=overlap)
         first = None if shown is None else np.repeat(shown[None], size, axis=0)
@@ -159,7 +159,7 @@ def complete_video(
       loaded: a generator stage trained with ``config.tasks``.
       task: a name in ``conditioning.TASKS`` or in ``SHORT_NAMES``.
       video: the file; ``None`` where the task gives no pixel.
-      prompts: what to show, for tasks that are told; may be empty.
+      prompts: what to show, for tasks that use them; may be empty.
       seed: decides every draw.
       paste: the file's given pixels stay as they are; else they are what the tokenizer makes of them.
       sampler: overrides of the config's sampler.
@@ -171,7 +171,7 @@ def complete_video(
     task = SHORT_NAMES.get(task, task)
     generator = loaded.generator(sampler, tile)
     generator.check_task(task)
-    if prompts and not TASKS[task].told:
+    if prompts and not TASKS[task].uses_conditioning:
         raise UserError(f"{task} takes no prompt: it was trained on the given pixels alone")
     clip = loaded.config.data.clip
     region = TASKS[task].region(generator.window, clip.height, clip.width)

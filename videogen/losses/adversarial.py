@@ -142,7 +142,7 @@ class Adversarial(Term):
       start: the first step that counts; before it the discriminator rests too: it would only learn to win.
       adaptive: the weight follows the gradients at the decoder's last layer (``terms.combine``).
       every: the discriminator is updated in one of so many steps …
-      rest_below: … and rests while its loss is below this.
+      pause_below: … and pauses while its loss is below this.
       r1: weight gamma of the gradient penalty, which counts gamma/2 times.
       r1_every: the penalty is taken in one of so many updates, and is so many times as heavy (StyleGAN2's lazy R1).
       lecam: weight of ``LeCam``; 0 leaves its averages out.
@@ -161,7 +161,7 @@ class Adversarial(Term):
         start: Natural = 0,
         adaptive: bool = False,
         every: Count = 1,
-        rest_below: Weight = 0.0,
+        pause_below: Weight = 0.0,
         r1: Weight = 0.0,
         r1_every: Count = 1,
         lecam: Weight = 0.0,
@@ -169,7 +169,7 @@ class Adversarial(Term):
     ):
         super().__init__(weight, setting)
         self.objective, self.adaptive, self.start = adversarial_loss(objective, label_smoothing), adaptive, start
-        self.every, self.rest_below = every, rest_below
+        self.every, self.pause_below = every, pause_below
         self.r1, self.r1_every, self.lecam = r1, r1_every, lecam
         if (name := discriminator.get("name", "")) not in DISCRIMINATORS:
             raise UserError(f"unknown discriminator {name!r}{near_matches(name, DISCRIMINATORS)}")
@@ -191,9 +191,9 @@ class Adversarial(Term):
     def value(self, modules, outputs, key, step, micro):
         prediction = outputs.passes[self.reads].prediction
         keys = micro.keys(named_key(key, "frame"), len(prediction))
-        return self.objective.generator(modules[self.group](self._judged(prediction, keys))), {}
+        return self.objective.generator(modules[self.group](self.discriminator_input(prediction, keys))), {}
 
-    def _judged(self, video: Video, keys: jax.Array) -> Array:
+    def discriminator_input(self, video: Video, keys: jax.Array) -> Array:
         """What the discriminator sees of clips: all of it, or a random frame; resized to the clips it was built for."""
         judged, clip = video if self.judges_clips else random_frames(video, keys), self.setting.clip
         size = (*judged.shape[:-3], clip.height, clip.width, judged.shape[-1])
@@ -205,7 +205,10 @@ class Adversarial(Term):
         """The discriminator's loss; 0 in the steps that ``every`` leaves out, and not computed."""
         compared = outputs.passes[self.reads]
         keys = micro.keys(key, len(compared.target))
-        real, fake = self._judged(compared.target, keys), self._judged(compared.prediction, keys)
+        real, fake = (
+            self.discriminator_input(compared.target, keys),
+            self.discriminator_input(compared.prediction, keys),
+        )
         judge = functools.partial(self._judge, modules[self.group], real, fake, step)
         if self.every == 1:
             loss, metrics, sums = judge()
@@ -220,9 +223,9 @@ class Adversarial(Term):
         return (step >= self.start) & ((step - self.start) % self.every == 0)
 
     def moves(self, metrics: Mapping[str, Array], step: Int[Array, ""]) -> Bool[Array, ""] | None:
-        if self.every == 1 and not self.rest_below:
+        if self.every == 1 and not self.pause_below:
             return None
-        return self._updates(step) & (metrics[f"{self.group}_loss"] >= self.rest_below)
+        return self._updates(step) & (metrics[f"{self.group}_loss"] >= self.pause_below)
 
     def _judge(
         self, discriminator: nnx.Module, real: Array, fake: Array, step: Int[Array, ""]

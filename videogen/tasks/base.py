@@ -27,13 +27,13 @@ class Outcome(NamedTuple):
 
     Attributes:
       metrics: scalars to log, means over the examples at hand; the step logs their mean over its micro-batches.
-      handover: what later parameter groups find in the batch of the same examples.
+      outputs: what later parameter groups find in the batch of the same examples.
       sums: what the group's update needs, added up over the micro-batches of a step.
       rows: what it needs, arrays with a leading axis that those of the next micro-batch are laid behind.
     """
 
     metrics: dict[str, Float[Array, ""]]
-    handover: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     sums: dict[str, Any] = {}
     rows: dict[str, Any] = {}
 

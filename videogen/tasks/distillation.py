@@ -116,7 +116,7 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
     def _distil(
         self, modules: Modules, part: Batch, key: jax.Array, train: bool, micro: MicroBatch
     ) -> Float[Array, ""]:
-        still = {**modules, "generator": _still(modules["generator"])}
+        constant = {**modules, "generator": without_gradient(modules["generator"])}
         taught = {**modules, "generator": modules["teacher"]}
         latents = jax.lax.stop_gradient(self.tokens(modules, part)).only.values
         model = modules["generator"].generator
@@ -126,7 +126,7 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
         def denoiser(modules: Modules, sampler: generators.FlowSampler) -> Any:
             return modules["generator"].generator.denoiser(self.conditioning(modules, part), sampler)
 
-        states = diffusion.rollout(denoiser(still, self.sampler), model.process, grid, start, **common)
+        states = diffusion.rollout(denoiser(constant, self.sampler), model.process, grid, start, **common)
         return diffusion.distillation_loss(
             denoiser(modules, self.sampler),
             denoiser(taught, self.teacher_sampler),
@@ -188,9 +188,9 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
         grid = jnp.broadcast_to(times[:, None], (len(times), len(latents)))
         # Decoding starts from noise of one key; learning from any leaves nothing to the numbers of that one.
         keys = micro.keys(named_key(key, "noise"), len(latents))
-        start, still = _still(student).begin(latents, keys)
+        start, denoise = without_gradient(student).begin(latents, keys)
         common = dict(prediction="x0")
-        states = diffusion.rollout(still, teacher.process, grid, start, **common)
+        states = diffusion.rollout(denoise, teacher.process, grid, start, **common)
         return diffusion.distillation_loss(
             student.begin(latents, keys)[1],
             teacher.begin(latents, keys)[1],
@@ -205,7 +205,7 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
         )
 
 
-def _still(module: nnx.Module) -> nnx.Module:
+def without_gradient(module: nnx.Module) -> nnx.Module:
     """The module with parameters that carry no gradient."""
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, state))

@@ -65,7 +65,7 @@ class VideoGenerator:
         @jax.jit
         def complete(states: Any, batch: Any, keys: Array, pixels: Array, task: Array) -> tuple[Array, Array]:
             modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
-            conditioning = self.task.told(self.task.conditioning(modules, batch), task)
+            conditioning = self.task.conditioning_of_tasks(self.task.conditioning(modules, batch), task)
             given, filled = self.task.given(modules, to_video(pixels), task)
             codes = modules["generator"].generator.sample(self.layout, conditioning, keys, self.sampler, given=given)
             return self.task.detokenize(modules, codes), filled

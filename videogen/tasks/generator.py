@@ -17,7 +17,7 @@ from videogen.conditioning import (
     NULL_LABEL,
     TASKS,
     TEXT_ENCODERS,
-    TOLD,
+    USES_CONDITIONING,
     Conditioning,
     EncodedText,
     Given,
@@ -235,9 +235,9 @@ class GeneratorTask(Task):
         return Given(tokens.only.values, tables.region(task), task), filled
 
     @staticmethod
-    def told(conditioning: Conditioning, task: Int[Array, "batch"]) -> Conditioning:
-        """The conditioning, absent for examples whose task is not told text and label."""
-        return conditioning.drop(~jnp.asarray(TOLD)[task])
+    def conditioning_of_tasks(conditioning: Conditioning, task: Int[Array, "batch"]) -> Conditioning:
+        """The conditioning, absent for examples whose task does not use text and label."""
+        return conditioning.drop(~jnp.asarray(USES_CONDITIONING)[task])
 
     def generator_loss(
         self,
@@ -255,7 +255,7 @@ class GeneratorTask(Task):
         # Images have no task.
         if self.tasks is not None and batch["video"].shape[1] > 1:
             task = micro.draw(self._draw_tasks, named_key(key, "task"), tokens.only.values.shape[:1])
-            conditioning = self.told(conditioning, task)
+            conditioning = self.conditioning_of_tasks(conditioning, task)
             shown = {"given": self.given(modules, to_video(batch["video"]), task)[0]}
         loss, metrics = modules["generator"].generator.loss(
             tokens, conditioning, key, train=train, micro=micro, **shown
@@ -278,8 +278,8 @@ class GeneratorTask(Task):
     def default_protocol(cls, config: Any) -> str | None:
         if config.get("tasks"):
             return "tasks"
-        told = config.get("classes") or config.text.encoder.name != "none"
-        return "prompt_fidelity" if told and data.class_of(config.data.source).judged else None
+        conditioned = config.get("classes") or config.text.encoder.name != "none"
+        return "prompt_fidelity" if conditioned and data.class_of(config.data.source).judged else None
 
     def drawing(self, modules: Modules, sampler: Any = None) -> VideoGenerator:
         return VideoGenerator(self, modules, sampler)

@@ -50,7 +50,7 @@ def make_train_step(
     """Builds ``(state, frozen, batch) -> (state, metrics)``; pure, to be compiled with a donated state.
 
     Every parameter group is updated in the order of ``task.losses`` from gradients at the parameters the step
-    began with, except that a later group sees the earlier groups' handover; then ``task.updates`` move what moves with
+    began with, except that a later group sees the earlier groups' outputs; then ``task.updates`` move what moves with
     the data. With ``accumulate`` micro-batches all of this is that of the whole batch, up to rounding. A step whose
     loss, gradient or new state is not finite changes nothing but the step count, and reports ``finite = 0``.
     """
@@ -124,7 +124,7 @@ class _Groups:
             found.append(outcome)
         metrics = {name: weighted_mean([o.metrics[name] for o in found], counts) for name in found[0].metrics}
         sums = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [outcome.sums for outcome in found])
-        handed, rows = ({f"part_{i}": getattr(o, name) for i, o in enumerate(found)} for name in ("handover", "rows"))
+        handed, rows = ({f"part_{i}": getattr(o, name) for i, o in enumerate(found)} for name in ("outputs", "rows"))
         return weighted_mean(losses, counts), Outcome(metrics, handed, sums, rows)
 
     def gradients(
@@ -201,7 +201,7 @@ class _Groups:
 def hand_over(examples: Sequence[tuple[dict[str, Any], int]], outcome: Outcome) -> None:
     """Adds to the videos and to the images what a group hands over of each."""
     for i, (part, _) in enumerate(examples):
-        part.update(outcome.handover[f"part_{i}"])
+        part.update(outcome.outputs[f"part_{i}"])
 
 
 def _sum_over(body: Callable[..., tuple[Any, Any]], scanned: tuple) -> tuple[Any, Any]:
