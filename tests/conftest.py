@@ -19,11 +19,13 @@ from videogen.environment import expect_no_tpu
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 expect_no_tpu()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# What tests compile runs for moments: compiled without optimisation it takes a third of the processor time.
+# Small programs are kept too: both workers, and the processes that tests start, compile many of the same.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# What tests compile runs for moments: compiled without optimisation, and not in parts, it takes a quarter of the
+# processor time.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA stops at a flag it does not know, or no longer
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+    QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
 
