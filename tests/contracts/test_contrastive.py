@@ -63,6 +63,7 @@ def config(monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_two_towers(config, tmp_path):
     loaded = trained(config, tmp_path)
     moved(config, loaded)

@@ -47,6 +47,7 @@ def chunked(decode: Callable, cuts: tuple[int, ...]) -> jax.Array:
     return jnp.concatenate(videos, axis=1)
 
 
+@pytest.mark.slow
 def test_one_step_is_the_prediction_from_reduced_noise():
     model, decode, _ = compiled("diffusion")
     video = decode(LATENTS)
@@ -91,6 +92,7 @@ def test_chunks_of_any_size_are_the_whole(name, cuts):
     np.testing.assert_allclose(chunked(decode_chunk, cuts), decode(LATENTS), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [{"name": "ddim"}, {"name": "ddim", "eta": 1.0}])
 def test_chunks_are_the_whole_in_two_steps_and_need_the_context_of_each(solver):
     model = make(steps=2, solver=solver)

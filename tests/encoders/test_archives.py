@@ -370,6 +370,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 def test_memory_stays_below_twice_the_file(tmp_path, zipped, run_python):
     path = tmp_path / "large.pt"

@@ -116,6 +116,7 @@ def network(published):
     return Inception.load(published[0])
 
 
+@pytest.mark.slow
 def test_equal_to_the_written_out_graph(published, network):
     _, x, features, logits = published
     ours = jax.jit(network.encode)(x)

@@ -62,6 +62,7 @@ def test_clip_without_an_activation_has_quick_gelu(tmp_path):
     np.testing.assert_array_equal(ClipImage.load(tmp_path).encode(pixels(1, 24, 24)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(24, 24), (16, 16), (40, 16)])
 @pytest.mark.parametrize("kind", ["plain", "swiglu", "registers"])
 def test_dinov2(tmp_path, kind, size):
@@ -90,6 +91,7 @@ def test_siglip(tmp_path):
     assert_near(ours.encode(x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(4, 4), (2, 3), (2, 8)])
 def test_siglip2_at_any_aspect_ratio(tmp_path, grid):
     vision = transformers.Siglip2VisionConfig(**SIZE, **MLP, num_patches=16, patch_size=8)

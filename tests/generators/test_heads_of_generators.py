@@ -52,6 +52,7 @@ def clips(model):
     return codes_of(bits, GRID, 2) if model.head.discrete else latents_of(2.0 * bits - 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("generator", "head"), PAIRS)
 def test_every_pair_learns_a_rule_and_draws_it(generator, head):
     model = build(generator, head)

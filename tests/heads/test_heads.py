@@ -325,6 +325,7 @@ def test_accuracy_counts_the_places_it_is_told_of():
     assert quotient(head, x, targets, all_places, measured=all_places.at[:, 1:].set(False))[1]["accuracy"] == 1
 
 
+@pytest.mark.slow
 def test_a_diffusion_head_learns_a_distribution_of_two_points():
     """Features of one kind mean the points ±(1, -1), those of the other kind the point (0.5, 0.5)."""
     config = {"name": "diffusion", "hidden_width": 32, "layers": 1, "steps": 20, "draws": 8}

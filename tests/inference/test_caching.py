@@ -43,6 +43,7 @@ def tokenizer_run(directory, task: GeneratorTask) -> Loaded:
     return Loaded(directory, config, tasks.build(config), {"tokenizer": task.structure_of_part("tokenizer")}, step=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["masked", "larp", "tokenbridge", "flow"])
 def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
     task = tasks.build(generator_config(system))

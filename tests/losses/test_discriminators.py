@@ -103,6 +103,7 @@ def test_conv2d_equals_sums_over_taps():
     np.testing.assert_allclose(conv(x), sum(taps) + jnp.arange(4.0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_video_discriminator_judges_clips_of_any_length_by_all_their_frames():
     model = VideoDiscriminator(8, 8, channels=4, multipliers=(1, 2), rngs=nnx.Rngs(0))
     graph, state = nnx.split(model)

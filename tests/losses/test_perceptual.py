@@ -149,6 +149,7 @@ def test_wrong_files_are_refused(tensors, tmp_path, change, message):
         PerceptualLoss.load(path)
 
 
+@pytest.mark.slow
 def test_the_public_files_themselves(tensors, lpips, tmp_path):
     """torchvision's file with its classifier, in the older layout, and that of the lpips package."""
     files = tmp_path / "vgg16-397923af.pth", tmp_path / "vgg.pth"
@@ -189,6 +190,7 @@ def test_untrained_features_behave_like_a_distance():
     assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
 
 
+@pytest.mark.slow
 def test_features_of_frozen_networks_are_terms(tmp_path):
     """A small ResNet: the value is the mean squared difference of its logits, and its weights get no gradient."""
     network = ResNet(stem=4, widths=(8, 16), depths=(1, 1), classes=6, rngs=nnx.Rngs(0))
@@ -228,12 +230,14 @@ print(compiled.memory_analysis().temp_size_in_bytes / alone.temp_size_in_bytes)
 """
 
 
+@pytest.mark.slow
 def test_features_stay_on_the_devices_of_their_clips(run_python):
     done = run_python(SPREAD)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.4
 
 
+@pytest.mark.slow
 def test_features_in_bfloat16_give_nearly_the_same_distance(weights, lpips):
     a, b = videos((32, 32))
     narrow = PerceptualLoss.load(weights, dtype=jnp.bfloat16)

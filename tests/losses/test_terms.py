@@ -111,6 +111,7 @@ def test_nothing_leads_back_from_detached_outputs():
     assert float(gradient.sum()) == 1.0 and float(gradient[0, 0, 0, 0, 0]) == 1.0
 
 
+@pytest.mark.slow
 def test_the_discriminator_and_its_penalty_work_in_the_steps_that_are_due():
     term = adversarial(start=1, every=2, r1=10.0, r1_every=2, pause_below=0.5)
     outcomes = [judged(term, jnp.asarray(step)) for step in range(6)]

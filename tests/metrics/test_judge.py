@@ -26,8 +26,9 @@ def single():
 @pytest.mark.parametrize(
     "count, settings",
     [
-        (300, {}),
-        (220, {"second_shape": 0.6, "turn": 0.4, "split": "eval"}),
+        (40, {}),
+        pytest.param(300, {}, marks=pytest.mark.slow),
+        pytest.param(220, {"second_shape": 0.6, "turn": 0.4, "split": "eval"}, marks=pytest.mark.slow),
         (40, {"second_shape": 0.5, "turn": 0.3, "clip": Clip(17, 64, 64)}),
         (40, {"clip": Clip(5, 32, 48)}),
     ],

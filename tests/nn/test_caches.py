@@ -97,6 +97,7 @@ def test_positions_count_tokens_that_exist():
         close(out[example, exists[example]], alone[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True])
 def test_layers_that_keep_different_numbers_of_tokens(ragged):
     """After the prompt every layer, and every example in it, forgets other tokens; the rest is decoded."""

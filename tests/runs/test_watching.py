@@ -50,6 +50,7 @@ def test_native_code_that_holds_the_interpreter_is_ended_from_outside():
     assert "lets none of its threads run" in errors and "in <module>" in errors
 
 
+@pytest.mark.slow
 def test_a_stopped_process_is_no_stall():
     process = watched("none", 2.0)
     time.sleep(0.5)

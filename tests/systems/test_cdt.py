@@ -149,6 +149,7 @@ def test_a_tokenizer_without_places_is_refused(built):
         tasks.build(config)
 
 
+@pytest.mark.slow
 def test_an_export_is_a_tokenizer_with_both_decoders_measured(built, tmp_path):
     config, task, live = built
     export_safetensors(Loaded(tmp_path, config, task, live, 2), tmp_path / "export")

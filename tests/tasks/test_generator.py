@@ -47,6 +47,7 @@ def batch(count: int) -> dict[str, np.ndarray]:
     return {"video": video, "text_ids": ids, "text_mask": np.ones((count, 24), bool)}
 
 
+@pytest.mark.slow
 def test_the_mixture_trains_and_is_evaluated(system):
     task, modules = system
     loss, outcome = task.generator_loss(modules, batch(4), jax.random.key(0), jnp.zeros((), int))

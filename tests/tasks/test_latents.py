@@ -48,6 +48,7 @@ def text(*ids: int) -> dict[str, np.ndarray]:
     return {"text_ids": np.array([[i] * 4 for i in ids], np.int32), "text_mask": np.ones((len(ids), 4), bool)}
 
 
+@pytest.mark.slow
 def test_training_measures_the_latents_of_videos_and_images(system):
     task, modules = system
     graph, state = nnx.split(modules["generator"])

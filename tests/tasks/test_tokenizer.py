@@ -104,6 +104,7 @@ def test_evaluation_reports_what_the_report_needs(config):
     assert values["bits_per_pixel"] == pytest.approx(32 * 5 / (3 * 16 * 16))
 
 
+@pytest.mark.slow
 def test_clips_and_images_are_judged_by_one_video_discriminator_with_lecam(config):
     config = config.copy_and_resolve_references()
     config.losses.adversarial.discriminator = {"name": "clip", "multipliers": (1, 2), "channels": 6}

@@ -111,6 +111,7 @@ def test_a_tiled_tokenizer_is_one():
     np.testing.assert_array_equal(tiled.detokenize(tokens), jnp.clip(tiled.decode(model.lookup(tokens)), -1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convolutional", "cvivit"])
 def test_long_videos_by_tiles_are_the_tiles_of_whole_clips(name):
     """The caches of windows of time, of bounded and of growing ones, belong to their tiles."""

@@ -136,6 +136,7 @@ def test_an_inflated_tokenizer_treats_images_as_the_image_run_does(tmp_path, cap
     assert "inflated: tokenizer.decoder" in caplog.text and "new:" not in caplog.text
 
 
+@pytest.mark.slow
 def test_an_inflated_magvit_treats_static_clips_as_the_image_run_does(tmp_path):
     config = magvit.get_config("stage=tokenizer,size=debug")
     config.model.update({"width": 4, "multipliers": (1, 2), "norm_groups": 2, "spatial_strides": (2,)})
@@ -170,6 +171,7 @@ def test_kernels_are_inflated_only_where_that_is_asked_for_and_tables_never(tmp_
     assert "inflated:" not in caplog.text and "tokenizer.quantizer.codebook" in caplog.text.partition("new:")[2]
 
 
+@pytest.mark.slow
 def test_the_image_stage_hands_on_its_discriminator(tmp_path):
     configs = transformer("image"), transformer()
     for config in configs:
