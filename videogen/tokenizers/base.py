@@ -138,7 +138,8 @@ class Tokenizer(nnx.Module):
         self, encoded: Encoded, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
     ) -> tuple[Latents, Tokens, dict[str, Float[Array, ""]], dict[str, Any]]:
         """Quantises latents: ``(quantised latents, tokens, losses, Quantized.measured)``, called as a quantizer is."""
-        quantized = self.quantizer(encoded.values.astype(jnp.float32), key=key, train=train, mean=mean)
+        values = encoded.values.astype(jnp.float32)
+        quantized = self.quantizer(values, key=key, train=train, mean=mean, exists=encoded.exists)
         layout = self.layout_of(encoded.values.shape[1:-1])
         values = quantized.indices if self.vocabulary else quantized.latents
         segments = {name: Segment(values, segment, encoded.exists) for name, segment in layout.segments}
