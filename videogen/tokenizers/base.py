@@ -46,6 +46,7 @@ class Tokenizer(nnx.Module):
       prefix_equal: tokens of the first frames of a clip are the first tokens of the clip.
       drops: the decoder can do without some of the tokens (``Segment.kept``).
       lengths: decides which tokens the decoder sees; all, but of tokenizers with ``drops``.
+      normalised: tokens are normalised latents, of mean 0 and variance 1; ``lookup`` gives the raw ones.
       streams: there are ``encode_chunk`` and ``decode_chunk``, so that a video may be longer than memory.
       growing: of the directions ``encode`` and ``decode`` those that see the whole past of a clip, whose caches grow.
       diffuses: pixels are drawn by a diffusion process, whose number of steps ``decode`` takes as ``steps``.
@@ -58,6 +59,7 @@ class Tokenizer(nnx.Module):
     prefix_equal: bool = False
     drops: bool = False
     lengths: LengthRule = All()
+    normalised: bool = False
     streams: bool = False
     growing: Sequence[str] = ()
     diffuses: bool = False
@@ -201,6 +203,10 @@ class Wrapped(Tokenizer):
     @property
     def lengths(self) -> LengthRule:
         return self.tokenizer.lengths
+
+    @property
+    def normalised(self) -> bool:
+        return self.tokenizer.normalised
 
     @property
     def prefix_equal(self) -> bool:
