@@ -123,7 +123,8 @@ class MeanNormaliser(Normaliser):
         self.mean.set_value(jnp.asarray(moments.mean, jnp.float32))
         self.deviation.set_value(jnp.asarray(deviation, jnp.float32))
         ends = [f"{array.min():.3g} to {array.max():.3g}" for array in (moments.mean, deviation)]
-        return f"{self.width} channels have means from {ends[0]} and deviations from {ends[1]}"
+        times = f" times {self.frames} latent frames" if self.frames else ""
+        return f"{self.width} channels{times} have means from {ends[0]} and deviations from {ends[1]}"
 
     def _statistics(self, latents: Array) -> list[Float[Array, "..."]]:
         """Mean and deviation as they are broadcast to latents."""
