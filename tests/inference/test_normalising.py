@@ -3,7 +3,6 @@
 import json
 import logging
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,15 +105,11 @@ def test_a_generator_of_normalised_latents_does_not_normalise_again(written):
     generator = modules["generator"].generator
     assert isinstance(generator.statistics, NormalisedLatents)
     cache = read(folder / "channel", config, tokenizer_hash=loaded.hash)
-    batch = {"text_ids": np.zeros((2, 24), int), "text_mask": np.ones((2, 24), bool)}
-    batch |= {"tokens/video": values(cache)[:2]}
+    batch = {"tokens/video": values(cache)[:2]}
     tokens = task.tokens(modules, batch)
     np.testing.assert_array_equal(tokens.only.values, batch["tokens/video"])
     np.testing.assert_array_equal(generator.statistics.normalise(tokens.only.values), batch["tokens/video"])
-    loss, outcome = jax.jit(lambda batch: task.generator_loss(modules, batch, jax.random.key(0), jnp.zeros((), int)))(
-        batch
-    )
-    assert np.isfinite(loss) and outcome.sums == {}
+    assert generator.statistics.sums(tokens.only.values) == {}
     # A raw tokenizer's generator measures its own, as ever.
     plain = tasks.build(generator_config("flow")).init(nnx.Rngs(0))["generator"].generator
     assert not isinstance(plain.statistics, NormalisedLatents)

@@ -43,9 +43,8 @@ def test_lengths_follow_their_law(law, minimum, tokens):
     assert rule.bits(SegmentLayout((("query", tokens),), (2,))) == pytest.approx(np.log2(len(shares)))
 
 
-@pytest.mark.parametrize("law", lengths.LAWS)
-def test_a_draw_belongs_to_its_example(law):
-    rule, key = lengths.TailDrop(law, 2), jax.random.key(1)
+def test_a_draw_belongs_to_its_example():
+    rule, key = lengths.TailDrop("power_of_two", 2), jax.random.key(1)
     whole = np.asarray(rule.kept((12, 3, 9), key=key, train=True))
     part = rule.kept((4, 3, 9), key=MicroBatch(1, 3).keys(key, 4), train=True)
     np.testing.assert_array_equal(part, whole[1::3])
@@ -141,14 +140,15 @@ def test_dropped_tokens_count_in_the_quantizer_and_not_in_the_decoder(video):
     assert all_tokens.only.kept is None and count.min() >= 2 and len(set(count)) > 1
     jax.tree.map(np.testing.assert_array_equal, (losses, measured), (all_losses, all_measured))
     np.testing.assert_array_equal(tokens.bits(), 4.0 * count)
-    clip = model.detokenize(tokens)
+    detokenize = jax.jit(model.detokenize)
+    clip = detokenize(tokens)
     np.testing.assert_array_equal(np.asarray(clip != 0).any((1, 3, 4)), tokens.only.kept)
     assert model.tokenize(video).only.kept is None
     # The first tokens alone decode to what all of them decode to where the rest is not seen.
     short = Tokens.of(
         video=Segment(tokens["video"].values, tokens["video"].layout, kept=lengths.first(jnp.full(4, 3), (4, 8)))
     )
-    np.testing.assert_array_equal(model.detokenize(short)[:, :, :3], model.detokenize(all_tokens)[:, :, :3])
+    np.testing.assert_array_equal(detokenize(short)[:, :, :3], detokenize(all_tokens)[:, :, :3])
 
 
 def test_the_rate_counts_what_is_kept_and_the_bits_that_tell_it(video):
