@@ -94,6 +94,7 @@ def test_the_tokenizer_beside_the_cache_gives_the_same_tokens_and_the_raw_latent
         read(folder / "channel", config, tokenizer_hash=run.hash)
 
 
+@pytest.mark.slow
 def test_a_generator_of_normalised_latents_does_not_normalise_again(written):
     folder, config, run, _ = written
     loaded = videogen.load(folder / "channel" / "tokenizer")

@@ -13,7 +13,7 @@ from tests.quantizers.test_base import VQ
 from videogen.nn import MicroBatch
 from videogen.quantizers import QUANTIZERS, build
 
-AGAIN = ("vq-euclidean", "fsq-", "lfq-", "residual", "posterior")
+AGAIN = ("vq-cosine", "vq-euclidean", "fsq-", "lfq-", "residual", "posterior")
 """Variants of others, as far as padding goes."""
 CONFIGS = {name: config for name, config in ALL.items() if not name.startswith(AGAIN)} | {
     "vq-restarts": VQ | {"restart_threshold": 0.5},
