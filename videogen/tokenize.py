@@ -6,6 +6,9 @@
 Train on it with --config.data.source.name=tokens --config.data.source.path=cache. The cache is keyed by the hash of
 the tokenizer's weights; a generator of another tokenizer refuses it. A killed command goes on where it stopped:
 finished batches stay in OUT.parts/ until the end.
+
+--normalise writes latents of mean 0 and variance 1, of a tokenizer without codes. The generator's tokenizer is then the
+one with these statistics: --config.parts.tokenizer.checkpoint=cache/tokenizer.
 """
 
 from absl import flags, logging
@@ -21,12 +24,16 @@ PATH = flags.DEFINE_string("path", None, "Path of the data source.")
 CLIPS = flags.DEFINE_integer("clips", None, "Clips to write; by default all windows of all samples.", lower_bound=1)
 WINDOWS = flags.DEFINE_integer("windows", 1, "Clips drawn from each video, at random places.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at a time.", lower_bound=1)
+NORMALISE = flags.DEFINE_string(
+    "normalise", None, "Normalise latents: channel, frame (by channel and latent frame), or pca:K (K components)."
+)
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def main() -> None:
     """Runs the command."""
+    from videogen.data.token_files import read_meta
     from videogen.inference.caching import remove_unfinished, write_token_cache
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
@@ -39,9 +46,10 @@ def main() -> None:
     finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
     if finished.found:
         remove_unfinished(OUT.value)
-    count = write_token_cache(loaded, OUT.value, source, **asked, keep=finished)
+    count = write_token_cache(loaded, OUT.value, source, **asked, keep=finished, normalise=NORMALISE.value)
     finished.remove()
-    logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, loaded.hash[:12])
+    made_by = read_meta(OUT.value)["tokenizer_hash"]
+    logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, made_by[:12])
 
 
 if __name__ == "__main__":

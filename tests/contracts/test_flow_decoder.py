@@ -23,6 +23,7 @@ from videogen.nn import (
 )
 from videogen.shapes import VideoShape
 from videogen.tasks.base import Outcome, to_video
+from videogen.tokenizers import lengths
 from videogen.tokens import Layout, Segment, SegmentLayout, Tokens
 from videogen.training.loop import train
 
@@ -73,6 +74,7 @@ class FlowDecoder(Skeleton):
 
     def __init__(self, config):
         super().__init__(config)
+        self.lengths = lengths.build({"name": "tail_drop", "law": "power_of_two"})
         vae = nnx.eval_shape(lambda: self.structure_of_part("vae"))
         clip = config.data.clip
         self.latents = vae.layout(VideoShape(clip.frames, clip.height, clip.width)).only
@@ -94,10 +96,7 @@ class FlowDecoder(Skeleton):
 
     def loss(self, modules, batch, key, step, micro=None):
         micro, video = micro or MicroBatch(), to_video(batch["video"])
-        lengths = micro.draw(
-            lambda k, s: jax.random.randint(k, s, 1, TOKENS + 1), named_key(key, "length"), (len(video),)
-        )
-        kept = jnp.arange(TOKENS) < lengths[:, None]
+        kept = self.lengths.kept((len(video), TOKENS), key=micro.keys(key, len(video)), train=True)
         tokens, latents, vectors = self.tokenize(modules, video, kept)
         noise = micro.draw(jax.random.normal, named_key(key, "noise"), latents.shape)
         t = micro.draw(jax.random.uniform, named_key(key, "time"), (len(video),))
@@ -121,7 +120,7 @@ def test_tail_dropped_tokens_decode_by_a_flow(monkeypatch, tmp_path):
     task, model = loaded.task, loaded.modules["model"]
     video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 5, 8, 8, 3)), jnp.float32)
     keys, shape = jax.random.split(jax.random.key(0), 2), (task.latents.tokens, task.latents.channels)
-    kept = jnp.broadcast_to(jnp.arange(TOKENS) < 2, (2, TOKENS))
+    kept = lengths.first(jnp.full(2, 2), (2, TOKENS))
     tokens, *_ = task.tokenize(loaded.modules, video, kept)
     np.testing.assert_allclose(tokens.bits(), 2 * np.log2(25), rtol=1e-6)
     few = model.detokenize(tokens, shape, keys)

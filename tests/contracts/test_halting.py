@@ -9,9 +9,10 @@ from flax import nnx
 from tests.contracts.driver import BLOCK, WIDTH, Skeleton, moved, stage, trained
 from videogen import losses, quantizers, tasks
 from videogen.errors import UserError
-from videogen.nn import LearnedPositions, Linear, MicroBatch, block_stack, named_key, parameter, truncated_normal
+from videogen.nn import LearnedPositions, Linear, MicroBatch, block_stack, parameter, truncated_normal
 from videogen.shapes import VideoShape
 from videogen.tasks.base import Outcome, to_video
+from videogen.tokenizers import lengths
 
 TOKENS, PIXELS = 6, 4 * 8 * 8 * 3
 
@@ -61,6 +62,7 @@ class Adaptive(nnx.Module):
 class TwoPasses(Skeleton):
     def __init__(self, config):
         super().__init__(config)
+        self.budget, self.halting = lengths.TailDrop(), lengths.Halting()
         self.terms = losses.build(config.losses, losses.Setting(VideoShape(4, 8, 8), TOKENS, 4, config.steps))
 
     def network(self, rngs):
@@ -73,16 +75,16 @@ class TwoPasses(Skeleton):
         first = model.quantizer(latents, train=True, mean=micro.mean)
         whole = model.decode(first.latents, everything)
         # The second pass is asked for the error of the first with fewer tokens, and learns which it needs.
-        count = micro.draw(lambda k, s: jax.random.randint(k, s, 1, TOKENS), named_key(key, "count"), (len(video),))
-        kept = jnp.arange(TOKENS) < count[:, None]
-        part = model.decode(first.latents, kept)
+        needed = self.budget.kept((len(video), TOKENS), key=micro.keys(key, len(video)), train=True)
+        part = model.decode(first.latents, needed)
         error = jax.lax.stop_gradient(jnp.mean((part - video) ** 2, axis=(1, 2, 3, 4)))
         latents, halting = model.encode(video, error)
         second = model.quantizer(latents, train=True, mean=micro.mean)
+        kept = self.halting.kept((len(video), TOKENS), extra={lengths.HALTING: halting}, train=True)
         again = model.decode(second.latents, kept)
         passes = {"first": losses.Pass(whole, video), "second": losses.Pass(again, video)}
         quantizer = {name: first.losses[name] + second.losses[name] for name in first.losses}
-        features = {"halting": halting, "needed": kept}
+        features = {"halting": halting, "needed": needed}
         outputs = losses.Outputs(passes, features=features, quantizer=quantizer)
         loss, metrics = losses.combine(self.terms, modules, outputs, key, step, micro)
         return loss, Outcome(metrics)
@@ -110,9 +112,12 @@ def test_two_passes_and_a_halting_head(config, tmp_path):
     video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 3)), jnp.float32)
     latents, halting = model.encode(video, jnp.array([0.1, 0.1]))
     quantized = model.quantizer(latents).latents
-    kept = jnp.arange(TOKENS) < 3 + jnp.zeros((2, 1), int)
+    # As if the logits of every other token, and of one more, had learned to halt.
+    halting = halting.at[:, 1::2].set(5.0).at[0, 4].set(5.0).at[:, 0].set(-5.0)
+    kept = loaded.task.halting.kept((2, TOKENS), extra={lengths.HALTING: halting})
     few = model.decode(quantized, kept)
-    np.testing.assert_array_equal(few, model.decode(quantized.at[:, 3:].add(1.0), kept))
+    np.testing.assert_array_equal(few, model.decode(quantized + jnp.where(kept, 0.0, 1.0)[..., None], kept))
+    assert not np.array_equal(few, model.decode(quantized.at[:, 0].add(1.0), kept))
     assert halting.shape == (2, TOKENS) and few.shape == video.shape
 
 

@@ -246,7 +246,7 @@ SEGMENT = {"sides": [["time", 3]], "vocabulary": [512], "channels": 0, "dtype": 
         ("count", "6"),
         ("count", -6),
         ("count", True),
-        ("space", "normalised"),
+        ("space", "normal"),
         *(("segments", value) for value in ([], {}, {"../x": SEGMENT}, {"video": []})),
         *(("segments", {"video": SEGMENT | {"dtype": value}}) for value in ("|O", ["<u2"])),
         *(("segments", {"video": SEGMENT | {"sides": value}}) for value in ([], [3], [["time", -3]], [[3, 3]])),

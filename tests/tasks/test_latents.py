@@ -10,7 +10,9 @@ from videogen import data, tasks
 from videogen.configs import phenaki, videodit
 from videogen.configs.networks import cvivit
 from videogen.errors import UserError
+from videogen.generators import NormalisedLatents
 from videogen.planning.programs import abstract_run, complete_for_planning
+from videogen.tokenizers import Normalised, build_normaliser
 
 WINDOW = 5
 
@@ -87,6 +89,38 @@ def test_a_queue_draws_any_length_and_does_not_change_what_it_has_drawn(system):
     np.testing.assert_array_equal(twelve[:, :7], seven)
     with pytest.raises(UserError, match="neither a story nor first frames"):
         generator.generate([text(1), text(2)], 9, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [{}, {"extension": "queue"}])
+def test_statistics_of_the_tokenizer_are_worth_those_of_the_generator(system, sampler):
+    """The same statistics in either place: the same videos, of any length, and the same loss."""
+    task, modules = system
+    graph, state = nnx.split(modules["generator"])
+    measured = nnx.merge(graph, jax.tree.map(jnp.array, state))
+    mean, deviation = jnp.array([0.3, -1.0, 0.0, 2.0]), jnp.array([0.5, 1.0, 3.0, 0.2])
+    measured.generator.statistics.mean.set_value(mean)
+    measured.generator.statistics.square.set_value(deviation**2 + mean**2)
+    changed = config()
+    model = changed.parts.tokenizer.model.to_dict()
+    with changed.unlocked(), changed.ignore_type():
+        changed.parts.tokenizer.model = {"name": "normalised", "tokenizer": model, "normaliser": {"name": "mean"}}
+    other = tasks.build(changed)
+    normaliser = build_normaliser({"name": "mean"}, 4)
+    normaliser.mean.set_value(mean[None])
+    normaliser.deviation.set_value(deviation[None])
+    plain = nnx.merge(graph, state)
+    plain.generator.statistics = NormalisedLatents()
+    assert nnx.graphdef(plain) == nnx.graphdef(other.init(nnx.Rngs(0))["generator"])
+    pairs = [
+        (task, modules | {"generator": measured}),
+        (other, {"generator": plain, "tokenizer": Normalised(modules["tokenizer"], normaliser)}),
+    ]
+    losses = [t.generator_loss(m, batch(4), jax.random.key(0), jnp.zeros((), int))[0] for t, m in pairs]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    given = {} if sampler else {"first_frames": batch(1)["video"][:, :1]}
+    a, b = (tasks.VideoGenerator(*pair, sampler).generate(text(1), 7, seed=0, **given) for pair in pairs)
+    assert np.abs(a.astype(int) - b).max() <= 1 and np.std(a) > 1
 
 
 def test_animation_starts_with_the_picture(system):

@@ -21,6 +21,12 @@ SHARD_BYTES = 2**31
 """A new file is begun beyond this size."""
 
 
+def check_new(directory: str | os.PathLike) -> None:
+    """Raises ``UserError`` where a data set cannot be written, for something is there already."""
+    if os.path.lexists(directory):
+        raise UserError(f"{directory} exists already; choose another directory or remove it")
+
+
 def new_directory(directory: str | os.PathLike) -> Path:
     """Makes the directory of a data set; what is already there is never written over.
 
@@ -28,10 +34,9 @@ def new_directory(directory: str | os.PathLike) -> Path:
       UserError: it exists or cannot be made.
     """
     path = Path(directory)
+    check_new(path)
     try:
         path.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{directory} exists already; choose another directory or remove it") from None
     except OSError as error:
         raise UserError(f"cannot make the directory {directory}: {error.strerror}") from None
     return path

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,12 @@ BITS = "bits"
 
 DTYPES = (BITS, "|u1", "<u2", "<i4", "<f4")
 MASKS = ("exists", "kept")
+
+SPACES = ("raw", "normalised")
+"""Of latents: as the networks of the tokenizer give them, or of mean 0 and variance 1."""
+
+TOKENIZER = "tokenizer"
+"""The directory in a cache of normalised latents with the tokenizer that has their statistics."""
 
 PREFIX = "tokens/"
 """Of the names of a sample's arrays: ``tokens/SEGMENT``, ``tokens/SEGMENT/exists``, ``tokens/SEGMENT/kept``."""
@@ -105,12 +112,13 @@ def stored(meta: Mapping[str, Any]) -> dict[str, Stored]:
     return found
 
 
-def read_meta(directory: Path) -> dict[str, Any]:
+def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
     """What a cache says about itself, in the present format.
 
     Raises:
       UserError: there is no complete cache, or a value that cannot be.
     """
+    directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"no directory {directory}; set data.source.path to a token cache")
     if not (directory / META).exists():
@@ -179,7 +187,7 @@ _COMMON = {
     "tokenizer_hash": lambda value: isinstance(value, str),
     **dict.fromkeys(("count", "frames", "height", "width"), _whole),
 }
-_FIELDS = _COMMON | {"segments": _segments, "space": lambda value: value == "raw"}
+_FIELDS = _COMMON | {"segments": _segments, "space": lambda value: value in SPACES}
 _OLD_FIELDS = _COMMON | {
     "vocabulary": lambda value: _wholes(value) and bool(value),
     "grid": lambda value: _wholes(value) and len(value) == 4,

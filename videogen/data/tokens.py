@@ -27,7 +27,18 @@ from videogen.data.captions import clean_text
 from videogen.data.clip import Clip
 from videogen.data.records import new_directory
 from videogen.data.source import SampleError, Source, held_out
-from videogen.data.token_files import FORMAT, MASKS, META, PREFIX, describe, layout_of, read_meta, stored, wrong_values
+from videogen.data.token_files import (
+    FORMAT,
+    MASKS,
+    META,
+    PREFIX,
+    TOKENIZER,
+    describe,
+    layout_of,
+    read_meta,
+    stored,
+    wrong_values,
+)
 from videogen.errors import UserError
 from videogen.tokens import Layout
 
@@ -42,15 +53,16 @@ class TokenWriter:
       layout: of the tokens of every clip.
       meta: ``tokenizer_hash``, ``frames``, ``height``, ``width``, ``fps`` of the clips, ``classes`` where they have
         labels, and ``made_from``: the ``source`` config, ``clip`` and ``split`` of the videos; ``format``, ``count``,
-        ``segments`` and ``space`` (tokens are as the tokenizer gives them: raw) are added.
+        ``segments`` and ``space`` are added.
+      space: of latents, one of ``token_files.SPACES``; codes are raw.
 
     Raises:
       UserError: the directory exists or cannot be made.
     """
 
-    def __init__(self, directory: str | os.PathLike, layout: Layout, meta: Mapping[str, Any]):
+    def __init__(self, directory: str | os.PathLike, layout: Layout, meta: Mapping[str, Any], space: str = "raw"):
         self._directory, self._layout = new_directory(directory), layout
-        self.meta = {**meta, "format": FORMAT, "space": "raw", "checksums": True, "count": 0}
+        self.meta = {**meta, "format": FORMAT, "space": space, "checksums": True, "count": 0}
         self._text_bytes = 0
 
     def __enter__(self) -> "TokenWriter":
@@ -152,7 +164,7 @@ class TokenSource(Source):
             raise UserError(f"holdout is a share of the clips in [0, 1), got {holdout}")
         self.uncaptioned = uncaptioned
         self.keeps_apart = bool(holdout)
-        self.meta = read_meta(Path(path))
+        self.meta = read_meta(path)
         self.layout = layout_of(self.meta)
         self.made_from = self.meta.get("made_from")
         self.classes = tuple(self.meta.get("classes", ()))
@@ -190,9 +202,12 @@ class TokenSource(Source):
     def _check(self, path: str, tokenizer_hash: str | None) -> None:
         made_by = self.meta["tokenizer_hash"]
         if tokenizer_hash is not None and made_by != tokenizer_hash:
+            remedy = "write the cache again with this tokenizer"
+            if self.meta.get("space") == "normalised":
+                remedy = f"the tokenizer of its normalised latents is {Path(path) / TOKENIZER}"
             raise UserError(
                 f"the token cache {path} was made by tokenizer {made_by[:12]}, the generator has "
-                f"{tokenizer_hash[:12]}; write the cache again with this tokenizer"
+                f"{tokenizer_hash[:12]}; {remedy}"
             )
         sizes = [(getattr(self.clip, side), self.meta[side]) for side in ("frames", "height", "width")]
         if any(ours != theirs for ours, theirs in sizes):

@@ -10,6 +10,7 @@ from videogen.errors import UserError
 from videogen.generators.flow import FlowTransformer
 from videogen.generators.flow_sampling import FlowSampler, TrainingNoise
 from videogen.generators.frame_queue import FrameQueue
+from videogen.generators.latent_statistics import NormalisedLatents
 from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer
@@ -88,6 +89,7 @@ __all__ = [
     "MaskGITSampler",
     "MaskedTransformer",
     "NextBlockTransformer",
+    "NormalisedLatents",
     "TrainingNoise",
     "build",
     "build_sampler",

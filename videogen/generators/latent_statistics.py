@@ -17,6 +17,21 @@ class LatentStatistic(nnx.Variable):
     """A statistic of latents, which is not trained by gradients."""
 
 
+class NormalisedLatents(nnx.Module):
+    """In the place of ``LatentStatistics`` where latents come normalised: they stay as they are."""
+
+    @staticmethod
+    def sums(latents: Latents) -> dict[str, Array]:
+        return {}
+
+    def normalise(self, latents: Latents) -> Latents:
+        """Float32."""
+        return latents.astype(jnp.float32)
+
+    def restore(self, normalised: Latents) -> Latents:
+        return normalised
+
+
 class LatentStatistics(nnx.Module):
     """Brings every channel of latents to mean 0 and variance 1, as processes of ``videogen.diffusion`` expect.
 

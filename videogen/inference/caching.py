@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,15 +14,17 @@ from tqdm import tqdm
 
 from videogen import data
 from videogen.data.inputs import build_source, clip_of
-from videogen.data.token_files import MASKS
+from videogen.data.records import check_new
+from videogen.data.token_files import MASKS, SPACES, TOKENIZER
 from videogen.data.tokens import TokenWriter
+from videogen.inference.normalising import Arrays, fit_normaliser
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_video
 from videogen.tasks.base import Keep, compute_now
 from videogen.tokenizers import Tokenizer
 from videogen.tokens import Tokens
-from videogen.training.loading import Loaded
+from videogen.training.loading import Loaded, export_safetensors
 
 
 def write_token_cache(
@@ -33,8 +35,12 @@ def write_token_cache(
     batch_size: int,
     windows: int = 1,
     keep: Keep = compute_now,
+    normalise: str | None = None,
 ) -> int:
     """Encodes the training split of a source, in order, into a token cache, on the mesh that the tokenizer lies on.
+
+    Normalised latents take two passes over the batches: what ``keep`` does not keep is computed twice. The tokenizer
+    with their statistics is exported to the directory ``tokenizer`` of the cache.
 
     Args:
       loaded: a tokenizer stage.
@@ -44,27 +50,57 @@ def write_token_cache(
       batch_size: clips encoded at a time.
       windows: clips drawn from each sample, at random places; all samples come before any comes again.
       keep: a finished batch passes through it (``runs.finished``).
+      normalise: the statistics, as ``read_normaliser`` reads them; ``None``: latents stay raw.
 
     Returns:
       The number of clips written.
+
+    Raises:
+      UserError: ``out`` exists, or there is nothing to normalise.
     """
+    check_new(out)
     config, model = loaded.config, loaded.tokenizer
     if source is not None:
         config.data.source = source
-    reader = build_source(config, "train")
-    total = _total(len(reader), windows, clips)
-    clip, written = clip_of(config), 0
-    read, encode = functools.partial(_read, reader), _encoder(model, batch_size)
-    layout = model.layout(VideoShape(clip.frames, clip.height, clip.width))
-    with TokenWriter(out, layout, _meta(loaded, reader)) as writer, tqdm(total=total, unit="clip") as bar:
+    reader, clip = build_source(config, "train"), clip_of(config)
+    total, shape = _total(len(reader), windows, clips), VideoShape(clip.frames, clip.height, clip.width)
+    batches = functools.partial(_batches, reader, _encoder(model, batch_size), total, batch_size, keep)
+    if normalise is None:
+        return _write(loaded, out, shape, reader, batches())
+    loaded, change = fit_normaliser(loaded, normalise, shape, batches())
+    return _write(loaded, out, shape, reader, map(change, batches()), epath.Path(out) / TOKENIZER)
+
+
+def _batches(
+    reader: data.Source, encode: Callable[[list[dict[str, Any]]], Arrays], total: int, batch_size: int, keep: Keep
+) -> Iterator[Arrays]:
+    """The arrays of one batch of clips after another."""
+    with tqdm(total=total, unit="clip") as bar:
         for start in range(0, total, batch_size):
             indices = range(start, min(start + batch_size, total))
-            arrays = dict(keep(f"clips_{start}", lambda indices=indices: encode(read(indices))))
-            labels = json.loads(arrays.pop(LABELS).tobytes())
-            for row, (caption, label) in enumerate(labels):
-                writer.write({name: array[row] for name, array in arrays.items()}, caption, label)
-            written += len(labels)
+            yield keep(f"clips_{start}", lambda indices=indices: encode(_read(reader, indices)))
             bar.update(len(indices))
+
+
+def _write(
+    loaded: Loaded,
+    out: epath.PathLike,
+    shape: VideoShape,
+    reader: data.Source,
+    batches: Iterable[Arrays],
+    export: epath.Path | None = None,
+) -> int:
+    """Writes a cache of batches, and where it says so an export of their tokenizer; gives the number of clips."""
+    layout, space, written = loaded.tokenizer.layout(shape), SPACES[loaded.tokenizer.normalised], 0
+    with TokenWriter(out, layout, _meta(loaded, reader), space) as writer:
+        for arrays in batches:
+            labels = json.loads(arrays[LABELS].tobytes())
+            tokens = {name: array for name, array in arrays.items() if name != LABELS}
+            for row, (caption, label) in enumerate(labels):
+                writer.write({name: array[row] for name, array in tokens.items()}, caption, label)
+            written += len(labels)
+        if export is not None:
+            export_safetensors(loaded, export)
     return written
 
 
@@ -136,7 +172,12 @@ def _packed(labels: list[list[Any]]) -> np.ndarray:
 def remove_unfinished(directory: epath.PathLike) -> None:
     """Removes what a killed ``write_token_cache`` has left: a directory of unfinished files and nothing else."""
     directory = epath.Path(directory)
-    if directory.is_dir() and all(path.name.endswith((".bin", ".draft")) for path in directory.iterdir()):
+    if not directory.is_dir():
+        return
+    found = {path.name for path in directory.iterdir()}
+    files = {name for name in found if name.endswith((".bin", ".draft"))}
+    # A normalised tokenizer is the last that is written, so there are files as well.
+    if found == files or (files and found == files | {TOKENIZER}):
         directory.rmtree()
 
 

@@ -51,7 +51,16 @@ from videogen.nn.masks import (
     Within,
     mask_array,
 )
-from videogen.nn.micro_batches import Mean, MicroBatch, draw, example_keys, named_key, split_keys, whole
+from videogen.nn.micro_batches import (
+    Mean,
+    MicroBatch,
+    draw,
+    example_keys,
+    mean_where,
+    named_key,
+    split_keys,
+    whole,
+)
 from videogen.nn.mlp import MLP, MLPS, dropout
 from videogen.nn.modulation import MODULATIONS, TimeEmbedding, lay_out, modulate
 from videogen.nn.norms import NORMS, LayerNorm, RMSNorm, build_norm, l2_normalize
@@ -146,6 +155,7 @@ __all__ = [
     "lay_out",
     "lecun_normal",
     "mask_array",
+    "mean_where",
     "merge_boxes",
     "merge_windows",
     "merged",

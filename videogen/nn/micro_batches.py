@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from videogen.parallel import constrain
 
@@ -18,6 +18,23 @@ Mean = Callable[[Any], Any]
 def whole(mean: Any) -> Any:
     """The ``Mean`` where the examples at hand are the whole batch: the identity."""
     return mean
+
+
+def mean_where(
+    values: Float[Array, "*places elements"], exists: Bool[Array, "*places"] | None, mean: Mean = whole
+) -> Float[Array, ""]:
+    """Mean over all elements of the places that exist; 0 where none does.
+
+    Args:
+      values: any number of axes may follow those of ``exists``.
+      exists: which places are no padding; ``None``: all.
+      mean: from means over these examples to means over the whole batch. The number of places is that of the whole
+        batch, so that the results of its micro-batches, which may have more or less padding, have its result as mean.
+    """
+    if exists is None:
+        return jnp.mean(values)
+    found = exists.reshape(exists.shape + (1,) * (values.ndim - exists.ndim))
+    return jnp.mean(jnp.where(found, values, 0.0)) / jnp.maximum(mean(jnp.mean(exists)), 1e-12)
 
 
 class MicroBatch:

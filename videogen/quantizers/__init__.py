@@ -1,6 +1,6 @@
 """Quantizers: latents in, codes out, one contract.
 
-``quantizer(latents, key=…, train=…) -> Quantized(latents, indices, losses, statistics)`` and
+``quantizer(latents, key=…, train=…, exists=…) -> Quantized(latents, indices, losses, statistics)`` and
 ``quantizer.lookup(indices) -> latents``; ``quantizer.width`` is the code width, ``quantizer.input_width`` that of the
 latents, ``quantizer.vocabulary`` the number of codes per level. Everything is float32 inside.
 """

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
 from videogen.losses.commitment import codebook_loss, commitment
@@ -101,15 +101,16 @@ class AdditiveQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
-        """Quantises ``latents``; the other arguments are part of the contract and change nothing."""
+        """Quantises ``latents``; ``key`` and ``train`` are part of the contract and change nothing."""
         z = latents.astype(jnp.float32)
         ids = self.encode(z.reshape(-1, self.width)).reshape(*z.shape[:-1], self.levels)
         chosen = self.lookup(ids)
         losses = {
-            "commitment": self.commitment_weight * commitment(z, chosen),
-            "codebook": codebook_loss(z, chosen),
+            "commitment": self.commitment_weight * commitment(z, chosen, exists, mean),
+            "codebook": codebook_loss(z, chosen, exists, mean),
         }
         # Straight-through to the latents; the codes keep their own gradient.
         quantized = chosen + (z - jax.lax.stop_gradient(z))
-        return Quantized(quantized, ids, losses, {"counts": count_levels(ids, self.vocabulary)})
+        return Quantized(quantized, ids, losses, {"counts": count_levels(ids, self.vocabulary, exists)})

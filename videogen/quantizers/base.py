@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
 from videogen.nn import FULL, split_keys
@@ -25,8 +25,8 @@ class Quantized:
       latents: quantised latents with an estimated gradient to the input.
       indices: one id per level.
       losses: weighted auxiliary losses by name, scalars.
-      statistics: ``counts``, how often each code was used in the batch, over the whole mesh: the codes of all
-        levels one after another, as long as the vocabulary's sum.
+      statistics: ``counts``, how often tokens that exist used each code, over the whole mesh: the codes of all levels
+        one after another, as long as the vocabulary's sum.
       update_sums: what ``Quantizer.update`` needs of these latents; that of several calls is added up. Empty where
         nothing is to be updated.
       candidates: arrays with a leading axis of tokens, latents that ``update`` may make codes of; those of several
@@ -54,7 +54,8 @@ class Quantizer(nnx.Module):
     """What the families have in common; each adds ``__call__``, ``lookup`` and ``vocabulary``.
 
     A call never changes the quantizer. What moves with the data rather than by gradients moves in ``update``, once per
-    training step, by what all calls of the step with ``train`` returned.
+    training step, by what all calls of the step with ``train`` returned. Where a call is told which tokens ``exist``,
+    ``[batch, *sides]``, padding is quantised as well, but is in no loss, no statistic and no update.
 
     Attributes:
       width: width of a code.
@@ -87,14 +88,19 @@ def product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "...
     return jnp.matmul(a, b, precision=FULL)
 
 
-def count_codes(indices: Int[Array, "..."], size: int) -> Float[Array, "size"]:
+def count_codes(
+    indices: Int[Array, "..."], size: int, exists: Bool[Array, "..."] | None = None
+) -> Float[Array, "size"]:
     """Occurrences of every id, float32. Counts are sums over the global batch, so they span the mesh."""
-    return jnp.zeros(size, jnp.float32).at[indices.reshape(-1)].add(1.0)
+    one = 1.0 if exists is None else exists.reshape(-1).astype(jnp.float32)
+    return jnp.zeros(size, jnp.float32).at[indices.reshape(-1)].add(one)
 
 
-def count_levels(indices: Int[Array, "... levels"], vocabulary: tuple[int, ...]) -> Float[Array, "codes"]:
+def count_levels(
+    indices: Int[Array, "... levels"], vocabulary: tuple[int, ...], exists: Bool[Array, "..."] | None = None
+) -> Float[Array, "codes"]:
     """Occurrences of every id of every level, one level after another."""
-    counts = [count_codes(indices[..., level], size) for level, size in enumerate(vocabulary)]
+    counts = [count_codes(indices[..., level], size, exists) for level, size in enumerate(vocabulary)]
     return jnp.concatenate(counts) if counts else jnp.zeros(0, jnp.float32)
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
-from videogen.nn import Mean, whole
+from videogen.losses.entropy import normalised
+from videogen.nn import Mean, mean_where, whole
 from videogen.quantizers.base import Quantizer, product
 
 LARGEST_LEVEL_BITS = 24
@@ -23,8 +24,13 @@ def binary_entropy(logits: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.softplus(logits) - jax.nn.sigmoid(logits) * logits
 
 
-def joint_mean(logits: Float[Array, "samples bits"]) -> Float[Array, "codes"]:
-    """Batch mean of the joint distribution over independent bits: one matrix product of two half products."""
+def joint_mean(
+    logits: Float[Array, "samples bits"], exists: Bool[Array, "samples"] | None = None
+) -> Float[Array, "codes"]:
+    """Batch mean of the joint distribution over independent bits: one matrix product of two half products.
+
+    A sample that does not exist counts as 0.
+    """
     on, off = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
 
     def outer(columns: np.ndarray) -> Float[Array, "samples codes"]:
@@ -34,11 +40,15 @@ def joint_mean(logits: Float[Array, "samples bits"]) -> Float[Array, "codes"]:
         return p
 
     low, high = np.array_split(np.arange(logits.shape[1]), 2)
-    return product(outer(low).T, outer(high)).reshape(-1) / logits.shape[0]
+    first = outer(low) if exists is None else jnp.where(exists[:, None], outer(low), 0.0)
+    return product(first.T, outer(high)).reshape(-1) / logits.shape[0]
 
 
 def bit_entropies(
-    logits: Float[Array, "... bits"], largest_group: int, mean: Mean = whole
+    logits: Float[Array, "... bits"],
+    largest_group: int,
+    mean: Mean = whole,
+    exists: Bool[Array, "..."] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean entropy of one latent's distribution over codes, and the entropy of the batch-mean distribution, in nats.
 
@@ -47,13 +57,16 @@ def bit_entropies(
       largest_group: the batch entropy is exact up to this many bits; more bits are split evenly into groups whose
         entropies are added, as if the groups were independent (Zhao et al., 2024), which bounds memory.
       mean: from means over these latents to means over the whole batch.
+      exists: which latents are no padding; ``None``: all.
     """
     bits = logits.shape[-1]
     logits = logits.reshape(-1, bits)
-    sample = jnp.mean(jnp.sum(binary_entropy(logits), -1))
+    exists = None if exists is None else exists.reshape(-1)
+    sample = mean_where(jnp.sum(binary_entropy(logits), -1), exists, mean)
     batch = jnp.zeros(())
     for columns in np.array_split(np.arange(bits), -(-bits // largest_group)):
-        joint = mean(joint_mean(logits[:, columns]))
+        joint = mean(joint_mean(logits[:, columns], exists))
+        joint = joint if exists is None else normalised(joint)
         batch -= jnp.sum(joint * jnp.log(jnp.maximum(joint, 1e-20)))
     return sample, batch
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.nn import Mean, l2_normalize, whole
 from videogen.quantizers.base import Quantized, count_levels
@@ -48,10 +48,10 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         return self.signs(indices) * self.width**-0.5
 
     def entropy_loss(
-        self, u: Float[Array, "... width"], mean: Mean = whole
+        self, u: Float[Array, "... width"], mean: Mean = whole, exists: Bool[Array, "..."] | None = None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean entropy of one unit latent's distribution, and the entropy of the batch mean, in nats."""
-        return bit_entropies((4.0 / (self.temperature * self.width**0.5)) * u, self.largest_group, mean)
+        return bit_entropies((4.0 / (self.temperature * self.width**0.5)) * u, self.largest_group, mean, exists)
 
     def __call__(
         self,
@@ -60,10 +60,12 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Normalises and takes signs; ``mean`` gives the batch's entropy, ``key`` and ``train`` change nothing."""
         u = l2_normalize(latents.astype(jnp.float32))
         codes, ids = jnp.where(u > 0, 1.0, -1.0) * self.width**-0.5, self.ids(u)
-        sample, batch = self.entropy_loss(u, mean)
+        sample, batch = self.entropy_loss(u, mean, exists)
         losses = {"entropy": self.entropy_weight * (sample - self.diversity * batch)}
-        return Quantized(straight_through(u, codes), ids, losses, {"counts": count_levels(ids, self.vocabulary)})
+        counts = count_levels(ids, self.vocabulary, exists)
+        return Quantized(straight_through(u, codes), ids, losses, {"counts": counts})

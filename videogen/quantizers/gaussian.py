@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
-from videogen.nn import Mean, draw, example_keys, whole
+from videogen.nn import Mean, draw, example_keys, mean_where, whole
 from videogen.quantizers.base import Quantized, Quantizer, require_key
 
 
@@ -51,6 +51,7 @@ class GaussianQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """The posterior's mean; with ``train`` a sample, drawn with ``key``, one or one of each example."""
         center, log_variance = split_posterior(latents, self.width)
@@ -58,7 +59,7 @@ class GaussianQuantizer(Quantizer):
         if train:
             keys = example_keys(require_key(key, "a Gaussian posterior"), len(latents))
             codes = center + jnp.exp(0.5 * log_variance) * draw(jax.random.normal, keys, center.shape)
-        kl = 0.5 * jnp.mean(center**2 + jnp.exp(log_variance) - 1.0 - log_variance)
+        kl = 0.5 * mean_where(center**2 + jnp.exp(log_variance) - 1.0 - log_variance, exists, mean)
         indices = jnp.zeros((*center.shape[:-1], 0), jnp.int32)
         return Quantized(codes, indices, {"kl": self.kl_weight * kl}, {"counts": jnp.zeros(0)})
 

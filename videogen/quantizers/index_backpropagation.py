@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from videogen.losses.commitment import codebook_loss, commitment
+from videogen.losses.commitment import codebook_loss, commitment, distance
 from videogen.losses.entropy import entropy_penalty
-from videogen.losses.pixel import l2
 from videogen.nn import Mean, parameter, truncated_normal, whole
 from videogen.quantizers.base import Quantized, Quantizer, count_codes, product
 from videogen.ranges import Count, Weight
@@ -60,6 +59,7 @@ class IndexBackpropagationQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Quantises ``latents``; ``mean`` gives the batch's entropy, ``key`` and ``train`` change nothing."""
         z, codes = latents.astype(jnp.float32), self.codebook.get_value()
@@ -69,8 +69,9 @@ class IndexBackpropagationQuantizer(Quantizer):
         # The soft mixture adds its gradient to the chosen code and, to the bit, nothing to its value.
         mixture = product(jax.nn.softmax(logits, axis=-1), jax.lax.stop_gradient(codes)).reshape(z.shape)
         quantized = chosen + (mixture - jax.lax.stop_gradient(mixture))
-        loss = l2(quantized, z) + commitment(z, chosen) + self.commitment_weight * codebook_loss(z, chosen)
+        loss = distance(quantized, z, exists, mean) + commitment(z, chosen, exists, mean)
+        loss = loss + self.commitment_weight * codebook_loss(z, chosen, exists, mean)
         losses = {"codebook": self.loss_weight * loss}
         if self.entropy_weight:
-            losses["entropy"] = self.entropy_weight * entropy_penalty(logits, mean=mean)
-        return Quantized(quantized, indices[..., None], losses, {"counts": count_codes(indices, self.size)})
+            losses["entropy"] = self.entropy_weight * entropy_penalty(logits, mean=mean, exists=exists)
+        return Quantized(quantized, indices[..., None], losses, {"counts": count_codes(indices, self.size, exists)})

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.losses.commitment import commitment
 from videogen.nn import Mean, whole
@@ -54,10 +54,10 @@ class LookupFreeQuantizer(BinaryQuantizer):
         return self.signs(indices)
 
     def entropy_loss(
-        self, z: Float[Array, "... width"], mean: Mean = whole
+        self, z: Float[Array, "... width"], mean: Mean = whole, exists: Bool[Array, "..."] | None = None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean entropy of one latent's distribution, and the entropy of the batch-mean distribution, in nats."""
-        return bit_entropies((4.0 / self.temperature) * z, self.largest_group, mean)
+        return bit_entropies((4.0 / self.temperature) * z, self.largest_group, mean, exists)
 
     def __call__(
         self,
@@ -66,13 +66,15 @@ class LookupFreeQuantizer(BinaryQuantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Takes signs; ``mean`` gives the batch's entropy, ``key`` and ``train`` change nothing."""
         z = latents.astype(jnp.float32)
         codes, ids = jnp.where(z > 0, 1.0, -1.0), self.ids(z)
-        sample, batch = self.entropy_loss(z, mean)
+        sample, batch = self.entropy_loss(z, mean, exists)
         losses = {
             "entropy": self.entropy_weight * (sample - self.diversity * batch),
-            "commitment": self.commitment_weight * commitment(z, codes),
+            "commitment": self.commitment_weight * commitment(z, codes, exists, mean),
         }
-        return Quantized(straight_through(z, codes), ids, losses, {"counts": count_levels(ids, self.vocabulary)})
+        counts = count_levels(ids, self.vocabulary, exists)
+        return Quantized(straight_through(z, codes), ids, losses, {"counts": counts})

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn import Mean, whole
@@ -110,16 +110,19 @@ class PerDimensionQuantizer(Quantizer):
         self.measured.set_value(jnp.zeros(()))
         self.update(self._sums(z), {})
 
-    def _sums(self, z: Float[Array, "... width"]) -> dict[str, Array]:
-        """Number, sum and sum of squares of latents, about the mean so far."""
+    def _sums(self, z: Float[Array, "... width"], exists: Bool[Array, "..."] | None = None) -> dict[str, Array]:
+        """Number, sum and sum of squares of the latents that exist, about the mean so far."""
         z = jax.lax.stop_gradient(z).reshape(-1, self.width) - self.mean.get_value()
-        return {"count": jnp.full((), float(len(z))), "first": z.sum(0), "second": jnp.sum(z**2, axis=0)}
+        count = jnp.full((), float(len(z)))
+        if exists is not None:
+            z, count = jnp.where(exists.reshape(-1, 1), z, 0.0), jnp.sum(exists, dtype=jnp.float32)
+        return {"count": count, "first": z.sum(0), "second": jnp.sum(z**2, axis=0)}
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Adds latents to those that mean and deviation are of (Chan, Golub and LeVeque, 1979)."""
         before, count = self.measured.get_value(), jnp.maximum(sums["count"], 1.0)
         total = before + sums["count"]
-        share = sums["count"] / total
+        share = sums["count"] / (before + count)
         step = sums["first"] / count
         variance = jnp.maximum(sums["second"] / count - step**2, 0.0)
         variance = (1 - share) * (self.deviation.get_value() ** 2 + share * step**2) + share * variance
@@ -139,6 +142,7 @@ class PerDimensionQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Takes the nearest value; with ``train`` the latents are measured, ``key`` and ``mean`` change nothing."""
         z = self._latents(latents)
@@ -146,6 +150,6 @@ class PerDimensionQuantizer(Quantizer):
         borders = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
         normalised = (z - self.mean.get_value()) / self.deviation.get_value()
         indices = jnp.searchsorted(borders, normalised).astype(jnp.int32)
-        counts = count_levels(indices, self.vocabulary)
-        sums = self._sums(z) if train else {}
+        counts = count_levels(indices, self.vocabulary, exists)
+        sums = self._sums(z, exists) if train else {}
         return Quantized(straight_through(z, self.lookup(indices)), indices, {}, {"counts": counts}, sums)

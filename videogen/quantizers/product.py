@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen import quantizers
 from videogen.errors import UserError
@@ -50,12 +50,14 @@ class ProductQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Quantises the groups, each with a key of its own."""
         groups = len(self.quantizers)
         parts = jnp.split(latents.astype(jnp.float32), groups, axis=-1)
         keys = [key] if groups == 1 else split_key(key, groups)
-        results = [q(z, key=k, train=train, mean=mean) for q, z, k in zip(self.quantizers, parts, keys, strict=True)]
+        settings = {"train": train, "mean": mean, "exists": exists}
+        results = [q(z, key=k, **settings) for q, z, k in zip(self.quantizers, parts, keys, strict=True)]
         losses = {name: sum(result.losses[name] for result in results) / groups for name in results[0].losses}
         return Quantized(
             jnp.concatenate([result.latents for result in results], axis=-1),

@@ -90,6 +90,7 @@ class ResidualQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Quantises ``latents``; with ``train`` ``key``, one or one of each example, decides what is dropped."""
         z = latents.astype(jnp.float32)
@@ -98,7 +99,7 @@ class ResidualQuantizer(Quantizer):
         residual, total, losses, results = z, jnp.zeros_like(z), {}, []
         for m, quantizer in enumerate(self.quantizers):
             scale = self.scale**m
-            result = quantizer(residual / scale, key=keys[m], train=train, mean=mean)
+            result = quantizer(residual / scale, key=keys[m], train=train, mean=mean, exists=exists)
             codes = scale * jax.lax.stop_gradient(result.latents)
             residual = residual - codes
             if kept is not None:

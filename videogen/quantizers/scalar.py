@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn import Mean, whole
@@ -93,10 +93,11 @@ class FiniteScalarQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
-        """Rounds ``latents``; the other arguments are part of the contract and change nothing."""
+        """Rounds ``latents``; ``exists`` tells which codes count, the other arguments change nothing."""
         bounded = self._bounded(latents.astype(jnp.float32))
         digits = jnp.round(bounded) if self.bound == "tanh" else jnp.floor(bounded + 0.5)
         ids = jnp.sum((digits.astype(jnp.int32) - self._first()) * self._basis(), -1, keepdims=True)
         codes = self._scaled(straight_through(bounded, digits))
-        return Quantized(codes, ids, {}, {"counts": count_codes(ids, self.size)})
+        return Quantized(codes, ids, {}, {"counts": count_codes(ids, self.size, exists)})

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.nn import FULL, Linear, Mean, parameter, truncated_normal, whole
@@ -57,15 +57,16 @@ class SimVectorQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
-        """Quantises ``latents``; the other arguments are part of the contract and change nothing."""
+        """Quantises ``latents``; ``key`` and ``train`` are part of the contract and change nothing."""
         z = latents.astype(jnp.float32)
         codes = self.projection(self.table.get_value())
         indices = nearest_euclidean(z.reshape(-1, self.width), codes)
         chosen = codes[indices].reshape(z.shape)
         losses = {
-            "commitment": self.commitment_weight * commitment(z, chosen),
-            "codebook": codebook_loss(z, chosen),
+            "commitment": self.commitment_weight * commitment(z, chosen, exists, mean),
+            "codebook": codebook_loss(z, chosen, exists, mean),
         }
         ids = indices.reshape(*z.shape[:-1], 1)
-        return Quantized(self.estimator(z, chosen), ids, losses, {"counts": count_codes(ids, self.size)})
+        return Quantized(self.estimator(z, chosen), ids, losses, {"counts": count_codes(ids, self.size, exists)})

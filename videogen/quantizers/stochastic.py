@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.nn import Mean, example_keys, l2_normalize, parameter, truncated_normal, whole
@@ -58,6 +58,7 @@ class StochasticVectorQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Quantises ``latents``; with ``train`` the codes are drawn with ``key``, one or one of each example."""
         z, codes = l2_normalize(latents.astype(jnp.float32)), l2_normalize(self.codebook.get_value())
@@ -69,8 +70,8 @@ class StochasticVectorQuantizer(Quantizer):
             indices = jnp.argmax(scores, axis=-1)
         chosen = codes[indices]
         losses = {
-            "commitment": self.commitment_weight * commitment(z, chosen),
-            "codebook": self.codebook_weight * codebook_loss(z, chosen),
+            "commitment": self.commitment_weight * commitment(z, chosen, exists, mean),
+            "codebook": self.codebook_weight * codebook_loss(z, chosen, exists, mean),
         }
-        counts = count_codes(indices, self.size)
+        counts = count_codes(indices, self.size, exists)
         return Quantized(self.estimator(z, chosen), indices[..., None], losses, {"counts": counts})

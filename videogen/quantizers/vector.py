@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
 from videogen.losses.commitment import codebook_loss, commitment
@@ -105,6 +105,7 @@ class VectorQuantizer(Quantizer):
         key: jax.Array | None = None,
         train: bool = False,
         mean: Mean = whole,
+        exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Quantises ``latents``; ``mean`` gives the batch's entropy, ``key`` changes nothing."""
         z = latents.astype(jnp.float32)
@@ -114,25 +115,42 @@ class VectorQuantizer(Quantizer):
         # Unit vectors are nearest where the product is largest.
         indices = nearest(flat, codes, jnp.zeros(self.size)) if self.cosine else nearest_euclidean(flat, codes)
         chosen = codes[indices].reshape(z.shape)
-        counts = count_codes(indices, self.size)
-        losses = {"commitment": self.commitment_weight * commitment(z, chosen)}
+        counts = count_codes(indices, self.size, exists)
+        losses = {"commitment": self.commitment_weight * commitment(z, chosen, exists, mean)}
         if not self.moving:
-            losses["codebook"] = codebook_loss(z, chosen)
+            losses["codebook"] = codebook_loss(z, chosen, exists, mean)
         if self.entropy_weight:
             # The z² term is the same for all codes: the softmax does not see it.
             affinity = product(2 * flat, codes.T) - jnp.sum(codes * codes, -1)
-            losses["entropy"] = self.entropy_weight * entropy_penalty(affinity / self.temperature, mean=mean)
+            losses["entropy"] = self.entropy_weight * entropy_penalty(affinity / self.temperature, 1.0, mean, exists)
         ids = indices.reshape(*z.shape[:-1], 1)
         sums, candidates = {}, {}
         if train and self.counts is not None:
-            flat = jax.lax.stop_gradient(flat)
-            sums = {"counts": counts}
-            if self.moving:
-                sums["latents"] = jnp.zeros_like(codes).at[indices].add(flat)
-            if self.restart_threshold > 0:
-                error = jnp.sum((flat - jax.lax.stop_gradient(codes)[indices]) ** 2, -1)
-                candidates = {"latents": flat, "error": error}
+            sums, candidates = self._moves(*jax.lax.stop_gradient((flat, codes)), indices, exists)
+            sums["counts"] = counts
         return Quantized(self.estimator(z, chosen), ids, losses, {"counts": counts}, sums, candidates)
+
+    def _moves(
+        self,
+        flat: Float[Array, "tokens width"],
+        codes: Float[Array, "size width"],
+        indices: Int[Array, "tokens"],
+        exists: Bool[Array, "..."] | None,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """What ``update`` needs of latents and their codes: sums by code, and what codes may be restarted from."""
+        found = None if exists is None else exists.reshape(-1)
+        sums, candidates = {}, {}
+        if self.moving:
+            added = flat if found is None else jnp.where(found[:, None], flat, 0.0)
+            sums["latents"] = jnp.zeros_like(codes).at[indices].add(added)
+        if self.restart_threshold > 0:
+            error = jnp.sum((flat - codes[indices]) ** 2, -1)
+            if found is not None:
+                # A draw of exactly 0 takes the first candidate whatever its error, so padding is no latent of its own.
+                flat = jnp.where(found[:, None], flat, flat[jnp.argmax(found)])
+                error = jnp.where(found, error, 0.0)
+            candidates = {"latents": flat, "error": error}
+        return sums, candidates
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Moves the averages one step; then restarts dead codes from the latents of the step, which ``key`` picks."""

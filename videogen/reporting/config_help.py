@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from videogen import conditioning, data, detokenizers, diffusion, generators, heads, losses, nn, quantizers, tokenizers
+from videogen.tokenizers import lengths, normaliser
 
 MEANINGS = {
     "seed": "decides weights, noise and the order of the data",
@@ -90,6 +91,8 @@ TABLES = {
     "model": {**tokenizers.TOKENIZERS, **generators.GENERATORS, **detokenizers.DETOKENIZERS},
     "head": heads.HEADS,
     "quantizer": quantizers.QUANTIZERS,
+    "normaliser": normaliser.NORMALISERS,
+    "lengths": lengths.LENGTHS,
     "discriminator": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,

@@ -30,6 +30,7 @@ class FinishedBatches:
         out = epath.Path(out)
         self.folder, self.read = out.parent / f"{out.name}.parts", 0
         self._key, self._ready = json.loads(json.dumps(key)), False
+        self._own, self._earlier = set(), set()
         if not self.folder.exists():
             return
         found = self._key_there()
@@ -68,6 +69,8 @@ class FinishedBatches:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 found = dict(arrays)
             self.read += 1
+            # A command may go through its batches twice.
+            self._earlier |= {name} - self._own
             return found
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             pass  # not there, or damaged: computed again
@@ -78,6 +81,7 @@ class FinishedBatches:
         unfinished = self.folder / f"{name}.unfinished"
         unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
+        self._own.add(name)
         return arrays
 
     def _make_folder(self) -> None:
@@ -92,7 +96,7 @@ class FinishedBatches:
 
     def remove(self) -> None:
         """Removes the folder, once the output is written; says how much of it was used."""
-        if self.read:
-            logging.info("%d batches were finished by an earlier start", self.read)
+        if self._earlier:
+            logging.info("%d batches were finished by an earlier start", len(self._earlier))
         if self._ready:
             self.folder.rmtree()

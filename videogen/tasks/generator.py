@@ -160,6 +160,8 @@ class GeneratorTask(Task):
             dtype=dtype,
             rngs=rngs,
         )
+        if self.tokenizer.normalised:
+            generator.statistics = generators.NormalisedLatents()
         return {"generator": TextToCodes(generator, encoder)}
 
     def frozen(self, load: Any) -> dict[str, nnx.Module]:

@@ -12,7 +12,9 @@ from jaxtyping import Array, UInt8
 from videogen import generators
 from videogen.shapes import TokenGrid
 from videogen.tasks.base import to_pixels
+from videogen.tokenizers import Tokenizer
 from videogen.tokenizers.long import keep, lengths, overlap_of
+from videogen.tokens import Tokens
 
 
 class QueuedFrames:
@@ -29,10 +31,15 @@ class QueuedFrames:
         self.task, self.graphs, self.grid, self.sampler = task, graphs, grid, sampler
         self._begin = jax.jit(lambda *arguments: self._queue(*arguments).begin())
         self._advance = jax.jit(lambda carry, *arguments: self._queue(*arguments).advance(carry))
-        self._decode = jax.jit(lambda states, *chunk: self._modules(states)["tokenizer"].decode_chunk(*chunk))
+        self._decode = jax.jit(lambda states, *chunk: self._decode_chunk(self._modules(states)["tokenizer"], *chunk))
 
     def _modules(self, states: Mapping[str, Any]) -> dict[str, nnx.Module]:
         return {name: nnx.merge(graph, states[name]) for name, graph in self.graphs.items()}
+
+    @staticmethod
+    def _decode_chunk(tokenizer: Tokenizer, cache: Any, values: Array) -> tuple[Any, Array]:
+        tokens = Tokens.single(values, tokenizer.layout_of(values.shape[1:-1]))
+        return tokenizer.decode_chunk(cache, tokenizer.lookup(tokens))
 
     def _queue(self, states: Any, story: Any, keys: Array) -> generators.FrameQueue:
         modules = self._modules(states)

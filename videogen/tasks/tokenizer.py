@@ -103,8 +103,10 @@ class TokenizerTask(Task):
             model.encode(video), key=keys, train=True, mean=micro.mean
         )
 
+        seen = model.seen(tokens)
+
         def decode(model: nnx.Module) -> Video:
-            return model.denoise(latents, video, named_key(key, "decoder"), micro)
+            return model.denoise(latents, video, named_key(key, "decoder"), micro, **seen)
 
         pull = None
         if any(term.adaptive for term in self.terms.values()):
@@ -194,7 +196,7 @@ class TokenizerTask(Task):
             logging.warning("%s", warning)
         values = {name: float(np.mean(np.concatenate([s[name] for s in scores]))) for name in scores[0]}
         if model.vocabulary:
-            values["bits_per_pixel"] = bits_per_pixel(grid.tokens, model.vocabulary, shape)
+            values.setdefault("bits_per_pixel", bits_per_pixel(grid.tokens, model.vocabulary, shape))
         return values | evaluated_health(counts, model.vocabulary)
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
@@ -220,7 +222,8 @@ def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
     @jax.jit
     def run(state: Any, pixels: Array) -> Array:
         model = nnx.merge(graph, state)
-        return model.decode(model.bottleneck(model.encode(to_video(pixels)))[0])
+        latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels)))
+        return model.decode(latents, **model.seen(tokens))
 
     with inside(mesh):
         return to_pixels(run(state, spread(padded(video, mesh), mesh)))[: len(video)]
@@ -229,7 +232,11 @@ def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
 def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[dict[str, Array], Array]:
     """Each metric of every clip, and the counts of the codes used."""
     video = to_video(pixels)
-    latents, _, _, statistics = model.bottleneck(model.encode(video))
-    rebuilt, original = to_unit(model.decode(latents, **decoding)), to_unit(video)
-    names = measurable(*video.shape[2:4])
-    return {name: FIDELITY[name](rebuilt, original) for name in names}, statistics["counts"]
+    latents, tokens, _, statistics = model.bottleneck(model.encode(video))
+    seen = model.seen(tokens)
+    rebuilt, original = to_unit(model.decode(latents, **seen, **decoding)), to_unit(video)
+    scores = {name: FIDELITY[name](rebuilt, original) for name in measurable(*video.shape[2:4])}
+    if model.vocabulary and seen:
+        bits = tokens.bits() + model.lengths.bits(tokens.only.layout)
+        scores["bits_per_pixel"] = bits / VideoShape(*video.shape[1:4]).pixels
+    return scores, statistics["counts"]

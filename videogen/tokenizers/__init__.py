@@ -14,6 +14,8 @@ from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.detokenized import Detokenized
 from videogen.tokenizers.larp import Larp
 from videogen.tokenizers.magvit import Magvit
+from videogen.tokenizers.normalised import Normalised
+from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.tiling import Tiled
 
@@ -32,6 +34,19 @@ def build_detokenized(
     return Detokenized(model, detokenizers.build(detokenizer, inputs=model.quantizer.width, **common))
 
 
+def build_normalised(
+    tokenizer: Mapping[str, Any],
+    normaliser: Mapping[str, Any],
+    *,
+    remat: str = "none",
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Normalised:
+    """A tokenizer with a normaliser of its latents, from the configs ``{name, …}`` of both."""
+    model = build(tokenizer, remat=remat, dtype=dtype, rngs=rngs)
+    return Normalised(model, build_normaliser(normaliser, model.quantizer.width))
+
+
 TOKENIZERS = {
     "cdt": Cdt,
     "convolutional": ConvolutionalTokenizer,
@@ -39,6 +54,7 @@ TOKENIZERS = {
     "detokenized": build_detokenized,
     "larp": Larp,
     "magvit": Magvit,
+    "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
 }
 
@@ -57,8 +73,10 @@ __all__ = [
     "Encoded",
     "Larp",
     "Magvit",
+    "Normalised",
     "OmniTokenizer",
     "Tiled",
     "Tokenizer",
     "build",
+    "build_normaliser",
 ]

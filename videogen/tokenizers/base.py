@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from videogen.errors import UserError
 from videogen.nn import Mean, MicroBatch, whole
 from videogen.shapes import Compression, Latents, TokenGrid, Video, VideoShape, check_video
+from videogen.tokenizers.lengths import All, LengthRule
 from videogen.tokens import GRID, Layout, Segment, SegmentLayout, Tokens
 
 SEGMENT = "video"
@@ -44,6 +45,8 @@ class Tokenizer(nnx.Module):
       sides: names of the sides that tokens lie along.
       prefix_equal: tokens of the first frames of a clip are the first tokens of the clip.
       drops: the decoder can do without some of the tokens (``Segment.kept``).
+      lengths: decides which tokens the decoder sees; all, but of tokenizers with ``drops``.
+      normalised: tokens are normalised latents, of mean 0 and variance 1; ``lookup`` gives the raw ones.
       streams: there are ``encode_chunk`` and ``decode_chunk``, so that a video may be longer than memory.
       growing: of the directions ``encode`` and ``decode`` those that see the whole past of a clip, whose caches grow.
       diffuses: pixels are drawn by a diffusion process, whose number of steps ``decode`` takes as ``steps``.
@@ -55,6 +58,8 @@ class Tokenizer(nnx.Module):
     sides: tuple[str, ...] = GRID
     prefix_equal: bool = False
     drops: bool = False
+    lengths: LengthRule = All()
+    normalised: bool = False
     streams: bool = False
     growing: Sequence[str] = ()
     diffuses: bool = False
@@ -97,9 +102,11 @@ class Tokenizer(nnx.Module):
         """Decodes the next quantised latents of a clip; all chunks together equal ``decode`` of the whole."""
         raise UserError(f"{type(self).__name__} codes a clip as a whole, so it cannot take it in chunks")
 
-    def denoise(self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None) -> Video:
+    def denoise(
+        self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None, **seen: Any
+    ) -> Video:
         """What training compares with ``video``; of a decoder that diffuses, the video that it sees in a noisy one."""
-        return self.decode(latents)
+        return self.decode(latents, **seen)
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
@@ -138,10 +145,13 @@ class Tokenizer(nnx.Module):
         self, encoded: Encoded, *, key: jax.Array | None = None, train: bool = False, mean: Mean = whole
     ) -> tuple[Latents, Tokens, dict[str, Float[Array, ""]], dict[str, Any]]:
         """Quantises latents: ``(quantised latents, tokens, losses, Quantized.measured)``, called as a quantizer is."""
-        quantized = self.quantizer(encoded.values.astype(jnp.float32), key=key, train=train, mean=mean)
-        layout = self.layout_of(encoded.values.shape[1:-1])
+        values = encoded.values.astype(jnp.float32)
+        quantized = self.quantizer(values, key=key, train=train, mean=mean, exists=encoded.exists)
+        known = {"exists": encoded.exists, "extra": encoded.extra}
+        kept = self.lengths.kept(values.shape[:-1], **known, key=key, train=train)
+        layout = self.layout_of(values.shape[1:-1])
         values = quantized.indices if self.vocabulary else quantized.latents
-        segments = {name: Segment(values, segment, encoded.exists) for name, segment in layout.segments}
+        segments = {name: Segment(values, segment, encoded.exists, kept) for name, segment in layout.segments}
         return quantized.latents, Tokens.of(**segments), quantized.losses, quantized.measured
 
     def tokenize(self, video: Video, request: Any = None) -> Tokens:
@@ -151,10 +161,18 @@ class Tokenizer(nnx.Module):
 
     def detokenize(self, tokens: Tokens) -> Video:
         """Tokens to pixels, clipped to [-1, 1]."""
+        return jnp.clip(self.decode(self.lookup(tokens), **self.seen(tokens)), -1.0, 1.0)
+
+    def seen(self, tokens: Tokens) -> dict[str, Bool[Array, "batch ..."]]:
+        """What ``decode`` must be told of tokens beside their latents: ``kept`` where it may not see all.
+
+        Raises:
+          UserError: it cannot do without some.
+        """
         kept = tokens.only.seen
         if kept is not None and not self.drops:
             raise UserError(f"{type(self).__name__} decodes whole clips of tokens only, and some are left out here")
-        return jnp.clip(self.decode(self.lookup(tokens), **({} if kept is None else {"kept": kept})), -1.0, 1.0)
+        return {} if kept is None else {"kept": kept}
 
     def lookup(self, tokens: Tokens) -> Latents:
         """The quantised latents that tokens stand for."""
@@ -183,6 +201,14 @@ class Wrapped(Tokenizer):
     @property
     def sides(self) -> tuple[str, ...]:
         return self.tokenizer.sides
+
+    @property
+    def lengths(self) -> LengthRule:
+        return self.tokenizer.lengths
+
+    @property
+    def normalised(self) -> bool:
+        return self.tokenizer.normalised
 
     @property
     def prefix_equal(self) -> bool:
