@@ -22,6 +22,7 @@ class NormalisedLatents(nnx.Module):
 
     @staticmethod
     def sums(latents: Latents) -> dict[str, Array]:
+        """Nothing is measured."""
         return {}
 
     def normalise(self, latents: Latents) -> Latents:
@@ -29,6 +30,7 @@ class NormalisedLatents(nnx.Module):
         return latents.astype(jnp.float32)
 
     def restore(self, normalised: Latents) -> Latents:
+        """The same."""
         return normalised
 
 

@@ -1,6 +1,7 @@
 """Fitting a normaliser to the latents of a trained tokenizer."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -11,7 +12,7 @@ from videogen import tasks
 from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.tokenizers import Normalised, build_normaliser
-from videogen.tokenizers.normaliser import Moments, read_normaliser
+from videogen.tokenizers.normaliser import moments_of, read_normaliser
 from videogen.training.loading import Loaded
 
 Arrays = Mapping[str, np.ndarray]
@@ -45,8 +46,8 @@ def fit_normaliser(
     whole, moments = Normalised(model, normaliser), None
     for batch in batches:
         if name in batch:
-            part = Moments.of(batch[name], batch.get(f"{name}/exists"), by_frame=bool(normaliser.frames))
-            moments = part if moments is None else moments + part
+            part = moments_of(batch[name], batch.get(f"{name}/exists"), by_frame=bool(normaliser.frames))
+            moments = part if moments is None else list(map(operator.add, moments, part))
     if moments is None:
         raise UserError("no clip could be read; check the source")
     logging.info("normalised latents: %s", normaliser.fit(moments))

@@ -18,7 +18,7 @@ ROUNDING = 1e-6
 """A Fréchet distance below this share of the traces is rounding, and 0."""
 
 
-def checked(features: Features, fewest: int = 1) -> Float[np.ndarray, "examples dimensions"]:
+def checked(features: Features, fewest: int) -> Float[np.ndarray, "examples dimensions"]:
     """Features in float64.
 
     Raises:
@@ -50,9 +50,9 @@ class Moments:
 
     @classmethod
     def of(cls, features: Features) -> "Moments":
-        """Those of some features."""
-        features = checked(features)
-        mean = features.mean(0)
+        """Those of some features; there may be none."""
+        features = checked(features, 0)
+        mean = features.sum(0) / max(len(features), 1)
         return cls(len(features), mean, (features - mean).T @ (features - mean))
 
     @classmethod
@@ -69,11 +69,10 @@ class Moments:
         """Those of both sets together (Chan et al., 1983)."""
         if self.mean.shape != other.mean.shape:
             raise UserError(f"features of {len(self.mean)} and {len(other.mean)} dimensions do not go together")
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        between = self.count * other.count / count * np.outer(apart, apart)
-        mean = (self.count * self.mean + other.count * other.mean) / count
-        return Moments(count, mean, self.scatter + other.scatter + between)
+        count, apart = self.count + other.count, other.mean - self.mean
+        share = other.count / max(count, 1)
+        between = self.count * share * np.outer(apart, apart)
+        return Moments(count, self.mean + share * apart, self.scatter + other.scatter + between)
 
     def covariance(self, biased: bool = False) -> Float[np.ndarray, "dimensions dimensions"]:
         """The covariance: divided by N (``biased``) or by N - 1.
@@ -172,7 +171,7 @@ def kernel_distance(
     Raises:
       UserError: a set has fewer than ``size`` examples.
     """
-    first, second = checked(first), checked(second)
+    first, second = checked(first, 1), checked(second, 1)
     fewest = min(len(first), len(second))
     if fewest < size:
         raise UserError(

@@ -4,9 +4,8 @@ Generators of latents expect normalised ones. Published statistics are by channe
 frame (Cosmos), or one scale (HunyuanVideo, CogVideoX); ours are fitted by a pass over the latents of a token cache.
 """
 
-import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from videogen import building
 from videogen.errors import UserError
+from videogen.metrics.distributions import Moments
 from videogen.nn import FULL
 from videogen.ranges import Count, Natural
 from videogen.tokens import SegmentLayout
@@ -24,50 +24,17 @@ SMALLEST_DEVIATION = 1e-4
 """A channel that hardly moves is divided by this share of the largest deviation."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Number, mean and scatter of latents, float64; ``+`` joins those of two sets (Chan, Golub and LeVeque, 1979).
-
-    Attributes:
-      count: latents of each latent frame, ``[frames]``; one entry where frames are not told apart.
-      mean: theirs, ``[frames, channels]``.
-      scatter: sum of the products of deviations from the mean, ``[frames, channels, channels]``.
-    """
-
-    count: Float[np.ndarray, "frames"]
-    mean: Float[np.ndarray, "frames channels"]
-    scatter: Float[np.ndarray, "frames channels channels"]
-
-    @classmethod
-    def of(
-        cls,
-        latents: Float[np.ndarray, "batch *sides channels"],
-        exists: Bool[np.ndarray, "batch *sides"] | None = None,
-        by_frame: bool = False,
-    ) -> "Moments":
-        """Those of latents that are no padding; ``by_frame`` tells the entries of the first side apart."""
-        latents = np.asarray(latents, np.float64)
-        frames = latents.shape[1] if by_frame else 1
-        exists = np.ones(latents.shape[:-1], bool) if exists is None else np.asarray(exists)
-        latents = np.moveaxis(latents, 1, 0).reshape(frames, -1, latents.shape[-1])
-        weight = np.moveaxis(exists, 1, 0).reshape(frames, -1, 1).astype(np.float64)
-        count = weight.sum((1, 2))
-        latents = np.where(weight > 0, latents, 0.0)
-        mean = latents.sum(1) / np.maximum(count, 1)[:, None]
-        apart = (latents - mean[:, None]) * weight
-        return cls(count, mean, np.matmul(apart.transpose(0, 2, 1), apart))
-
-    def __add__(self, other: "Moments") -> "Moments":
-        count = self.count + other.count
-        share = (other.count / np.maximum(count, 1))[:, None]
-        step = other.mean - self.mean
-        between = (self.count[:, None] * share * step)[:, :, None] * step[:, None, :]
-        return Moments(count, self.mean + share * step, self.scatter + other.scatter + between)
-
-    @property
-    def covariance(self) -> Float[np.ndarray, "frames channels channels"]:
-        """Mean product of deviations from the mean."""
-        return self.scatter / np.maximum(self.count, 1)[:, None, None]
+def moments_of(
+    latents: Float[np.ndarray, "batch *sides channels"],
+    exists: Bool[np.ndarray, "batch *sides"] | None = None,
+    by_frame: bool = False,
+) -> list[Moments]:
+    """Moments of latents that are no padding: of each entry of the first side, or one of all."""
+    frames = np.moveaxis(latents, 1, 0) if by_frame else [latents]
+    if exists is None:
+        return [Moments.of(frame.reshape(-1, latents.shape[-1])) for frame in frames]
+    found = np.moveaxis(np.asarray(exists), 1, 0) if by_frame else [np.asarray(exists)]
+    return [Moments.of(frame[rows]) for frame, rows in zip(frames, found, strict=True)]
 
 
 class NormaliserState(nnx.Variable):
@@ -85,8 +52,8 @@ class Normaliser(nnx.Module):
     width: int
     frames: int = 0
 
-    def fit(self, moments: Moments) -> str:
-        """Takes the statistics of latents over; returns what was found in a few words.
+    def fit(self, moments: Sequence[Moments]) -> str:
+        """Takes over the moments of each latent frame, or of all together; returns what was found in a few words.
 
         Raises:
           UserError: there are none, or they do not vary.
@@ -116,13 +83,13 @@ class MeanNormaliser(Normaliser):
         self.mean = NormaliserState(jnp.zeros((max(frames, 1), channels)))
         self.deviation = NormaliserState(jnp.ones((max(frames, 1), channels)))
 
-    def fit(self, moments: Moments) -> str:
-        _check(moments)
-        deviation = np.sqrt(np.diagonal(moments.covariance, axis1=1, axis2=2))
+    def fit(self, moments: Sequence[Moments]) -> str:
+        covariances, means = _checked(moments), np.stack([m.mean for m in moments])
+        deviation = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
         deviation = np.maximum(deviation, SMALLEST_DEVIATION * deviation.max())
-        self.mean.set_value(jnp.asarray(moments.mean, jnp.float32))
+        self.mean.set_value(jnp.asarray(means, jnp.float32))
         self.deviation.set_value(jnp.asarray(deviation, jnp.float32))
-        ends = [f"{array.min():.3g} to {array.max():.3g}" for array in (moments.mean, deviation)]
+        ends = [f"{array.min():.3g} to {array.max():.3g}" for array in (means, deviation)]
         times = f" times {self.frames} latent frames" if self.frames else ""
         return f"{self.width} channels{times} have means from {ends[0]} and deviations from {ends[1]}"
 
@@ -165,9 +132,8 @@ class PcaNormaliser(Normaliser):
         self.directions = NormaliserState(jnp.eye(channels, components))
         self.deviation = NormaliserState(jnp.ones(components))
 
-    def fit(self, moments: Moments) -> str:
-        _check(moments)
-        variances, directions = np.linalg.eigh(moments.covariance[0])
+    def fit(self, moments: Sequence[Moments]) -> str:
+        variances, directions = np.linalg.eigh(_checked(moments)[0])
         # The largest first.
         variances, directions = variances[::-1], directions[:, ::-1]
         if variances[self.width - 1] < SMALLEST_DEVIATION**2 * variances[0]:
@@ -176,7 +142,7 @@ class PcaNormaliser(Normaliser):
         directions = directions[:, : self.width]
         # Of the two signs of a direction that in which its largest entry is positive.
         largest = np.take_along_axis(directions, np.abs(directions).argmax(0)[None], axis=0)
-        self.mean.set_value(jnp.asarray(moments.mean[0], jnp.float32))
+        self.mean.set_value(jnp.asarray(moments[0].mean, jnp.float32))
         self.directions.set_value(jnp.asarray(directions * np.sign(largest), jnp.float32))
         self.deviation.set_value(jnp.asarray(np.sqrt(variances[: self.width]), jnp.float32))
         share = variances[: self.width].sum() / variances.sum()
@@ -191,12 +157,13 @@ class PcaNormaliser(Normaliser):
         return jnp.matmul(scaled, self.directions.get_value().T, precision=FULL) + self.mean.get_value()
 
 
-def _check(moments: Moments) -> None:
-    """Raises ``UserError`` where a latent frame has no latents, or none of them vary."""
-    if not moments.count.all():
+def _checked(moments: Sequence[Moments]) -> Float[np.ndarray, "frames channels channels"]:
+    """The covariances; raises ``UserError`` where a latent frame has no latents, or none of them vary."""
+    if not all(m.count for m in moments):
         raise UserError("there are latent frames without any latents, so they cannot be normalised")
-    if not np.trace(moments.covariance, axis1=1, axis2=2).all():
+    if not all(np.trace(m.scatter) for m in moments):
         raise UserError("the latents do not vary, so they cannot be normalised")
+    return np.stack([m.covariance(biased=True) for m in moments])
 
 
 NORMALISERS: dict[str, type[Normaliser]] = {"mean": MeanNormaliser, "pca": PcaNormaliser}
