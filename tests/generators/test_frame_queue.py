@@ -22,7 +22,7 @@ class Oracle(FlowTransformer):
     def predict(self, noisy, t, prepared, *, key=None):
         alpha, sigma = (diffusion.spread(scale, noisy) for scale in self.process.scales(t))
         clean = 0.5 + alpha * 0.09 / (alpha**2 * 0.09 + sigma**2) * (noisy - alpha * 0.5)
-        return self.process.convert(clean, noisy, t, "x0", self.prediction)
+        return self.process.convert(clean, noisy, t, "x0", self.process.prediction)
 
 
 SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}

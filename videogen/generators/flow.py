@@ -114,7 +114,7 @@ class FlowTransformer(nnx.Module):
                 raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
         noise = building.build({"noise": TrainingNoise}, {"name": "noise", **noise}, "section")
         self.process, self.law = noise.build_process(), noise.build_law()
-        self.prediction, self.weighting, self.shift = noise.prediction, noise.weighting or noise.prediction, noise.shift
+        self.shift = noise.shift
         section = read_transformer(transformer, norm="layer", rotary=True)
         self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
         self.tokens(self.grid)
@@ -196,7 +196,7 @@ class FlowTransformer(nnx.Module):
     ) -> Latents:
         """The prediction for normalised latents at times ``t`` in [0, 1], of clips or of frames; float32."""
         grid = self.tokens(TokenGrid(*noisy.shape[1:4]))
-        noisy = self.process.network_input(noisy, t, self.prediction)
+        noisy = self.process.network_input(noisy, t)
         x = self.embed(patchify(noisy, self.patch))
         rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch[0]]
         condition = self._condition(rows, prepared)
@@ -282,23 +282,20 @@ class FlowTransformer(nnx.Module):
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         clean = self.statistics.normalise(latents)
-        noise = micro.draw(jax.random.normal, named_key(key, "noise"), clean.shape)
         t = micro.rows(lambda size: self._draw_times(named_key(key, "time"), size, grid), batch)
         if self.frame_times:
             t = jnp.repeat(t, self.patch[0], axis=1)
-        weight = diffusion.loss_weight(self.weighting, self.prediction, self.process, t)
         given = jnp.zeros((batch, 1), bool)
         if train and self.prefix_share > 0 and frames > self.patch[0]:
             given = self.draw_given(micro.keys(named_key(key, "given"), batch), frames)
             t = jnp.where(given, 0.0, t if t.ndim == 2 else t[:, None])
-        noisy = self.process.add_noise(clean, noise, t)
+        noisy = self.process.corrupt(clean, t, micro.keys(named_key(key, "noise"), batch))
         drop = micro.keys(named_key(key, "dropout"), batch) if train and self.dropout else None
-        value = self.predict(noisy, t, self.prepare(conditioning), key=drop)
-        error = jnp.mean((value - self.process.target(self.prediction, clean, noise, t)) ** 2, axis=(2, 3, 4))
-        weighted = (weight if weight.ndim == 2 else weight[:, None]) * error
+        value = self.predict(noisy.values, t, self.prepare(conditioning), key=drop)
+        error = jnp.mean(self.process.loss(value, clean, noisy, t), axis=(2, 3, 4))
         counted = jnp.broadcast_to(~given, error.shape)
         # A sum of the micro-batch over the mean count of the whole batch: its mean is the whole batch's quotient.
-        loss = jnp.sum(jnp.where(counted, weighted, 0.0)) / micro.mean(jnp.sum(counted) * 1.0)
+        loss = jnp.sum(error) / micro.mean(jnp.sum(counted) * 1.0)
         return loss, {"loss": loss}
 
     def _draw_times(self, key: jax.Array, batch: int, grid: TokenGrid) -> Float[Array, "batch ..."]:
@@ -366,7 +363,6 @@ class FlowTransformer(nnx.Module):
             times,
             keys,
             start.shape[1:],
-            prediction=self.prediction,
             start=start,
         )
         latents = self.statistics.restore(drawn)

@@ -45,17 +45,13 @@ class TrainingNoise:
     shift: float | str = 1.0
 
     def __post_init__(self):
-        for name, value, known in (
-            ("prediction", self.prediction, diffusion.PREDICTIONS),
-            ("weighting", self.weighting or self.prediction, diffusion.WEIGHTS),
-            ("shift", self.shift, SHIFTS if isinstance(self.shift, str) else (self.shift,)),
-        ):
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
+        if isinstance(self.shift, str) and self.shift not in SHIFTS:
+            raise UserError(f"unknown shift {self.shift!r}{near_matches(self.shift, SHIFTS)}")
 
-    def build_process(self) -> diffusion.Process:
+    def build_process(self) -> diffusion.Gaussian:
         """The process. Latents are normalised: their deviation is 1, and not that of pixels."""
-        return diffusion.build("process", {"data_deviation": 1.0, **self.process})
+        learned = dict(prediction=self.prediction, weighting=self.weighting)
+        return diffusion.build("process", {"data_deviation": 1.0, **self.process}, **learned)
 
     def build_law(self) -> Any:
         """The law of the times."""
@@ -102,7 +98,7 @@ class FlowSampler(Sampler):
         if self.extension == "queue":
             check_queue(model)
         points = self.points(model.process, model.shift_of(model.grid))
-        diffusion.check_times(points, model.process, model.prediction)
+        diffusion.check_times(points, model.process)
 
     def build_solver(self) -> diffusion.Solver:
         """The solver."""
@@ -117,7 +113,7 @@ class FlowSampler(Sampler):
 
         return diffusion.build("guidance", scaled(self.guidance))
 
-    def points(self, process: diffusion.Process, shift: float) -> Float[np.ndarray, "points"]:
+    def points(self, process: diffusion.Gaussian, shift: float) -> Float[np.ndarray, "points"]:
         """The times of a frame, falling to 0.
 
         Args:
@@ -127,7 +123,7 @@ class FlowSampler(Sampler):
         return diffusion.build("grid", self.grid)(self.steps, process, shift if self.shift is None else self.shift)
 
     def times(
-        self, process: diffusion.Process, shift: float, frames: int, known: int = 0, unit: int = 1
+        self, process: diffusion.Gaussian, shift: float, frames: int, known: int = 0, unit: int = 1
     ) -> Float[np.ndarray, "points"] | Float[np.ndarray, "points frames"]:
         """The times of a clip: of all frames, or where they differ of each one.
 

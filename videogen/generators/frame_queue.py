@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from videogen.conditioning import Conditioning
 from videogen.diffusion.guidance import with_memory
-from videogen.diffusion.solvers import Step
+from videogen.diffusion.processes import Step
 from videogen.generators.flow_sampling import FlowSampler, check_queue
 from videogen.shapes import TokenGrid
 
@@ -84,7 +84,7 @@ class FrameQueue:
         def denoise(noisy: Array, t: Array) -> Array:
             nonlocal memory
             value, memory = self.denoiser(noisy, t, memory)
-            return process.convert(value, noisy, t, self.model.prediction, "x0")
+            return process.data(value, noisy, t)
 
         fresh = self._fresh(first, index, sample.shape[2:])
         state = self.solver.update(state, denoise, Step.of(process, time, later, sample), fresh)
