@@ -44,6 +44,7 @@ from videogen.diffusion.solvers import (
     UniPC,
     ancestral,
     check_times,
+    fresh_noise,
     integrate,
     sample,
 )
@@ -144,6 +145,7 @@ __all__ = [
     "check_times",
     "distillation_loss",
     "draw_times",
+    "fresh_noise",
     "integrate",
     "mean_velocity",
     "rollout",

@@ -18,6 +18,7 @@ from videogen.building import check_fields
 from videogen.diffusion.guidance import with_memory
 from videogen.diffusion.processes import Gaussian, Process, Sample, Step, spread
 from videogen.errors import UserError
+from videogen.nn import draw
 from videogen.ranges import Share
 
 Denoise = Callable[[Sample, Array], Sample]
@@ -211,13 +212,16 @@ def sample(
     per_example = (len(keys), *times.shape[1:])
     grid = jnp.broadcast_to(jnp.asarray(times)[:, None], (len(times), *per_example))
 
-    def noise(stream: int | Array) -> Sample:
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), tuple(shape)))(keys)
-
     if start is None:
-        white = noise(0)
+        white = fresh_noise(keys, shape, 0)
         start = spread(process.scales(grid[0])[1], white) * white
-    return integrate(denoiser, process, solver, grid, start, lambda step: noise(step + 1))
+    return integrate(denoiser, process, solver, grid, start, lambda step: fresh_noise(keys, shape, step + 1))
+
+
+def fresh_noise(keys: jax.Array, shape: Sequence[int], stream: int | Array) -> Sample:
+    """White noise of ``shape`` for each example by its key: stream 0 is for the start, i + 1 for step i."""
+    own = jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)
+    return draw(jax.random.normal, own, (len(keys), *shape))
 
 
 def check_times(times: Float[np.ndarray, "points ..."], process: Gaussian) -> None:

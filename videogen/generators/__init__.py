@@ -14,6 +14,7 @@ from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer
 from videogen.generators.sampling import BlockSampler
+from videogen.generators.stepping import Generator, State, Stepper
 from videogen.heads import HEADS
 
 GENERATORS = {"flow": FlowTransformer, "masked": MaskedTransformer, "next_block": NextBlockTransformer}
@@ -85,9 +86,12 @@ __all__ = [
     "FlowSampler",
     "FlowTransformer",
     "FrameQueue",
+    "Generator",
     "MaskGITSampler",
     "MaskedTransformer",
     "NextBlockTransformer",
+    "State",
+    "Stepper",
     "TrainingNoise",
     "build",
     "build_sampler",

@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from videogen import building, diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
 from videogen.errors import UserError, near_matches
-from videogen.generators.flow_sampling import SHIFTS, FlowSampler, TrainingNoise, check_prefix, frame_noise
+from videogen.generators.flow_sampling import SHIFTS, FlowSampler, FlowWindow, TrainingNoise, frame_noise
+from videogen.generators.frame_queue import FrameQueue
 from videogen.generators.latent_statistics import LatentStatistics
+from videogen.generators.stepping import At, Generator
 from videogen.nn import (
     MODULATIONS,
     BlockCausal,
@@ -65,7 +67,7 @@ class Prepared:
     label: Float[Array, "batch width"] | None
 
 
-class FlowTransformer(nnx.Module):
+class FlowTransformer(Generator):
     """Predicts noise, data or velocity of noisy latents ``[batch, time, height, width, channels]``.
 
     Args:
@@ -140,6 +142,8 @@ class FlowTransformer(nnx.Module):
         self.head = Linear(width, size, axes=("embed", None), initializer=zeros, rngs=rngs)
 
     sampler = FlowSampler
+    steppers = MappingProxyType({"window": FlowWindow, "queue": FrameQueue})
+    apart = True
     given_frames = 0
     completes = False
     denoises = True
@@ -335,41 +339,25 @@ class FlowTransformer(nnx.Module):
         sampler: FlowSampler,
         prefix: Tokens | None = None,
     ) -> Tokens:
-        """Draws latents for every example, in one loop.
+        """As for all generators; a clip no longer than those of training is one window, whatever the extension.
 
-        Args:
-          layout: its height and width are those of training; a shorter clip begins with the same noise.
-          conditioning: one entry per example.
-          keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
-          sampler: how to draw.
-          prefix: latents of the first frames, kept as they are.
+        Height and width of the layout are those of training; a shorter clip begins with the same noise.
 
         Raises:
           UserError: the prefix leaves no frame to draw, cuts a patch or is more than the model ever saw, or a clip that
             was trained with one time for all its frames should be drawn frame after frame.
         """
-        grid, first = layout.only.grid, None if prefix is None else prefix.only.values
-        known = 0 if first is None else first.shape[1]
         sampler.check(self)
-        check_prefix(self, known, grid.time)
-        times = sampler.times(self.process, self.shift_of(grid), grid.time - known, known, self.patch[0])
-        start = self.noise(keys, 0, grid, times[0])
-        if first is not None:
-            start = start.at[:, :known].set(self.statistics.normalise(first))
-        drawn = diffusion.sample(
-            self.denoiser(conditioning, sampler),
-            self.process,
-            sampler.build_solver(),
-            times,
-            keys,
-            start.shape[1:],
-            start=start,
-        )
-        latents = self.statistics.restore(drawn)
-        return Tokens.single(latents if first is None else latents.at[:, :known].set(first), layout)
+        if layout.only.grid.time <= self.grid.time:
+            sampler = dataclasses.replace(sampler, extension="window")
+        return super().sample(layout, conditioning, keys, sampler, prefix)
 
-    def noise(self, keys: Array, first: Int[Array, ""] | int, grid: TokenGrid, times: Float[Array, "..."]) -> Latents:
-        """What frames from ``first`` on begin with at ``times``; every frame of every example has its own stream."""
-        white = frame_noise(keys, first + jnp.arange(grid.time), (grid.height, grid.width, self.channels))
-        sigma = self.process.scales(jnp.broadcast_to(jnp.asarray(times), (len(keys), *np.shape(times))))[1]
-        return diffusion.spread(sigma, white) * white
+    def noise(self, keys: Array, first: At, grid: TokenGrid, times: Float[Array, "*times"]) -> Latents:
+        """What frames from ``first`` on begin with at ``times``, of all or of each clip or frame.
+
+        Every frame of every example has its own stream.
+        """
+        white = frame_noise(
+            keys, jnp.asarray(first)[..., None] + jnp.arange(grid.time), (grid.height, grid.width, self.channels)
+        )
+        return diffusion.spread(self.process.scales(jnp.asarray(times))[1], white) * white
