@@ -33,7 +33,7 @@ def build(table: Mapping[str, Callable], config: Mapping[str, Any], what: str, *
     parameters.pop("self", None)
     known = {key for key, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     for key in arguments:
-        if key not in known:
+        if key not in known or key in shared:
             raise UserError(f"{what} {name!r} has no setting {key!r}{near_matches(key, known - set(shared))}")
     missing = [
         key for key in known - set(arguments) - set(shared) if parameters[key].default is inspect.Parameter.empty

@@ -1,4 +1,4 @@
-"""A Bernoulli process over 1-D bits: bits are flipped towards chance, a network says how they were (Instella-T2I)."""
+"""A Bernoulli process over 1-D bits: a network says which of them are flipped (Instella-T2I)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,29 +7,13 @@ import pytest
 from flax import nnx
 
 from tests.contracts.driver import BLOCK, WIDTH, Skeleton, moved, stage, trained
-from videogen import tasks
+from videogen import diffusion, tasks
 from videogen.nn import LearnedPositions, Linear, MicroBatch, TimeEmbedding, block_stack, named_key
 from videogen.tasks.base import Outcome, to_video
 from videogen.tokens import Layout, SegmentLayout, Tokens
 
 TOKENS, LEVELS, STEPS = 4, 3, 4
 LAYOUT = Layout.of(bits=SegmentLayout((("query", TOKENS),), (2,) * LEVELS))
-
-
-class Flips:
-    """x_t keeps each bit of x with probability 1 - t, and else is a coin."""
-
-    def corrupt(self, clean: jax.Array, t: jax.Array, uniform: jax.Array, coins: jax.Array) -> jax.Array:
-        return jnp.where(uniform < t[:, None, None], coins, clean)
-
-    def loss(self, logits: jax.Array, clean: jax.Array) -> jax.Array:
-        """Binary cross-entropy of the true bits, in nats, of every example."""
-        return -jnp.mean(jnp.where(clean == 1, jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)), axis=(1, 2))
-
-    def step(self, bits: jax.Array, logits: jax.Array, t: float, later: float, uniform: jax.Array) -> jax.Array:
-        """From t to an earlier time: a share (t - later) / t of the bits is drawn anew from what is predicted."""
-        drawn = (uniform[..., 0] < jax.nn.sigmoid(logits)).astype(jnp.int32)
-        return jnp.where(uniform[..., 1] < (t - later) / t, drawn, bits)
 
 
 class Denoiser(nnx.Module):
@@ -41,12 +25,13 @@ class Denoiser(nnx.Module):
         self.write = Linear(WIDTH, LEVELS, axes=("embed", None), rngs=rngs)
 
     def __call__(self, bits: jax.Array, t: jax.Array) -> jax.Array:
-        x = self.read(2.0 * bits - 1.0) + self.places(TOKENS) + self.time(t)[:, None]
+        """``bits`` are numbers, as the process gives them to a network."""
+        x = self.read(bits) + self.places(TOKENS) + self.time(t)[:, None]
         return self.write(self.stack(x))
 
 
 class BitDiffusion(Skeleton):
-    process = Flips()
+    process = diffusion.build("bit_process", {"name": "bernoulli"})
 
     def network(self, rngs):
         return Denoiser(rngs)
@@ -60,21 +45,20 @@ class BitDiffusion(Skeleton):
     def loss(self, modules, batch, key, step, micro=None):
         micro, clean = micro or MicroBatch(), self.tokens(batch).only.values
         t = micro.draw(jax.random.uniform, named_key(key, "time"), (len(clean),))
-        uniform = micro.draw(jax.random.uniform, named_key(key, "whether"), clean.shape)
-        coins = micro.draw(lambda k, s: jax.random.randint(k, s, 0, 2), named_key(key, "coins"), clean.shape)
-        logits = modules["model"](self.process.corrupt(clean, t, uniform, coins), t)
-        loss = self.process.loss(logits, clean).mean()
+        noisy = self.process.corrupt(clean, t, micro.keys(named_key(key, "noise"), len(clean)))
+        logits = modules["model"](self.process.network_input(noisy.values, t), t)
+        loss = self.process.loss(logits, clean, noisy, t).mean()
         return loss, Outcome({"loss": loss})
 
     def sample(self, model, keys) -> Tokens:
         """Bits from coins, in ``STEPS`` steps."""
-        bits = jax.vmap(lambda key: jax.random.randint(key, (TOKENS, LEVELS), 0, 2))(keys)
-        for i in range(STEPS):
-            own = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
-            uniform = jax.vmap(lambda key: jax.random.uniform(key, (TOKENS, LEVELS, 2)))(own)
-            t, later = 1 - i / STEPS, 1 - (i + 1) / STEPS
-            bits = self.process.step(bits, model(bits, jnp.full(len(bits), t)), t, later, uniform)
-        return Tokens.single(bits, LAYOUT)
+        coins = self.process.corrupt(jnp.zeros((len(keys), TOKENS, LEVELS), jnp.int32), 1.0, keys).values
+        grid = jnp.broadcast_to(jnp.linspace(1.0, 0.0, STEPS + 1)[:, None], (STEPS + 1, len(keys)))
+
+        def denoise(bits, t):
+            return model(self.process.network_input(bits, t), t)
+
+        return Tokens.single(diffusion.ancestral(denoise, self.process, grid, coins, keys), LAYOUT)
 
 
 @pytest.mark.slow
@@ -86,9 +70,3 @@ def test_a_bernoulli_process_over_bits(monkeypatch, tmp_path):
     drawn = loaded.task.sample(loaded.modules["model"], jax.random.split(jax.random.key(0), 5))
     assert set(np.unique(drawn.only.values)) <= {0, 1}
     np.testing.assert_allclose(drawn.bits(), TOKENS * LEVELS)
-    # Nothing is flipped at time 0, all bits are coins at time 1.
-    clean, coins = jnp.ones((2, TOKENS, LEVELS), int), jnp.zeros((2, TOKENS, LEVELS), int)
-    uniform = jax.random.uniform(jax.random.key(0), clean.shape)
-    np.testing.assert_array_equal(
-        loaded.task.process.corrupt(clean, jnp.array([0.0, 1.0]), uniform, coins)[:, 0, 0], [1, 0]
-    )

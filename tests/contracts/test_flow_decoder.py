@@ -9,7 +9,7 @@ from flax import nnx
 import videogen
 from tests.contracts.driver import BLOCK, WIDTH, Skeleton, moved, stage, trained
 from tests.training_configs import tiny
-from videogen import losses, quantizers, tasks
+from videogen import diffusion, losses, quantizers, tasks
 from videogen.nn import (
     Embedding,
     LearnedPositions,
@@ -47,6 +47,7 @@ class Ordered(nnx.Module):
             WIDTH, 1, **BLOCK, cross_attention={"context_width": WIDTH, "null_keys": 1}, rngs=rngs
         )
         self.velocity = Linear(WIDTH, channels, axes=("embed", None), rngs=rngs)
+        self.process = diffusion.RectifiedFlow()
 
     def encode(self, latents: jax.Array) -> jax.Array:
         x = self.read(latents) + self.places(latents.shape[1])
@@ -62,11 +63,12 @@ class Ordered(nnx.Module):
         """Latents by Euler steps from the noise of each example's key."""
         segment = tokens.only
         vectors = self.quantizer.lookup(segment.values)
-        x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        for i in range(STEPS):
-            t = jnp.full(len(x), 1 - i / STEPS)
-            x = x - self.predict(x, t, vectors, segment.kept) / STEPS
-        return x
+
+        def denoise(noisy, t):
+            return self.predict(noisy, t, vectors, segment.kept)
+
+        times = diffusion.UniformGrid()(STEPS, self.process)
+        return diffusion.sample(denoise, self.process, diffusion.Euler(), times, keys, shape)
 
 
 class FlowDecoder(Skeleton):
@@ -98,11 +100,11 @@ class FlowDecoder(Skeleton):
         micro, video = micro or MicroBatch(), to_video(batch["video"])
         kept = self.lengths.kept((len(video), TOKENS), key=micro.keys(key, len(video)), train=True)
         tokens, latents, vectors = self.tokenize(modules, video, kept)
-        noise = micro.draw(jax.random.normal, named_key(key, "noise"), latents.shape)
-        t = micro.draw(jax.random.uniform, named_key(key, "time"), (len(video),))
-        noisy = latents + t[:, None, None] * (noise - latents)
-        velocity = modules["model"].predict(noisy, t, vectors, tokens.only.kept)
-        outputs = losses.Outputs({"flow": losses.Pass(velocity, noise - latents)}, features={"kept": kept})
+        t, process = micro.draw(jax.random.uniform, named_key(key, "time"), (len(video),)), modules["model"].process
+        noisy = process.corrupt(latents, t, micro.keys(named_key(key, "noise"), len(video)))
+        velocity = modules["model"].predict(noisy.values, t, vectors, tokens.only.kept)
+        target = process.target(latents, noisy.noise, t)
+        outputs = losses.Outputs({"flow": losses.Pass(velocity, target)}, features={"kept": kept})
         loss, metrics = losses.combine(self.terms, modules, outputs, key, step, micro)
         return loss, Outcome(metrics | {"bits": tokens.bits().mean()})
 

@@ -1,5 +1,7 @@
 """An action-conditioned stepper: a state that goes on by one latent frame for each action (a world model)."""
 
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import nnx
 from tests.contracts.driver import BATCH, BLOCK, WIDTH, Skeleton, moved, stage, trained
 from videogen import data, heads, tasks
 from videogen.data import Source
-from videogen.heads import HeadSampler
+from videogen.generators import BlockSampler, Generator, Stepper
 from videogen.nn import BlockCausal, Embedding, LearnedPositions, MicroBatch, Stream, block_stack
 from videogen.tasks.base import Outcome, to_video
 from videogen.tokens import Layout, SegmentLayout, Tokens
@@ -38,8 +40,30 @@ class Walks(Source):
         return ""
 
 
-class World(nnx.Module):
+class Steps(Stepper):
+    """One frame each, by its action. The conditioning are the actions of all frames, the memory the last frame and the
+    caches."""
+
+    frames = 1
+
+    def begin(self, prefix):
+        first = prefix.only.values[..., 0]
+        return first, (self.model.stack.begin(len(first), FRAMES * SIDE * SIDE),)
+
+    def advance(self, memory, at):
+        frame, stream = memory[0], Stream(memory[1])
+        x = self.model.inputs(frame, jax.lax.dynamic_slice_in_dim(self.conditioning, at, 1, axis=1), at - 1)
+        x = self.model.stack(x, mask=BlockCausal(SIDE * SIDE), stream=stream)
+        own = jax.vmap(lambda key: jax.random.fold_in(key, at))(self.keys)
+        values, _ = self.model.head.draw(x, None, own, self.sampler.of_head(at / FRAMES))
+        frame = values.reshape(frame.shape)
+        return (frame, stream.cache), Tokens.single(frame, self.layout.with_time(1))
+
+
+class World(Generator):
     """Frames of codes; the action of a frame is added to all tokens of that frame."""
+
+    steppers = MappingProxyType({"window": Steps})
 
     def __init__(self, rngs: nnx.Rngs):
         self.head = heads.build({"name": "categorical"}, vocabulary=(LEVELS,), width=WIDTH, hidden=False,
@@ -60,23 +84,8 @@ class World(nnx.Module):
         ids = tokens.only.values[..., 0]
         return self.stack(self.inputs(ids[:, :-1], action[:, 1:]), mask=BlockCausal(SIDE * SIDE))
 
-    def begin(self, first: jax.Array) -> dict:
-        """The state behind a first frame."""
-        caches = (self.stack.begin(len(first), FRAMES * SIDE * SIDE),)
-        return {"frame": first, "caches": caches, "at": jnp.zeros((), jnp.int32)}
 
-    def advance(self, state: dict, action: jax.Array, keys: jax.Array, sampler: HeadSampler) -> tuple[dict, jax.Array]:
-        """The state one frame on, by the action of each example, and the codes of that frame."""
-        stream = Stream(state["caches"])
-        x = self.inputs(state["frame"], action[:, None], state["at"])
-        x = self.stack(x, mask=BlockCausal(SIDE * SIDE), stream=stream)
-        own = jax.vmap(lambda key: jax.random.fold_in(key, state["at"]))(keys)
-        values, _ = self.head.draw(x, None, own, sampler)
-        frame = values.reshape(len(x), 1, SIDE, SIDE)
-        return {"frame": frame, "caches": stream.cache, "at": state["at"] + 1}, frame
-
-
-class Stepper(Skeleton):
+class Steering(Skeleton):
     def network(self, rngs):
         return World(rngs)
 
@@ -96,7 +105,7 @@ class Stepper(Skeleton):
 
 @pytest.mark.slow
 def test_a_stepper_that_actions_steer(monkeypatch, tmp_path):
-    monkeypatch.setitem(tasks.TASKS, "stepper", Stepper)
+    monkeypatch.setitem(tasks.TASKS, "stepper", Steering)
     monkeypatch.setitem(data.SOURCES, "walks", Walks)
     config = stage("stepper")
     config.data.source.name = "walks"
@@ -106,13 +115,16 @@ def test_a_stepper_that_actions_steer(monkeypatch, tmp_path):
     source = Walks(clip=data.Clip(4, 8, 8), seed=0, split="eval")
     batch = {k: np.stack([source[i][k] for i in range(BATCH)]) for k in ("video", "action")}
     tokens = task.tokens(batch)
-    # Step by step with caches is the full forward on what was drawn, action by action.
-    keys, sampler = jax.random.split(jax.random.key(0), BATCH), HeadSampler(temperature=1e-4)
-    state, frames = model.begin(tokens.only.values[:, :1, ..., 0]), [tokens.only.values[:, :1, ..., 0]]
+    # Step by step with caches, told one action after another, is the sample, and the full forward on what was drawn.
+    keys, sampler = jax.random.split(jax.random.key(0), BATCH), BlockSampler(temperature=1e-4)
+    actions, first = jnp.asarray(batch["action"]), Tokens.single(tokens.only.values[:, :1], LAYOUT.with_time(1))
+    state, frames = model.begin(LAYOUT, jnp.zeros_like(actions), keys, sampler, first), [first.only.values]
     for frame in range(1, FRAMES):
-        state, drawn = model.advance(state, jnp.asarray(batch["action"][:, frame]), keys, sampler)
-        frames.append(drawn)
+        state, drawn = model.advance(state, jnp.where(jnp.arange(FRAMES) == frame, actions, 0), frame)
+        frames.append(drawn.only.values)
     whole = Tokens.single(jnp.concatenate(frames, axis=1), LAYOUT)
+    sampled = model.sample(LAYOUT, actions, keys, sampler, first)
+    np.testing.assert_array_equal(sampled.only.values, whole.only.values)
     likeliest = model.head.logits(model.features(whole, jnp.asarray(batch["action"])))[0].argmax(-1)
     np.testing.assert_array_equal(likeliest.reshape(BATCH, FRAMES - 1, SIDE, SIDE), whole.only.values[:, 1:, ..., 0])
     # An action changes its own frame and those after, none before.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from videogen.diffusion import Process, spread
+from videogen.diffusion import Gaussian, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Mixture:
     means: tuple[float, ...] = (0.5,)
     deviations: tuple[float, ...] = (0.3,)
 
-    def clean(self, process: Process, noisy: Float[Array, "batch ..."], t: Array) -> Float[Array, "batch ..."]:
+    def clean(self, process: Gaussian, noisy: Float[Array, "batch ..."], t: Array) -> Float[Array, "batch ..."]:
         """E[x0 | x_t]."""
         alpha, sigma = (spread(scale, noisy)[..., None] for scale in process.scales(t))
         means, variances = jnp.array(self.means), jnp.array(self.deviations) ** 2
@@ -28,18 +28,18 @@ class Mixture:
         share /= share.sum(-1, keepdims=True)
         return (share * (means + alpha * variances / total * away)).sum(-1)
 
-    def denoiser(self, process: Process, prediction: str):
+    def denoiser(self, process: Gaussian):
         """The perfect network."""
-        return lambda noisy, t: process.convert(self.clean(process, noisy, t), noisy, t, "x0", prediction)
+        return lambda noisy, t: process.convert(self.clean(process, noisy, t), noisy, t, "x0", process.prediction)
 
-    def deviation(self, process: Process, t: float) -> float:
+    def deviation(self, process: Gaussian, t: float) -> float:
         """Standard deviation of x_t."""
         alpha, sigma = (float(scale) for scale in process.scales(jnp.float32(t)))
         mean = np.dot(self.weights, self.means)
         variance = np.dot(self.weights, np.square(self.deviations) + np.square(np.array(self.means) - mean))
         return float(np.sqrt(alpha**2 * variance + sigma**2))
 
-    def flow(self, process: Process, noisy: Array, t: float, later: float) -> Array:
+    def flow(self, process: Gaussian, noisy: Array, t: float, later: float) -> Array:
         """The exact solution of the probability flow from ``t`` to ``later``; of one Gaussian only."""
         (mean,) = self.means
         before, after = (float(process.scales(jnp.float32(time))[0]) for time in (t, later))

@@ -21,8 +21,8 @@ def noise(stream: int) -> np.ndarray:
     return np.stack([np.asarray(jax.random.normal(jax.random.fold_in(key, stream), SHAPE)) for key in KEYS])
 
 
-def theirs(scheduler, process, times, prediction, *, draws: bool = False, **settings) -> np.ndarray:
-    denoiser = jax.jit(DATA.denoiser(process, prediction))
+def theirs(scheduler, process, times, *, draws: bool = False, **settings) -> np.ndarray:
+    denoiser = jax.jit(DATA.denoiser(process))
     noisy = torch.tensor(noise(0)) * float(process.scales(jnp.float32(times[0]))[1])
     for index, timestep in enumerate(scheduler.timesteps):
         output = denoiser(jnp.asarray(noisy.numpy()), jnp.full(len(KEYS), times[index]))
@@ -32,9 +32,9 @@ def theirs(scheduler, process, times, prediction, *, draws: bool = False, **sett
     return noisy.numpy()
 
 
-def ours(solver, process, times, prediction) -> np.ndarray:
-    denoiser = DATA.denoiser(process, prediction)
-    return np.asarray(sample(denoiser, process, solver, times, KEYS, SHAPE, prediction=prediction))
+def ours(solver, process, times) -> np.ndarray:
+    denoiser = DATA.denoiser(process)
+    return np.asarray(sample(denoiser, process, solver, times, KEYS, SHAPE))
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_flow_schedulers(solver, name, settings, draws):
     scheduler.set_timesteps(STEPS)
     times, flow = scheduler.sigmas.numpy(), RectifiedFlow()
     assert times.shape == (STEPS + 1,) and times[-1] == 0
-    expected = theirs(scheduler, flow, times, "velocity", draws=draws)
-    np.testing.assert_allclose(ours(solver, flow, times, "velocity"), expected, atol=1e-4)
+    expected = theirs(scheduler, flow, times, draws=draws)
+    np.testing.assert_allclose(ours(solver, flow, times), expected, atol=1e-4)
 
 
 # From no signal at all with eta = 1 the scheduler takes the root of 1 - variance, which is 0 but for rounding: on some
@@ -90,6 +90,7 @@ def test_ddim(eta, zero):
         clip_sample=False,
     )
     scheduler.set_timesteps(10)
-    process, times = VariancePreserving("scaled_linear", zero_terminal_snr=zero), np.linspace(1, 0, 11)
-    expected = theirs(scheduler, process, times, "v", draws=eta > 0, eta=eta)
-    np.testing.assert_allclose(ours(DDIM(eta), process, times, "v"), expected, atol=1e-4)
+    process = VariancePreserving("scaled_linear", zero_terminal_snr=zero, prediction="v")
+    times = np.linspace(1, 0, 11)
+    expected = theirs(scheduler, process, times, draws=eta > 0, eta=eta)
+    np.testing.assert_allclose(ours(DDIM(eta), process, times), expected, atol=1e-4)

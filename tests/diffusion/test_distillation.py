@@ -12,9 +12,9 @@ from videogen.diffusion import DDIM, EDM, ClassifierFree, DPMSolver2M, Euler, Gu
 from videogen.errors import UserError
 
 PROCESSES = {
-    "rectified_flow": (RectifiedFlow(), "velocity"),
-    "variance_preserving": (diffusion.VariancePreserving(zero_terminal_snr=True), "v"),
-    "edm": (EDM(), "edm"),
+    "rectified_flow": RectifiedFlow(),
+    "variance_preserving": diffusion.VariancePreserving(zero_terminal_snr=True, prediction="v"),
+    "edm": EDM(prediction="edm"),
 }
 GAUSSIAN = Mixture()
 POINTS = np.float32([1.0, 0.75, 0.5, 0.25, 0.0])
@@ -25,17 +25,17 @@ def grid(batch: int = BATCH) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(POINTS)[:, None], (len(POINTS), batch))
 
 
-def noise(process: diffusion.Process, seed: int = 0, batch: int = BATCH, size: int = 3) -> jax.Array:
+def noise(process: diffusion.Gaussian, seed: int = 0, batch: int = BATCH, size: int = 3) -> jax.Array:
     return process.scales(jnp.float32(POINTS[0]))[1] * jax.random.normal(jax.random.key(seed), (batch, size))
 
 
-def oracle(process: diffusion.Process, prediction: str, scale: jax.Array | float = 1.0):
+def oracle(process: diffusion.Gaussian, scale: jax.Array | float = 1.0):
     """The perfect network of Gaussian data; other than 1, ``scale`` makes it wrong."""
-    exact = GAUSSIAN.denoiser(process, prediction)
+    exact = GAUSSIAN.denoiser(process)
     return lambda x, t: scale * exact(x, t)
 
 
-def exact_step(process: diffusion.Process, prediction: str):
+def exact_step(process: diffusion.Gaussian):
     """The student that goes through each interval by the closed-form flow of Gaussian data."""
 
     def ends_of(here: float, there: float) -> tuple[float, float]:
@@ -53,28 +53,28 @@ def exact_step(process: diffusion.Process, prediction: str):
             velocity = diffusion.mean_velocity(process, x, end, *ends)
             alpha, sigma = (diffusion.spread(scale, x) for scale in process.scales(ends[0]))
             clean = (x - sigma * velocity) / (alpha + sigma)
-            own = process.convert(clean, x, ends[0], "x0", prediction)
+            own = process.convert(clean, x, ends[0], "x0", process.prediction)
             value = jnp.where(diffusion.spread(t == here, x), own, value)
         return value
 
     return student
 
 
-def loss(student, teacher, process, prediction, *, solver=Euler(), substeps=1, start=None, times=None, seed=1):
+def loss(student, teacher, process, *, solver=Euler(), substeps=1, start=None, times=None, seed=1):
     start = noise(process) if start is None else start
     times = grid() if times is None else times
-    states = diffusion.rollout(student, process, times, start, prediction=prediction)
-    key, common = jax.random.key(seed), dict(substeps=substeps, prediction=prediction)
+    states = diffusion.rollout(student, process, times, start)
+    key, common = jax.random.key(seed), dict(substeps=substeps)
     return diffusion.distillation_loss(student, teacher, process, solver, times, states, key, **common)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_student_that_steps_like_its_teacher_has_neither_loss_nor_gradient(name):
-    process, prediction = PROCESSES[name]
-    teacher = oracle(process, prediction)
+    process = PROCESSES[name]
+    teacher = oracle(process)
 
     def of_scale(scale):
-        return loss(oracle(process, prediction, scale), teacher, process, prediction)
+        return loss(oracle(process, scale), teacher, process)
 
     value, slope = jax.jit(jax.value_and_grad(of_scale))(1.0)
     wrong, _ = jax.jit(jax.value_and_grad(of_scale))(1.1)
@@ -83,76 +83,72 @@ def test_a_student_that_steps_like_its_teacher_has_neither_loss_nor_gradient(nam
 
 @pytest.mark.parametrize("name", ["rectified_flow", "variance_preserving"])
 def test_the_exact_mean_velocity_is_approached_by_ever_more_steps_of_the_teacher(name):
-    process, prediction = PROCESSES[name]
-    student, teacher = exact_step(process, prediction), oracle(process, prediction)
-    few, many = (
-        jax.jit(lambda n=n: loss(student, teacher, process, prediction, solver=Heun(), substeps=n))() for n in (2, 16)
-    )
+    process = PROCESSES[name]
+    student, teacher = exact_step(process), oracle(process)
+    few, many = (jax.jit(lambda n=n: loss(student, teacher, process, solver=Heun(), substeps=n))() for n in (2, 16))
     # Heun's error falls with the square of the steps, and so its square with the fourth power, at best to 1 / 8^4.
     assert few < 0.01 and many < 5e-3 * few
 
 
 def test_the_mean_velocity_leads_straight_to_the_end_of_the_step():
-    process, prediction = PROCESSES["variance_preserving"]
+    process = PROCESSES["variance_preserving"]
     start, end = noise(process), noise(process, seed=5)
     ends = jnp.full(BATCH, 0.75), jnp.full(BATCH, 0.5)
     velocity = diffusion.mean_velocity(process, start, end, *ends)
     alpha, sigma = process.scales(ends[0][:1, None])
 
     def network(x, t):
-        return process.convert((x - sigma * velocity) / (alpha + sigma), x, t, "x0", prediction)
+        return process.convert((x - sigma * velocity) / (alpha + sigma), x, t, "x0", process.prediction)
 
     for solver in (Euler(), DDIM()):
-        drawn = diffusion.integrate(network, process, solver, jnp.stack(ends), start, prediction=prediction)
+        drawn = diffusion.integrate(network, process, solver, jnp.stack(ends), start)
         np.testing.assert_allclose(drawn, end, atol=1e-5)
 
 
 def test_guidance_is_folded_into_the_target():
     """The loss of a student of one pass vanishes where it is the guided prediction, not the conditional one."""
-    process, prediction = PROCESSES["rectified_flow"]
-    given, null = (oracle(process, prediction, scale) for scale in (1.0, 0.5))
+    process = PROCESSES["rectified_flow"]
+    given, null = (oracle(process, scale) for scale in (1.0, 0.5))
     teacher = Guided(lambda x, t: (given(x, t), null(x, t)), ClassifierFree(3.0))
     # 0.5 + 3·(1 - 0.5)
-    guided = jax.jit(lambda: loss(oracle(process, prediction, 2.0), teacher, process, prediction))()
-    alone = jax.jit(lambda: loss(given, teacher, process, prediction))()
+    guided = jax.jit(lambda: loss(oracle(process, 2.0), teacher, process))()
+    alone = jax.jit(lambda: loss(given, teacher, process))()
     assert guided < 1e-10 < 1e-2 < alone
 
 
 def test_states_are_those_a_sampler_of_the_same_times_visits():
-    process, prediction = PROCESSES["rectified_flow"]
-    student = oracle(process, prediction, 1.2)
+    process = PROCESSES["rectified_flow"]
+    student = oracle(process, 1.2)
     start = noise(process)
-    states = diffusion.rollout(student, process, grid(), start, prediction=prediction)
+    states = diffusion.rollout(student, process, grid(), start)
     assert states.shape == (4, BATCH, 3)
     keys = jax.random.split(jax.random.key(0), BATCH)
     for i, state in enumerate(states):
         drawn = start
         if i:
-            drawn = diffusion.sample(
-                student, process, Euler(), POINTS[: i + 1], keys, (3,), prediction=prediction, start=start
-            )
+            drawn = diffusion.sample(student, process, Euler(), POINTS[: i + 1], keys, (3,), start=start)
         np.testing.assert_allclose(state, drawn, atol=1e-6)
 
 
 def test_given_frames_neither_move_nor_count():
-    process, prediction = PROCESSES["rectified_flow"]
+    process = PROCESSES["rectified_flow"]
     start = noise(process, size=3).at[:, 0].set(7.0)
     times = jnp.repeat(grid()[..., None], 3, axis=2).at[:, :, 0].set(0.0)
 
     def student(scale):
         def predict(x, t):
-            other = oracle(process, prediction, scale)(x, jnp.maximum(t, 0.1))
+            other = oracle(process, scale)(x, jnp.maximum(t, 0.1))
             # What is predicted of a frame that is given does not matter.
             return jnp.where(t > 0, other, 100.0 * scale)
 
         return predict
 
-    states = diffusion.rollout(student(1.0), process, times, start, prediction=prediction)
+    states = diffusion.rollout(student(1.0), process, times, start)
     np.testing.assert_array_equal(states[:, :, 0], 7.0)
 
     def of_scale(scale):
-        teacher = oracle(process, prediction)
-        return loss(student(scale), teacher, process, prediction, solver=UniPC(), substeps=3, start=start, times=times)
+        teacher = oracle(process)
+        return loss(student(scale), teacher, process, solver=UniPC(), substeps=3, start=start, times=times)
 
     value, slope = jax.jit(jax.value_and_grad(of_scale))(1.3)
     start, times = start[:, 1:], times[..., 1:]
@@ -163,9 +159,9 @@ def test_given_frames_neither_move_nor_count():
 
 def test_a_student_of_four_steps_learns_the_map_of_its_teacher():
     """Data at ±1: a network of the teacher's form cannot do it in four steps, a table of each step's own can."""
-    process, prediction = PROCESSES["rectified_flow"]
+    process = PROCESSES["rectified_flow"]
     data = Mixture((0.5, 0.5), (-1.0, 1.0), (0.3, 0.3))
-    teacher = data.denoiser(process, prediction)
+    teacher = data.denoiser(process)
     knots = jnp.linspace(-4, 4, 65)
 
     def student(tables):
@@ -178,7 +174,7 @@ def test_a_student_of_four_steps_learns_the_map_of_its_teacher():
 
     def draw(network, points, start, solver=Euler()):
         times = jnp.broadcast_to(jnp.asarray(points)[:, None], (len(points), len(start)))
-        return diffusion.integrate(network, process, solver, times, start, prediction=prediction)
+        return diffusion.integrate(network, process, solver, times, start)
 
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 400))
 
@@ -187,12 +183,11 @@ def test_a_student_of_four_steps_learns_the_map_of_its_teacher():
         def step(i, carry):
             tables, state = carry
             start = jax.random.normal(jax.random.key(i), (BATCH, 32))
-            states = diffusion.rollout(student(tables), process, grid(), start, prediction=prediction)
+            states = diffusion.rollout(student(tables), process, grid(), start)
 
             def of_tables(tables):
                 return diffusion.distillation_loss(
                     student(tables), teacher, process, Heun(), grid(), states, jax.random.key(i), substeps=8,
-                    prediction=prediction,
                 )  # fmt: skip
 
             updates, state = optimizer.update(jax.grad(of_tables)(tables), state)

@@ -82,21 +82,21 @@ def test_the_rising_scale_of_cogvideox():
 )
 def test_guided_sampling_falls_back_to_a_plain_denoiser(guidance, same_as):
     flow = RectifiedFlow()
-    given, null = (Mixture(means=(mean,)).denoiser(flow, "velocity") for mean in (0.5, -0.5))
-    plain = Mixture(means=(same_as,)).denoiser(flow, "velocity")
+    given, null = (Mixture(means=(mean,)).denoiser(flow) for mean in (0.5, -0.5))
+    plain = Mixture(means=(same_as,)).denoiser(flow)
     guided = Guided(lambda x, t: (given(x, t), null(x, t)), guidance)
     keys, times = jax.random.split(jax.random.key(0), 2), UniformGrid()(8, flow)
-    ends = [sample(d, flow, DPMSolver2M(), times, keys, (6,), prediction="velocity") for d in (guided, plain)]
+    ends = [sample(d, flow, DPMSolver2M(), times, keys, (6,)) for d in (guided, plain)]
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-5)
 
 
 def test_guidance_moves_the_mean_as_the_closed_form_says():
     """Gaussians of equal deviation: guided by s, the flow is that of the mean null + s·(given - null)."""
     flow = RectifiedFlow()
-    given, null, moved = (Mixture(means=(mean,)).denoiser(flow, "velocity") for mean in (0.5, 0.1, 1.3))
+    given, null, moved = (Mixture(means=(mean,)).denoiser(flow) for mean in (0.5, 0.1, 1.3))
     guided = Guided(lambda x, t: (given(x, t), null(x, t)), ClassifierFree(3.0))
     keys, times = jax.random.split(jax.random.key(0), 2), UniformGrid()(8, flow)
-    ends = [sample(d, flow, DPMSolver2M(), times, keys, (6,), prediction="velocity") for d in (guided, moved)]
+    ends = [sample(d, flow, DPMSolver2M(), times, keys, (6,)) for d in (guided, moved)]
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-5)
 
 

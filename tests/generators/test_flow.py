@@ -365,8 +365,8 @@ def test_latents_have_the_deviation_that_edm_reckons_with():
     )
     t, noise = jnp.full(64, 0.5), jax.random.normal(jax.random.key(1), latents(64).shape)
     noisy = model.process.add_noise(latents(64), noise, t)
-    np.testing.assert_allclose(model.process.network_input(noisy, t, "edm").std(), 1, atol=0.05)
-    np.testing.assert_allclose(model.process.target("edm", latents(64), noise, t).std(), 1, atol=0.05)
+    np.testing.assert_allclose(model.process.network_input(noisy, t).std(), 1, atol=0.05)
+    np.testing.assert_allclose(model.process.target(latents(64), noise, t).std(), 1, atol=0.05)
 
 
 def test_a_model_without_a_conditioning_is_drawn_in_one_pass_whatever_the_guidance(monkeypatch):

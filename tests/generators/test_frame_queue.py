@@ -10,10 +10,11 @@ from tests.generators.clips import layout_of
 from videogen import diffusion
 from videogen.conditioning import Conditioning
 from videogen.errors import UserError
-from videogen.generators import FlowSampler, FlowTransformer, FrameQueue
+from videogen.generators import FlowSampler, FlowTransformer
 from videogen.shapes import TokenGrid
 
 GRID, CHANNELS, FRAMES = TokenGrid(3, 2, 2), 2, 7
+LAYOUT = layout_of(GRID, channels=CHANNELS)
 
 
 class Oracle(FlowTransformer):
@@ -22,7 +23,7 @@ class Oracle(FlowTransformer):
     def predict(self, noisy, t, prepared, *, key=None):
         alpha, sigma = (diffusion.spread(scale, noisy) for scale in self.process.scales(t))
         clean = 0.5 + alpha * 0.09 / (alpha**2 * 0.09 + sigma**2) * (noisy - alpha * 0.5)
-        return self.process.convert(clean, noisy, t, "x0", self.prediction)
+        return self.process.convert(clean, noisy, t, "x0", self.process.prediction)
 
 
 SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
@@ -38,15 +39,15 @@ def keys(batch: int) -> jax.Array:
 
 
 def draw(model: FlowTransformer, sampler: FlowSampler, frames: int) -> jax.Array:
-    queue = FrameQueue(model, GRID, Conditioning(label=jnp.arange(2)), keys(2), sampler)
-    carry = jax.jit(queue.begin)()
-    advance, popped = jax.jit(queue.advance), []
-    sizes = {x.shape for x in jax.tree.leaves(carry)}
-    for _ in range(frames):
-        carry, frame = advance(carry)
-        popped.append(frame)
+    told = Conditioning(label=jnp.arange(2))
+    state = jax.jit(lambda: model.begin(LAYOUT, told, keys(2), sampler))()
+    advance, popped = jax.jit(lambda state, at: model.advance(state, None, at)), []
+    sizes = {x.shape for x in jax.tree.leaves(state)}
+    for at in range(frames):
+        state, frame = advance(state, at)
+        popped.append(frame.only.values[:, 0])
     # The memory is that of the queue, whatever came out of it.
-    assert {x.shape for x in jax.tree.leaves(carry)} == sizes
+    assert {x.shape for x in jax.tree.leaves(state)} == sizes
     return jnp.stack(popped, axis=1)
 
 
@@ -62,11 +63,13 @@ def test_frames_are_those_of_per_frame_sampling(solver, steps):
         keys(2),
         FlowSampler(**settings, lag=lag),
     ).only.values
-    np.testing.assert_allclose(draw(model, FlowSampler(**settings), FRAMES), together, atol=1e-5)
+    np.testing.assert_allclose(draw(model, FlowSampler(**settings, extension="queue"), FRAMES), together, atol=1e-5)
 
 
 def test_guidance_with_a_memory_moves_with_the_queue():
-    sampler = FlowSampler(steps=6, guidance_scale=3.0, guidance={"name": "adaptive_projected", "eta": 1.0})
+    sampler = FlowSampler(
+        steps=6, guidance_scale=3.0, guidance={"name": "adaptive_projected", "eta": 1.0}, extension="queue"
+    )
     assert np.isfinite(draw(make(), sampler, 4)).all()
 
 
@@ -74,7 +77,7 @@ def test_frames_see_only_those_in_the_queue_with_them():
     """A network: frames that come out first do not depend on the noise of frames that were not in the queue yet."""
     model = make(FlowTransformer)
     model.head.kernel.set_value(jax.random.normal(jax.random.key(0), model.head.kernel.get_value().shape))
-    sampler = FlowSampler(steps=3, guidance_scale=1.0)
+    sampler = FlowSampler(steps=3, guidance_scale=1.0, extension="queue")
     long, short = draw(model, sampler, 4), draw(model, sampler, 2)
     np.testing.assert_array_equal(long[:, :2], short)
     assert np.abs(long[:, 0] - long[:, 3]).max() > 0.1
@@ -82,4 +85,4 @@ def test_frames_see_only_those_in_the_queue_with_them():
 
 def test_a_model_of_one_time_per_clip_has_no_queue():
     with pytest.raises(UserError, match='times="frame"'):
-        FrameQueue(make(times="clip"), GRID, Conditioning(label=jnp.arange(1)), keys(1), FlowSampler())
+        make(times="clip").begin(LAYOUT, Conditioning(label=jnp.arange(1)), keys(1), FlowSampler(extension="queue"))

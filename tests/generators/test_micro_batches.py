@@ -122,7 +122,7 @@ def test_distillation_in_parts_is_that_of_the_batch():
 
             value = diffusion.distillation_loss(
                 student, teacher, process, Euler(), grid[:, rows], states[:, rows], jax.random.key(3),
-                substeps=2, prediction="velocity", micro=micro,
+                substeps=2, micro=micro,
             )  # fmt: skip
             return value, micro.means
 

@@ -12,7 +12,6 @@ from tests.generators.clips import codes_of, layout_of
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import BlockSampler, NextBlockTransformer
-from videogen.generators.block_decoding import Decoding
 from videogen.heads import Categorical
 from videogen.heads.digits import split
 from videogen.nn import BlockCausal, Causal, Full, mask_array
@@ -76,9 +75,9 @@ def keys(batch: int):
 
 def logits_of(model: NextBlockTransformer, clip: Tokens):
     """Logits of the one level of every place in order of generation."""
-    return model.head.logits(
-        model.features(model._sequence(clip.only.values, GRID), text(len(clip.only.values)), GRID)
-    )[0]
+    return model.head.logits(model.features(model.sequence(clip.only.values, GRID), text(len(clip.only.values)), GRID))[
+        0
+    ]
 
 
 def first_frames(codes: Tokens, count: int) -> Tokens:
@@ -100,7 +99,7 @@ def test_block_mask_is_causal_for_tokens_and_full_for_one_block():
 def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
     """By gradients with respect to one-hot-like embeddings of every place of the sequence."""
     model = make(name)
-    ids = model._sequence(codes(model, 1).only.values, GRID)
+    ids = model.sequence(codes(model, 1).only.values, GRID)
     size, places = model.block_tokens, ids.shape[1]
     embedded = model.head.inputs.vectors(split(ids, model.head.bases))
 
@@ -135,9 +134,9 @@ def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
 )
 def test_cached_decoding_equals_the_full_forward(name, guided):
     model = make(name)
-    ids, sampler = model._sequence(codes(model).only.values, GRID), BlockSampler(guidance_scale=float(guided))
+    ids, sampler = model.sequence(codes(model).only.values, GRID), BlockSampler(guidance_scale=float(guided))
     whole = model.features(ids, text(2), GRID)
-    decoding = Decoding(model, GRID, text(2), keys(2), sampler, 0)
+    decoding = model.stepper(video_of(model), text(2), keys(2), sampler)
     inputs = jnp.tile(model.inputs(ids, GRID), (1 + guided, 1, 1))
     first = ids.shape[1] - inputs.shape[1]
     caches = tuple(c for layer in decoding.layers for c in layer.begin(len(inputs), ids.shape[1], decoding.context))
@@ -167,7 +166,7 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
     assert (drawn.only.values >= 0).all() and (drawn.only.values < jnp.array(model.head.vocabulary)).all()
     if prefix is not None:
         np.testing.assert_array_equal(drawn.only.values[:, :1], prefix.only.values)
-    ids = model._sequence(drawn.only.values, GRID)
+    ids = model.sequence(drawn.only.values, GRID)
     targets = split(model._targets(ids), model.head.bases)
     both = [model.head.logits(model.features(ids, c, GRID), targets) for c in (text(2), text(2).null())]
     first = ids.shape[1] - targets.shape[1]
@@ -238,7 +237,7 @@ def test_next_token_loss_is_that_of_the_shifted_sequence():
 def test_given_frames_have_no_loss(monkeypatch):
     model, original = make("given"), Categorical.logits
     clip = codes(model)
-    ids = model._sequence(clip.only.values, GRID)
+    ids = model.sequence(clip.only.values, GRID)
 
     def loss(noise):
         monkeypatch.setattr(Categorical, "logits", lambda self, *a: [original(self, *a)[0] + noise])

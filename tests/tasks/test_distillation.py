@@ -176,10 +176,7 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
     @jax.jit
     def both() -> tuple[jax.Array, jax.Array]:
         grid, start = student.task._begin(model, latents, key, False, MicroBatch())
-        common = dict(prediction=model.prediction)
-        end = diffusion.integrate(
-            model.denoiser(conditioning, sampler), model.process, diffusion.Euler(), grid, start, **common
-        )
+        end = diffusion.integrate(model.denoiser(conditioning, sampler), model.process, diffusion.Euler(), grid, start)
         keys = MicroBatch().keys(named_key(key, "noise"), 2)
         return model.statistics.restore(end), model.sample(student.task.layout, conditioning, keys, sampler).only.values
 

@@ -148,7 +148,7 @@ class DiffusionDecoder(ConditionedDecoder):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.process = VariancePreserving("cosine", noise_steps)
+        self.process = VariancePreserving("cosine", noise_steps, prediction="x0")
         self.law = diffusion.build("law", law or {"name": "uniform"})
         self.solver = diffusion.build("solver", solver or {"name": "ddim"})
         if isinstance(self.solver, Heun):
@@ -175,8 +175,8 @@ class DiffusionDecoder(ConditionedDecoder):
             )
 
         time = micro.rows(times, len(video))
-        noisy = self.process.add_noise(video, micro.draw(jax.random.normal, named_key(key, "noise"), video.shape), time)
-        return self.denoiser(noisy, time, self.context(latents))
+        noisy = self.process.corrupt(video, time, micro.keys(named_key(key, "noise"), len(video)))
+        return self.denoiser(noisy.values, time, self.context(latents))
 
     def decode(self, latents: Latents, *, steps: int | None = None) -> Video:
         """Latents to pixels, always the same; frame f depends on latents up to ceil(f/t) only.

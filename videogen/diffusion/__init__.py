@@ -1,13 +1,15 @@
 """Diffusion and flow: processes, times, solvers and guidance. Networks know nothing of them.
 
-A system picks a process and what its network predicts; training draws times from a law and compares with
-``process.target``; ``sample`` runs a solver over a grid of times with a denoiser ``(x_t, t) -> prediction``.
+A system picks a process, which knows what the network predicts. Training draws times from a law and calls
+``process.corrupt`` and ``process.loss``, whatever the family. With a Gaussian process ``sample`` runs a solver over a
+grid of times with a denoiser ``(x_t, t) -> prediction``; ``ancestral`` runs the ``step`` of any process.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from videogen import building
+from videogen.diffusion.bernoulli import Bernoulli
 from videogen.diffusion.distillation import check_student, distillation_loss, mean_velocity, rollout, substeps_of
 from videogen.diffusion.grids import KarrasGrid, LinearQuadraticGrid, LogSNRGrid, UniformGrid, stagger
 from videogen.diffusion.guidance import (
@@ -20,12 +22,15 @@ from videogen.diffusion.guidance import (
     RisingClassifierFree,
     with_memory,
 )
+from videogen.diffusion.predictions import PREDICTIONS, WEIGHTS
 from videogen.diffusion.processes import (
     BETAS,
     EDM,
-    PREDICTIONS,
+    Gaussian,
+    Noisy,
     Process,
     RectifiedFlow,
+    Step,
     VariancePreserving,
     spread,
 )
@@ -36,26 +41,26 @@ from videogen.diffusion.solvers import (
     Euler,
     Heun,
     Solver,
-    Step,
     UniPC,
+    ancestral,
     check_times,
+    fresh_noise,
     integrate,
     sample,
 )
 from videogen.diffusion.times import (
-    WEIGHTS,
     LogitNormal,
     LogNormalSigma,
     Mode,
     Uniform,
     draw_times,
-    loss_weight,
     shift_by_exponent,
     shift_by_frames,
     shift_time,
 )
 
 PROCESSES = {"rectified_flow": RectifiedFlow, "variance_preserving": VariancePreserving, "edm": EDM}
+BIT_PROCESSES = {"bernoulli": Bernoulli}
 LAWS = {"uniform": Uniform, "logit_normal": LogitNormal, "mode": Mode, "log_normal_sigma": LogNormalSigma}
 GRIDS = {
     "uniform": UniformGrid,
@@ -71,19 +76,31 @@ GUIDANCES = {
     "interval": Interval,
     "rescale": Rescale,
 }
-PARTS = {"process": PROCESSES, "law": LAWS, "grid": GRIDS, "solver": SOLVERS, "guidance": GUIDANCES}
+PARTS = {
+    "process": PROCESSES,
+    "bit_process": BIT_PROCESSES,
+    "law": LAWS,
+    "grid": GRIDS,
+    "solver": SOLVERS,
+    "guidance": GUIDANCES,
+}
+"""Part -> its classes by name. A process of floats (``process``) and one of bits learn different networks."""
 
 
-def build(part: str, config: Mapping[str, Any]) -> Any:
-    """Builds a ``part``, a key of ``PARTS``, from ``{name, …}``; a guidance's ``inner`` is a config of its own."""
+def build(part: str, config: Mapping[str, Any], **shared: Any) -> Any:
+    """Builds a ``part``, a key of ``PARTS``, from ``{name, …}``; a guidance's ``inner`` is a config of its own.
+
+    ``shared`` are settings that stand elsewhere in the config: ``config`` may not have them.
+    """
     settings = {key: config[key] for key in config}
     if isinstance(settings.get("inner"), Mapping):
         settings["inner"] = build(part, settings["inner"])
-    return building.build(PARTS[part], settings, part)
+    return building.build(PARTS[part], settings, part, **shared)
 
 
 __all__ = [
     "BETAS",
+    "BIT_PROCESSES",
     "EDM",
     "DDIM",
     "GRIDS",
@@ -95,10 +112,12 @@ __all__ = [
     "SOLVERS",
     "WEIGHTS",
     "AdaptiveProjected",
+    "Bernoulli",
     "ClassifierFree",
     "DPMSolver2M",
     "Denoise",
     "Euler",
+    "Gaussian",
     "Guidance",
     "Guided",
     "Heun",
@@ -109,6 +128,7 @@ __all__ = [
     "LogSNRGrid",
     "LogitNormal",
     "Mode",
+    "Noisy",
     "Process",
     "RectifiedFlow",
     "Rescale",
@@ -119,13 +139,14 @@ __all__ = [
     "Uniform",
     "UniformGrid",
     "VariancePreserving",
+    "ancestral",
     "build",
     "check_student",
     "check_times",
     "distillation_loss",
     "draw_times",
+    "fresh_noise",
     "integrate",
-    "loss_weight",
     "mean_velocity",
     "rollout",
     "sample",

@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from videogen.diffusion.processes import Process, spread
-from videogen.diffusion.solvers import DDIM, Euler, Solver, Step, integrate
+from videogen.diffusion.processes import Gaussian, Sample, Step, spread
+from videogen.diffusion.solvers import DDIM, Euler, Solver, integrate
 from videogen.errors import UserError
 from videogen.nn import MicroBatch
 
-Sample = Float[Array, "batch ..."]
 Grid = Float[Array, "points batch"] | Float[Array, "points batch time"]
 """The falling times of every example, or of every frame of it; a frame that is given is at 0 from the first."""
 
@@ -46,7 +45,7 @@ def substeps_of(solver: Solver, steps: int, intervals: int) -> int:
 
 
 def rollout(
-    denoiser: Callable[[Sample, Array], Sample], process: Process, grid: Grid, start: Sample, *, prediction: str
+    denoiser: Callable[[Sample, Array], Sample], process: Gaussian, grid: Grid, start: Sample
 ) -> Float[Array, "intervals batch ..."]:
     """The states at which the steps of a few-step sampler begin, from ``start`` on; no gradient goes through them.
 
@@ -55,14 +54,14 @@ def rollout(
     """
 
     def step(state: Sample, ends: tuple[Array, Array]) -> tuple[Sample, Sample]:
-        state = integrate(denoiser, process, Euler(), jnp.stack(ends), state, prediction=prediction)
+        state = integrate(denoiser, process, Euler(), jnp.stack(ends), state)
         return state, state
 
     _, states = jax.lax.scan(step, start, (grid[:-2], grid[1:-1]))
     return jax.lax.stop_gradient(jnp.concatenate([start[None], states]))
 
 
-def mean_velocity(process: Process, start: Sample, end: Sample, time: Array, next_time: Array) -> Sample:
+def mean_velocity(process: Gaussian, start: Sample, end: Sample, time: Array, next_time: Array) -> Sample:
     """The velocity of the straight step (``solvers.Euler``) from ``start`` to ``end``; not a number without a step."""
     step = Step.of(process, time, next_time, start)
     total, next_total = step.alpha + step.sigma, step.next_alpha + step.next_sigma
@@ -72,14 +71,13 @@ def mean_velocity(process: Process, start: Sample, end: Sample, time: Array, nex
 def distillation_loss(
     student: Callable[[Sample, Array], Sample],
     teacher: Callable[..., Any],
-    process: Process,
+    process: Gaussian,
     solver: Solver,
     grid: Grid,
     states: Float[Array, "intervals batch ..."],
     key: jax.Array,
     *,
     substeps: int,
-    prediction: str,
     micro: MicroBatch | None = None,
 ) -> Float[Array, ""]:
     """Mean squared difference of the student's velocity and the mean one of the teacher, at a random step each example.
@@ -87,13 +85,12 @@ def distillation_loss(
     Args:
       student: denoiser ``(x_t, t) -> prediction``, what the gradient is taken of.
       teacher: such a denoiser, or a guided one (``guidance.Guided``), as ``solvers.sample`` takes.
-      process: that of both.
+      process: that of both, which knows what they predict.
       solver: the teacher's, without fresh noise.
       grid: the student's sampling times; frames whose time does not fall are neither moved nor compared.
       states: where every step of the student begins, from ``rollout``.
       key: decides which step each example learns.
       substeps: equal steps of time that the teacher takes in every interval.
-      prediction: what both predict, a name in ``PREDICTIONS``.
       micro: which examples of the batch these are; ``None`` means all.
     """
     micro, (intervals, batch) = micro or MicroBatch(), states.shape[:2]
@@ -103,12 +100,12 @@ def distillation_loss(
 
     shares = (jnp.arange(substeps + 1) / substeps).reshape(-1, *(1,) * time.ndim)
     within = (1 - shares) * time + shares * next_time
-    end = integrate(teacher, process, solver, within, state, prediction=prediction)
+    end = integrate(teacher, process, solver, within, state)
     target = jax.lax.stop_gradient(mean_velocity(process, state, end, time, next_time))
 
     moves = spread(next_time < time, state)
     alpha, sigma = (spread(scale, state) for scale in process.scales(time))
-    clean = process.convert(student(state, time).astype(state.dtype), state, time, prediction, "x0")
+    clean = process.data(student(state, time).astype(state.dtype), state, time)
     # A frame that is given has sigma 0; its quotient is not used, and must not be infinite for the gradient's sake.
     velocity = (state - (alpha + sigma) * clean) / jnp.where(moves, sigma, 1.0)
     error = jnp.where(moves, velocity - target, 0.0) ** 2

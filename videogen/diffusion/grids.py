@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from videogen.building import check_fields
-from videogen.diffusion.processes import Process
+from videogen.diffusion.processes import Gaussian
 from videogen.diffusion.times import shift_time
 from videogen.errors import UserError
 from videogen.ranges import Number, Positive
@@ -28,7 +28,7 @@ class Grid:
     def __post_init__(self):
         check_fields(self)
 
-    def __call__(self, steps: int, process: Process, shift: float = 1.0) -> Times:
+    def __call__(self, steps: int, process: Gaussian, shift: float = 1.0) -> Times:
         """``steps + 1`` falling times, the last of them 0.
 
         Args:
@@ -53,7 +53,7 @@ class UniformGrid(Grid):
     shift: Positive = 1.0
     last: Inside | None = None
 
-    def __call__(self, steps: int, process: Process, shift: float = 1.0) -> Times:
+    def __call__(self, steps: int, process: Gaussian, shift: float = 1.0) -> Times:
         times = shift_time(np.linspace(self.start, 0.0, steps + 1), self.shift * shift)
         if self.last is not None and steps > 1:
             times[:-1] = 1 - (1 - times[:-1]) * (1 - self.last) / (1 - times[-2])
@@ -70,7 +70,7 @@ class LinearQuadraticGrid(Grid):
 
     share: Inside = 0.025
 
-    def __call__(self, steps: int, process: Process, shift: float = 1.0) -> Times:
+    def __call__(self, steps: int, process: Gaussian, shift: float = 1.0) -> Times:
         linear = max(steps // 2, 1)
         late = np.maximum(np.arange(steps + 1) - linear, 0)
         slope = self.share / linear
@@ -94,7 +94,7 @@ class KarrasGrid(Grid):
     sigma_min: Positive = 0.002
     rho: Positive = 7.0
 
-    def __call__(self, steps: int, process: Process, shift: float = 1.0) -> Times:
+    def __call__(self, steps: int, process: Gaussian, shift: float = 1.0) -> Times:
         sigma = np.linspace(self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho), steps) ** self.rho
         return _times_of(process, -np.log(sigma))
 
@@ -111,7 +111,7 @@ class LogSNRGrid(Grid):
     start: Time = 0.999
     last: Inside = 0.001
 
-    def __call__(self, steps: int, process: Process, shift: float = 1.0) -> Times:
+    def __call__(self, steps: int, process: Gaussian, shift: float = 1.0) -> Times:
         with jax.ensure_compile_time_eval():
             ends = [float(process.half_log_snr(t)) for t in np.float32([self.start, self.last])]
         if not np.isfinite(ends).all():
@@ -119,7 +119,7 @@ class LogSNRGrid(Grid):
         return _times_of(process, np.linspace(*ends, steps))
 
 
-def _times_of(process: Process, half_log_snr: np.ndarray) -> Times:
+def _times_of(process: Gaussian, half_log_snr: np.ndarray) -> Times:
     # A grid is a constant of the compiled sampler, also when it is asked for inside a jitted function.
     with jax.ensure_compile_time_eval():
         return np.append(np.asarray(process.time_of(half_log_snr), np.float32), np.float32(0))

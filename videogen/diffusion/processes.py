@@ -1,78 +1,164 @@
-"""Noise processes ``x_t = alpha(t)·x + sigma(t)·e`` with ``e ~ N(0, 1)``, and what a network may predict of them.
+"""What a noise process is, and the Gaussian ones: ``x_t = alpha(t)·x + sigma(t)·e`` with ``e ~ N(0, 1)``.
 
 Time ``t`` runs from 0 (data) to 1 (noise), float32, ``[batch]`` or ``[batch, time]`` (every frame at its own noise
 level, diffusion forcing), or a scalar. All solvers, laws, weights and losses use these definitions and no others.
+Training knows of a process ``corrupt`` and ``loss`` alone, whatever its family.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from videogen.building import check_fields
+from videogen.diffusion.predictions import (
+    EDM_DATA_DEVIATION,
+    PREDICTIONS,
+    WEIGHTS,
+    Scales,
+    edm_deviation,
+    error_ratio,
+    prediction_scales,
+)
 from videogen.errors import UserError, near_matches
+from videogen.nn import draw
 from videogen.ranges import Number, OneOf, Positive
 
-Scales = tuple[Array, Array]
-
-EDM_DATA_DEVIATION = 0.5
-"""Standard deviation of the data that EDM's preconditioning assumes unless told: of pixels (Karras et al., 2022)."""
+Sample = Float[Array, "batch ..."]
 
 
-def _edm(alpha: Array, sigma: Array, deviation: float) -> Scales:
-    total = _edm_deviation(alpha, sigma, deviation)
-    return sigma / (deviation * total), -deviation * alpha / total
-
-
-def _edm_deviation(alpha: Array, sigma: Array, deviation: float) -> Array:
-    return jnp.sqrt(sigma**2 + (deviation * alpha) ** 2)
-
-
-PREDICTIONS: dict[str, Callable[[Array, Array, float], Scales]] = {
-    "x0": lambda alpha, sigma, _: (jnp.ones_like(alpha), jnp.zeros_like(sigma)),
-    "epsilon": lambda alpha, sigma, _: (jnp.zeros_like(alpha), jnp.ones_like(sigma)),
-    "v": lambda alpha, sigma, _: (-sigma, alpha),
-    "velocity": lambda alpha, sigma, _: (-jnp.ones_like(alpha), jnp.ones_like(sigma)),
-    "edm": _edm,
-}
-"""Name -> (p, q) with target = p·x + q·e, given alpha, sigma and the standard deviation of the data.
-
-``x0`` the data, ``epsilon`` the noise, ``v`` (Salimans and Ho, 2022), ``velocity`` that of a rectified flow, ``edm``
-the network F in ``x0 = c_skip·x_t + c_out·F(c_in·x_t)``; its c_in is ``Process.network_input``. Being linear in data
-and noise, each gives all others: with x_t and one prediction known, data and noise solve two linear equations.
-"""
-
-
-def prediction_scales(name: str, alpha: Array, sigma: Array, deviation: float = EDM_DATA_DEVIATION) -> Scales:
-    """(p, q) of ``PREDICTIONS[name]``; an unknown name is a ``UserError``."""
-    if name not in PREDICTIONS:
-        raise UserError(f"unknown prediction {name!r}{near_matches(name, PREDICTIONS)}")
-    return PREDICTIONS[name](alpha, sigma, deviation)
-
-
-def spread(t: Float[Array, "*times"], sample: Float[Array, "batch ..."]) -> Float[Array, "..."]:
+def spread(t: Float[Array, "*times"], sample: Shaped[Array, "batch ..."]) -> Float[Array, "..."]:
     """``t`` with as many trailing axes of length 1 as ``sample`` has more axes."""
     t = jnp.asarray(t)
     return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (sample.ndim - t.ndim))
 
 
-@dataclasses.dataclass(frozen=True)
-class Process:
-    """What the processes share; each adds ``scales``.
+class Noisy(NamedTuple):
+    """What ``Process.corrupt`` makes of data.
 
     Attributes:
-      data_deviation: standard deviation of the data; only the prediction ``edm`` looks at it.
+      values: x_t.
+      noise: what was drawn to get there: white noise, or which bits are flipped.
     """
 
-    data_deviation: Positive = dataclasses.field(default=EDM_DATA_DEVIATION, kw_only=True)
+    values: Shaped[Array, "batch ..."]
+    noise: Shaped[Array, "batch ..."]
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """What the families share: how data are corrupted, what a network learns of them, and a step back."""
 
     def __post_init__(self):
         check_fields(self)
+
+    def corrupt(self, clean: Shaped[Array, "batch ..."], t: Float[Array, "*times"], keys: Array) -> Noisy:
+        """x_t of the data ``clean``, drawn with a random key for each example, ``[batch]``."""
+        raise NotImplementedError
+
+    def loss(
+        self, output: Float[Array, "batch ..."], clean: Shaped[Array, "batch ..."], noisy: Noisy, t: Array
+    ) -> Float[Array, "batch ..."]:
+        """The loss of every number of a network's output, float32; 0 where ``t`` is 0, since nothing is corrupted.
+
+        Args:
+          output: of the network, for ``noisy.values`` at ``t``.
+          clean: the data.
+          noisy: what ``corrupt`` made of them.
+          t: its times.
+        """
+        raise NotImplementedError
+
+    def step(
+        self, state: Shaped[Array, "batch ..."], output: Float[Array, "batch ..."], t: Array, later: Array, keys: Array
+    ) -> Shaped[Array, "batch ..."]:
+        """A draw of the samples at the times ``later`` on, nearer to the data; what has ``later`` = ``t`` stays.
+
+        Args:
+          state: x_t.
+          output: of the network, for it.
+          t: its times.
+          later: at most ``t``.
+          keys: a random key for each example, ``[batch]``.
+        """
+        raise NotImplementedError
+
+    def network_input(self, noisy: Shaped[Array, "batch ..."], t: Array) -> Float[Array, "batch ..."]:
+        """``x_t`` as the network takes it."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step from ``time`` to ``next_time``, ``[batch]`` or ``[batch, time]``; the scales broadcast with the sample."""
+
+    time: Array
+    next_time: Array
+    alpha: Array
+    sigma: Array
+    next_alpha: Array
+    next_sigma: Array
+
+    @classmethod
+    def of(cls, process: "Gaussian", time: Array, next_time: Array, sample: Sample) -> "Step":
+        """The step of a process between two times; its scales have the axes of ``sample``."""
+        scales = (*process.scales(time), *process.scales(next_time))
+        return cls(time, next_time, *(spread(scale, sample) for scale in scales))
+
+    @property
+    def decay(self) -> Array:
+        """exp(-h), without logarithms: 0 when the step leaves pure noise or reaches data."""
+        return self.alpha * self.next_sigma / (self.sigma * self.next_alpha)
+
+    @property
+    def h(self) -> Array:
+        """Infinite when the step leaves pure noise or reaches data, not a number while a frame waits there."""
+        return -jnp.log(self.decay)
+
+    def move(self, sample: Sample, moved: Sample) -> Sample:
+        """``moved`` where the time falls."""
+        return jnp.where(spread(self.next_time < self.time, sample), moved, sample)
+
+    def mix(self, sample: Sample, clean: Sample, noise: Sample, share: float) -> Sample:
+        """Data and the noise in ``sample``, mixed anew (Song et al., 2021).
+
+        Args:
+          sample: x_t.
+          clean: the data in it, as estimated.
+          noise: fresh noise.
+          share: how much of the noise is drawn anew: 0 none, 1 as much as in DDPM's posterior.
+        """
+        estimated = (sample - self.alpha * clean) / self.sigma
+        fresh = share * jnp.sqrt(jnp.maximum(1 - self.decay**2, 0))
+        mixed = jnp.sqrt(1 - fresh**2) * estimated + fresh * noise
+        return self.move(sample, self.next_alpha * clean + self.next_sigma * mixed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Process):
+    """The Gaussian family; each process adds ``scales``.
+
+    Attributes:
+      data_deviation: standard deviation of the data; only the prediction ``edm`` looks at it.
+      prediction: what the network predicts, a name in ``PREDICTIONS``.
+      weighting: how much the error counts, a name in ``WEIGHTS``; empty is the plain error of the prediction.
+    """
+
+    data_deviation: Positive = dataclasses.field(default=EDM_DATA_DEVIATION, kw_only=True)
+    prediction: str = dataclasses.field(default="velocity", kw_only=True)
+    weighting: str = dataclasses.field(default="", kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = (("prediction", self.prediction, PREDICTIONS), ("loss weighting", self.weighting, ("", *WEIGHTS)))
+        for what, name, known in names:
+            if name not in known:
+                raise UserError(f"unknown {what} {name!r}{near_matches(name, [*filter(None, known)])}")
 
     def scales(self, t: Float[Array, "*times"]) -> tuple[Float[Array, "*times"], Float[Array, "*times"]]:
         """alpha and sigma at ``t``; sigma(0) = 0, sigma / alpha rises."""
@@ -96,33 +182,55 @@ class Process:
         low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros_like(target), jnp.ones_like(target)))
         return 0.5 * (low + high)
 
-    def add_noise(
-        self, clean: Float[Array, "batch ..."], noise: Float[Array, "batch ..."], t: Float[Array, "*times"]
-    ) -> Float[Array, "batch ..."]:
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def corrupt(self, clean: Sample, t: Float[Array, "*times"], keys: Array) -> Noisy:
+        noise = draw(jax.random.normal, keys, clean.shape)
+        return Noisy(self.add_noise(clean, noise, t), noise)
+
+    def loss(self, output: Sample, clean: Sample, noisy: Noisy, t: Float[Array, "*times"]) -> Sample:
+        """The weighted squared error of the prediction."""
+        weight = jnp.where(t > 0, self.loss_weight(t), 0.0)
+        return spread(weight, output) * (output - self.target(clean, noisy.noise, t)) ** 2
+
+    def loss_weight(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
+        """The weight of the prediction's squared error that amounts to ``WEIGHTS[weighting]`` on x0; t in (0, 1)."""
+        if self.weighting in ("", self.prediction):
+            return jnp.ones_like(t)
+        scales = (*self.scales(t), self.data_deviation)
+        return WEIGHTS[self.weighting](*scales) / error_ratio(self.prediction, *scales) ** 2
+
+    def add_noise(self, clean: Sample, noise: Sample, t: Float[Array, "*times"]) -> Sample:
         """``x_t``."""
         alpha, sigma = (spread(scale, clean) for scale in self.scales(t))
         return alpha * clean + sigma * noise
 
-    def target(
-        self,
-        prediction: str,
-        clean: Float[Array, "batch ..."],
-        noise: Float[Array, "batch ..."],
-        t: Float[Array, "*times"],
-    ) -> Float[Array, "batch ..."]:
-        """What a network with this ``prediction``, a name in ``PREDICTIONS``, should return for ``x_t``."""
+    def target(self, clean: Sample, noise: Sample, t: Float[Array, "*times"]) -> Sample:
+        """What the network should return for ``x_t``."""
         alpha, sigma = (spread(scale, clean) for scale in self.scales(t))
-        of_clean, of_noise = prediction_scales(prediction, alpha, sigma, self.data_deviation)
+        of_clean, of_noise = prediction_scales(self.prediction, alpha, sigma, self.data_deviation)
         return of_clean * clean + of_noise * noise
 
-    def convert(
-        self,
-        value: Float[Array, "batch ..."],
-        noisy: Float[Array, "batch ..."],
-        t: Float[Array, "*times"],
-        source: str,
-        target: str,
-    ) -> Float[Array, "batch ..."]:
+    def network_input(self, noisy: Sample, t: Float[Array, "*times"]) -> Sample:
+        """For the prediction ``edm`` with unit variance (c_in), else as it is."""
+        if self.prediction != "edm":
+            return noisy
+        return noisy / edm_deviation(*(spread(scale, noisy) for scale in self.scales(t)), self.data_deviation)
+
+    # Sampling --------------------------------------------------------------------------------------------------------
+
+    def step(
+        self, state: Sample, output: Sample, t: Float[Array, "*times"], later: Float[Array, "*times"], keys: Array
+    ) -> Sample:
+        """DDPM's posterior, the data being those that the network estimates (Ho et al., 2020); solvers have others."""
+        noise = draw(jax.random.normal, keys, state.shape)
+        return Step.of(self, t, later, state).mix(state, self.data(output, state, t), noise, 1.0)
+
+    def data(self, output: Sample, noisy: Sample, t: Float[Array, "*times"]) -> Sample:
+        """The data in ``x_t`` by the network's ``output``."""
+        return self.convert(output, noisy, t, self.prediction, "x0")
+
+    def convert(self, value: Sample, noisy: Sample, t: Float[Array, "*times"], source: str, target: str) -> Sample:
         """A prediction as another one.
 
         Not a number where the source does not determine the target: data from ``epsilon`` where alpha is 0, noise
@@ -146,17 +254,9 @@ class Process:
             return clean
         return to_clean * clean + to_noise * (alpha * value - p * noisy) / determinant
 
-    def network_input(
-        self, noisy: Float[Array, "batch ..."], t: Float[Array, "*times"], prediction: str
-    ) -> Float[Array, "batch ..."]:
-        """``x_t`` as the network takes it: for ``edm`` with unit variance (c_in), else as it is."""
-        if prediction != "edm":
-            return noisy
-        return noisy / _edm_deviation(*(spread(scale, noisy) for scale in self.scales(t)), self.data_deviation)
-
 
 @dataclasses.dataclass(frozen=True)
-class RectifiedFlow(Process):
+class RectifiedFlow(Gaussian):
     """alpha = 1 - t, sigma = t: straight lines from data to noise (Liu et al., 2022; Lipman et al., 2022)."""
 
     def scales(self, t: Float[Array, "*times"]) -> Scales:
@@ -164,7 +264,7 @@ class RectifiedFlow(Process):
 
 
 @dataclasses.dataclass(frozen=True)
-class EDM(Process):
+class EDM(Gaussian):
     """alpha = 1, sigma = sigma_max·t^rho (Karras et al., 2022): equal steps of ``t`` are their steps of sigma.
 
     Their network's time is ``-half_log_snr(t) / 4``.
@@ -197,7 +297,7 @@ BETAS: dict[str, Callable[[int], np.ndarray]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class VariancePreserving(Process):
+class VariancePreserving(Gaussian):
     """alpha² + sigma² = 1, through the points of a discrete process: its index i lies at t = (i + 1) / steps.
 
     Between two points alpha and sigma follow the chord, pulled back to the circle.

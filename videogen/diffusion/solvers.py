@@ -12,49 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from videogen.building import check_fields
 from videogen.diffusion.guidance import with_memory
-from videogen.diffusion.processes import Process, spread
+from videogen.diffusion.processes import Gaussian, Process, Sample, Step, spread
 from videogen.errors import UserError
+from videogen.nn import draw
 from videogen.ranges import Share
 
-Sample = Float[Array, "batch ..."]
 Denoise = Callable[[Sample, Array], Sample]
 """(x_t, t) -> the data in it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A step from ``time`` to ``next_time``, ``[batch]`` or ``[batch, time]``; the scales broadcast with the sample."""
-
-    time: Array
-    next_time: Array
-    alpha: Array
-    sigma: Array
-    next_alpha: Array
-    next_sigma: Array
-
-    @classmethod
-    def of(cls, process: Process, time: Array, next_time: Array, sample: Sample) -> "Step":
-        """The step of a process between two times; its scales have the axes of ``sample``."""
-        scales = (*process.scales(time), *process.scales(next_time))
-        return cls(time, next_time, *(spread(scale, sample) for scale in scales))
-
-    @property
-    def decay(self) -> Array:
-        """exp(-h), without logarithms: 0 when the step leaves pure noise or reaches data."""
-        return self.alpha * self.next_sigma / (self.sigma * self.next_alpha)
-
-    @property
-    def h(self) -> Array:
-        """Infinite when the step leaves pure noise or reaches data, not a number while a frame waits there."""
-        return -jnp.log(self.decay)
-
-    def move(self, sample: Sample, moved: Sample) -> Sample:
-        """``moved`` where the time falls."""
-        return jnp.where(spread(self.next_time < self.time, sample), moved, sample)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +85,7 @@ class DDIM(Solver):
         check_fields(self)
 
     def update(self, state: Sample, denoise: Denoise, step: Step, noise: Sample) -> Sample:
-        clean = denoise(state, step.time)
-        estimated = (state - step.alpha * clean) / step.sigma
-        fresh = self.eta * jnp.sqrt(jnp.maximum(1 - step.decay**2, 0))
-        mixed = jnp.sqrt(1 - fresh**2) * estimated + fresh * noise
-        return step.move(state, step.next_alpha * clean + step.next_sigma * mixed)
+        return step.mix(state, denoise(state, step.time), noise, self.eta)
 
 
 class DPMState(NamedTuple):
@@ -217,13 +181,12 @@ class UniPC(Solver):
 
 def sample(
     denoiser: Callable[..., Any],
-    process: Process,
+    process: Gaussian,
     solver: Solver,
     times: Float[np.ndarray, "points"] | Float[np.ndarray, "points time"],
     keys: jax.Array,
     shape: Sequence[int],
     *,
-    prediction: str,
     start: Sample | None = None,
 ) -> Sample:
     """Draws samples in one compiled loop. Each example depends on its own key alone, not on the batch around it.
@@ -231,12 +194,11 @@ def sample(
     Args:
       denoiser: ``(x_t, t) -> prediction`` with t ``[batch]`` or ``[batch, time]``. One with a memory, such as
         guidance, has ``initialize(x_t) -> memory`` and is ``(x_t, t, memory) -> (prediction, memory)``.
-      process: the noise process it was trained on.
+      process: the noise process it was trained on, which knows what it predicts.
       solver: how to step.
       times: a grid of ``grids``; concrete numbers, also inside a jitted function.
       keys: a random key per example, ``[batch]``.
       shape: of one example.
-      prediction: what the denoiser predicts, a name in ``PREDICTIONS``.
       start: the samples at ``times[0]``; by default noise. Frames whose time is 0 from the first are conditions.
 
     Returns:
@@ -246,20 +208,23 @@ def sample(
       UserError: the times rise, or the noise is to be predicted where there is nothing else.
     """
     times = np.asarray(times, np.float32)
-    check_times(times, process, prediction)
+    check_times(times, process)
     per_example = (len(keys), *times.shape[1:])
     grid = jnp.broadcast_to(jnp.asarray(times)[:, None], (len(times), *per_example))
 
-    def noise(stream: int | Array) -> Sample:
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), tuple(shape)))(keys)
-
     if start is None:
-        white = noise(0)
+        white = fresh_noise(keys, shape, 0)
         start = spread(process.scales(grid[0])[1], white) * white
-    return integrate(denoiser, process, solver, grid, start, lambda step: noise(step + 1), prediction=prediction)
+    return integrate(denoiser, process, solver, grid, start, lambda step: fresh_noise(keys, shape, step + 1))
 
 
-def check_times(times: Float[np.ndarray, "points ..."], process: Process, prediction: str) -> None:
+def fresh_noise(keys: jax.Array, shape: Sequence[int], stream: int | Array) -> Sample:
+    """White noise of ``shape`` for each example by its key: stream 0 is for the start, i + 1 for step i."""
+    own = jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)
+    return draw(jax.random.normal, own, (len(keys), *shape))
+
+
+def check_times(times: Float[np.ndarray, "points ..."], process: Gaussian) -> None:
     """Refuses times that no sample can be drawn along.
 
     Raises:
@@ -270,7 +235,7 @@ def check_times(times: Float[np.ndarray, "points ..."], process: Process, predic
     if len(times) < 2 or not (np.isfinite(times).all() and (falls <= 0).all() and (falls < 0).any()):
         raise UserError("sampling needs a grid of two or more times that never rises")
     with jax.ensure_compile_time_eval():
-        if prediction == "epsilon" and float(process.scales(times.max())[0]) == 0:
+        if process.prediction == "epsilon" and float(process.scales(times.max())[0]) == 0:
             raise UserError(
                 "a prediction of the noise leaves the data open where there is only noise: predict v, x0 or velocity, "
                 "or let the grid start below 1"
@@ -279,24 +244,21 @@ def check_times(times: Float[np.ndarray, "points ..."], process: Process, predic
 
 def integrate(
     denoiser: Callable[..., Any],
-    process: Process,
+    process: Gaussian,
     solver: Solver,
     grid: Float[Array, "points batch"] | Float[Array, "points batch time"],
     start: Sample,
     noise: Callable[[Array], Sample] | None = None,
-    *,
-    prediction: str,
 ) -> Sample:
     """Runs a solver along times of every example, or of every frame of it, in one compiled loop.
 
     Args:
       denoiser: see ``sample``.
-      process: the noise process it was trained on.
+      process: the noise process it was trained on, which knows what it predicts.
       solver: how to step.
       grid: times that never rise; unlike those of ``sample`` they may be traced.
       start: the samples at ``grid[0]``.
       noise: number of a step -> its fresh noise; ``None`` for solvers that use none.
-      prediction: what the denoiser predicts, a name in ``PREDICTIONS``.
     """
     denoiser = with_memory(denoiser)
 
@@ -306,7 +268,7 @@ def integrate(
         def denoise(noisy: Sample, t: Array) -> Sample:
             nonlocal memory
             value, memory = denoiser(noisy, t, memory)
-            return process.convert(value.astype(noisy.dtype), noisy, t, prediction, "x0")
+            return process.data(value.astype(noisy.dtype), noisy, t)
 
         step = Step.of(process, grid[index], grid[index + 1], start)
         fresh = jnp.zeros_like(start) if noise is None else noise(index)
@@ -314,3 +276,32 @@ def integrate(
 
     carry = (solver.initialize(start, grid[0]), denoiser.initialize(start))
     return solver.finalize(jax.lax.fori_loop(0, len(grid) - 1, body, carry)[0])
+
+
+def ancestral(
+    denoiser: Callable[..., Any],
+    process: Process,
+    grid: Float[Array, "points batch"] | Float[Array, "points batch time"],
+    start: Shaped[Array, "batch ..."],
+    keys: jax.Array,
+) -> Shaped[Array, "batch ..."]:
+    """Draws by ``process.step`` from time to time, in one compiled loop: what processes of any family can do.
+
+    Args:
+      denoiser: see ``sample``; of bits, ``(x_t, t) -> logits``.
+      process: the noise process it was trained on.
+      grid: times that never rise, of every example or of every frame of it.
+      start: the samples at ``grid[0]``.
+      keys: a random key per example.
+    """
+    denoiser = with_memory(denoiser)
+
+    def body(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        state, memory = carry
+        output, memory = denoiser(state, grid[index], memory)
+        own = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        return process.step(state, output, grid[index], grid[index + 1], own), memory
+
+    # A guidance remembers outputs, which are floats also where the samples are bits.
+    carry = start, denoiser.initialize(start.astype(jnp.float32))
+    return jax.lax.fori_loop(0, len(grid) - 1, body, carry)[0]

@@ -1,16 +1,16 @@
-"""Which noise levels training sees and how much each counts: laws of the time, its shift, loss weights."""
+"""Which noise levels training sees: laws of the time and its shift."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from videogen.building import check_fields
-from videogen.diffusion.processes import EDM_DATA_DEVIATION, PREDICTIONS, Process, prediction_scales
-from videogen.errors import UserError, near_matches
+from videogen.diffusion.processes import Gaussian
+from videogen.errors import UserError
 from videogen.ranges import Finite, Positive
 
 
@@ -18,7 +18,7 @@ from videogen.ranges import Finite, Positive
 class Uniform:
     """Every time equally often."""
 
-    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+    def __call__(self, uniform: Float[Array, "*times"], process: Gaussian) -> Float[Array, "*times"]:
         """Uniform numbers in (0, 1) -> times: the law's quantiles (of ``Mode``: a falling map)."""
         return uniform
 
@@ -38,7 +38,7 @@ class LogitNormal:
     def __post_init__(self):
         check_fields(self)
 
-    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+    def __call__(self, uniform: Float[Array, "*times"], process: Gaussian) -> Float[Array, "*times"]:
         return jax.nn.sigmoid(self.mean + self.deviation * jax.scipy.special.ndtri(uniform))
 
 
@@ -56,7 +56,7 @@ class Mode:
         if not -1 <= self.scale <= 2 / (math.pi - 2):
             raise UserError(f"the mode law's scale is in [-1, {2 / (math.pi - 2):.2f}], got {self.scale}")
 
-    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+    def __call__(self, uniform: Float[Array, "*times"], process: Gaussian) -> Float[Array, "*times"]:
         return 1 - uniform - self.scale * (jnp.cos(0.5 * jnp.pi * uniform) ** 2 - 1 + uniform)
 
 
@@ -75,7 +75,7 @@ class LogNormalSigma:
     def __post_init__(self):
         check_fields(self)
 
-    def __call__(self, uniform: Float[Array, "*times"], process: Process) -> Float[Array, "*times"]:
+    def __call__(self, uniform: Float[Array, "*times"], process: Gaussian) -> Float[Array, "*times"]:
         return process.time_of(-self.mean - self.deviation * jax.scipy.special.ndtri(uniform))
 
 
@@ -83,7 +83,7 @@ Law = Uniform | LogitNormal | Mode | LogNormalSigma
 
 
 def draw_times(
-    law: Law, process: Process, key: jax.Array, shape: Sequence[int], *, shift: float = 1.0, stratified: bool = False
+    law: Law, process: Gaussian, key: jax.Array, shape: Sequence[int], *, shift: float = 1.0, stratified: bool = False
 ) -> Float[Array, "*shape"]:
     """Times of a training batch, float32.
 
@@ -128,56 +128,3 @@ def shift_by_exponent(
 def shift_by_frames(tokens_per_frame: int, frames: int) -> float:
     """Open-Sora 2's: 1 at 256 tokens per frame, 3 at 4096, in between and beyond linear; times √(latent frames)."""
     return (1 + 2 * (tokens_per_frame - 256) / (4096 - 256)) * math.sqrt(frames)
-
-
-def _flow_time(alpha: Array, sigma: Array) -> Array:
-    return sigma / (alpha + sigma)
-
-
-# ∫ exp(-2·(t - 1/2)²) - exp(-1/2) over [0, 1].
-_BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
-
-WEIGHTS: dict[str, Callable[..., Array]] = {
-    **{
-        name: lambda alpha, sigma, deviation=EDM_DATA_DEVIATION, name=name: (
-            _error_ratio(name, alpha, sigma, deviation) ** 2
-        )
-        for name in PREDICTIONS
-    },
-    "min_snr": lambda alpha, sigma, _=None: jnp.minimum((alpha / sigma) ** 2, 5.0),
-    "cosmap": lambda alpha, sigma, _=None: (
-        2 / (jnp.pi * (1 - 2 * _flow_time(alpha, sigma) + 2 * _flow_time(alpha, sigma) ** 2))
-    ),
-    "bell": lambda alpha, sigma, _=None: (
-        _error_ratio("velocity", alpha, sigma) ** 2
-        * (jnp.exp(-2 * (_flow_time(alpha, sigma) - 0.5) ** 2) - math.exp(-0.5))
-        / _BELL_MEAN
-    ),
-}
-"""Name -> weight of the squared error of x0, given alpha, sigma and (for ``edm``) the deviation of the data.
-
-The names of predictions stand for the plain squared error of that prediction; ``min_snr`` (Hang et al., 2023, with
-gamma 5), ``cosmap`` (Esser et al., 2024), ``bell``: the velocity's error, middle times more, mean 1 over uniform times.
-"""
-
-
-def _error_ratio(prediction: str, alpha: Array, sigma: Array, deviation: float = EDM_DATA_DEVIATION) -> Array:
-    """|error of the prediction| / |error of the x0 it implies|."""
-    p, q = prediction_scales(prediction, alpha, sigma, deviation)
-    return alpha * q / sigma - p
-
-
-def loss_weight(weighting: str, prediction: str, process: Process, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
-    """The weight of the squared error of ``prediction`` that amounts to ``WEIGHTS[weighting]`` on x0.
-
-    Args:
-      weighting: a name in ``WEIGHTS``; the name of the prediction itself gives 1.
-      prediction: what the network predicts, a name in ``PREDICTIONS``.
-      process: the noise process.
-      t: times in (0, 1).
-    """
-    if weighting not in WEIGHTS:
-        raise UserError(f"unknown loss weighting {weighting!r}{near_matches(weighting, WEIGHTS)}")
-    alpha, sigma = process.scales(t)
-    deviation = process.data_deviation
-    return WEIGHTS[weighting](alpha, sigma, deviation) / _error_ratio(prediction, alpha, sigma, deviation) ** 2

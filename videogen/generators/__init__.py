@@ -15,6 +15,7 @@ from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer
 from videogen.generators.sampling import BlockSampler
+from videogen.generators.stepping import Generator, State, Stepper
 from videogen.heads import HEADS
 
 GENERATORS = {"flow": FlowTransformer, "masked": MaskedTransformer, "next_block": NextBlockTransformer}
@@ -86,10 +87,13 @@ __all__ = [
     "FlowSampler",
     "FlowTransformer",
     "FrameQueue",
+    "Generator",
     "MaskGITSampler",
     "MaskedTransformer",
     "NextBlockTransformer",
     "NormalisedLatents",
+    "State",
+    "Stepper",
     "TrainingNoise",
     "build",
     "build_sampler",

@@ -1,66 +1,92 @@
-"""Decoding block after block with cached keys and values: one compiled loop, static shapes."""
+"""Decoding block after block with cached keys and values: compiled loops, static shapes."""
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from videogen.conditioning import Conditioning
-from videogen.generators.sampling import BlockSampler
+from videogen.errors import UserError
+from videogen.generators.stepping import Stepper
 from videogen.nn import Stream
-from videogen.shapes import TokenGrid
+from videogen.tokens import Tokens
 
 Values = Shaped[Array, "batch places levels"]
 """Codes or normalised latents in order of generation."""
 
 
-class Decoding:
-    """One call of ``NextBlockTransformer.sample``: a pass per block (or token, at the start), over cached keys.
+class Decoding(Stepper):
+    """The steps of a ``NextBlockTransformer``: a pass per block (or token, at the start), over cached keys.
 
-    Args:
-      model: the transformer.
-      grid: what is drawn.
-      conditioning: one entry per example.
-      keys: one random key per example.
-      sampler: how to draw.
-      known: places of the prefix, whole blocks of them.
+    A step draws the latent frames of a block. Its memory are the values of the whole sequence, and the caches, of which
+    there are none before the first step. A cache has one length, so all examples are at the same frame.
     """
 
-    def __init__(
-        self,
-        model: nnx.Module,
-        grid: TokenGrid,
-        conditioning: Conditioning,
-        keys: jax.Array,
-        sampler: BlockSampler,
-        known: int,
-    ):
-        self.model, self.keys, self.sampler, self.known = model, keys, sampler, known
-        self.guided = sampler.guidance_scale != 0 and model.context is not None
+    def __post_init__(self):
+        model, conditioning = self.model, self.conditioning
+        self.guided = self.sampler.guidance_scale != 0 and model.context is not None
         if self.guided:
             conditioning = conditioning.with_null()
-        self.batch = keys.shape[0] * (1 + self.guided)
-        self.grid, self.hidden = grid, model.absent(grid)
-        self.learned, self.angles = model.places(grid)
+        self.batch = self.keys.shape[0] * (1 + self.guided)
+        self.grid = self.layout.only.grid
+        self.known_places = self.known * self.grid.tokens_per_frame
+        self.hidden = model.absent(self.grid)
+        self.learned, self.angles = model.places(self.grid)
         self.length = self.learned.shape[0]
         self.layers = model.stack.unstacked()
         self.context = self.context_mask = None
         if model.context is not None:
             self.context, self.context_mask = model.context(conditioning)
 
-    def run(self, values: Values) -> Values:
-        """Fills the places from ``known`` on; those before it never change."""
-        model, size = self.model, self.model.block_tokens
+    @property
+    def frames(self) -> int:
+        return self.model.block[0]
+
+    def begin(self, prefix: Tokens | None) -> tuple[Values, None]:
+        model, grid = self.model, self.grid
+        if self.known not in model.prefixes(grid.time):
+            raise UserError(
+                f"a prefix must hold whole blocks of {model.block_tokens} codes and {model.block[0]} latent frames, "
+                f"from {model.given_frames} to fewer than {grid.time} of these, got {self.known}"
+            )
+        dtype = jnp.int32 if model.head.discrete else jnp.float32
+        values = jnp.zeros((self.keys.shape[0], grid.tokens, model.head.levels), dtype)
+        if prefix is not None:
+            known = prefix.only.values.reshape(len(values), self.known_places, -1)
+            values = values.at[:, : self.known_places].set(known)
+        return model.sequence(values, grid), None
+
+    def told(self, memory: tuple[Values, tuple | None]) -> tuple[Values, tuple | None]:
+        values, caches = memory
+        if caches is None or self.context is None:
+            return memory
+        every = len(caches) // len(self.layers)
+        said = [
+            (*caches[i * every : (i + 1) * every - 1], layer.cross_attention.keys_values(self.context))
+            for i, layer in enumerate(self.layers)
+        ]
+        return values, tuple(cache for layer in said for cache in layer)
+
+    def open(self, memory: tuple[Values, tuple | None]) -> tuple[Values, tuple]:
+        """Reads all that is known in one pass, which draws the block after it; or draws that token by token."""
+        model, size, (values, caches) = self.model, self.model.block_tokens, memory
+        if caches is not None:
+            return values, caches
         caches = tuple(cache for layer in self.layers for cache in layer.begin(self.batch, self.length, self.context))
         if model.start == "tokens" and not self.known:
-            carry = jax.lax.fori_loop(0, size, self._token, (values, caches))
-        else:
-            # One pass reads all that is known and predicts the block after it.
-            first = size if model.start == "given" else 0
-            x = model.inputs(values, self.grid)[:, : self.known + size - first]
-            features, caches = self._pass(jnp.tile(x, (1 + self.guided, 1, 1)), first, caches)
-            carry = self._write(values, self._draw(features[:, -size:], self.known), self.known), caches
-        return jax.lax.fori_loop(self.known // size + 1, self.length // size, self._block, carry)[0]
+            return jax.lax.fori_loop(0, size, self._token, (values, caches))
+        first, place = size if model.start == "given" else 0, self.known_places
+        x = model.inputs(values, self.grid)[:, : place + size - first]
+        features, caches = self._pass(jnp.tile(x, (1 + self.guided, 1, 1)), first, caches)
+        return self._write(values, self._draw(features[:, -size:], place), place), caches
+
+    def advance(self, memory: tuple[Values, tuple], at: Int[Array, ""]) -> tuple[tuple[Values, tuple], Tokens]:
+        size, place = self.model.block_tokens, at * self.grid.tokens_per_frame
+        blocks, late = self.frames * self.grid.tokens_per_frame // size, self.model.delayed // size
+        # The last levels of a frame come later than its first one: with them the next frames have begun.
+        begun = jnp.where(at == self.known, 1, late)
+        first = place // size
+        memory = jax.lax.fori_loop(first + begun, first + blocks + late, self._block, memory)
+        drawn = jax.lax.dynamic_slice_in_dim(memory[0], place, blocks * size + self.model.delayed, axis=1)
+        return memory, self.model.tokens(drawn, self.layout.with_time(self.frames))
 
     def _pass(
         self, x: Float[Array, "batch inputs width"], place: Int[Array, ""] | int, caches: tuple
@@ -123,6 +149,6 @@ class Decoding:
         places, levels = drawn.shape[1:]
         shifts = jnp.array([self.model.shift(level) for level in range(levels)])
         own = place + jnp.arange(places)[:, None] - shifts
-        exists = (own >= self.known) & (own < self.length - self.model.delayed)
+        exists = (own >= self.known_places) & (own < self.length - self.model.delayed)
         before = jax.lax.dynamic_slice_in_dim(values, place, places, axis=1)
         return jax.lax.dynamic_update_slice_in_dim(values, jnp.where(exists, drawn, before), place, axis=1)

@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from videogen import building, diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
 from videogen.errors import UserError, near_matches
-from videogen.generators.flow_sampling import SHIFTS, FlowSampler, TrainingNoise, check_prefix, frame_noise
+from videogen.generators.flow_sampling import SHIFTS, FlowSampler, FlowWindow, TrainingNoise, frame_noise
+from videogen.generators.frame_queue import FrameQueue
 from videogen.generators.latent_statistics import LatentStatistics
+from videogen.generators.stepping import At, Generator
 from videogen.nn import (
     MODULATIONS,
     BlockCausal,
@@ -65,7 +67,7 @@ class Prepared:
     label: Float[Array, "batch width"] | None
 
 
-class FlowTransformer(nnx.Module):
+class FlowTransformer(Generator):
     """Predicts noise, data or velocity of noisy latents ``[batch, time, height, width, channels]``.
 
     Args:
@@ -114,7 +116,7 @@ class FlowTransformer(nnx.Module):
                 raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
         noise = building.build({"noise": TrainingNoise}, {"name": "noise", **noise}, "section")
         self.process, self.law = noise.build_process(), noise.build_law()
-        self.prediction, self.weighting, self.shift = noise.prediction, noise.weighting or noise.prediction, noise.shift
+        self.shift = noise.shift
         section = read_transformer(transformer, norm="layer", rotary=True)
         self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
         self.tokens(self.grid)
@@ -140,6 +142,8 @@ class FlowTransformer(nnx.Module):
         self.head = Linear(width, size, axes=("embed", None), initializer=zeros, rngs=rngs)
 
     sampler = FlowSampler
+    steppers = MappingProxyType({"window": FlowWindow, "queue": FrameQueue})
+    apart = True
     given_frames = 0
     completes = False
     denoises = True
@@ -196,7 +200,7 @@ class FlowTransformer(nnx.Module):
     ) -> Latents:
         """The prediction for normalised latents at times ``t`` in [0, 1], of clips or of frames; float32."""
         grid = self.tokens(TokenGrid(*noisy.shape[1:4]))
-        noisy = self.process.network_input(noisy, t, self.prediction)
+        noisy = self.process.network_input(noisy, t)
         x = self.embed(patchify(noisy, self.patch))
         rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch[0]]
         condition = self._condition(rows, prepared)
@@ -282,23 +286,20 @@ class FlowTransformer(nnx.Module):
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         clean = self.statistics.normalise(latents)
-        noise = micro.draw(jax.random.normal, named_key(key, "noise"), clean.shape)
         t = micro.rows(lambda size: self._draw_times(named_key(key, "time"), size, grid), batch)
         if self.frame_times:
             t = jnp.repeat(t, self.patch[0], axis=1)
-        weight = diffusion.loss_weight(self.weighting, self.prediction, self.process, t)
         given = jnp.zeros((batch, 1), bool)
         if train and self.prefix_share > 0 and frames > self.patch[0]:
             given = self.draw_given(micro.keys(named_key(key, "given"), batch), frames)
             t = jnp.where(given, 0.0, t if t.ndim == 2 else t[:, None])
-        noisy = self.process.add_noise(clean, noise, t)
+        noisy = self.process.corrupt(clean, t, micro.keys(named_key(key, "noise"), batch))
         drop = micro.keys(named_key(key, "dropout"), batch) if train and self.dropout else None
-        value = self.predict(noisy, t, self.prepare(conditioning), key=drop)
-        error = jnp.mean((value - self.process.target(self.prediction, clean, noise, t)) ** 2, axis=(2, 3, 4))
-        weighted = (weight if weight.ndim == 2 else weight[:, None]) * error
+        value = self.predict(noisy.values, t, self.prepare(conditioning), key=drop)
+        error = jnp.mean(self.process.loss(value, clean, noisy, t), axis=(2, 3, 4))
         counted = jnp.broadcast_to(~given, error.shape)
         # A sum of the micro-batch over the mean count of the whole batch: its mean is the whole batch's quotient.
-        loss = jnp.sum(jnp.where(counted, weighted, 0.0)) / micro.mean(jnp.sum(counted) * 1.0)
+        loss = jnp.sum(error) / micro.mean(jnp.sum(counted) * 1.0)
         return loss, {"loss": loss}
 
     def _draw_times(self, key: jax.Array, batch: int, grid: TokenGrid) -> Float[Array, "batch ..."]:
@@ -338,42 +339,25 @@ class FlowTransformer(nnx.Module):
         sampler: FlowSampler,
         prefix: Tokens | None = None,
     ) -> Tokens:
-        """Draws latents for every example, in one loop.
+        """As for all generators; a clip no longer than those of training is one window, whatever the extension.
 
-        Args:
-          layout: its height and width are those of training; a shorter clip begins with the same noise.
-          conditioning: one entry per example.
-          keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
-          sampler: how to draw.
-          prefix: latents of the first frames, kept as they are.
+        Height and width of the layout are those of training; a shorter clip begins with the same noise.
 
         Raises:
           UserError: the prefix leaves no frame to draw, cuts a patch or is more than the model ever saw, or a clip that
             was trained with one time for all its frames should be drawn frame after frame.
         """
-        grid, first = layout.only.grid, None if prefix is None else prefix.only.values
-        known = 0 if first is None else first.shape[1]
         sampler.check(self)
-        check_prefix(self, known, grid.time)
-        times = sampler.times(self.process, self.shift_of(grid), grid.time - known, known, self.patch[0])
-        start = self.noise(keys, 0, grid, times[0])
-        if first is not None:
-            start = start.at[:, :known].set(self.statistics.normalise(first))
-        drawn = diffusion.sample(
-            self.denoiser(conditioning, sampler),
-            self.process,
-            sampler.build_solver(),
-            times,
-            keys,
-            start.shape[1:],
-            prediction=self.prediction,
-            start=start,
-        )
-        latents = self.statistics.restore(drawn)
-        return Tokens.single(latents if first is None else latents.at[:, :known].set(first), layout)
+        if layout.only.grid.time <= self.grid.time:
+            sampler = dataclasses.replace(sampler, extension="window")
+        return super().sample(layout, conditioning, keys, sampler, prefix)
 
-    def noise(self, keys: Array, first: Int[Array, ""] | int, grid: TokenGrid, times: Float[Array, "..."]) -> Latents:
-        """What frames from ``first`` on begin with at ``times``; every frame of every example has its own stream."""
-        white = frame_noise(keys, first + jnp.arange(grid.time), (grid.height, grid.width, self.channels))
-        sigma = self.process.scales(jnp.broadcast_to(jnp.asarray(times), (len(keys), *np.shape(times))))[1]
-        return diffusion.spread(sigma, white) * white
+    def noise(self, keys: Array, first: At, grid: TokenGrid, times: Float[Array, "*times"]) -> Latents:
+        """What frames from ``first`` on begin with at ``times``, of all or of each clip or frame.
+
+        Every frame of every example has its own stream.
+        """
+        white = frame_noise(
+            keys, jnp.asarray(first)[..., None] + jnp.arange(grid.time), (grid.height, grid.width, self.channels)
+        )
+        return diffusion.spread(self.process.scales(jnp.asarray(times))[1], white) * white

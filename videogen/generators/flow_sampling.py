@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -12,8 +13,10 @@ from jaxtyping import Array, Float, Int
 from videogen import diffusion
 from videogen.errors import UserError, near_matches
 from videogen.generators.sampling import Sampler
+from videogen.generators.stepping import Stepper
 from videogen.ranges import Count, Finite, Natural, OneOf, Positive
 from videogen.shapes import TokenGrid
+from videogen.tokens import Tokens
 
 EXTENSIONS = ("window", "queue")
 """How a video becomes longer than a clip: by windows that begin with the last frames, or by a queue of frames."""
@@ -45,17 +48,13 @@ class TrainingNoise:
     shift: float | str = 1.0
 
     def __post_init__(self):
-        for name, value, known in (
-            ("prediction", self.prediction, diffusion.PREDICTIONS),
-            ("weighting", self.weighting or self.prediction, diffusion.WEIGHTS),
-            ("shift", self.shift, SHIFTS if isinstance(self.shift, str) else (self.shift,)),
-        ):
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
+        if isinstance(self.shift, str) and self.shift not in SHIFTS:
+            raise UserError(f"unknown shift {self.shift!r}{near_matches(self.shift, SHIFTS)}")
 
-    def build_process(self) -> diffusion.Process:
+    def build_process(self) -> diffusion.Gaussian:
         """The process. Latents are normalised: their deviation is 1, and not that of pixels."""
-        return diffusion.build("process", {"data_deviation": 1.0, **self.process})
+        learned = dict(prediction=self.prediction, weighting=self.weighting)
+        return diffusion.build("process", {"data_deviation": 1.0, **self.process}, **learned)
 
     def build_law(self) -> Any:
         """The law of the times."""
@@ -79,11 +78,11 @@ class FlowSampler(Sampler):
     """
 
     steps: Count = 50
-    solver: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "euler"})
-    grid: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"})
+    solver: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "euler"}, hash=False)
+    grid: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"}, hash=False)
     shift: Positive | None = None
     guidance_scale: Finite = 5.0
-    guidance: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "classifier_free"})
+    guidance: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "classifier_free"}, hash=False)
     lag: Natural = 0
     extension: Annotated[str, OneOf(*EXTENSIONS)] = "window"
 
@@ -102,7 +101,7 @@ class FlowSampler(Sampler):
         if self.extension == "queue":
             check_queue(model)
         points = self.points(model.process, model.shift_of(model.grid))
-        diffusion.check_times(points, model.process, model.prediction)
+        diffusion.check_times(points, model.process)
 
     def build_solver(self) -> diffusion.Solver:
         """The solver."""
@@ -117,7 +116,7 @@ class FlowSampler(Sampler):
 
         return diffusion.build("guidance", scaled(self.guidance))
 
-    def points(self, process: diffusion.Process, shift: float) -> Float[np.ndarray, "points"]:
+    def points(self, process: diffusion.Gaussian, shift: float) -> Float[np.ndarray, "points"]:
         """The times of a frame, falling to 0.
 
         Args:
@@ -127,7 +126,7 @@ class FlowSampler(Sampler):
         return diffusion.build("grid", self.grid)(self.steps, process, shift if self.shift is None else self.shift)
 
     def times(
-        self, process: diffusion.Process, shift: float, frames: int, known: int = 0, unit: int = 1
+        self, process: diffusion.Gaussian, shift: float, frames: int, unit: int = 1
     ) -> Float[np.ndarray, "points"] | Float[np.ndarray, "points frames"]:
         """The times of a clip: of all frames, or where they differ of each one.
 
@@ -135,14 +134,10 @@ class FlowSampler(Sampler):
           process: the model's.
           shift: the model's.
           frames: latent frames to draw.
-          known: given frames before them, always at time 0.
           unit: frames that share a time.
         """
         points = self.points(process, shift)
-        if not known and not self.lag:
-            return points
-        drawn = np.repeat(diffusion.stagger(points, frames // unit, self.lag), unit, axis=1)
-        return np.concatenate([np.zeros((len(drawn), known), np.float32), drawn], axis=1)
+        return np.repeat(diffusion.stagger(points, frames // unit, self.lag), unit, axis=1) if self.lag else points
 
 
 def check_queue(model: nnx.Module) -> None:
@@ -164,10 +159,65 @@ def check_prefix(model: nnx.Module, known: int, frames: int) -> None:
         )
 
 
-def frame_noise(keys: Array, frames: Int[Array, "time"], shape: tuple[int, ...]) -> Float[Array, "batch time ..."]:
+def frame_noise(
+    keys: Array, frames: Int[Array, "*batch time"], shape: tuple[int, ...]
+) -> Float[Array, "batch time ..."]:
     """White noise of ``shape`` for each of these frames of every example, which each have a stream of their own."""
 
     def one(key: Array, frame: Array) -> Array:
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 0), frame), shape)
 
-    return jax.vmap(lambda key: jax.vmap(lambda frame: one(key, frame))(frames))(keys)
+    frames = jnp.broadcast_to(frames, (len(keys), frames.shape[-1]))
+    return jax.vmap(lambda key, own: jax.vmap(lambda frame: one(key, frame))(own))(keys, frames)
+
+
+class FlowWindow(Stepper):
+    """The one step of a ``FlowTransformer`` over a window: all of it, from a latent frame on.
+
+    Its memory are the latents of the given frames, ``None`` without. Each example may begin at a frame of its own, of
+    those that are given.
+    """
+
+    @property
+    def frames(self) -> int:
+        return self.layout.only.grid.time - self.known
+
+    def begin(self, prefix: Tokens | None) -> Float[Array, "batch time height width channels"] | None:
+        self.sampler.check(self.model)
+        check_prefix(self.model, self.known, self.layout.only.grid.time)
+        return None if prefix is None else prefix.only.values
+
+    def advance(self, memory: Array | None, at: Int[Array, "*batch"]) -> tuple[Array | None, Tokens]:
+        model, grid, known = self.model, self.layout.only.grid, self.known
+        times = self._times(at)
+        start = model.noise(self.keys, 0, grid, times[0])
+        given = diffusion.spread(jnp.arange(known) < jnp.broadcast_to(at, len(start))[:, None], start)
+        if memory is not None:
+            first = jnp.where(given, model.statistics.normalise(memory), start[:, :known])
+            start = start.at[:, :known].set(first)
+        drawn = diffusion.integrate(
+            model.denoiser(self.conditioning, self.sampler),
+            model.process,
+            self.sampler.build_solver(),
+            times,
+            start,
+            lambda step: diffusion.fresh_noise(self.keys, start.shape[1:], step + 1),
+        )
+        latents = model.statistics.restore(drawn)
+        if memory is not None:
+            latents = latents.at[:, :known].set(jnp.where(given, memory, latents[:, :known]))
+        return memory, Tokens.single(latents, self.layout)
+
+    def _times(self, at: Int[Array, "*batch"]) -> Float[Array, "points batch"] | Float[Array, "points batch time"]:
+        """The times of the clips, or of their frames: 0 of those that are given, of the others from ``at`` on."""
+        model, frames, batch = self.model, self.layout.only.grid.time, len(self.keys)
+        drawn = frames - (0 if at.ndim else self.known)
+        times = self.sampler.times(model.process, model.shift_of(self.layout.only.grid), drawn, model.patch[0])
+        if not self.known and times.ndim == 1:
+            return jnp.broadcast_to(jnp.asarray(times)[:, None], (len(times), batch))
+        # A constant of the program where the frame is known to it.
+        with jax.ensure_compile_time_eval():
+            place = jnp.arange(frames) - jnp.broadcast_to(at, batch)[:, None]
+            own = jnp.asarray(times)
+            own = own[:, jnp.clip(place, 0, drawn - 1)] if own.ndim > 1 else own[:, None, None]
+            return jnp.where(place >= 0, own, 0.0)

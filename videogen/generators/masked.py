@@ -4,7 +4,6 @@ Given pixels reach it as the codes of a clip filled from them (MAGVIT section 3.
 those the pixels touch show such a code, the others ``[MASK]``.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +18,8 @@ from videogen.conditioning import Conditioning, Given, NullableContext
 from videogen.errors import UserError, near_matches
 from videogen.generators.critic import TokenCritic
 from videogen.generators.latent_statistics import LatentStatistics
-from videogen.generators.maskgit import MaskGITSampler, decode
+from videogen.generators.maskgit import MaskedWindow, MaskGITSampler
+from videogen.generators.stepping import Generator
 from videogen.heads import HeadSampler
 from videogen.nn import (
     Embedding,
@@ -55,7 +55,7 @@ def random_mask(
     return exists & (rank < count[:, None])
 
 
-class MaskedTransformer(nnx.Module):
+class MaskedTransformer(Generator):
     """Bidirectional transformer that predicts masked places from the visible ones and the conditioning.
 
     Over codes this is MaskGIT, over normalised latents MAR (Li et al., 2024), whose places have no likelihood with a
@@ -122,6 +122,8 @@ class MaskedTransformer(nnx.Module):
         self.critic = building.build({"token": TokenCritic}, critic, "critic", **own) if critic else None
 
     sampler = MaskGITSampler
+    steppers = MappingProxyType({"window": MaskedWindow})
+    apart = True
     given_frames = 0
     completes = True
     """Clips may be completed from given pixels (``conditioning.TASKS``)."""
@@ -249,52 +251,3 @@ class MaskedTransformer(nnx.Module):
             values, draws.reshape(values.shape), corrupted, conditioning, mask, micro
         )
         return metrics["loss"] + critic_loss, metrics | judged
-
-    def sample(
-        self,
-        layout: Layout,
-        conditioning: Conditioning,
-        keys: jax.Array,
-        sampler: MaskGITSampler,
-        prefix: Tokens | None = None,
-        given: Given | None = None,
-    ) -> Tokens:
-        """Draws tokens for every example; those of the ``prefix`` are kept as they are.
-
-        Args:
-          layout: of what is drawn, at most that of training.
-          conditioning: one entry per example.
-          keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
-          sampler: how to decode.
-          prefix: tokens of the first latent frames (Phenaki section 2.3: extension, image animation).
-          given: pixels to complete (MAGVIT section 3.3): their codes are shown until the place is drawn, too.
-        """
-        grid, batch = layout.only.grid, keys.shape[0]
-        dtype = jnp.int32 if self.head.discrete else jnp.float32
-        unknown = jnp.ones((batch, grid.tokens), bool)
-        start = self.corrupt(jnp.zeros((*unknown.shape, self.head.levels), dtype), unknown, given)
-        if prefix is not None:
-            known = prefix.layout.tokens
-            start = start.at[:, :known].set(self.values(prefix.only.values))
-            unknown = unknown.at[:, :known].set(False)
-        guided = sampler.guidance_scale != 0 and self.context is not None
-        twice = functools.partial(jax.tree.map, lambda x: jnp.concatenate([x, x]))
-        both = conditioning.with_null() if guided else None
-
-        def draw(values: Array, unknown: Array, keys: jax.Array, temperature: Array) -> tuple[Array, Array | None]:
-            null = None
-            if guided:
-                shown = twice((values, unknown, given))
-                features = self.features(shown[0], both, corrupted=shown[1], given=shown[2])
-            else:
-                features = self.features(values, conditioning, corrupted=unknown, given=given)
-            features = features.reshape(len(features), grid.tokens, -1)
-            if guided:
-                features, null = jnp.split(features, 2)
-            return self.head.draw(features, null, keys, sampler.of_head(temperature))
-
-        def score(values: Array) -> Float[Array, "batch tokens"]:
-            return self.critic(values, conditioning)
-
-        values = decode(draw, start, unknown, keys, sampler, None if self.critic is None else score)
-        return self.tokens(values, layout)

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from videogen.conditioning import Given
 from videogen.generators.sampling import Sampler, Schedule
+from videogen.generators.stepping import Stepper
 from videogen.heads import HeadSampler
 from videogen.ranges import Count, Finite, Natural, Positive, Weight
 from videogen.schedules import decay
+from videogen.tokens import Tokens
 
 Values = Shaped[Array, "batch tokens levels"]
 """Codes or normalised latents of every place."""
@@ -108,3 +111,52 @@ def decode(
         return jnp.where(again[..., None], start, values), again
 
     return jax.lax.fori_loop(0, sampler.steps, step, (start, unknown))[0]
+
+
+class MaskedWindow(Stepper):
+    """The one step of a ``MaskedTransformer``: all of a window, from a latent frame on, of each example its own.
+
+    Its memory are the known values, and what is shown of given pixels (MAGVIT section 3.3): their codes stand at the
+    places they touch until these are drawn.
+    """
+
+    @property
+    def frames(self) -> int:
+        return self.layout.only.grid.time - self.known
+
+    def begin(self, prefix: Tokens | None, given: Given | None = None) -> tuple[Values, Given | None]:
+        dtype = jnp.int32 if self.model.head.discrete else jnp.float32
+        values = jnp.zeros((self.keys.shape[0], self.layout.tokens, self.model.head.levels), dtype)
+        if prefix is not None:
+            values = values.at[:, : prefix.layout.tokens].set(self.model.values(prefix.only.values))
+        return values, given
+
+    def advance(
+        self, memory: tuple[Values, Given | None], at: Int[Array, "*batch"]
+    ) -> tuple[tuple[Values, Given | None], Tokens]:
+        model, grid, (values, given) = self.model, self.layout.only.grid, memory
+        frame = jnp.arange(grid.tokens) // grid.tokens_per_frame
+        unknown = jnp.broadcast_to(frame >= at[..., None], values.shape[:2])
+        blank = model.corrupt(jnp.zeros_like(values), jnp.ones_like(unknown), given)
+        score = None if model.critic is None else lambda values: model.critic(values, self.conditioning)
+        start = jnp.where(unknown[..., None], blank, values)
+        values = decode(self._drawing(given), start, unknown, self.keys, self.sampler, score)
+        return (values, given), model.tokens(values, self.layout)
+
+    def _drawing(self, given: Given | None) -> Callable[..., tuple[Values, Array | None]]:
+        """``decode``'s ``draw`` by the network, guided as the sampler says."""
+        model, sampler = self.model, self.sampler
+        guided = sampler.guidance_scale != 0 and model.context is not None
+        conditioning = self.conditioning.with_null() if guided else self.conditioning
+
+        def draw(values: Array, unknown: Array, keys: jax.Array, temperature: Array) -> tuple[Array, Array | None]:
+            shown, null = (values, unknown, given), None
+            if guided:
+                shown = jax.tree.map(lambda x: jnp.concatenate([x, x]), shown)
+            features = model.features(shown[0], conditioning, corrupted=shown[1], given=shown[2])
+            features = features.reshape(len(features), values.shape[1], -1)
+            if guided:
+                features, null = jnp.split(features, 2)
+            return model.head.draw(features, null, keys, sampler.of_head(temperature))
+
+        return draw

@@ -21,6 +21,7 @@ from videogen.generators.block_decoding import Decoding
 from videogen.generators.latent_statistics import LatentStatistics
 from videogen.generators.sampling import BlockSampler
 from videogen.generators.sequences import absent, block_order, delay, inverse, tokens_of, undelay
+from videogen.generators.stepping import Generator
 from videogen.nn import (
     BlockCausal,
     LearnedPositions,
@@ -39,7 +40,7 @@ STARTS = ("tokens", "block", "given")
 """How the first block comes about: token by token (NBP section 3.3), at once from learned vectors, or it is given."""
 
 
-class NextBlockTransformer(nnx.Module):
+class NextBlockTransformer(Generator):
     """Autoregressive transformer over blocks of codes, or of normalised latents.
 
     Args:
@@ -117,6 +118,7 @@ class NextBlockTransformer(nnx.Module):
         self.norm = section.last_norm(rngs=rngs)
 
     sampler = BlockSampler
+    steppers = MappingProxyType({"window": Decoding})
     completes = False
     denoises = label_as_vector = False
 
@@ -160,7 +162,7 @@ class NextBlockTransformer(nnx.Module):
 
     # Sequences -------------------------------------------------------------------------------------------------------
 
-    def _sequence(
+    def sequence(
         self, values: Shaped[Array, "batch *sides levels"], grid: TokenGrid
     ) -> Shaped[Array, "batch places levels"]:
         """Codes, or normalised latents, as the sequence that is generated."""
@@ -168,8 +170,8 @@ class NextBlockTransformer(nnx.Module):
         flat = flat if self.statistics is None else self.statistics.normalise(flat)
         return delay(flat, self.block_tokens) if self.delay else flat
 
-    def _tokens(self, values: Shaped[Array, "batch places levels"], layout: Layout) -> Tokens:
-        """The inverse of ``_sequence``."""
+    def tokens(self, values: Shaped[Array, "batch places levels"], layout: Layout) -> Tokens:
+        """The inverse of ``sequence``, of whole frames of blocks from any place on."""
         values = undelay(values, self.block_tokens) if self.delay else values
         values = values[:, inverse(self.order(layout.only.grid))]
         return Tokens.single(values if self.statistics is None else self.statistics.restore(values), layout)
@@ -254,7 +256,7 @@ class NextBlockTransformer(nnx.Module):
         if segment.exists is not None:
             raise UserError("next-block prediction takes clips of full length")
         self.check_grid(grid := segment.layout.grid)
-        values, micro = self._sequence(segment.values, grid), micro or MicroBatch()
+        values, micro = self.sequence(segment.values, grid), micro or MicroBatch()
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         shown = values
@@ -277,40 +279,3 @@ class NextBlockTransformer(nnx.Module):
             return jnp.broadcast_to(place >= self.given, targets.shape[:2])
         own = place[:, None] - np.array([self.shift(level) for level in range(self.head.levels)])
         return jnp.broadcast_to((own >= self.given) & ~hidden[-len(place) :], targets.shape)
-
-    # Sampling --------------------------------------------------------------------------------------------------------
-
-    def sample(
-        self,
-        layout: Layout,
-        conditioning: Conditioning,
-        keys: jax.Array,
-        sampler: BlockSampler,
-        prefix: Tokens | None = None,
-    ) -> Tokens:
-        """Draws tokens for every example, block after block, keys and values cached.
-
-        Args:
-          layout: of what is drawn, at most that of training.
-          conditioning: one entry per example.
-          keys: ``[batch]`` random keys, one per example: a draw does not depend on its neighbours in the batch.
-          sampler: how to draw.
-          prefix: tokens of the first latent frames, kept as they are.
-
-        Raises:
-          UserError: the prefix is no whole number of blocks, or there is none where frames are always given.
-        """
-        grid, batch = layout.only.grid, keys.shape[0]
-        frames = 0 if prefix is None else prefix.layout.only.grid.time
-        if frames not in self.prefixes(grid.time):
-            raise UserError(
-                f"a prefix must hold whole blocks of {self.block_tokens} codes and {self.block[0]} latent frames, from "
-                f"{self.given_frames} to fewer than {grid.time} of these, got {frames}"
-            )
-        known = frames * grid.tokens_per_frame
-        dtype = jnp.int32 if self.head.discrete else jnp.float32
-        values = jnp.zeros((batch, grid.tokens, self.head.levels), dtype)
-        if prefix is not None:
-            values = values.at[:, :known].set(prefix.only.values.reshape(batch, known, -1))
-        values = Decoding(self, grid, conditioning, keys, sampler, known).run(self._sequence(values, grid))
-        return self._tokens(values, layout)

@@ -11,7 +11,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen import diffusion
-from videogen.errors import UserError, near_matches
 from videogen.heads.base import Features, FloatHead, Mask, Sums
 from videogen.heads.sampling import HeadSampler, guide
 from videogen.nn import (
@@ -134,16 +133,13 @@ class Diffusion(FloatHead):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if prediction not in diffusion.PREDICTIONS:
-            raise UserError(f"unknown prediction {prediction!r}{near_matches(prediction, diffusion.PREDICTIONS)}")
         super().__init__(channels, width, hidden=hidden, dtype=dtype, rngs=rngs)
-        self.process = diffusion.build(
-            "process", {"data_deviation": 1.0, **(process or {"name": "variance_preserving"})}
-        )
+        process = {"data_deviation": 1.0, **(process or {"name": "variance_preserving"})}
+        self.process = diffusion.build("process", process, prediction=prediction)
         self.law = diffusion.build("law", law or {"name": "uniform"})
         self.solver = diffusion.build("solver", solver or {"name": "ddim", "eta": 1.0})
-        self.prediction, self.draws, self.steps = prediction, draws, steps
-        diffusion.check_times(self._times(steps), self.process, prediction)
+        self.draws, self.steps = draws, steps
+        diffusion.check_times(self._times(steps), self.process)
         self.denoiser = TokenDenoiser(channels, width, hidden_width, layers, remat=remat, dtype=dtype, rngs=rngs)
 
     def loss(
@@ -162,12 +158,11 @@ class Diffusion(FloatHead):
         keys = example_keys(key, batch)
         uniform = draw(jax.random.uniform, named_key(keys, "time"), shape)
         t = self.law(jnp.clip(uniform, 1e-6, 1 - 1e-6), self.process)
-        noise = draw(jax.random.normal, named_key(keys, "noise"), (*shape, self.channels))
-        clean = jnp.broadcast_to(targets.astype(jnp.float32)[:, None], noise.shape)
-        noisy = self.process.add_noise(clean, noise, t)
-        inputs = self.process.network_input(noisy, t, self.prediction)
+        clean = jnp.broadcast_to(targets.astype(jnp.float32)[:, None], (*shape, self.channels))
+        noisy = self.process.corrupt(clean, t, named_key(keys, "noise"))
+        inputs = self.process.network_input(noisy.values, t)
         value = self.denoiser(inputs, t, self.denoiser.condition(features)[:, None])
-        error = (value - self.process.target(self.prediction, clean, noise, t)) ** 2
+        error = self.process.loss(value, clean, noisy, t)
         total = jnp.where(mask, error.sum(axis=-1).mean(axis=1), 0.0).sum()
         return total, mask.sum() * float(self.channels), {}
 
@@ -181,7 +176,7 @@ class Diffusion(FloatHead):
         grid = jnp.broadcast_to(jnp.asarray(times)[:, None], (len(times), shape[0]))
 
         def denoise(noisy: Float[Array, "batch *places channels"], t: Float[Array, "batch"]) -> Array:
-            inputs = self.process.network_input(noisy, t, self.prediction)
+            inputs = self.process.network_input(noisy, t)
             if not guided:
                 return self.denoiser(inputs, t, condition)
             value = self.denoiser(jnp.concatenate([inputs, inputs]), jnp.concatenate([t, t]), condition)
@@ -198,7 +193,6 @@ class Diffusion(FloatHead):
             grid,
             start,
             lambda step: sampler.temperature * noise(step + 1),
-            prediction=self.prediction,
         )
         return drawn, None
 

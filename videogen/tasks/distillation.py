@@ -121,12 +121,11 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
         latents = jax.lax.stop_gradient(self.tokens(modules, part)).only.values
         model = modules["generator"].generator
         grid, start = self._begin(model, latents, named_key(key, "begin"), train, micro)
-        common = dict(prediction=model.prediction)
 
         def denoiser(modules: Modules, sampler: generators.FlowSampler) -> Any:
             return modules["generator"].generator.denoiser(self.conditioning(modules, part), sampler)
 
-        states = diffusion.rollout(denoiser(constant, self.sampler), model.process, grid, start, **common)
+        states = diffusion.rollout(denoiser(constant, self.sampler), model.process, grid, start)
         return diffusion.distillation_loss(
             denoiser(modules, self.sampler),
             denoiser(taught, self.teacher_sampler),
@@ -137,7 +136,6 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
             named_key(key, "loss"),
             substeps=self.substeps,
             micro=micro,
-            **common,
         )
 
     def _begin(
@@ -189,8 +187,7 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
         # Decoding starts from noise of one key; learning from any leaves nothing to the numbers of that one.
         keys = micro.keys(named_key(key, "noise"), len(latents))
         start, denoise = without_gradient(student).begin(latents, keys)
-        common = dict(prediction="x0")
-        states = diffusion.rollout(denoise, teacher.process, grid, start, **common)
+        states = diffusion.rollout(denoise, teacher.process, grid, start)
         return diffusion.distillation_loss(
             student.begin(latents, keys)[1],
             teacher.begin(latents, keys)[1],
@@ -201,7 +198,6 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
             named_key(key, "loss"),
             substeps=self.substeps,
             micro=micro,
-            **common,
         )
 
 

@@ -209,7 +209,7 @@ class VideoGenerator:
 
     @functools.cached_property
     def _queue(self) -> QueuedFrames:
-        return QueuedFrames(self.task, self._graphs, self.grid, self.sampler)
+        return QueuedFrames(self.task, self._graphs, self.sampler)
 
     def complete(
         self,

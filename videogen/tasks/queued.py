@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, UInt8
 
 from videogen import generators
-from videogen.shapes import TokenGrid
 from videogen.tasks.base import to_pixels
 from videogen.tokenizers import Tokenizer
 from videogen.tokenizers.long import keep, lengths, overlap_of
@@ -23,14 +22,12 @@ class QueuedFrames:
     Args:
       task: the ``LatentGeneratorTask`` of the modules.
       graphs: their graphs by name.
-      grid: of the latents of a window.
       sampler: how to draw.
     """
 
-    def __init__(self, task: Any, graphs: Mapping[str, nnx.GraphDef], grid: TokenGrid, sampler: Any):
-        self.task, self.graphs, self.grid, self.sampler = task, graphs, grid, sampler
-        self._begin = jax.jit(lambda *arguments: self._queue(*arguments).begin())
-        self._advance = jax.jit(lambda carry, *arguments: self._queue(*arguments).advance(carry))
+    def __init__(self, task: Any, graphs: Mapping[str, nnx.GraphDef], sampler: Any):
+        self.task, self.graphs, self.sampler = task, graphs, sampler
+        self._begin, self._advance = jax.jit(self._first), jax.jit(self._next)
         self._decode = jax.jit(lambda states, *chunk: self._decode_chunk(self._modules(states)["tokenizer"], *chunk))
 
     def _modules(self, states: Mapping[str, Any]) -> dict[str, nnx.Module]:
@@ -41,22 +38,26 @@ class QueuedFrames:
         tokens = Tokens.single(values, tokenizer.layout_of(values.shape[1:-1]))
         return tokenizer.decode_chunk(cache, tokenizer.lookup(tokens))
 
-    def _queue(self, states: Any, story: Any, keys: Array) -> generators.FrameQueue:
+    def _first(self, states: Any, story: Any, keys: Array) -> generators.State:
         modules = self._modules(states)
         conditioning = self.task.conditioning(modules, story)
-        return generators.FrameQueue(modules["generator"].generator, self.grid, conditioning, keys, self.sampler)
+        return modules["generator"].generator.begin(self.task.layout, conditioning, keys, self.sampler)
+
+    def _next(self, states: Any, state: generators.State, at: Array) -> tuple[generators.State, Array]:
+        state, frame = self._modules(states)["generator"].generator.advance(state, None, at)
+        return state, frame.only.values[:, 0]
 
     def draw(
         self, states: Mapping[str, Any], story: Mapping[str, Array], keys: Array, latent_frames: int
     ) -> UInt8[np.ndarray, "batch time height width 3"]:
         """Videos of so many latent frames; ``story`` holds for all of them."""
-        arguments, cache, pixels = (states, dict(story), keys), None, []
-        carry = self._begin(*arguments)
-        overlap, done = overlap_of(self.task.tokenizer, "decode", self.grid.time), 0
-        for size in lengths(latent_frames, self.grid.time, overlap):
+        cache, pixels, time = None, [], self.task.grid.time
+        state = self._begin(states, dict(story), keys)
+        overlap, done = overlap_of(self.task.tokenizer, "decode", time), 0
+        for size in lengths(latent_frames, time, overlap):
             window = []
-            for _ in range(min(size, latent_frames - done)):
-                carry, frame = self._advance(carry, *arguments)
+            for at in range(done, min(done + size, latent_frames)):
+                state, frame = self._advance(states, state, at)
                 window.append(frame)
             done += len(window)
             # Filled up, so that all windows but the first are decoded by one program.
