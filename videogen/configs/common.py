@@ -118,7 +118,8 @@ def optimizer(name: str = "adamw", **values) -> ConfigDict:
         "weight_decay": 1e-4,
         "clip": 1.0,
         "adam_share": 1.0,
-        # Parameters that stay as they are, by their path from the group's module: ("encoder", "quantizer").
+        # Parameters that stay as they are, by their path from the group's module: ("encoder", "quantizer"). Low-rank
+        # updates (LoRA) below such a path are trained.
         "freeze": (),
     }
     return ConfigDict({"name": name, **defaults, **values})

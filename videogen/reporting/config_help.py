@@ -70,7 +70,7 @@ MEANINGS = {
     "optimizer.*.weight_decay": "decoupled weight decay",
     "optimizer.*.clip": "largest norm of the gradient; 0 clips nothing",
     "optimizer.*.adam_share": "learning rate of what muon leaves to Adam, as a share of its own",
-    "optimizer.*.freeze": "parameters that stay as they are, by their path from the group's module",
+    "optimizer.*.freeze": "parameters that stay as they are, by path from the group's module; LoRA below is trained",
     "model.critic.layers": "layers of a critic that decides which codes decoding keeps; 0 leaves it out",
     "model.critic.weight": "weight of the critic's loss",
     "sampler.final_temperature": "temperature of the last step",
