@@ -58,6 +58,8 @@ def structure_of(task: Task, config: Any) -> tuple[Structure, dict[str, nnx.Modu
     graphs = {name: nnx.graphdef(module) for name, module in abstract.items()}
     freeze, built = {}, {}
     for name in task.losses:
+        if name not in config.optimizer:
+            raise UserError(f"config.optimizer.{name} is missing: {name!r} is a group of parameters that is trained")
         settings = config.optimizer[name]
         freeze[name] = _frozen_paths(name, settings.get("freeze", ()), abstract[name])
         built[name] = build_optimizer({**settings, "freeze": freeze[name]}, config.steps)
