@@ -16,11 +16,12 @@ def base(dtype: str) -> ConfigDict:
     # A loop without progress for so long is stopped, with its stacks in the log. Compiling is part of it.
     config.stall_seconds = 1800.0
     config.accumulate = 1
-    # A run directory or export whose weights a new run begins with, where names and shapes agree; empty: fresh ones.
-    # "last" (causal) or "central" also inflates 2-D kernels to 3-D ones, into that slice of time.
     # Frozen networks by name: {"checkpoint": run or export, "model": config, "hash": of the weights}; see ``frozen``.
     config.parts = {}
-    config.start_from = {"run": "", "inflate": ""}
+    # A run directory or export whose weights a new run begins with, where names and shapes agree; empty: fresh ones.
+    # "last" (causal) or "central" also inflates 2-D kernels to 3-D ones, into that slice of time.
+    # Parts of their own origin: ((path in the new run, "RUN" or "RUN:path in it"), …).
+    config.start_from = {"run": "", "inflate": "", "paths": config_dict.placeholder(tuple)}
     config.ema = {"decay": 0.0}
     config.parallel = {
         "mesh": {"replica": 1, "data": -1, "fsdp": 1, "tensor": 1, "context": 1},
