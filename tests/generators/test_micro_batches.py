@@ -41,6 +41,12 @@ CASES = {
         ),
         lambda i: codes_of(CODES[i], GRID, 6),
     ),
+    "next token, sequences that end": (
+        lambda: NextBlockTransformer(
+            (6,), GRID.shape, TRANSFORMER, head={**SMOOTHED, "special": ("end",)}, **RANDOM, rngs=nnx.Rngs(0)
+        ),
+        lambda i: codes_of(CODES[i], GRID, 6, exists=SHORT[i].reshape(-1, *GRID.shape)),
+    ),
     "flow, given frames": (
         lambda: FlowTransformer(3, GRID.shape, TRANSFORMER, prefix_share=0.7, **RANDOM, rngs=nnx.Rngs(0)),
         lambda i: latents_of(LATENTS[i]),

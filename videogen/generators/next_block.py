@@ -33,7 +33,7 @@ from videogen.nn import (
 )
 from videogen.ranges import Natural, Share, Triple
 from videogen.shapes import TokenGrid
-from videogen.tokens import Layout, Tokens
+from videogen.tokens import Layout, Segment, Tokens
 
 STARTS = ("tokens", "block", "given")
 """How the first block comes about: token by token (NBP section 3.3), at once from learned vectors, or it is given."""
@@ -108,6 +108,9 @@ class NextBlockTransformer(nnx.Module):
         self.head = heads.build(head, vocabulary=vocabulary, channels=channels, width=width, hidden=delay, **common)
         if delay and not self.head.independent_levels:
             raise UserError("delay needs a head whose levels are independent: categorical or bernoulli")
+        self.ends = self.head.end is not None
+        if self.ends and self.block_tokens > 1:
+            raise UserError("a sequence ends behind any of its tokens: head.special=('end',) needs block=(1, 1, 1)")
         self.statistics = None if self.head.discrete else LatentStatistics(channels)
         self.positions = LearnedPositions(self.grid.tokens + self.delayed, width, rngs=rngs)
         starts = () if start == "given" else (self.block_tokens, width)
@@ -169,10 +172,24 @@ class NextBlockTransformer(nnx.Module):
         return delay(flat, self.block_tokens) if self.delay else flat
 
     def _tokens(self, values: Shaped[Array, "batch places levels"], layout: Layout) -> Tokens:
-        """The inverse of ``_sequence``."""
+        """The inverse of ``_sequence``; what stands from the end on does not exist."""
+        masks, order = {}, inverse(self.order(layout.only.grid))
+        if self.ends:
+            exists = jnp.cumsum(values[..., 0] == self.head.end, axis=1) == 0
+            values = jnp.where(exists[..., None], values, 0)
+            masks["exists"] = exists[:, order].reshape(-1, *layout.only.shape)
         values = undelay(values, self.block_tokens) if self.delay else values
-        values = values[:, inverse(self.order(layout.only.grid))]
-        return Tokens.single(values if self.statistics is None else self.statistics.restore(values), layout)
+        values = values[:, order]
+        return Tokens.single(values if self.statistics is None else self.statistics.restore(values), layout, **masks)
+
+    def _ended(
+        self, values: Int[Array, "batch places levels"], segment: Segment
+    ) -> tuple[Int[Array, "batch places levels"], Bool[Array, "batch places"]]:
+        """The sequence with its end where the first token is missing, and the places up to the end."""
+        exists = segment.seen.reshape(len(values), -1)[:, self.order(segment.layout.grid)]
+        first, place = jnp.cumprod(exists, axis=1).sum(axis=1, keepdims=True), np.arange(values.shape[1])
+        ids = jnp.where(place < first, values[..., 0], jnp.where(place == first, self.head.end, 0))
+        return ids[..., None].astype(values.dtype), place <= first
 
     def absent(self, grid: TokenGrid) -> Bool[np.ndarray, "places levels"] | None:
         """Which levels of the places of a sequence have no value; ``None`` where all have one."""
@@ -248,13 +265,16 @@ class NextBlockTransformer(nnx.Module):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss of the head over places and levels, and metrics: ``loss`` and those of the head (``accuracy``).
 
-        Given frames and places without a value have no loss.
+        Given frames and places without a value have no loss. With an end, tokens that are missing (``Segment.seen``)
+        end the sequence: the end is learned in the place of the first of them, and nothing behind it.
         """
-        segment = tokens.only
-        if segment.exists is not None:
-            raise UserError("next-block prediction takes clips of full length")
+        segment, learned = tokens.only, None
+        if segment.exists is not None and not self.ends:
+            raise UserError("next-block prediction takes clips of full length, or a head with special=('end',)")
         self.check_grid(grid := segment.layout.grid)
         values, micro = self._sequence(segment.values, grid), micro or MicroBatch()
+        if self.ends and segment.seen is not None:
+            values, learned = self._ended(values, segment)
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         shown = values
@@ -266,9 +286,16 @@ class NextBlockTransformer(nnx.Module):
         features = self.features(shown, conditioning, grid, key=dropout_keys)
         targets = self._targets(values)
         counted, head_keys = self._counted(grid, targets), micro.keys(named_key(key, "head"), len(values))
+        if learned is not None:
+            counted &= learned[:, -counted.shape[1] :]
         total, count, measured = self.head.loss(features, targets, counted, head_keys, train=train)
-        metrics = {name: value / number for name, (value, number) in measured.items()}
-        return total / count, {"loss": total / count, **metrics}
+        sums = {"loss": total, **{name: value for name, (value, _) in measured.items()}}
+        counts = {"loss": count, **{name: number for name, (_, number) in measured.items()}}
+        if learned is not None:
+            # Sums over the micro-batch over mean counts of the whole batch: their mean is the whole batch's quotient.
+            counts = {name: jnp.maximum(number, 1 / micro.count) for name, number in micro.mean(counts).items()}
+        metrics = {name: value / counts[name] for name, value in sums.items()}
+        return metrics["loss"], metrics
 
     def _counted(self, grid: TokenGrid, targets: Shaped[Array, "batch predicted levels"]) -> Bool[Array, "batch ..."]:
         """The predicted places, or where levels are delayed the levels of them, that have a loss."""
@@ -290,6 +317,8 @@ class NextBlockTransformer(nnx.Module):
     ) -> Tokens:
         """Draws tokens for every example, block after block, keys and values cached.
 
+        With a head that knows an end, tokens from the end of an example on do not exist (``Segment.exists``) and are 0.
+
         Args:
           layout: of what is drawn, at most that of training.
           conditioning: one entry per example.
@@ -298,10 +327,13 @@ class NextBlockTransformer(nnx.Module):
           prefix: tokens of the first latent frames, kept as they are.
 
         Raises:
-          UserError: the prefix is no whole number of blocks, or there is none where frames are always given.
+          UserError: the prefix is no whole number of blocks or has ended, or there is none where frames are always
+            given.
         """
         grid, batch = layout.only.grid, keys.shape[0]
         frames = 0 if prefix is None else prefix.layout.only.grid.time
+        if prefix is not None and prefix.only.exists is not None:
+            raise UserError("a prefix in which tokens are missing has ended already: it cannot be gone on with")
         if frames not in self.prefixes(grid.time):
             raise UserError(
                 f"a prefix must hold whole blocks of {self.block_tokens} codes and {self.block[0]} latent frames, from "
