@@ -86,6 +86,7 @@ def assert_whole_equals_parts(loss, nonlinear: bool) -> None:
         pytest.param("masked", marks=pytest.mark.slow),  # the next case has all that this one has
         "masked, short clips and a critic",
         "next block",
+        pytest.param("next token, sequences that end", marks=pytest.mark.slow),
         "flow, given frames",
         pytest.param("flow, times of frames", marks=pytest.mark.slow),
     ],
