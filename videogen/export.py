@@ -17,9 +17,8 @@ def main() -> None:
     """Runs the command."""
     from videogen.training.loading import export_safetensors, load
 
-    loaded = load(CHECKPOINT.value)
-    export_safetensors(loaded, OUT.value)
-    logging.info("wrote step %d, weights %s, to %s", loaded.step, loaded.hash[:12], OUT.value)
+    exported = export_safetensors(load(CHECKPOINT.value), OUT.value)
+    logging.info("wrote step %d, weights %s, to %s", exported.step, exported.hash[:12], OUT.value)
 
 
 if __name__ == "__main__":

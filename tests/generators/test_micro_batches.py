@@ -41,6 +41,12 @@ CASES = {
         ),
         lambda i: codes_of(CODES[i], GRID, 6),
     ),
+    "next token, sequences that end": (
+        lambda: NextBlockTransformer(
+            (6,), GRID.shape, TRANSFORMER, head={**SMOOTHED, "special": ("end",)}, **RANDOM, rngs=nnx.Rngs(0)
+        ),
+        lambda i: codes_of(CODES[i], GRID, 6, exists=SHORT[i].reshape(-1, *GRID.shape)),
+    ),
     "flow, given frames": (
         lambda: FlowTransformer(3, GRID.shape, TRANSFORMER, prefix_share=0.7, **RANDOM, rngs=nnx.Rngs(0)),
         lambda i: latents_of(LATENTS[i]),
@@ -80,6 +86,7 @@ def assert_whole_equals_parts(loss, nonlinear: bool) -> None:
         pytest.param("masked", marks=pytest.mark.slow),  # the next case has all that this one has
         "masked, short clips and a critic",
         "next block",
+        pytest.param("next token, sequences that end", marks=pytest.mark.slow),
         "flow, given frames",
         pytest.param("flow, times of frames", marks=pytest.mark.slow),
     ],

@@ -167,7 +167,7 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
     if prefix is not None:
         np.testing.assert_array_equal(drawn.only.values[:, :1], prefix.only.values)
     ids = model.sequence(drawn.only.values, GRID)
-    targets = split(model._targets(ids), model.head.bases)
+    targets = split(model.targets(ids), model.head.bases)
     both = [model.head.logits(model.features(ids, c, GRID), targets) for c in (text(2), text(2).null())]
     first = ids.shape[1] - targets.shape[1]
     starts = [*range(first, ids.shape[1], model.block_tokens)]

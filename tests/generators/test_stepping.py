@@ -189,7 +189,7 @@ def test_another_conditioning_is_that_of_the_next_blocks():
     def memories():
         steppers = [model.stepper(layout(name), told, KEYS, kind.sampler) for told in (TOLD, other)]
         opened = [stepper.open(stepper.begin(None)) for stepper in steppers]
-        return *opened, steppers[1].told(opened[0])
+        return *opened, steppers[1].reconditioned(opened[0])
 
     (values, before), (_, begun), (kept, told) = memories()
     np.testing.assert_array_equal(kept, values)

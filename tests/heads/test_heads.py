@@ -18,7 +18,7 @@ WIDTH, BATCH, PLACES = 16, 3, (2, 2)
 KINDS = {
     "categorical": ({"name": "categorical"}, (6, 4)),
     "categorical, factors": ({"name": "categorical", "factors": 2, "join": "concatenation", "bias": True}, (16,)),
-    "categorical, special": ({"name": "categorical", "special": 2}, (6,)),
+    "categorical, special": ({"name": "categorical", "special": ("end",)}, (6,)),
     "depth": ({"name": "depth", "layers": 1, "heads": 2}, (6, 4)),
     "depth, factors": ({"name": "depth", "layers": 1, "heads": 2, "factors": 2}, (16,)),
     "bernoulli": ({"name": "bernoulli"}, (2, 2, 2)),
@@ -71,7 +71,7 @@ def zeroed(name: str) -> heads.Head:
     [
         ("categorical", (math.log(6) + math.log(4)) / 2),
         ("categorical, factors", math.log(4)),
-        ("categorical, special", math.log(8)),
+        ("categorical, special", math.log(7)),
         ("depth", (math.log(6) + math.log(4)) / 2),
         ("bernoulli, ids", math.log(2)),
     ],
@@ -193,7 +193,7 @@ def test_gradients_reach_every_parameter(name):
         head = nnx.merge(graph, state)
         targets = values(head)
         if "special" in name:
-            targets = targets.at[1].set(7)
+            targets = targets.at[1].set(head.end)
         x = head.embed(targets, hidden)
         return head.loss(features() + x, targets, jnp.ones((BATCH, *PLACES), bool), jax.random.key(0))[0]
 
@@ -284,17 +284,22 @@ def test_the_embedding_of_another_network_takes_the_same_values(name):
 
 def test_special_ids_are_embedded_learned_and_drawn():
     head = make("categorical, special")
-    logits = jnp.zeros((WIDTH, 8)).at[:, 7].set(10.0)
+    assert head.end == 6 and make("categorical").end is None
+    logits = jnp.zeros((WIDTH, 7)).at[:, 6].set(10.0)
     graph, state = nnx.split(head)
     head = nnx.merge(graph, state)
     head.logits_of.kernel.set_value(logits)
     drawn, _ = head.draw(jnp.ones((BATCH, *PLACES, WIDTH)), None, keys(), HeadSampler())
-    assert (drawn == 7).all()
+    assert (drawn == head.end).all()
     assert quotient(head, jnp.ones((BATCH, *PLACES, WIDTH)), drawn)[0] < 1e-3
     assert jnp.isfinite(head.embed(drawn)).all() and head.vocabulary == (6,)
     assert jnp.abs(head.embed(drawn) - head.embed(drawn - 1)).max() > 1e-3
     with pytest.raises(UserError, match="special ids need codes of one level"):
-        heads.build({"name": "categorical", "special": 1}, vocabulary=(4, 4), width=4, rngs=nnx.Rngs(0))
+        heads.build({"name": "categorical", "special": ("end",)}, vocabulary=(4, 4), width=4, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="unknown special of head 'categorical', entry 0, 'stop'; known: end"):
+        heads.build({"name": "categorical", "special": ("stop",)}, vocabulary=(4,), width=4, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="'depth' has no setting 'special'"):
+        heads.build({"name": "depth", "special": ("end",)}, vocabulary=(4,), width=4, rngs=nnx.Rngs(0))
 
 
 def test_smoothed_labels_weigh_as_they_are_set_in_training_alone():

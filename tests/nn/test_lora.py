@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from videogen.errors import UserError
-from videogen.nn import Causal, Linear, beside_lora, block_stack, merged
+from videogen.nn import Causal, Linear, beside_lora, block_stack, merged, without_lora
 from videogen.nn import linear as linear_module
 from videogen.training.optimizers import build_optimizer
 
@@ -75,7 +75,7 @@ def test_training_moves_the_updates_alone():
     module = stack()
     graph, state = nnx.split(module)
     params = nnx.to_pure_dict(state)
-    frozen = beside_lora(module)
+    frozen = beside_lora(module, ("layers",))
     assert "layers.attention.query_key_value.kernel" in frozen and "layers.mlp_norm.scale" in frozen
     config = dict(name="adamw", learning_rate=0.1, warmup=0, schedule="constant", final=1.0, horizon=0, b1=0.9)
     config |= dict(b2=0.99, weight_decay=0.1, clip=0.0, adam_share=1.0, freeze=frozen)
@@ -96,6 +96,16 @@ def test_training_moves_the_updates_alone():
         for part in path:
             new = new[part.key]
         assert np.array_equal(new, old) == (name in frozen), name
+
+
+def test_what_is_frozen_by_name_is_frozen_with_or_without_updates():
+    module = stack()
+    update, norm = "layers.attention.query_key_value.lora", "layers.mlp_norm"
+    assert beside_lora(module, (update, norm)) == (update, norm)
+    below = beside_lora(module, ("layers.attention.query_key_value",))
+    assert below == ("layers.attention.query_key_value.kernel",)
+    plain = {"layers": {"lora": LORA, "mlp": {"hidden": 4, "lora": LORA}, "all": 1}, "lora": LORA}
+    assert without_lora(plain) == {"layers": {"mlp": {"hidden": 4}, "all": 1}}
 
 
 def test_mistakes_are_named():

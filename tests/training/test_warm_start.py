@@ -1,5 +1,6 @@
 """A new run takes over what fits from another one, once, and from then on needs nothing but its own directory."""
 
+import functools
 import logging
 import shutil
 import signal
@@ -19,6 +20,7 @@ from videogen.configuration import save_config
 from videogen.errors import UserError
 from videogen.parallel import make_mesh
 from videogen.runs.checkpoints import Checkpoints
+from videogen.training.checks import check_config
 from videogen.training.loading import CONFIG, export_safetensors, load
 from videogen.training.state import new_state, state_shardings, structure_of
 from videogen.training.warm_start import starting_weights, with_weights
@@ -199,6 +201,67 @@ def test_origins_that_cannot_be_used_are_refused_with_the_reason(tmp_path):
         begin(tmp_path / "other", config, tmp_path / "b")
     with pytest.raises(UserError, match="unknown start_from.inflate 'lst'; did you mean 'last'"):
         begin(tmp_path / "other", config, tmp_path / "b", "lst")
+
+
+def begin_with(workdir, config, *paths: tuple[str, str], run: str = ""):
+    """The parameters a run begins with when parts of it have their own origin, and those it would have without."""
+    config.start_from.update({"run": run, "paths": paths})
+    state, task, _, placement = fresh(config, seed=2)
+    return tuple(
+        flat(s["params"]) for s in (with_weights(state, placement, starting_weights(config, workdir, task)), state)
+    )
+
+
+ENCODER, DECODER = "tokenizer.encoder.temporal", "tokenizer.decoder.temporal"
+
+
+def branch(params: dict, path: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(f"{path}."): x for name, x in params.items() if name.startswith(f"{path}.")}
+
+
+def test_a_branch_begins_as_the_copy_of_another_one_and_everything_else_as_without(tmp_path):
+    origin = flat(write_run(tmp_path / "a", transformer())["params"])
+    new, drawn = begin_with(tmp_path / "b", transformer(), (DECODER, f"{tmp_path}/a:{ENCODER}"))
+    copied = branch(new, DECODER)
+    assert copied
+    np.testing.assert_equal(copied, branch(origin, ENCODER))
+    assert changed(new, drawn) == {f"{DECODER}.{name}" for name in copied}
+
+
+def test_branches_come_from_two_runs_and_a_longer_path_counts(tmp_path):
+    first = flat(write_run(tmp_path / "a", transformer())["params"])
+    other = transformer()
+    other.ema.decay = 0.9
+    second = flat(write_run(tmp_path / "c:1", other)["ema"])
+    # One array of the part that comes from the second run comes from the first.
+    (norm,) = (name for name in branch(first, DECODER) if name.endswith("mlp_norm.scale"))
+    paths = (f"{DECODER}.{norm}", f"{tmp_path}/a:{DECODER}.{norm}"), (DECODER, f"{tmp_path}/c:1:{DECODER}")
+    new, _ = begin_with(tmp_path / "b", transformer(), *paths, run=str(tmp_path / "a"))
+    expected = first | {f"{DECODER}.{name}": x for name, x in branch(second, DECODER).items() if name != norm}
+    np.testing.assert_equal(new, {name: expected[name] for name in new})
+
+
+def test_paths_that_name_nothing_or_other_shapes_are_refused(tmp_path):
+    write_run(tmp_path / "a", transformer())
+    run, config, read = f"{tmp_path}/a", transformer(), functools.cache(load)
+    task = tasks.build(config)
+    for pair, message in (
+        (
+            ("tokenizer.encodr", f"{run}:tokenizer.encoder"),
+            "this run has nothing called 'tokenizer.encodr'; did you mean",
+        ),
+        (("tokenizer.encoder", f"{run}:tokenizer.encode"), "a has nothing called 'tokenizer.encode'; did you mean"),
+        ((DECODER, f"{run}:{ENCODER[:-9]}.spatial"), "and tokenizer.encoder.spatial.*is not there"),
+        (("tokenizer.encoder_norm", f"{run}:tokenizer.to_code"), "has the shape"),
+        ((DECODER, f"{tmp_path}/none:{ENCODER}"), "is no run or export directory"),
+    ):
+        config.start_from.paths = (pair,)
+        with pytest.raises(UserError, match=message) as stop:
+            starting_weights(config, tmp_path / "b", task, read)
+        assert "\n" not in str(stop.value)
+    config.start_from.paths = (("a", "b", "c"),)
+    with pytest.raises(UserError, match="config.start_from.paths, entry 0, must have 2 entries"):
+        check_config(config)
 
 
 SHARDED = {"width": 64, "heads": 4, "mlp_width": 256}

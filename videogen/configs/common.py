@@ -16,11 +16,12 @@ def base(dtype: str) -> ConfigDict:
     # A loop without progress for so long is stopped, with its stacks in the log. Compiling is part of it.
     config.stall_seconds = 1800.0
     config.accumulate = 1
-    # A run directory or export whose weights a new run begins with, where names and shapes agree; empty: fresh ones.
-    # "last" (causal) or "central" also inflates 2-D kernels to 3-D ones, into that slice of time.
     # Frozen networks by name: {"checkpoint": run or export, "model": config, "hash": of the weights}; see ``frozen``.
     config.parts = {}
-    config.start_from = {"run": "", "inflate": ""}
+    # A run directory or export whose weights a new run begins with, where names and shapes agree; empty: fresh ones.
+    # "last" (causal) or "central" also inflates 2-D kernels to 3-D ones, into that slice of time.
+    # Parts of their own origin: ((path in the new run, "RUN" or "RUN:path in it"), …).
+    config.start_from = {"run": "", "inflate": "", "paths": config_dict.placeholder(tuple)}
     config.ema = {"decay": 0.0}
     config.parallel = {
         "mesh": {"replica": 1, "data": -1, "fsdp": 1, "tensor": 1, "context": 1},
@@ -118,7 +119,8 @@ def optimizer(name: str = "adamw", **values) -> ConfigDict:
         "weight_decay": 1e-4,
         "clip": 1.0,
         "adam_share": 1.0,
-        # Parameters that stay as they are, by their path from the group's module: ("encoder", "quantizer").
+        # Parameters that stay as they are, by their path from the group's module: ("encoder", "quantizer"). Low-rank
+        # updates (LoRA) below such a path are trained.
         "freeze": (),
     }
     return ConfigDict({"name": name, **defaults, **values})

@@ -26,6 +26,7 @@ from videogen.encoders.transnetv2 import TransNetV2
 from videogen.encoders.vgg import AlexNet, Vgg16
 from videogen.encoders.video_swin import VideoSwin
 from videogen.encoders.videomae import VideoMae
+from videogen.encoders.vit import Seen
 from videogen.encoders.vjepa2 import Vjepa2
 
 ENCODERS: dict[str, type[Published]] = {
@@ -50,6 +51,9 @@ ENCODERS: dict[str, type[Published]] = {
 }
 """Public name -> class."""
 
+SEEN: dict[str, type[Seen]] = {name: kind for name, kind in ENCODERS.items() if issubclass(kind, Seen)}
+"""Those that give a vector for each patch of a clip (``Seen.grid``)."""
+
 
 def build(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Published:
     """The encoder of a section ``{name, directory}``, with the weights of a published folder or file.
@@ -68,6 +72,7 @@ def load(name: str, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) ->
 
 __all__ = [
     "ENCODERS",
+    "SEEN",
     "T5",
     "AlexNet",
     "Bert",
@@ -82,6 +87,7 @@ __all__ = [
     "Preprocessing",
     "Published",
     "ResNet",
+    "Seen",
     "SiglipImage",
     "SiglipText",
     "T5Config",

@@ -35,6 +35,8 @@ class VideoMae(Seen):
     PREFIXES = ("", "videomae.")
     SKIPPED = ("decoder.*", "encoder_to_decoder.*", "mask_token", "*.position_embeddings", "fc_norm.*", "classifier.*")
 
+    moving = True
+
     def __init__(
         self,
         *,

@@ -1,20 +1,24 @@
 """What vision transformers share: patches, position tables at other sizes, and their stack of blocks."""
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from videogen.encoders.loading import Published, linear_names
+from videogen.encoders.loading import Published, lean, linear_names
 from videogen.encoders.preprocessing import Preprocessing
 from videogen.errors import UserError, near_matches
 from videogen.nn import Linear, Transformer, build_transformer, patchify
 from videogen.nn.attention import PROJECTIONS
+from videogen.shapes import Video
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -99,12 +103,70 @@ class Seen(Published):
 
     Attributes:
       preprocessing: what ``preprocessor_config.json`` said, or the network's own.
+      moving: it takes clips; else pictures.
+      patches: the first layer.
     """
 
     preprocessing: Preprocessing
+    moving: ClassVar[bool] = False
+    patches: Patches
+
+    def tokens(self, pixels: Float[Array, "batch ..."]) -> Float[Array, "batch tokens embed"]:
+        """Tokens of preprocessed pictures or clips, the patches last and in raster order."""
+        raise NotImplementedError
 
     def read_beside(self, directory: str | Path) -> None:
         self.preprocessing = Preprocessing.read(directory, self.preprocessing)
+
+    @classmethod
+    def describe(cls, directory: str | Path) -> dict[str, Any]:
+        """All that ``described`` builds the network from, as plain values: what stands in the config of a run."""
+        network = nnx.eval_shape(lambda: cls.structure(directory))
+        return {**cls._arguments(directory), "preprocessing": dataclasses.asdict(network.preprocessing)}
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Self:
+        """The network of a description, with random parameters; trace it to have only shapes."""
+        arguments = _plain(description)
+        preprocessing = Preprocessing(**arguments.pop("preprocessing"))
+        network = lean(cls(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
+        network.preprocessing = preprocessing
+        return network
+
+    @property
+    def grid_width(self) -> int:
+        """Channels of ``grid``."""
+        return self.patches.linear.outputs
+
+    def grid(self, clips: Video, side: int = 0) -> Float[Array, "batch t h w embed"]:
+        """A vector for each patch of clips in [-1, 1]; pictures are encoded frame by frame.
+
+        Whole frames are resized, and nothing is cut off, so that patches lie where the clips show the same.
+
+        Args:
+          clips: pixels.
+          side: of the square that frames are resized to, in pixels; 0: that of the network's preprocessing.
+
+        Raises:
+          UserError: the network takes no such clips, or any size, of which none is named.
+        """
+        own = self.preprocessing
+        side = side or own.crop or (own.size if isinstance(own.size, int) else own.size[0])
+        if side < 1:
+            raise UserError(f"this {type(self).__name__} takes pictures of any size; name the side it is to see")
+        pixels = dataclasses.replace(own, size=(side, side), crop=None)(clips)
+        step, high, wide = self.patches.size
+        sides = (max(clips.shape[1] // step, 1), side // high, side // wide)
+        tokens = self.tokens(pixels if self.moving else pixels.reshape(-1, *pixels.shape[2:]))
+        tokens = tokens[:, -math.prod(sides if self.moving else sides[1:]) :]
+        return tokens.reshape(len(clips), *sides, self.grid_width)
+
+
+def _plain(value: Any) -> Any:
+    """Values from a config as constructors take them, and as they can be compared."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: _plain(value[key]) for key in value}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def cubic_weights(inputs: int, outputs: int, a: float = -0.75) -> Float[np.ndarray, "outputs inputs"]:

@@ -41,6 +41,8 @@ class Vjepa2(Seen):
     PREFIXES = ("encoder.", "vjepa2.encoder.")
     SKIPPED = ("*predictor.*", "pooler.*", "classifier.*")
 
+    moving = True
+
     def __init__(
         self,
         *,

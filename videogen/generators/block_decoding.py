@@ -17,7 +17,8 @@ class Decoding(Stepper):
     """The steps of a ``NextBlockTransformer``: a pass per block (or token, at the start), over cached keys.
 
     A step draws the latent frames of a block. Its memory are the values of the whole sequence, and the caches, of which
-    there are none before the first step. A cache has one length, so all examples are at the same frame.
+    there are none before the first step. A cache has one length, so all examples are at the same frame. With a head
+    that knows an end, tokens from the end of an example on do not exist (``Segment.exists``) and are 0.
     """
 
     def __post_init__(self):
@@ -42,6 +43,8 @@ class Decoding(Stepper):
 
     def begin(self, prefix: Tokens | None) -> tuple[Values, None]:
         model, grid = self.model, self.grid
+        if prefix is not None and prefix.only.exists is not None:
+            raise UserError("a prefix in which tokens are missing has ended already: it cannot be gone on with")
         if self.known not in model.prefixes(grid.time):
             raise UserError(
                 f"a prefix must hold whole blocks of {model.block_tokens} codes and {model.block[0]} latent frames, "
@@ -54,7 +57,7 @@ class Decoding(Stepper):
             values = values.at[:, : self.known_places].set(known)
         return model.sequence(values, grid), None
 
-    def told(self, memory: tuple[Values, tuple | None]) -> tuple[Values, tuple | None]:
+    def reconditioned(self, memory: tuple[Values, tuple | None]) -> tuple[Values, tuple | None]:
         values, caches = memory
         if caches is None or self.context is None:
             return memory
@@ -86,7 +89,11 @@ class Decoding(Stepper):
         first = place // size
         memory = jax.lax.fori_loop(first + begun, first + blocks + late, self._block, memory)
         drawn = jax.lax.dynamic_slice_in_dim(memory[0], place, blocks * size + self.model.delayed, axis=1)
-        return memory, self.model.tokens(drawn, self.layout.with_time(self.frames))
+        exists = None
+        if self.model.ends:
+            exists = jnp.cumsum(memory[0][..., 0] == self.model.head.end, axis=1) == 0
+            exists = jax.lax.dynamic_slice_in_dim(exists, place, blocks * size, axis=1)
+        return memory, self.model.tokens(drawn, self.layout.with_time(self.frames), exists)
 
     def _pass(
         self, x: Float[Array, "batch inputs width"], place: Int[Array, ""] | int, caches: tuple

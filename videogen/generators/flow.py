@@ -147,6 +147,7 @@ class FlowTransformer(Generator):
     given_frames = 0
     completes = False
     denoises = True
+    ends = False
     """It denoises latents: tokens must be continuous, and few steps can be learned from many (distillation)."""
     label_as_vector = True
     """A label is added to the time embedding, and is no key that is attended to."""

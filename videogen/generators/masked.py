@@ -108,6 +108,10 @@ class MaskedTransformer(Generator):
         self.rotary, self.head_width, width = section.rotary, section.head_width, section.width
         values = dict(vocabulary=vocabulary, channels=channels)
         self.head = heads.build(head, **values, width=width, hidden=True, **common)
+        if self.head.end is not None:
+            raise UserError(
+                "a masked generator predicts all places at once, so no sequence ends: leave head.special out"
+            )
         self.statistics = None if self.head.discrete else LatentStatistics(channels)
         self.positions = LearnedPositions(self.grid.tokens, width, rngs=rngs)
         self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
@@ -127,7 +131,7 @@ class MaskedTransformer(Generator):
     given_frames = 0
     completes = True
     """Clips may be completed from given pixels (``conditioning.TASKS``)."""
-    denoises = label_as_vector = False
+    denoises = label_as_vector = ends = False
 
     def check_grid(self, grid: TokenGrid) -> None:
         """Any grid that is no larger than the training grid can be learned."""

@@ -34,7 +34,7 @@ from videogen.nn import (
 )
 from videogen.ranges import Natural, Share, Triple
 from videogen.shapes import TokenGrid
-from videogen.tokens import Layout, Tokens
+from videogen.tokens import Layout, Segment, Tokens
 
 STARTS = ("tokens", "block", "given")
 """How the first block comes about: token by token (NBP section 3.3), at once from learned vectors, or it is given."""
@@ -109,6 +109,9 @@ class NextBlockTransformer(Generator):
         self.head = heads.build(head, vocabulary=vocabulary, channels=channels, width=width, hidden=delay, **common)
         if delay and not self.head.independent_levels:
             raise UserError("delay needs a head whose levels are independent: categorical or bernoulli")
+        self.ends = self.head.end is not None
+        if self.ends and self.block_tokens > 1:
+            raise UserError("a sequence ends behind any of its tokens: head.special=('end',) needs block=(1, 1, 1)")
         self.statistics = None if self.head.discrete else LatentStatistics(channels)
         self.positions = LearnedPositions(self.grid.tokens + self.delayed, width, rngs=rngs)
         starts = () if start == "given" else (self.block_tokens, width)
@@ -170,11 +173,29 @@ class NextBlockTransformer(Generator):
         flat = flat if self.statistics is None else self.statistics.normalise(flat)
         return delay(flat, self.block_tokens) if self.delay else flat
 
-    def tokens(self, values: Shaped[Array, "batch places levels"], layout: Layout) -> Tokens:
-        """The inverse of ``sequence``, of whole frames of blocks from any place on."""
+    def tokens(
+        self,
+        values: Shaped[Array, "batch places levels"],
+        layout: Layout,
+        exists: Bool[Array, "batch tokens"] | None = None,
+    ) -> Tokens:
+        """The inverse of ``sequence``, of whole frames of blocks from any place on; what does not exist is 0."""
+        masks, order = {}, inverse(self.order(layout.only.grid))
+        if exists is not None:
+            values = jnp.where(exists[..., None], values, 0)
+            masks["exists"] = exists[:, order].reshape(-1, *layout.only.shape)
         values = undelay(values, self.block_tokens) if self.delay else values
-        values = values[:, inverse(self.order(layout.only.grid))]
-        return Tokens.single(values if self.statistics is None else self.statistics.restore(values), layout)
+        values = values[:, order]
+        return Tokens.single(values if self.statistics is None else self.statistics.restore(values), layout, **masks)
+
+    def _ended(
+        self, values: Int[Array, "batch places levels"], segment: Segment
+    ) -> tuple[Int[Array, "batch places levels"], Bool[Array, "batch places"]]:
+        """The sequence with its end where the first token is missing, and the places up to the end."""
+        exists = segment.seen.reshape(len(values), -1)[:, self.order(segment.layout.grid)]
+        first, place = jnp.cumprod(exists, axis=1).sum(axis=1, keepdims=True), np.arange(values.shape[1])
+        ids = jnp.where(place < first, values[..., 0], jnp.where(place == first, self.head.end, 0))
+        return ids[..., None].astype(values.dtype), place <= first
 
     def absent(self, grid: TokenGrid) -> Bool[np.ndarray, "places levels"] | None:
         """Which levels of the places of a sequence have no value; ``None`` where all have one."""
@@ -234,7 +255,8 @@ class NextBlockTransformer(Generator):
         )
         return self.norm(x)
 
-    def _targets(self, values: Shaped[Array, "batch places levels"]) -> Shaped[Array, "batch predicted levels"]:
+    def targets(self, values: Shaped[Array, "batch places levels"]) -> Shaped[Array, "batch predicted levels"]:
+        """The values of a sequence that are predicted: all, but for a first block that is given."""
         return values[:, self.block_tokens :] if self.start == "given" else values
 
     # Training --------------------------------------------------------------------------------------------------------
@@ -250,13 +272,16 @@ class NextBlockTransformer(Generator):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss of the head over places and levels, and metrics: ``loss`` and those of the head (``accuracy``).
 
-        Given frames and places without a value have no loss.
+        Given frames and places without a value have no loss. With an end, tokens that are missing (``Segment.seen``)
+        end the sequence: the end is learned in the place of the first of them, and nothing behind it.
         """
-        segment = tokens.only
-        if segment.exists is not None:
-            raise UserError("next-block prediction takes clips of full length")
+        segment, learned = tokens.only, None
+        if segment.exists is not None and not self.ends:
+            raise UserError("next-block prediction takes clips of full length, or a head with special=('end',)")
         self.check_grid(grid := segment.layout.grid)
         values, micro = self.sequence(segment.values, grid), micro or MicroBatch()
+        if self.ends and segment.seen is not None:
+            values, learned = self._ended(values, segment)
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         shown = values
@@ -266,11 +291,18 @@ class NextBlockTransformer(Generator):
             shown = jnp.where(dropped[..., None], random, values)
         dropout_keys = micro.keys(named_key(key, "dropout"), len(values)) if train and self.dropout else None
         features = self.features(shown, conditioning, grid, key=dropout_keys)
-        targets = self._targets(values)
+        targets = self.targets(values)
         counted, head_keys = self._counted(grid, targets), micro.keys(named_key(key, "head"), len(values))
+        if learned is not None:
+            counted &= learned[:, -counted.shape[1] :]
         total, count, measured = self.head.loss(features, targets, counted, head_keys, train=train)
-        metrics = {name: value / number for name, (value, number) in measured.items()}
-        return total / count, {"loss": total / count, **metrics}
+        sums = {"loss": total, **{name: value for name, (value, _) in measured.items()}}
+        counts = {"loss": count, **{name: number for name, (_, number) in measured.items()}}
+        if learned is not None:
+            # Sums over the micro-batch over mean counts of the whole batch: their mean is the whole batch's quotient.
+            counts = {name: jnp.maximum(number, 1 / micro.count) for name, number in micro.mean(counts).items()}
+        metrics = {name: value / counts[name] for name, value in sums.items()}
+        return metrics["loss"], metrics
 
     def _counted(self, grid: TokenGrid, targets: Shaped[Array, "batch predicted levels"]) -> Bool[Array, "batch ..."]:
         """The predicted places, or where levels are delayed the levels of them, that have a loss."""

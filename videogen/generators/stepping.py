@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from videogen.conditioning import Conditioning
 from videogen.generators.sampling import Sampler
@@ -76,7 +76,7 @@ class Stepper:
         """Latent frames of a step."""
         raise NotImplementedError
 
-    def told(self, memory: Any) -> Any:
+    def reconditioned(self, memory: Any) -> Any:
         """The memory of a state that was begun with another conditioning."""
         return memory
 
@@ -131,7 +131,7 @@ class Generator(nnx.Module):
         """
         said = state.conditioning if conditioning is None else conditioning
         stepper = self.stepper(state.layout, said, state.keys, state.sampler, state.known)
-        memory = state.memory if conditioning is None else stepper.told(state.memory)
+        memory = state.memory if conditioning is None else stepper.reconditioned(state.memory)
         memory, tokens = stepper.advance(stepper.open(memory), jnp.asarray(at, jnp.int32))
         return dataclasses.replace(state, memory=memory), tokens
 
@@ -159,20 +159,24 @@ class Generator(nnx.Module):
         """
         known = _frames(prefix)
         stepper = self.stepper(layout, conditioning, keys, sampler, known)
-        memory, places = (
-            stepper.open(stepper.begin(prefix, **shown)),
-            np.arange(known, layout.only.grid.time, stepper.frames),
-        )
+        memory = stepper.open(stepper.begin(prefix, **shown))
+        places = np.arange(known, layout.only.grid.time, stepper.frames)
         if len(places) == 1:
-            _, tokens = stepper.advance(memory, np.int32(known))
-            values = tokens.only.values
+            segment = stepper.advance(memory, np.int32(known))[1].only
         else:
             _, tokens = jax.lax.scan(stepper.advance, memory, jnp.asarray(places, jnp.int32))
-            values = jnp.moveaxis(tokens.only.values, 0, 1)
-            values = values.reshape(len(keys), -1, *values.shape[3:])
+            segment = jax.tree.map(_joined, tokens.only)
+        values, exists = segment.values, segment.exists
         if prefix is not None and values.shape[1] < layout.only.shape[0]:
             values = jnp.concatenate([prefix.only.values, values], axis=1)
-        return Tokens.single(values, layout)
+            if exists is not None:
+                exists = jnp.concatenate([jnp.ones(prefix.only.values.shape[:-1], bool), exists], axis=1)
+        return Tokens.single(values, layout, exists=exists)
+
+
+def _joined(steps: Shaped[Array, "steps batch frames ..."]) -> Shaped[Array, "batch time ..."]:
+    """The latent frames of all steps, one after another."""
+    return jnp.moveaxis(steps, 0, 1).reshape(steps.shape[1], -1, *steps.shape[3:])
 
 
 def _frames(prefix: Tokens | None) -> int:

@@ -16,11 +16,13 @@ from videogen.heads import digits
 from videogen.heads.inputs import FloatEmbedding, IdEmbedding
 from videogen.heads.sampling import HeadSampler
 from videogen.nn import draw
-from videogen.ranges import Natural
 
 Features = Float[Array, "batch *places width"]
 Values = Int[Array, "batch *places levels"] | Float[Array, "batch *places channels"]
 Mask = Bool[Array, "batch *places"] | Bool[Array, "batch *places levels"]
+SPECIAL = ("end",)
+"""Ids beside the codes: ``end`` stands behind the last code of a sequence. Places behind it need no id of their own."""
+
 Sums = tuple[Float[Array, ""], Float[Array, ""]]
 """A sum and a count, whose quotient is a mean."""
 
@@ -39,6 +41,9 @@ class Head(nnx.Module):
 
     levels: int
     """Numbers at a place: levels or channels."""
+
+    end: int | None = None
+    """The id behind the last value of a sequence; ``None`` for heads whose sequences have no end of their own."""
 
     def embed(self, values: Values, hidden: Bool[Array, "batch *places one_or_levels"] | None = None) -> Features:
         """Inputs of a network at places with these values.
@@ -106,7 +111,7 @@ class IdHead(Head):
       vocabulary: ids of each level of the codes.
       bases: sizes of the digits of each level.
       width: of features and inputs.
-      special: ids past the vocabulary (end, padding) that are shown, learned and drawn as all others.
+      special: names, in ``SPECIAL``, of ids past the vocabulary, which are shown, learned and drawn as all others.
       join: how the vectors of digits become one input, a name in ``heads.inputs.JOINS``.
       hidden: ``embed`` is given places whose ids are hidden.
     """
@@ -117,7 +122,7 @@ class IdHead(Head):
         bases: digits.Bases,
         width: int,
         *,
-        special: Natural = 0,
+        special: Sequence[str] = (),
         join: str = "sum",
         hidden: bool = False,
         dtype: jnp.dtype,
@@ -125,9 +130,10 @@ class IdHead(Head):
     ):
         if special and (len(bases) > 1 or len(bases[0]) > 1):
             raise UserError("special ids need codes of one level in a head without factors")
-        self.vocabulary, self.bases, self.special, self.join = tuple(vocabulary), bases, special, join
+        self.vocabulary, self.bases, self.special, self.join = tuple(vocabulary), bases, len(special), join
         self.levels = len(self.vocabulary)
-        self.sizes = tuple(size + special for level in bases for size in level)
+        self.end = self.vocabulary[0] + tuple(special).index("end") if "end" in special else None
+        self.sizes = tuple(size + self.special for level in bases for size in level)
         self.level_of = tuple(level for level, sizes in enumerate(bases) for _ in sizes)
         self.inputs = self.input_embedding(width, hidden=hidden, dtype=dtype, rngs=rngs)
 

@@ -1,6 +1,7 @@
 """A distribution over ids whose levels, and the digits of each level, are independent given the features."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.heads import digits
-from videogen.heads.base import Features, IdHead, Mask, Sums
+from videogen.heads.base import SPECIAL, Features, IdHead, Mask, Sums
 from videogen.heads.sampling import HeadSampler, draw_ids
 from videogen.nn import Linear, draw, truncated_normal
-from videogen.ranges import Count, Natural, Share
+from videogen.ranges import Count, OneOf, Share
 
 
 class LevelLogits(Linear):
@@ -84,7 +85,7 @@ class Categorical(CrossEntropyHead):
       vocabulary: ids of each level.
       width: of features and inputs.
       factors: each level is split into so many digits of equal size: 2^18 codes are 2 × 2^9 (MAGVIT-v2, section 4).
-      special: ids past the vocabulary (end, padding) that are shown, learned and drawn as all others.
+      special: names of ids past the vocabulary: ``("end",)`` lets a generator of single tokens end a sequence.
       label_smoothing: share of the targets that is spread evenly over all ids in training.
       bias: the logits have one.
       join: how the vectors of levels and factors become one input: ``sum`` or ``concatenation``.
@@ -100,7 +101,7 @@ class Categorical(CrossEntropyHead):
         width: int,
         *,
         factors: Count = 1,
-        special: Natural = 0,
+        special: Sequence[Annotated[str, OneOf(*SPECIAL)]] = (),
         label_smoothing: Share = 0.0,
         bias: bool = False,
         join: str = "sum",

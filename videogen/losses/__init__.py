@@ -19,6 +19,7 @@ from videogen.losses.adversarial import (
 )
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.losses.discriminators import StyleDiscriminator, VideoDiscriminator
+from videogen.losses.distillation import OBJECTIVES, Distillation, Projection
 from videogen.losses.entropy import entropy
 from videogen.losses.perceptual import (
     I3dFeatures,
@@ -55,6 +56,7 @@ TERMS: dict[str, type[Term]] = {
     "adversarial": Adversarial,
     "prior": LearnedPrior,
     "quantizer": QuantizerLoss,
+    "distillation": Distillation,
 }
 
 
@@ -82,15 +84,25 @@ def build(config: Mapping[str, Any], setting: Setting) -> dict[str, Term]:
     return terms
 
 
+def complete(config: Mapping[str, Any]) -> None:
+    """Writes into ``config.losses`` what its terms read from other files; those of weight 0 read nothing."""
+    for label in config:
+        section = config[label]
+        if isinstance(section, ConfigDict) and section.get("weight") != 0 and section.get("name") in TERMS:
+            TERMS[section.name].complete(section)
+
+
 __all__ = [
     "ADVERSARIAL",
     "DISCRIMINATORS",
+    "OBJECTIVES",
     "RECONSTRUCTION",
     "TERMS",
     "AbsoluteError",
     "Adversarial",
     "AdversarialLoss",
     "AutoregressivePrior",
+    "Distillation",
     "I3dFeatures",
     "LeCam",
     "LearnedPrior",
@@ -99,6 +111,7 @@ __all__ = [
     "Pass",
     "PerceptualLoss",
     "Prediction",
+    "Projection",
     "QuantizerLoss",
     "Setting",
     "ResNetFeatures",
@@ -115,6 +128,7 @@ __all__ = [
     "codebook_loss",
     "combine",
     "commitment",
+    "complete",
     "entropy",
     "l1",
     "l2",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from videogen.building import check_fields
 from videogen.errors import UserError, near_matches
@@ -16,7 +17,7 @@ from videogen.losses.pixel import l1, l2
 from videogen.nn import MicroBatch
 from videogen.ranges import Natural, Weight
 from videogen.schedules import ramp
-from videogen.shapes import Latents, VideoShape
+from videogen.shapes import Compression, Latents, Video, VideoShape
 
 Scalar = Float[Array, ""]
 Metrics = dict[str, Scalar]
@@ -49,7 +50,7 @@ class Outputs:
       vectors: quantised latents, with the gradient to what made them.
       ids: their codes.
       codebook: the vector of every code; ``None`` where a place is not one code vector.
-      features: what else terms read, by name: hidden states, masks, logits.
+      features: what else terms read, by name: latents, hidden states, masks, logits, what frozen networks give.
       quantizer: the losses of the quantizer, weighted by it.
       measured: what the quantizer's update needs of these examples.
     """
@@ -81,6 +82,8 @@ class Setting:
       tokens: places of such a clip's codes.
       code_width: channels of a code vector.
       steps: of the run.
+      features: channels of the network's features, by name.
+      compression: pixels per latent.
       remat, dtype: of networks that a term brings.
     """
 
@@ -88,6 +91,8 @@ class Setting:
     tokens: int
     code_width: int
     steps: int
+    features: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    compression: Compression = Compression(1, 1, 1)
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
@@ -135,6 +140,14 @@ class Term:
     ) -> tuple[Scalar, Metrics]:
         """The unweighted value, a mean over examples, and metrics of its own beside it."""
         raise NotImplementedError
+
+    @classmethod
+    def complete(cls, section: ConfigDict) -> None:
+        """Writes into its section of a config what is read from other files (``Task.complete``)."""
+
+    def features(self, modules: Modules, video: Video) -> dict[str, Array]:
+        """What its frozen network makes of clips in [-1, 1], for ``Outputs.features``; no gradient leads back."""
+        return {}
 
     def frozen(self, structure_only: bool) -> nnx.Module | None:
         """The network it compares with, which is not trained; without weights where only the structure counts."""

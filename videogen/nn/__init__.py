@@ -30,6 +30,7 @@ from videogen.nn.linear import (
     ones,
     parameter,
     truncated_normal,
+    without_lora,
     zeros,
 )
 from videogen.nn.masking import carry_key_bias
@@ -176,5 +177,6 @@ __all__ = [
     "truncated_normal",
     "unpatchify",
     "whole",
+    "without_lora",
     "zeros",
 ]

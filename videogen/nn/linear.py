@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from videogen import building
 from videogen.nn.micro_batches import named_key
@@ -177,11 +178,28 @@ def merged(module: nnx.Module) -> nnx.Module:
     return module
 
 
-def beside_lora(module: nnx.Module) -> tuple[str, ...]:
-    """The dotted paths of all parameters but those of ``LowRank`` updates: what ``optimizer.GROUP.freeze`` freezes."""
-    updates = {path for path, part in nnx.iter_modules(module) if isinstance(part, LowRank)}
-    paths = [path for path, value in nnx.iter_graph(module) if isinstance(value, nnx.Param)]
-    return tuple(sorted(".".join(map(str, path)) for path in paths if path[:-1] not in updates))
+def without_lora(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The config section of the model that ``merged`` gives: without a setting ``lora``, however deep."""
+    return {
+        key: without_lora(value) if isinstance(value, Mapping | ConfigDict) else value
+        for key, value in section.items()
+        if key != "lora"
+    }
+
+
+def beside_lora(module: nnx.Module, prefixes: Sequence[str]) -> tuple[str, ...]:
+    """The dotted ``prefixes``, less the ``LowRank`` updates below them.
+
+    A prefix with such updates below it becomes the paths of all other parameters and variables below it.
+    """
+    updates = [".".join(map(str, path)) for path, part in nnx.iter_modules(module) if isinstance(part, LowRank)]
+    leaves = [".".join(map(str, path)) for path, value in nnx.iter_graph(module) if isinstance(value, nnx.Variable)]
+    found: list[str] = []
+    for prefix in prefixes:
+        own = tuple(f"{path}." for path in updates if path.startswith(f"{prefix}."))
+        below = [path for path in leaves if path.startswith(f"{prefix}.") and not path.startswith(own)]
+        found += sorted(below) if own else [prefix]
+    return tuple(found)
 
 
 class Embedding(nnx.Module):

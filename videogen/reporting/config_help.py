@@ -9,7 +9,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from videogen import conditioning, data, detokenizers, diffusion, generators, heads, losses, nn, quantizers, tokenizers
+from videogen import (
+    conditioning,
+    data,
+    detokenizers,
+    diffusion,
+    encoders,
+    generators,
+    heads,
+    losses,
+    nn,
+    quantizers,
+    tokenizers,
+)
 from videogen.tokenizers import lengths, normaliser
 
 MEANINGS = {
@@ -24,6 +36,7 @@ MEANINGS = {
     "stall_seconds": "a loop without progress for so long is stopped",
     "accumulate": "micro-batches that a batch is computed in",
     "start_from.run": "run or export whose weights a new run begins with",
+    "start_from.paths": "((path, RUN or RUN:path), …): parts of the new run that begin as copies of parts of others",
     "start_from.inflate": "last or central: the slice of time that 2-D kernels become part of",
     "ema.decay": "rate of the moving average of the weights; 0 keeps none",
     "task": "what is trained; decided by stage=",
@@ -60,6 +73,7 @@ MEANINGS = {
     "losses.*.weight.start": "weight at step 0 …",
     "losses.*.weight.final": "… and the one that it reaches in a straight line …",
     "losses.*.weight.steps": "… at this step",
+    "losses.*.encoder.directory": "folder of the published files",
     "optimizer.*.name": "adamw, muon, …",
     "optimizer.*.learning_rate": "highest learning rate",
     "optimizer.*.warmup": "steps of the linear rise to it",
@@ -71,7 +85,7 @@ MEANINGS = {
     "optimizer.*.weight_decay": "decoupled weight decay",
     "optimizer.*.clip": "largest norm of the gradient; 0 clips nothing",
     "optimizer.*.adam_share": "learning rate of what muon leaves to Adam, as a share of its own",
-    "optimizer.*.freeze": "parameters that stay as they are, by their path from the group's module",
+    "optimizer.*.freeze": "parameters that stay as they are, by path from the group's module; LoRA below is trained",
     "model.critic.layers": "layers of a critic that decides which codes decoding keeps; 0 leaves it out",
     "model.critic.weight": "weight of the critic's loss",
     "sampler.final_temperature": "temperature of the last step",
@@ -93,7 +107,6 @@ TABLES = {
     "quantizer": quantizers.QUANTIZERS,
     "normaliser": normaliser.NORMALISERS,
     "lengths": lengths.LENGTHS,
-    "discriminator": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder},
@@ -101,13 +114,18 @@ TABLES = {
 }
 """Section -> its parts by name."""
 
+OF_LOSSES = {"discriminator": losses.DISCRIMINATORS, "encoder": encoders.SEEN}
+"""Section of a term of the losses -> its parts by name."""
+
 SHARED = (nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise)
 """Parts whose settings stand in sections of other parts, or without a name."""
 
 
 def table(path: Sequence[str]) -> Mapping[str, Callable]:
     """The parts by name that a section may be, from the keys that lead to it."""
-    return losses.TERMS if len(path) == 2 and path[0] == "losses" else TABLES.get(path[-1], {})
+    if path[0] == "losses" and len(path) > 1:
+        return losses.TERMS if len(path) == 2 else OF_LOSSES.get(path[-1], {})
+    return TABLES.get(path[-1], {})
 
 
 def config_help(config: ConfigDict) -> str:

@@ -91,6 +91,11 @@ class GeneratorTask(Task):
         self.generator = nnx.eval_shape(lambda: self.init(nnx.Rngs(0)))["generator"].generator
         for grid in self._learned():
             self.generator.check_grid(grid)
+        if self.generator.ends and not self.tokenizer.drops:
+            raise UserError(
+                "this tokenizer decodes whole clips of tokens only, so no sequence may end before: leave "
+                "model.head.special out"
+            )
         self.check_sampler(generators.build_sampler(config.sampler))
 
     def _read_tasks(self) -> Float[np.ndarray, "tasks"] | None:

@@ -1,7 +1,7 @@
 """Training a video tokenizer: reconstruction, quantizer, perceptual and adversarial losses."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -62,6 +62,7 @@ class TokenizerTask(Task):
                 self.active[term.group] = term.moves
         # The other networks serve training only.
         self.exported = (self.group,)
+        self.training_only = (*type(self).training_only, *self.terms)
 
     def _terms(self, model: nnx.Module) -> dict[str, losses.Term]:
         """The terms of the losses of a tokenizer, of which only the structure is there."""
@@ -70,8 +71,14 @@ class TokenizerTask(Task):
         self.tokens = model.grid(shape).tokens
         self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
         built_for = dict(remat=parallel.remat, dtype=dtype_of(self.config))
-        setting = losses.Setting(shape, self.tokens, model.quantizer.width, self.config.steps, **built_for)
+        about = dict(features=model.features, compression=model.compression)
+        setting = losses.Setting(shape, self.tokens, model.quantizer.width, self.config.steps, **about, **built_for)
         return losses.build(self.config.losses, setting)
+
+    @classmethod
+    def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
+        super().complete(config, origins)
+        losses.complete(config.losses)
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules = {self.group: self._networks(rngs)[0]}
@@ -99,9 +106,8 @@ class TokenizerTask(Task):
         decoder's last layer, where a term asks for it."""
         model, video = self.assembled(modules), to_video(batch["video"])
         keys = micro.keys(named_key(key, "quantizer"), len(video))
-        latents, tokens, of_quantizer, measured = model.bottleneck(
-            model.encode(video), key=keys, train=True, mean=micro.mean
-        )
+        encoded = model.encode(video)
+        latents, tokens, of_quantizer, measured = model.bottleneck(encoded, key=keys, train=True, mean=micro.mean)
 
         seen = model.seen(tokens)
 
@@ -117,8 +123,11 @@ class TokenizerTask(Task):
         if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
         passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
+        features = {"encoded": encoded.values, "vectors": latents, **encoded.extra}
+        for term in self.terms.values():
+            features |= term.features(modules, video)
         return losses.Outputs(
-            passes, latents, tokens.only.values, codebook, quantizer=of_quantizer, measured=measured
+            passes, latents, tokens.only.values, codebook, features, quantizer=of_quantizer, measured=measured
         ), pull
 
     def tokenizer_loss(

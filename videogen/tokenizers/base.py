@@ -114,6 +114,12 @@ class Tokenizer(nnx.Module):
         return self.quantizer.vocabulary
 
     @property
+    def features(self) -> dict[str, int]:
+        """Channels of what terms of losses can read, by name: latents before (``encoded``) and behind the quantizer
+        (``vectors``), and of a system of its own what else it gives as ``Encoded.extra``."""
+        return {"encoded": self.quantizer.input_width, "vectors": self.quantizer.width}
+
+    @property
     def coder(self) -> "Tokenizer":
         """The tokenizer whose codes these are: this one, unless only the decoder is its own."""
         return self

@@ -74,6 +74,7 @@ SETTINGS = {
     "ema.decay": Decay,
     "start_from.run": str,
     "start_from.inflate": str,
+    "start_from.paths": Sequence[tuple[str, str]] | None,
     "parallel.remat": Annotated[str, OneOf(*REMAT_POLICIES)],
     "parallel.frozen": Annotated[str, OneOf(*FROZEN_LAYOUTS)],
     "parallel.dtype": Annotated[str, OneOf(*DTYPES)],

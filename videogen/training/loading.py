@@ -12,12 +12,14 @@ import jax
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from videogen import tasks
 from videogen.building import check_value
 from videogen.configuration import check_writable, flatten, load_config, remote_errors, save_config
 from videogen.data.inputs import save_text_tokenizer, text_tokenizer
 from videogen.errors import UserError, near_matches
+from videogen.nn import merged, without_lora
 from videogen.parallel import make_mesh, on_host, parse_mesh
 from videogen.ranges import Natural
 from videogen.runs.checkpoints import Checkpoints
@@ -266,25 +268,37 @@ def _exported(modules: dict[str, nnx.Module]) -> dict[str, Any]:
     return {"params": params, "variables": variables}
 
 
-def export_safetensors(loaded: Loaded, out: epath.PathLike) -> None:
+def export_safetensors(loaded: Loaded, out: epath.PathLike) -> Loaded:
     """Writes a directory that ``load`` reads: modules, config and text tokenizer, without what only training needs.
 
+    Low-rank updates become part of the kernels they update, so that the export is a plain model with a hash of its own.
     An export that is there already is replaced.
+
+    Returns:
+      What the directory holds.
 
     Raises:
       UserError: ``out`` holds a run, or cannot be written.
     """
     out = epath.Path(out)
     _check_export_directory(out)
-    trained = {name: loaded.modules[name] for name in loaded.task.exported}
+    trained = {name: merged(loaded.modules[name]) for name in loaded.task.exported}
     config = loaded.config.copy_and_resolve_references()
     config.exported_step = loaded.step
+    plain = without_lora(config.model)
+    if plain != config.model.to_dict():
+        config.model = ConfigDict(plain)
+        for name in trained:
+            # Paths beside updates that are no longer there.
+            config.optimizer[name].freeze = ()
     save_weights(out / MODEL, _exported(trained))
     left_out = {*loaded.task.losses, *loaded.task.training_only}
-    save_frozen({n: m for n, m in loaded.modules.items() if n not in left_out}, out)
+    frozen = {name: module for name, module in loaded.modules.items() if name not in left_out}
+    save_frozen(frozen, out)
     if loaded.text is not None:
         save_text_tokenizer(loaded.text, out)
     save_config(out / CONFIG, config)
+    return dataclasses.replace(loaded, directory=out, config=config, modules=trained | frozen)
 
 
 def _check_export_directory(out: epath.Path) -> None:

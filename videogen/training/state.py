@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen.errors import UserError, near_matches
-from videogen.nn import draw_by_name
+from videogen.nn import beside_lora, draw_by_name
 from videogen.parallel import shardings
 from videogen.tasks import Task
 from videogen.training.optimizers import build_optimizer, is_frozen
@@ -55,24 +55,33 @@ def split(modules: dict[str, nnx.Module]) -> tuple[dict[str, nnx.GraphDef], dict
 def structure_of(task: Task, config: Any) -> tuple[Structure, dict[str, nnx.Module]]:
     """The static structure of a task, and its modules without arrays (shapes and axes only)."""
     abstract = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
-    built = {name: build_optimizer(config.optimizer[name], config.steps) for name in task.losses}
     graphs = {name: nnx.graphdef(module) for name, module in abstract.items()}
-    freeze = {name: tuple(config.optimizer[name].get("freeze", ())) for name in task.losses}
-    for name, prefixes in freeze.items():
-        _check_freeze(name, prefixes, abstract[name])
+    freeze, built = {}, {}
+    for name in task.losses:
+        if name not in config.optimizer:
+            raise UserError(f"config.optimizer.{name} is missing: {name!r} is a group of parameters that is trained")
+        settings = config.optimizer[name]
+        freeze[name] = _frozen_paths(name, settings.get("freeze", ()), abstract[name])
+        built[name] = build_optimizer({**settings, "freeze": freeze[name]}, config.steps)
     structure = Structure(graphs, {n: b[0] for n, b in built.items()}, {n: b[1] for n, b in built.items()}, freeze)
     return structure, abstract
 
 
-def _check_freeze(group: str, prefixes: Sequence[str], module: nnx.Module) -> None:
-    """Refuses prefixes that name neither a parameter nor a variable, and prefixes that leave nothing to move."""
+def _frozen_paths(group: str, prefixes: Sequence[str], module: nnx.Module) -> tuple[str, ...]:
+    """The prefixes less the low-rank updates below them, which are there to be trained beside what is frozen.
+
+    Raises:
+      UserError: a prefix names neither a parameter nor a variable, or nothing is left to train.
+    """
     every = [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module)))]
     for prefix in prefixes:
         if not any(is_frozen(path, [prefix]) for path in every):
             known = near_matches(prefix, {path[0].key for path in every})
             raise UserError(f"optimizer.{group}.freeze: nothing is called {prefix!r}{known}")
-    if all(is_frozen(path, prefixes) for path in every):
+    paths = beside_lora(module, prefixes)
+    if all(is_frozen(path, paths) for path in every):
         raise UserError(f"optimizer.{group}.freeze leaves nothing to train")
+    return paths
 
 
 def without_frozen(structure: Structure, tree: dict[str, Any]) -> dict[str, Any]:

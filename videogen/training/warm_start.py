@@ -1,6 +1,7 @@
-"""Starting a run from the weights of another: progressive training, 2-D to 3-D inflation, a new head on trained layers.
+"""Starting a run from the weights of others: progressive training, 2-D to 3-D inflation, a new head on trained layers,
+a branch that begins as the copy of another.
 
-Only the first start reads the other run. It then saves the new run's step 0, so that from there on the run needs
+Only the first start reads the other runs. It then saves the new run's step 0, so that from there on the run needs
 nothing but its own directory.
 """
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
+from flax import nnx
 
 from videogen.errors import UserError, near_matches
 from videogen.runs.checkpoints import latest_step
@@ -32,12 +34,15 @@ SMALLEST_CONVOLUTION = 5
 def starting_weights(
     config: Any, workdir: epath.PathLike, task: Task, read: Callable[[str], Loaded] = load
 ) -> Weights | None:
-    """What a new run takes over from the run or export ``config.start_from.run``; call it outside any mesh.
+    """What a new run takes over from other runs or exports; call it outside any mesh.
 
-    A student begins with its teacher's weights unless another run is named.
+    ``config.start_from.paths = ((path, "RUN" or "RUN:path"), …)`` says where parts of the new run come from. Paths are
+    dotted; the first name is a parameter group, or in the other run a frozen module. ``config.start_from.run`` is the
+    short form of ``("", RUN)``, and a student begins with its teacher's weights unless it names another run.
 
-    That is every parameter and variable of the same group, path and shape (EMA where there is one) and, with
-    ``config.start_from.inflate`` (a name in ``tokenizers.inflation.SLICES``), 2-D kernels where the new run has 3-D
+    At the empty path every parameter and variable of the same group, path and shape is taken over (EMA where there is
+    one). At other paths all arrays must be there; a longer path counts for what is below it. With
+    ``config.start_from.inflate`` (a name in ``tokenizers.inflation.SLICES``) 2-D kernels go where the new run has 3-D
     ones. What was kept, inflated, new and left behind is named in the log.
 
     Args:
@@ -50,30 +55,62 @@ def starting_weights(
       The arrays in the shapes and dtypes of the new run; ``None`` when it starts afresh or has a checkpoint already.
 
     Raises:
-      UserError: no run there, nothing in it fits, or an unknown inflation.
+      UserError: no run there, nothing in it fits, a path names nothing or other shapes, or an unknown inflation.
     """
     settings = config.start_from
     if settings.inflate and settings.inflate not in SLICES:
         raise UserError(f"unknown start_from.inflate {settings.inflate!r}{near_matches(settings.inflate, SLICES)}")
     run = settings.run or config.parts.get("teacher", {}).get("checkpoint", "")
-    if not run or latest_step(workdir) is not None:
+    # A directory of the short form may have a colon in its name.
+    origins = [("", run, "")] if run else []
+    origins += [(path, *split_origin(where)) for path, where in settings.get("paths") or ()]
+    if not origins or latest_step(workdir) is not None:
         return None
-    origin = read(run)
-    found, modules = _arrays(origin.modules), structure_of(task, config)[1]
-    wanted = _arrays(modules)
-    frames = {(group, *path): n for group, module in modules.items() for path, n in new_frames(module).items()}
-    weights, inflated = {}, []
-    for path, goal in wanted.items():
-        if path not in found:
-            continue
-        value = found[path]
-        if value.shape != goal.shape and settings.inflate and _inflates(path, found):
-            value = inflate_array(value, goal.shape, settings.inflate, frames.get(path[:-2], 1))
-            inflated += [path] if value is not None else []
-        if value is not None and value.shape == goal.shape:
-            weights[path] = np.asarray(value, goal.dtype)
-    _report(origin, weights, inflated, wanted, found)
+    modules, weights = structure_of(task, config)[1], {}
+    for path, run, theirs in sorted(origins, key=lambda origin: len(_names_of(origin[0]))):
+        weights |= _taken(path, read(run), theirs, modules, settings.inflate)
     return weights
+
+
+def _taken(path: str, origin: Loaded, theirs: str, modules: dict[str, nnx.Module], inflate: str) -> Weights:
+    """What a path of a new run, which has these ``modules``, takes over from a path of another one."""
+    run, at = origin.directory, _names_of(path)
+    wanted = _below("this run", at, _arrays(modules))
+    found = _below(run, _names_of(theirs), _arrays(origin.modules))
+    frames = {(group, *names): n for group, module in modules.items() for names, n in new_frames(module).items()}
+    weights, inflated = {}, []
+    for names, goal in wanted.items():
+        value = found.get(names)
+        if value is not None and value.shape != goal.shape and inflate and _inflates(names, found):
+            value = inflate_array(value, goal.shape, inflate, frames.get((*at, *names)[:-2], 1))
+            inflated += [(*at, *names)] if value is not None else []
+        if value is not None and value.shape == goal.shape:
+            weights[*at, *names] = np.asarray(value, goal.dtype)
+        elif path:
+            shape = f"has the shape {list(found[names].shape)}" if names in found else "is not there"
+            name, other = (".".join(names_of) for names_of in ((*at, *names), (*_names_of(theirs), *names)))
+            raise UserError(f"start_from: {name} has the shape {list(goal.shape)}, and {other} of {run} {shape}")
+    _report(origin, weights, inflated, *({(*at, *names): x for names, x in a.items()} for a in (wanted, found)))
+    return weights
+
+
+def split_origin(where: str) -> tuple[str, str]:
+    """``RUN:path`` -> the directory and the path in it, which is empty where none is said (``gs://bucket/run``)."""
+    run, colon, path = where.rpartition(":")
+    return (run, path) if colon and "/" not in path else (where, "")
+
+
+def _names_of(path: str) -> Path:
+    return tuple(path.split(".")) if path else ()
+
+
+def _below(run: epath.PathLike, path: Path, arrays: dict[Path, Any]) -> dict[Path, Any]:
+    """The arrays of a run below a path, by the rest of their paths; raises ``UserError`` where there are none."""
+    found = {names[len(path) :]: array for names, array in arrays.items() if names[: len(path)] == path}
+    if path and not found:
+        near = near_matches(".".join(path), {".".join(names[: len(path)]) for names in arrays})
+        raise UserError(f"start_from: {run} has nothing called {'.'.join(path)!r}{near}")
+    return found
 
 
 def with_weights(state: State, placement: State, weights: Weights) -> State:
@@ -100,7 +137,7 @@ def _names(path: tuple) -> Path:
     return tuple(str(part.key) for part in path)
 
 
-def _arrays(modules: dict[str, Any]) -> dict[Path, Any]:
+def _arrays(modules: dict[str, nnx.Module]) -> dict[Path, Any]:
     """Every (possibly abstract) parameter and variable of modules."""
     _, params, variables = split(modules)
     leaves = [leaf for tree in (params, variables) for leaf in jax.tree_util.tree_leaves_with_path(tree)]

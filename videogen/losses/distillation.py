@@ -1,0 +1,149 @@
+"""Distillation of features: what a network makes of a clip becomes like what a frozen encoder makes of it."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from videogen import encoders
+from videogen.building import look_up
+from videogen.errors import UserError, near_matches
+from videogen.losses.terms import RECONSTRUCTION, Metrics, Modules, Outputs, Scalar, Setting, Term
+from videogen.nn import FULL, Linear, MicroBatch, l2_normalize
+from videogen.ranges import Count, Natural, Weight
+from videogen.shapes import Compression, Video
+
+Grid = Float[Array, "batch time height width channel"]
+
+
+def cosine(ours: Grid, theirs: Grid) -> Scalar:
+    """1 - the cosine of the vectors of a place, mean over places: 0 where they are parallel, 1 where orthogonal."""
+    return jnp.mean(1 - jnp.sum(l2_normalize(ours) * l2_normalize(theirs), axis=-1))
+
+
+def squared(ours: Grid, theirs: Grid) -> Scalar:
+    """Mean squared difference."""
+    return jnp.mean(jnp.square(ours - theirs))
+
+
+OBJECTIVES: dict[str, Callable[[Grid, Grid], Scalar]] = {"cosine": cosine, "l2": squared}
+
+
+class Projection(nnx.Module):
+    """An MLP with SiLU between its layers, float32, from the features of a network to those of its teacher.
+
+    Args:
+      inputs, outputs: channels of both.
+      hidden: channels of the layers between; none leaves one linear layer.
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (), *, rngs: nnx.Rngs):
+        widths = (inputs, *hidden, outputs)
+        common = dict(axes=("embed", None), precision=FULL, rngs=rngs)
+        self.layers = nnx.List([Linear(*sizes, **common) for sizes in itertools.pairwise(widths)])
+
+    def __call__(self, x: Grid) -> Grid:
+        x = self.layers[0](x.astype(jnp.float32))
+        for layer in self.layers[1:]:
+            x = layer(jax.nn.silu(x))
+        return x
+
+
+class Distillation(Term):
+    """How unlike a feature is what a frozen encoder makes of the same clip (REPA; Yu et al., 2025, section 3.2).
+
+    A projection leads from one to the other. It is a parameter group of its own, ``distillation``, with the same loss.
+    The encoder's vectors are brought to the places of the feature: in time by the mean over the frames of a latent,
+    in height and width by linear interpolation, antialiased where there are fewer places.
+
+    Args:
+      encoder: ``{name, directory, settings}``: a name in ``encoders.SEEN`` and the folder of its published files. The
+        run finds the settings.
+      feature: of ``Outputs.features`` what learns: ``encoded``, before the quantizer, or ``vectors``, behind it.
+      objective: ``cosine`` (1 - cosine) or ``l2``, mean over places.
+      hidden: channels of the hidden layers of the projection, (2048, 2048) in REPA; none leaves it linear.
+      side: of the square that the encoder sees frames resized to, in pixels; 0: that of its preprocessing.
+    """
+
+    reads, group = "", "distillation"
+
+    def __init__(
+        self,
+        weight: Weight | Mapping[str, Any],
+        encoder: Mapping[str, Any],
+        setting: Setting,
+        *,
+        feature: str = "encoded",
+        objective: str = "cosine",
+        hidden: Sequence[Count] = (),
+        side: Natural = 0,
+    ):
+        super().__init__(weight, setting)
+        self.kind = look_up(encoders.SEEN, encoder, "encoder")
+        if feature not in setting.features:
+            raise UserError(f"there is no feature {feature!r} to distil into{near_matches(feature, setting.features)}")
+        if objective not in OBJECTIVES:
+            raise UserError(f"unknown objective {objective!r} of distillation{near_matches(objective, OBJECTIVES)}")
+        self.encoder, self.feature, self.objective = encoder, feature, OBJECTIVES[objective]
+        self.hidden, self.side = tuple(hidden), side
+
+    @classmethod
+    def complete(cls, section: ConfigDict) -> None:
+        """Writes the settings of the encoder into the section, from its folder."""
+        encoder = section.encoder
+        if encoder.get("directory"):
+            encoder.settings = look_up(encoders.SEEN, encoder, "encoder").describe(encoder.directory)
+
+    def frozen(self, structure_only: bool) -> encoders.Seen:
+        if not self.encoder.get("settings"):
+            raise UserError(f"losses.{self.label} needs the setting encoder.directory: the folder of published files")
+        if structure_only:
+            return self.kind.described(self.encoder["settings"], dtype=self.setting.dtype)
+        return self.kind.load(self.encoder["directory"], dtype=self.setting.dtype)
+
+    def module(self, rngs: nnx.Rngs) -> Projection:
+        width = nnx.eval_shape(lambda: self.frozen(structure_only=True)).grid_width
+        return Projection(self.setting.features[self.feature], width, self.hidden, rngs=rngs)
+
+    def features(self, modules: Modules, video: Video) -> dict[str, Grid]:
+        """The encoder's vectors of each patch, once for the network and for the projection."""
+        return {self.label: jax.lax.stop_gradient(modules[self.label].grid(video, self.side).astype(jnp.float32))}
+
+    def value(self, modules, outputs, key, step, micro):
+        ours, theirs = outputs.features[self.feature], outputs.features[self.label]
+        frames = outputs.passes[RECONSTRUCTION].target.shape[1]
+        if ours.ndim != 5:
+            raise UserError(f"losses.{self.label}: places of {self.feature!r} have no height and width to compare at")
+        theirs = at_places(theirs, ours.shape[1:4], frames, self.setting.compression)
+        return self.objective(modules[self.group](ours), theirs), {}
+
+    def group_value(
+        self, modules: Modules, outputs: Outputs, key: jax.Array, step: Int[Array, ""], micro: MicroBatch
+    ) -> tuple[Scalar, Metrics, dict[str, Array]]:
+        return self.value(modules, outputs, key, step, micro)[0], {}, {}
+
+
+def at_places(grid: Grid, places: Sequence[int], frames: int, compression: Compression) -> Grid:
+    """A grid of vectors of a clip at the places of another grid.
+
+    Args:
+      grid: of the clip; in time its vectors stand for equally many frames each.
+      places: time, height and width of the other one, whose vectors are latents.
+      frames: of the clip.
+      compression: frames of a latent.
+    """
+    height, width = places[1:]
+    if grid.shape[2:4] != (height, width):
+        grid = jax.image.resize(grid, (*grid.shape[:2], height, width, grid.shape[-1]), "linear", antialias=True)
+    weights = np.zeros((places[0], grid.shape[1]), np.float32)
+    for latent in range(places[0]):
+        shown = compression.frames_of_latent(latent)
+        for frame in shown:
+            weights[latent, frame * grid.shape[1] // frames] += 1 / len(shown)
+    return jnp.einsum("lt,bthwc->blhwc", weights, grid, precision=FULL)
