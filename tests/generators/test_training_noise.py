@@ -84,7 +84,7 @@ def test_input_codes_are_replaced_at_their_rate_by_any_code(monkeypatch):
     monkeypatch.setattr(NextBlockTransformer, "features", record)
     loss(model, "next_block")
     loss(model, "next_block", train=False)
-    true = np.asarray(model._sequence(clips("next_block").only.values, GRID))[..., 0]
+    true = np.asarray(model.sequence(clips("next_block").only.values, GRID))[..., 0]
     shown, evaluated = seen
     np.testing.assert_array_equal(evaluated, true)
     # One in 16 of the draws is the true code.
@@ -98,7 +98,7 @@ def test_targets_of_replaced_codes_are_the_true_ones(monkeypatch):
     model = make("next_block", token_drop=1.0)
     features = jnp.zeros((BATCH, GRID.tokens, SIZE["width"])) + jnp.arange(16.0)
     monkeypatch.setattr(NextBlockTransformer, "features", lambda self, *a, **k: features)
-    true = model._sequence(clips("next_block").only.values, GRID)
+    true = model.sequence(clips("next_block").only.values, GRID)
     logits = jax.nn.log_softmax(model.head.logits(features, None)[0])
     np.testing.assert_allclose(loss(model, "next_block"), -jnp.take_along_axis(logits, true, -1).mean(), rtol=1e-5)
 
