@@ -199,6 +199,7 @@ def test_another_conditioning_is_that_of_all_later_blocks():
         jax.tree.map(np.testing.assert_array_equal, new, fresh if place % 2 else old)
     assert jnp.abs(told[1].key - before[1].key).max() > 1e-3
     # What was said once holds.
+    np.testing.assert_array_equal(after[0][0].conditioning.label, other.label)
     jax.tree.map(
         np.testing.assert_array_equal, *((state.memory, state.conditioning, tokens) for state, tokens in after)
     )
