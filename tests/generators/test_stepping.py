@@ -180,7 +180,7 @@ def test_blocks_are_all_at_the_same_frame():
     assert not make("blocks").apart
 
 
-def test_another_conditioning_is_that_of_the_next_blocks():
+def test_another_conditioning_is_that_of_all_later_blocks():
     """The cached keys of what is said are those of a clip that began with it; those of the clip stay."""
     name, other = "blocks", Conditioning(label=jnp.array([2, 2]))
     model, kind = make(name), KINDS[name]
@@ -189,13 +189,20 @@ def test_another_conditioning_is_that_of_the_next_blocks():
     def memories():
         steppers = [model.stepper(layout(name), told, KEYS, kind.sampler) for told in (TOLD, other)]
         opened = [stepper.open(stepper.begin(None)) for stepper in steppers]
-        return *opened, steppers[1].reconditioned(opened[0])
+        state = State(opened[0], TOLD, KEYS, layout(name), kind.sampler, 0)
+        once, _ = model.advance(state, other, 0)
+        return *opened, steppers[1].reconditioned(opened[0]), model.advance(once, None, 1), model.advance(once, other, 1)
 
-    (values, before), (_, begun), (kept, told) = memories()
+    (values, before), (_, begun), (kept, told), *after = memories()
     np.testing.assert_array_equal(kept, values)
     for place, (new, old, fresh) in enumerate(zip(told, before, begun, strict=True)):
         jax.tree.map(np.testing.assert_array_equal, new, fresh if place % 2 else old)
     assert jnp.abs(told[1].key - before[1].key).max() > 1e-3
+    # What was said once holds.
+    np.testing.assert_array_equal(after[0][0].conditioning.label, other.label)
+    jax.tree.map(
+        np.testing.assert_array_equal, *((state.memory, state.conditioning, tokens) for state, tokens in after)
+    )
 
 
 def test_a_queue_takes_no_first_frames():

@@ -25,7 +25,7 @@ class State:
 
     Attributes:
       memory: arrays of the generator's kind: caches, known frames, a queue.
-      conditioning: that of ``begin``.
+      conditioning: of what is drawn next.
       keys: a random key for each example.
       layout: of what is drawn.
       sampler: how to draw.
@@ -77,7 +77,7 @@ class Stepper:
         raise NotImplementedError
 
     def reconditioned(self, memory: Any) -> Any:
-        """The memory of a state that was begun with another conditioning."""
+        """The memory of a state that had another conditioning."""
         return memory
 
     def open(self, memory: Any) -> Any:
@@ -123,7 +123,7 @@ class Generator(nnx.Module):
 
         Args:
           state: of ``begin`` or of the step before.
-          conditioning: of what is drawn in this step; ``None`` is that of ``begin``.
+          conditioning: of what is drawn from this step on; ``None`` is that of the state.
           at: the latent frame that the step begins with. The first is the number of given frames.
 
         Returns:
@@ -133,7 +133,7 @@ class Generator(nnx.Module):
         stepper = self.stepper(state.layout, said, state.keys, state.sampler, state.known)
         memory = state.memory if conditioning is None else stepper.reconditioned(state.memory)
         memory, tokens = stepper.advance(stepper.open(memory), jnp.asarray(at, jnp.int32))
-        return dataclasses.replace(state, memory=memory), tokens
+        return dataclasses.replace(state, memory=memory, conditioning=said), tokens
 
     def sample(
         self,
