@@ -4,7 +4,7 @@ from typing import Any
 
 from videogen.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 """Of the configs that runs and exports write; one without a number is of format 1."""
 
 
@@ -26,7 +26,9 @@ def to_present(config: dict[str, Any], where: str) -> dict[str, Any]:
         )
     if found == 1:
         config = _terms_by_name(config)
-    return _sections_of_generators(_frozen_parts(config), where) if found < 3 else config
+    if found < 3:
+        config = _sections_of_generators(_frozen_parts(config), where)
+    return _text_encoder(config) if found < 4 else config
 
 
 def _frozen_parts(config: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +41,19 @@ def _frozen_parts(config: dict[str, Any]) -> dict[str, Any]:
             if name == "teacher":
                 config["distillation"] = {key: value for key, value in old.items() if key not in keys}
     return {**config, "parts": parts}
+
+
+def _text_encoder(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 -> 4: the frozen text encoder became the part ``text_encoder``, with no hash of its weights."""
+    text = config.get("text")
+    encoder = text.get("encoder") if isinstance(text, dict) else None
+    if not isinstance(encoder, dict) or encoder.get("name") != "t5":
+        return config
+    width = {"width": encoder["width"]} if "width" in encoder else {}
+    model = {"name": "t5", **width, **(encoder.get("architecture") or {})}
+    part = {"checkpoint": encoder.get("path", ""), "model": model, "hash": ""}
+    parts = {**config.get("parts", {}), "text_encoder": part}
+    return {**config, "text": {**text, "encoder": {"name": "t5"}}, "parts": parts}
 
 
 def _terms_by_name(config: dict[str, Any]) -> dict[str, Any]:
