@@ -94,14 +94,11 @@ class T5(Published):
 
     @classmethod
     def describe(cls, directory: str | Path) -> dict[str, Any]:
-        """All that ``described`` builds the network from, as plain values: what stands in the config of a run."""
         return dataclasses.asdict(T5Config.read(directory))
 
     @classmethod
     def described(cls, description: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Self:
-        """The network of a description, with random parameters; trace it to have only shapes."""
-        settings = {key: description[key] for key in description if key != "name"}
-        return cls(T5Config(**settings), dtype=dtype, rngs=nnx.Rngs(0))
+        return cls(T5Config(**description), dtype=dtype, rngs=nnx.Rngs(0))
 
     SKIPPED = ("decoder.*", "lm_head.weight", "shared.weight", "encoder.embed_tokens.weight")
 

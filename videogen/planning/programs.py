@@ -148,7 +148,7 @@ def complete_for_planning(config: Any) -> list[str]:
     tasks.class_of(config).complete(config, {})
     for name, what in tasks.class_of(config).parts_of(config).items():
         model = config.parts[name].model
-        if what == PUBLISHED and "layers" not in model:
+        if what == PUBLISHED and "width" in model and "layers" not in model:
             if model.width not in T5_V1_1:
                 widths = ", ".join(map(str, T5_V1_1))
                 raise UserError(

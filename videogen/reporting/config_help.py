@@ -14,7 +14,6 @@ from videogen import (
     data,
     detokenizers,
     diffusion,
-    encoders,
     generators,
     heads,
     losses,
@@ -70,7 +69,6 @@ MEANINGS = {
     "losses.*.weight.start": "weight at step 0 …",
     "losses.*.weight.final": "… and the one that it reaches in a straight line …",
     "losses.*.weight.steps": "… at this step",
-    "losses.*.encoder.directory": "folder of the published files",
     "optimizer.*.name": "adamw, muon, …",
     "optimizer.*.learning_rate": "highest learning rate",
     "optimizer.*.warmup": "steps of the linear rise to it",
@@ -102,6 +100,7 @@ TABLES = {
     "model": {**tokenizers.TOKENIZERS, **generators.GENERATORS, **detokenizers.DETOKENIZERS},
     "head": heads.HEADS,
     "quantizer": quantizers.QUANTIZERS,
+    "discriminator": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder},
@@ -109,18 +108,13 @@ TABLES = {
 }
 """Section -> its parts by name."""
 
-OF_LOSSES = {"discriminator": losses.DISCRIMINATORS, "encoder": encoders.SEEN}
-"""Section of a term of the losses -> its parts by name."""
-
 SHARED = (nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise)
 """Parts whose settings stand in sections of other parts, or without a name."""
 
 
 def table(path: Sequence[str]) -> Mapping[str, Callable]:
     """The parts by name that a section may be, from the keys that lead to it."""
-    if path[0] == "losses" and len(path) > 1:
-        return losses.TERMS if len(path) == 2 else OF_LOSSES.get(path[-1], {})
-    return TABLES.get(path[-1], {})
+    return losses.TERMS if len(path) == 2 and path[0] == "losses" else TABLES.get(path[-1], {})
 
 
 def config_help(config: ConfigDict) -> str:

@@ -177,7 +177,9 @@ class GeneratorTask(Task):
     def structure_of_part(self, name: str) -> nnx.Module:
         if name != TEXT_ENCODER:
             return super().structure_of_part(name)
-        return T5Encoder.described(self.config.parts[name].model, dtype=dtype_of(self.config))
+        model = self.config.parts[name].model
+        settings = {key: model[key] for key in model if key != "name"}
+        return T5Encoder.described(settings, dtype=dtype_of(self.config))
 
     def published(self, name: str, folder: str) -> nnx.Module:
         return T5Encoder.load(folder, dtype=dtype_of(self.config))

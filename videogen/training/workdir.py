@@ -10,7 +10,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from videogen import encoders, tasks
-from videogen.building import look_up
 from videogen.configuration import differences, load_config, remote_errors, replace_text, save_config, take_data
 from videogen.errors import UserError
 from videogen.runs.checkpoints import latest_step
@@ -57,8 +56,9 @@ def complete_config(config: Any, workdir: epath.Path, read: Callable[[str], Load
     # A part that nothing asks for stays empty: the encoder of a text that is switched off.
     idle = {name for name, part in config.parts.items() if name not in parts and not part.checkpoint}
     if wrong := (set(config.parts) - idle) ^ set(parts):
-        known = ", ".join(parts) or "none"
-        raise UserError(f"config.parts.{sorted(wrong)[0]}: the frozen parts of a {config.task} are: {known}")
+        name, known = sorted(wrong)[0], ", ".join(parts) or "none"
+        missing = "" if name in config.parts else " is missing"
+        raise UserError(f"config.parts.{name}{missing}: the frozen parts of a {config.task} are: {known}")
     before = load_config(workdir / CONFIG).parts if (workdir / CONFIG).exists() else {}
     for name, what in parts.items():
         part, earlier = config.parts[name], before.get(name)
@@ -81,9 +81,8 @@ def complete_config(config: Any, workdir: epath.Path, read: Callable[[str], Load
 
 def _read_published(part: ConfigDict, dtype: str) -> tuple[dict[str, Any], str]:
     """What a published network is, and the hash of its weights."""
-    kind = look_up(encoders.ENCODERS, part.model, "encoder")
-    network = kind.load(part.checkpoint, dtype=DTYPES[dtype])
-    return {"name": part.model.name, **kind.describe(part.checkpoint)}, hash_of(network)
+    network = encoders.load(part.model.name, part.checkpoint, dtype=DTYPES[dtype])
+    return encoders.describe(part.model.name, part.checkpoint), hash_of(network)
 
 
 def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]) -> None:
