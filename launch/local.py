@@ -107,6 +107,8 @@ def plan(
         if name in origins:
             chosen.append(f"--config.start_from.run={workdir / origins[name]}")
         made_by = {part: makers.get(name, {}).get(part, part) for part in current.parts}
+        # No stage makes a published network: its folder is among the settings.
+        made_by = {part: stage for part, stage in made_by.items() if stage in names}
         chosen += [f"--config.parts.{part}.checkpoint={workdir / stage}" for part, stage in made_by.items()]
         tokenizer = made_by.get("tokenizer")
         stages[name] = make_stage(name, chosen, workdir / name, stages[tokenizer].config if tokenizer else None)

@@ -82,9 +82,24 @@ def test_a_flow_generator_of_format_2_is_that_of_today(size):
     assert {"width", "layers", "process", "law", "shift"} <= old.keys()
     before = {key: value for key, value in today.items() if key != "parts"}
     before |= {"format": 2, "model": old, "tokenizer": today["parts"]["tokenizer"]}
+    if size == "paper":
+        before["text"] = {**today["text"], "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}}}
     assert to_present(before, "here") == today
     tokenizer = {"format": 2, "model": {"name": "cvivit", "width": 8}}
     assert to_present(tokenizer, "here") == {"model": {"name": "cvivit", "width": 8}, "parts": {}}
+
+
+def test_the_frozen_text_encoder_of_format_2_is_a_part():
+    tokenizer = {"checkpoint": "runs/a", "model": {"name": "cvivit"}, "hash": "a"}
+    architecture = {"width": 8, "layers": 1, "heads": 2}
+    encoder = {"name": "t5", "path": "t5-small", "width": 8, "architecture": architecture}
+    old = {"format": 2, "text": {"encoder": encoder, "tokenizer": {"name": "bytes"}}, "tokenizer": tokenizer}
+    new = to_present(old, "here")
+    part = {"checkpoint": "t5-small", "model": {"name": "t5", **architecture}, "hash": ""}
+    assert new["parts"] == {"tokenizer": tokenizer, "text_encoder": part}
+    assert new["text"] == {"encoder": {"name": "t5"}, "tokenizer": {"name": "bytes"}}
+    trained = {"text": {"encoder": {"name": "transformer", "width": 8}}, "parts": {}}
+    assert to_present({"format": 2, **trained}, "here") == trained
 
 
 def test_a_student_of_format_2_has_its_teacher_among_its_parts():

@@ -26,7 +26,7 @@ def to_present(config: dict[str, Any], where: str) -> dict[str, Any]:
         )
     if found == 1:
         config = _terms_by_name(config)
-    return _sections_of_generators(_pausing(_frozen_parts(config)), where) if found < 3 else config
+    return _text_encoder(_sections_of_generators(_pausing(_frozen_parts(config)), where)) if found < 3 else config
 
 
 def _pausing(config: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +52,19 @@ def _frozen_parts(config: dict[str, Any]) -> dict[str, Any]:
             if name == "teacher":
                 config["distillation"] = {key: value for key, value in old.items() if key not in keys}
     return {**config, "parts": parts}
+
+
+def _text_encoder(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 -> 3: the frozen text encoder became the part ``text_encoder``, with no hash of its weights."""
+    text = config.get("text")
+    encoder = text.get("encoder") if isinstance(text, dict) else None
+    if not isinstance(encoder, dict) or encoder.get("name") != "t5":
+        return config
+    width = {"width": encoder["width"]} if "width" in encoder else {}
+    model = {"name": "t5", **width, **(encoder.get("architecture") or {})}
+    part = {"checkpoint": encoder.get("path", ""), "model": model, "hash": ""}
+    parts = {**config.get("parts", {}), "text_encoder": part}
+    return {**config, "text": {**text, "encoder": {"name": "t5"}}, "parts": parts}
 
 
 def _terms_by_name(config: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_ids_beyond_the_table_of_the_encoder_are_refused():
     with pytest.raises(UserError, match="ids up to 256, the text encoder knows 256;.* set .* to 257 or more"):
         inputs.new_text_tokenizer(text_config(vocabulary_size=256), Captioned(1))
     config = text_config(vocabulary_size=300)
-    config.text.encoder.architecture = {"vocabulary_size": 200}
+    config.parts.text_encoder = {"model": {"name": "t5", "vocabulary_size": 200}}
     with pytest.raises(UserError, match="the text encoder knows 200"):
         inputs.new_text_tokenizer(config, Captioned(1))
 

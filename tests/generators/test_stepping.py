@@ -191,7 +191,12 @@ def test_another_conditioning_is_that_of_all_later_blocks():
         opened = [stepper.open(stepper.begin(None)) for stepper in steppers]
         state = State(opened[0], TOLD, KEYS, layout(name), kind.sampler, 0)
         once, _ = model.advance(state, other, 0)
-        return *opened, steppers[1].reconditioned(opened[0]), model.advance(once, None, 1), model.advance(once, other, 1)
+        return (
+            *opened,
+            steppers[1].reconditioned(opened[0]),
+            model.advance(once, None, 1),
+            model.advance(once, other, 1),
+        )
 
     (values, before), (_, begun), (kept, told), *after = memories()
     np.testing.assert_array_equal(kept, values)

@@ -1,6 +1,7 @@
 """Distillation of features: closed forms, where gradients go, places of latents, and a run of the real loop."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +12,42 @@ from ml_collections import ConfigDict
 
 from tests.parameters import with_random_parameters
 from tests.training_configs import tiny
-from videogen import losses, tasks
+from videogen import encoders, losses, tasks
 from videogen.configs.common import optimizer
 from videogen.errors import UserError
 from videogen.losses import OBJECTIVES, RECONSTRUCTION, Outputs, Pass
 from videogen.losses.distillation import at_places
 from videogen.nn import MicroBatch
-from videogen.reporting.config_help import config_help
 from videogen.runs.records import FILE, read_metrics
 from videogen.shapes import Compression, VideoShape
+from videogen.tasks.base import PUBLISHED
 from videogen.training.loading import export_safetensors, load
 from videogen.training.loop import train
 from videogen.training.state import structure_of
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 8}
 KEY, FIRST = jax.random.key(1), jnp.zeros((), jnp.int32)
-SETTING = losses.Setting(VideoShape(3, 8, 8), 8, 4, 10, {"encoded": 5, "vectors": 4}, Compression(2, 4, 4))
+FEATURES = {"encoded": 5, "vectors": 4}
 
 
-def section(folder, **settings) -> ConfigDict:
+def setting(folder) -> losses.Setting:
+    """With a part ``dino``, of which only the structure is there."""
     (folder / "config.json").write_text(json.dumps({**SIZES, "model_type": "dinov2"}))
-    encoder = {"name": "dinov2", "directory": str(folder), "settings": {}}
-    return ConfigDict({"name": "distillation", "weight": 0.5, "encoder": encoder, "side": 8, **settings})
+    dino = nnx.eval_shape(lambda: encoders.described(encoders.describe("dinov2", folder)))
+    return losses.Setting(VideoShape(3, 8, 8), 8, 4, 10, FEATURES, {"dino": dino}, Compression(2, 4, 4))
+
+
+def section(**settings) -> ConfigDict:
+    return ConfigDict({"name": "distillation", "weight": 0.5, "teacher": "dino", "side": 8, **settings})
 
 
 def built(folder, **settings):
     """The term and its modules, all random."""
-    config = ConfigDict({"repa": section(folder, **settings)})
-    losses.complete(config)
-    term = losses.build(config, SETTING)["repa"]
-    modules = {"repa": lambda: term.frozen(structure_only=True), "distillation": lambda: term.module(nnx.Rngs(0))}
-    return term, {name: with_random_parameters(nnx.eval_shape(make), seed=0) for name, make in modules.items()}
+    about = setting(folder)
+    term = losses.build({"repa": section(**settings)}, about)["repa"]
+    projection = nnx.eval_shape(lambda: term.module(nnx.Rngs(0)))
+    modules = {"dino": about.parts["dino"], "distillation": projection}
+    return term, {name: with_random_parameters(module, seed=0) for name, module in modules.items()}
 
 
 def video(batch: int = 2) -> jax.Array:
@@ -70,7 +76,7 @@ def test_closed_forms_of_the_objectives():
 def test_a_projection_that_gives_the_teachers_vectors_has_no_loss(tmp_path):
     term, modules = built(tmp_path)
     given = outputs(term, modules, grid(2, 2, 2, 2, 5))
-    theirs = at_places(given.features["repa"], (2, 2, 2), 3, SETTING.compression)
+    theirs = at_places(given.features["repa"], (2, 2, 2), 3, Compression(2, 4, 4))
     modules["distillation"] = lambda x: theirs
     value, _ = term.value(modules, given, KEY, FIRST, MicroBatch())
     assert float(value) == pytest.approx(0, abs=1e-5)
@@ -129,39 +135,48 @@ def test_gradients_reach_the_feature_and_the_projection_and_never_the_teacher(tm
     assert (np.abs(own[0]).max(axis=(0, -1)) > 1e-4).all() and not np.any(detached[0])
     for leaf in jax.tree.leaves(detached[1]["distillation"]):
         assert np.abs(leaf).max() > 1e-5
-    assert not any(np.any(leaf) for part in (own, detached) for leaf in jax.tree.leaves(part[1]["repa"]))
+    assert not any(np.any(leaf) for part in (own, detached) for leaf in jax.tree.leaves(part[1]["dino"]))
 
 
 def test_wrong_sections_are_one_line(tmp_path):
+    about = setting(tmp_path)
     for settings, message in (
         ({"feature": "encodet"}, "no feature 'encodet' to distil into; did you mean 'encoded'"),
         ({"objective": "cosin"}, "unknown objective 'cosin' of distillation; did you mean 'cosine'"),
         ({"hidden": (0,)}, "hidden of loss term"),
-        ({"encoder": {"name": "t5", "directory": str(tmp_path), "settings": {}}}, "unknown encoder 't5'"),
+        ({"teacher": "dine"}, "no part 'dine' to learn from; did you mean 'dino'"),
     ):
         with pytest.raises(UserError, match=message) as stop:
-            losses.build({"repa": section(tmp_path, **settings)}, SETTING)
+            losses.build({"repa": section(**settings)}, about)
         assert "\n" not in str(stop.value)
-    term = losses.build({"repa": section(tmp_path)}, SETTING)["repa"]
-    with pytest.raises(UserError, match="losses.repa needs the setting encoder.directory"):
-        term.frozen(structure_only=True)
     term, modules = built(tmp_path)
     with pytest.raises(UserError, match="places of 'encoded' have no height and width"):
         term.value(modules, outputs(term, modules, grid(2, 6, 5)), KEY, FIRST, MicroBatch())
 
 
-def test_its_group_needs_an_optimizer_and_its_settings_are_explained(tmp_path):
+def config_of(folder, **settings) -> ConfigDict:
     config = tiny()
-    config.losses.repa = section(tmp_path, feature="vectors")
-    help_text = config_help(config)
-    assert "--config.losses.repa.encoder.name=dinov2\n    one of clip_image, dinov2" in help_text
-    tasks.class_of(config).complete(config, {})
+    config.losses.repa = section(**settings)
+    config.parts.dino = {"checkpoint": str(folder), "model": {"name": "dinov2"}, "hash": ""}
+    return config
+
+
+def test_the_encoder_is_a_part_and_the_projection_a_group(tmp_path):
+    config = config_of(tmp_path, feature="vectors")
+    assert tasks.class_of(config).parts_of(config) == {"dino": PUBLISHED}
+    with pytest.raises(UserError, match="config.parts.dino.checkpoint must be the folder that 'dinov2' is published"):
+        tasks.build(config)
+    setting(tmp_path)
+    config.parts.dino.model = encoders.describe("dinov2", tmp_path)
     task = tasks.build(config)
-    assert set(task.losses) == {"tokenizer", "distillation"} and set(task.training_only) >= {"repa"}
+    assert set(task.losses) == {"tokenizer", "distillation"} and "dino" in task.training_only
     with pytest.raises(UserError, match="config.optimizer.distillation is missing"):
         structure_of(task, config)
+    config.parts.dino.model = {"name": "t5"}
+    with pytest.raises(UserError, match="unknown encoder .parts.dino.model. 't5'"):
+        tasks.build(config)
     config.losses.repa.weight = 0
-    assert set(tasks.build(config).losses) == {"tokenizer"}
+    assert set(tasks.build(config).losses) == {"tokenizer"} and not tasks.class_of(config).parts_of(config)
 
 
 @pytest.mark.slow
@@ -170,17 +185,17 @@ def test_a_tokenizer_learns_the_teachers_features_in_the_real_loop(tmp_path):
     teacher = tmp_path / "teacher"
     published = transformers.Dinov2Model(transformers.Dinov2Config(**SIZES))
     published.save_pretrained(teacher)
-    config = tiny(steps=30, checkpoint_every=30, eval_every=30)
-    config.losses.repa = section(tmp_path, hidden=(16,))
-    config.losses.repa.encoder.directory = str(teacher)
+    config = config_of(teacher, hidden=(16,))
+    config.steps = config.checkpoint_every = config.eval_every = 30
     config.optimizer.distillation = optimizer(learning_rate=1e-2)
     train(config, tmp_path / "run")
     values = [r["train/repa"] for r in read_metrics(tmp_path / "run" / FILE) if "train/repa" in r]
     assert len(values) == 30 and np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
     # The run needs the published files no more; an export has neither teacher nor projection.
-    for file in teacher.iterdir():
-        file.unlink()
+    shutil.rmtree(teacher)
+    config.steps = 31
+    assert int(train(config, tmp_path / "run").state["step"]) == 31
     loaded = load(tmp_path / "run")
-    assert "repa" in loaded.modules and "distillation" in loaded.modules
+    assert {"dino", "distillation"} <= set(loaded.modules) and len(loaded.config.parts.dino.hash) == 64
     export_safetensors(loaded, tmp_path / "export")
     assert set(load(tmp_path / "export").modules) == {"tokenizer"}

@@ -133,7 +133,7 @@ def generator_flops(config, frames, length):
     w, tokens = model.width, tokens_of(config, frames)
     projections = 2 * (4 * w * w + 2 * w * w + 2 * w * model.mlp_width)
     attention = 4 * w * (tokens + length)
-    context = length * 2 * config.text.encoder.width * 2 * w
+    context = length * 2 * config.parts.text_encoder.model.width * 2 * w
     forward = model.layers * (tokens * (projections + attention) + context) + tokens * 2 * w * vocabulary
     # The context is frozen: its projection has a gradient of the weights only.
     return 3 * forward - model.layers * context
@@ -155,7 +155,7 @@ def tokenizer_flops(config, frames):
 
 
 def t5_flops(config, length):
-    t5 = config.text.encoder.architecture
+    t5 = config.parts.text_encoder.model
     inner = t5.heads * t5.head_width
     layer = 2 * (4 * t5.width * inner + 3 * t5.width * t5.mlp_width) + 4 * inner * length
     return length * t5.layers * layer

@@ -46,7 +46,7 @@ def test_an_unnamed_text_encoder_is_the_published_one_of_its_width():
     # Raffel et al. (2020): the encoder of T5 v1.1 XXL has 4.76 billion parameters.
     assert parameter_count(jax.tree.leaves(frozen)) == pytest.approx(4.762e9, rel=1e-3)
     config = phenaki.get_config("stage=generator,size=paper")
-    config.text.encoder.width = 1000
+    config.parts.text_encoder.model.width = 1000
     with pytest.raises(UserError, match="no T5 v1.1 encoder has width 1000"):
         complete_for_planning(config)
 

@@ -85,7 +85,7 @@ def test_flops_match_the_closed_form_to_two_percent(counted):
     tokens, w = 5 * 16 * 16, model.width
     projections = 2 * (4 * w * w + 2 * w * w + 2 * w * model.mlp_width)
     attention = 4 * w * (tokens + length)
-    text = length * 2 * (config.text.encoder.width * w + w * w)
+    text = length * 2 * (config.parts.text_encoder.model.width * w + w * w)
     times = 2 * (256 * w + w * w + 6 * w * w)
     layers = model.layers * (tokens * (projections + attention) + length * 2 * 2 * w * w)
     forward = layers + text + times + tokens * 2 * 2 * 64 * w

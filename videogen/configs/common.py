@@ -137,13 +137,18 @@ def bpe_text(vocabulary_size: int, length: int, **encoder) -> ConfigDict:
 
 
 def t5_text(length: int) -> ConfigDict:
-    """The frozen encoder of T5-XXL, read from a directory that the user names, over so many of its tokens."""
+    """The frozen encoder of T5-XXL over so many of its tokens; the stage has the part ``t5_part``."""
     return ConfigDict(
         {
-            "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}},
+            "encoder": {"name": "t5"},
             "tokenizer": {"name": "huggingface", "path": "", "length": length},
         }
     )
+
+
+def t5_part() -> dict:
+    """The part ``text_encoder``, whose published folder the user names; until then it is planned with this width."""
+    return frozen({"name": "t5", "width": 4096})
 
 
 def no_text() -> ConfigDict:

@@ -11,7 +11,7 @@ the weights, which the paper does not mention, is kept; text goes through T5-XXL
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer, t5_text
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer, t5_part, t5_text
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
@@ -141,6 +141,7 @@ def generator(size: str) -> ConfigDict:
         config.data.workers = 16
         # The sheet gives no T5 size; the 4.6B encoder of T5-XXL v1.1 has width 4096.
         config.text = t5_text(length=77)
+        config.parts.text_encoder = t5_part()
         config.model.transformer = {"width": 2048, "layers": 24, "heads": 32, "mlp_width": 8192}
         config.ema.decay = 0.999
         config.parallel.mesh.update({"data": 1, "fsdp": -1})

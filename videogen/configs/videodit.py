@@ -17,7 +17,7 @@ Per-frame noise levels (diffusion forcing), frames that see only the past, text 
 from ml_collections import ConfigDict, config_dict
 
 from videogen.configs import magvit2, phenaki
-from videogen.configs.common import base, bpe_text, frozen, optimizer, t5_text
+from videogen.configs.common import base, bpe_text, frozen, optimizer, t5_part, t5_text
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
@@ -195,6 +195,7 @@ def paper(config: ConfigDict, model: str) -> None:
     config.data.workers = 16
     # Wan's umT5-XXL and the T5-XXL of LTX have the same width.
     config.text = t5_text(length=512)
+    config.parts.text_encoder = t5_part()
     # Clips without given frames have one noise level, and so one row of modulations in every block.
     config.model.update({"patch": (1, 2, 2), "modulation": "single", "prefix_share": 0.0})
     config.model.noise.shift = 5.0

@@ -88,8 +88,9 @@ def new_text_tokenizer(config: Any, source: data.Source) -> Any:
         tokenizer = train_bpe(_captions(source), settings["vocabulary_size"], settings["length"])
     else:
         tokenizer = build_text_tokenizer(settings)
-    # That of T5 is what its own config says.
-    known = (config.text.encoder.get("architecture") or settings).get("vocabulary_size")
+    # That of a frozen encoder is what its own config says.
+    encoder = config.parts.get("text_encoder", {}).get("model", {})
+    known = encoder.get("vocabulary_size", settings.get("vocabulary_size"))
     if known is not None and tokenizer.largest_id >= known:
         raise UserError(
             f"the text tokenizer has ids up to {tokenizer.largest_id}, the text encoder knows {known}; give the "

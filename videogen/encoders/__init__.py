@@ -65,6 +65,17 @@ def build(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Publi
     return building.build(loaders, config, "encoder", dtype=dtype, rngs=None)
 
 
+def describe(name: str, directory: str | Path) -> dict[str, Any]:
+    """The section ``{name, …}`` that ``described`` builds an encoder from, without its files."""
+    return {"name": name, **building.look_up(ENCODERS, {"name": name}, "encoder").describe(directory)}
+
+
+def described(section: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Published:
+    """The encoder of ``describe``, with random parameters; trace it to have only shapes."""
+    settings = {key: section[key] for key in section if key != "name"}
+    return building.look_up(ENCODERS, section, "encoder").described(settings, dtype=dtype)
+
+
 def load(name: str, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Published:
     """``build`` from its two settings."""
     return build({"name": name, "directory": directory}, dtype=dtype)
@@ -98,6 +109,8 @@ __all__ = [
     "Vjepa2",
     "Weights",
     "build",
+    "describe",
+    "described",
     "load",
     "read_archive",
     "read_config",

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from videogen.encoders.files import Weights, read_config
 from videogen.errors import UserError, shown
@@ -91,6 +92,16 @@ class Published(nnx.Module):
     def _arguments(cls, directory: str | Path) -> dict[str, Any]:
         return settings_of(cls, directory) if cls.CONFIGURED else cls.sizes(Weights(directory))
 
+    @classmethod
+    def describe(cls, directory: str | Path) -> dict[str, Any]:
+        """All that ``described`` builds the network from, as plain values: what stands in the config of a run."""
+        return cls._arguments(directory)
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Self:
+        """The network of a description, with random parameters; trace it to have only shapes."""
+        return lean(cls(**plain(description), dtype=dtype, rngs=nnx.Rngs(0)))
+
     def read_beside(self, directory: str | Path) -> None:
         """Takes what other files of the folder say."""
 
@@ -128,6 +139,13 @@ def settings_of(kind: type[Published], directory: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} lacks the setting {error}; is it the config of a {kind.__name__}?") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} has a setting of another kind: {error}") from error
+
+
+def plain(value: Any) -> Any:
+    """Values from a config as constructors take them, and as they can be compared."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: plain(value[key]) for key in value}
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
 def lean(network: nnx.Module) -> nnx.Module:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,14 @@ class T5(Published):
     Attributes:
       width: width of the features.
     """
+
+    @classmethod
+    def describe(cls, directory: str | Path) -> dict[str, Any]:
+        return dataclasses.asdict(T5Config.read(directory))
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Self:
+        return cls(T5Config(**description), dtype=dtype, rngs=nnx.Rngs(0))
 
     SKIPPED = ("decoder.*", "lm_head.weight", "shared.weight", "encoder.embed_tokens.weight")
 

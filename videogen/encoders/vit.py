@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
-from videogen.encoders.loading import Published, lean, linear_names
+from videogen.encoders.loading import Published, linear_names, plain
 from videogen.encoders.preprocessing import Preprocessing
 from videogen.errors import UserError, near_matches
 from videogen.nn import Linear, Transformer, build_transformer, patchify
@@ -120,17 +119,14 @@ class Seen(Published):
 
     @classmethod
     def describe(cls, directory: str | Path) -> dict[str, Any]:
-        """All that ``described`` builds the network from, as plain values: what stands in the config of a run."""
         network = nnx.eval_shape(lambda: cls.structure(directory))
-        return {**cls._arguments(directory), "preprocessing": dataclasses.asdict(network.preprocessing)}
+        return {**super().describe(directory), "preprocessing": dataclasses.asdict(network.preprocessing)}
 
     @classmethod
     def described(cls, description: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Self:
-        """The network of a description, with random parameters; trace it to have only shapes."""
-        arguments = _plain(description)
-        preprocessing = Preprocessing(**arguments.pop("preprocessing"))
-        network = lean(cls(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
-        network.preprocessing = preprocessing
+        settings = {key: description[key] for key in description if key != "preprocessing"}
+        network = super().described(settings, dtype=dtype)
+        network.preprocessing = Preprocessing(**plain(description["preprocessing"]))
         return network
 
     @property
@@ -160,13 +156,6 @@ class Seen(Published):
         tokens = self.tokens(pixels if self.moving else pixels.reshape(-1, *pixels.shape[2:]))
         tokens = tokens[:, -math.prod(sides if self.moving else sides[1:]) :]
         return tokens.reshape(len(clips), *sides, self.grid_width)
-
-
-def _plain(value: Any) -> Any:
-    """Values from a config as constructors take them, and as they can be compared."""
-    if isinstance(value, Mapping | ConfigDict):
-        return {key: _plain(value[key]) for key in value}
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def cubic_weights(inputs: int, outputs: int, a: float = -0.75) -> Float[np.ndarray, "outputs inputs"]:

@@ -84,12 +84,13 @@ def build(config: Mapping[str, Any], setting: Setting) -> dict[str, Term]:
     return terms
 
 
-def complete(config: Mapping[str, Any]) -> None:
-    """Writes into ``config.losses`` what its terms read from other files; those of weight 0 read nothing."""
-    for label in config:
-        section = config[label]
-        if isinstance(section, ConfigDict) and section.get("weight") != 0 and section.get("name") in TERMS:
-            TERMS[section.name].complete(section)
+def parts_of(config: Mapping[str, Any]) -> list[str]:
+    """The published networks among ``config.parts`` that terms of ``config.losses`` read, unless their weight is 0."""
+    sections = [config[label] for label in sorted(config)]
+    read = [
+        s for s in sections if isinstance(s, Mapping | ConfigDict) and s.get("weight") != 0 and s.get("name") in TERMS
+    ]
+    return [part for section in read for part in TERMS[section["name"]].parts(section)]
 
 
 __all__ = [
@@ -128,11 +129,11 @@ __all__ = [
     "codebook_loss",
     "combine",
     "commitment",
-    "complete",
     "entropy",
     "l1",
     "l2",
     "mixing_ratio",
+    "parts_of",
     "r1_penalty",
     "random_frames",
     "with_gradient",

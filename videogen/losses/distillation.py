@@ -9,10 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
-from videogen import encoders
-from videogen.building import look_up
 from videogen.errors import UserError, near_matches
 from videogen.losses.terms import RECONSTRUCTION, Metrics, Modules, Outputs, Scalar, Setting, Term
 from videogen.nn import FULL, Linear, MicroBatch, l2_normalize
@@ -63,8 +60,8 @@ class Distillation(Term):
     in height and width by linear interpolation, antialiased where there are fewer places.
 
     Args:
-      encoder: ``{name, directory, settings}``: a name in ``encoders.SEEN`` and the folder of its published files. The
-        run finds the settings.
+      teacher: the encoder's name in ``config.parts``, where ``checkpoint`` is the folder of its published files and
+        ``model.name`` a name in ``encoders.SEEN``.
       feature: of ``Outputs.features`` what learns: ``encoded``, before the quantizer, or ``vectors``, behind it.
       objective: ``cosine`` (1 - cosine) or ``l2``, mean over places.
       hidden: channels of the hidden layers of the projection, (2048, 2048) in REPA; none leaves it linear.
@@ -76,7 +73,7 @@ class Distillation(Term):
     def __init__(
         self,
         weight: Weight | Mapping[str, Any],
-        encoder: Mapping[str, Any],
+        teacher: str,
         setting: Setting,
         *,
         feature: str = "encoded",
@@ -85,35 +82,26 @@ class Distillation(Term):
         side: Natural = 0,
     ):
         super().__init__(weight, setting)
-        self.kind = look_up(encoders.SEEN, encoder, "encoder")
+        if self.weight != 0 and teacher not in setting.parts:
+            raise UserError(f"there is no part {teacher!r} to learn from{near_matches(teacher, setting.parts)}")
         if feature not in setting.features:
             raise UserError(f"there is no feature {feature!r} to distil into{near_matches(feature, setting.features)}")
         if objective not in OBJECTIVES:
             raise UserError(f"unknown objective {objective!r} of distillation{near_matches(objective, OBJECTIVES)}")
-        self.encoder, self.feature, self.objective = encoder, feature, OBJECTIVES[objective]
+        self.teacher, self.feature, self.objective = teacher, feature, OBJECTIVES[objective]
         self.hidden, self.side = tuple(hidden), side
 
     @classmethod
-    def complete(cls, section: ConfigDict) -> None:
-        """Writes the settings of the encoder into the section, from its folder."""
-        encoder = section.encoder
-        if encoder.get("directory"):
-            encoder.settings = look_up(encoders.SEEN, encoder, "encoder").describe(encoder.directory)
-
-    def frozen(self, structure_only: bool) -> encoders.Seen:
-        if not self.encoder.get("settings"):
-            raise UserError(f"losses.{self.label} needs the setting encoder.directory: the folder of published files")
-        if structure_only:
-            return self.kind.described(self.encoder["settings"], dtype=self.setting.dtype)
-        return self.kind.load(self.encoder["directory"], dtype=self.setting.dtype)
+    def parts(cls, section: Mapping[str, Any]) -> tuple[str, ...]:
+        return (section["teacher"],) if "teacher" in section else ()
 
     def module(self, rngs: nnx.Rngs) -> Projection:
-        width = nnx.eval_shape(lambda: self.frozen(structure_only=True)).grid_width
+        width = self.setting.parts[self.teacher].grid_width
         return Projection(self.setting.features[self.feature], width, self.hidden, rngs=rngs)
 
     def features(self, modules: Modules, video: Video) -> dict[str, Grid]:
         """The encoder's vectors of each patch, once for the network and for the projection."""
-        return {self.label: jax.lax.stop_gradient(modules[self.label].grid(video, self.side).astype(jnp.float32))}
+        return {self.label: jax.lax.stop_gradient(modules[self.teacher].grid(video, self.side).astype(jnp.float32))}
 
     def value(self, modules, outputs, key, step, micro):
         ours, theirs = outputs.features[self.feature], outputs.features[self.label]

@@ -1,7 +1,7 @@
 """What the terms of a loss read, how they are weighted, and the one place where they are added up."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from videogen.building import check_fields
 from videogen.errors import UserError, near_matches
@@ -83,6 +82,7 @@ class Setting:
       code_width: channels of a code vector.
       steps: of the run.
       features: channels of the network's features, by name.
+      parts: the structure of the task's frozen parts, by name.
       compression: pixels per latent.
       remat, dtype: of networks that a term brings.
     """
@@ -92,6 +92,7 @@ class Setting:
     code_width: int
     steps: int
     features: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, nnx.Module] = dataclasses.field(default_factory=dict)
     compression: Compression = Compression(1, 1, 1)
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -142,11 +143,12 @@ class Term:
         raise NotImplementedError
 
     @classmethod
-    def complete(cls, section: ConfigDict) -> None:
-        """Writes into its section of a config what is read from other files (``Task.complete``)."""
+    def parts(cls, section: Mapping[str, Any]) -> Sequence[str]:
+        """The published networks among ``config.parts`` that a term of this section reads, by name."""
+        return ()
 
     def features(self, modules: Modules, video: Video) -> dict[str, Array]:
-        """What its frozen network makes of clips in [-1, 1], for ``Outputs.features``; no gradient leads back."""
+        """What a frozen network makes of clips in [-1, 1], for ``Outputs.features``; no gradient leads back."""
         return {}
 
     def frozen(self, structure_only: bool) -> nnx.Module | None:

@@ -28,6 +28,7 @@ from videogen.errors import UserError
 from videogen.parallel import AXES, batch_sharding, make_mesh
 from videogen.parallel.flops import Flops, count
 from videogen.parallel.topology import GIB, Topology, absent_devices, parse_topology
+from videogen.tasks.base import PUBLISHED
 from videogen.training.state import (
     State,
     Structure,
@@ -145,20 +146,18 @@ def complete_for_planning(config: Any) -> list[str]:
     """Fills in what a run would learn from its frozen modules; returns what was assumed."""
     assumed = []
     tasks.class_of(config).complete(config, {})
-    if "text" in config:
-        encoder = config.text.encoder
-        if encoder.name == "t5" and not encoder.architecture:
-            if encoder.width not in T5_V1_1:
+    for name, what in tasks.class_of(config).parts_of(config).items():
+        model = config.parts[name].model
+        if what == PUBLISHED and "width" in model and "layers" not in model:
+            if model.width not in T5_V1_1:
                 widths = ", ".join(map(str, T5_V1_1))
                 raise UserError(
-                    f"no T5 v1.1 encoder has width {encoder.width} (they have {widths}); "
-                    "set config.text.encoder.path to the encoder's folder"
+                    f"no T5 v1.1 encoder has width {model.width} (they have {widths}); "
+                    f"set config.parts.{name}.checkpoint to the encoder's folder"
                 )
-            encoder.architecture = {
-                **{"vocabulary_size": 32128, "width": encoder.width, "gated": True, "buckets": 32, "max_distance": 128},
-                **{"epsilon": 1e-6, **T5_V1_1[encoder.width]},
-            }
-            assumed.append(f"text encoder: T5 v1.1 of width {encoder.width}, frozen, in {config.parallel.dtype}")
+            common = {"vocabulary_size": 32128, "gated": True, "buckets": 32, "max_distance": 128, "epsilon": 1e-6}
+            config.parts[name].model = {"name": model.name, "width": model.width, **common, **T5_V1_1[model.width]}
+            assumed.append(f"text encoder: T5 v1.1 of width {model.width}, frozen, in {config.parallel.dtype}")
     return assumed
 
 

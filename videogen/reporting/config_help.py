@@ -14,7 +14,6 @@ from videogen import (
     data,
     detokenizers,
     diffusion,
-    encoders,
     generators,
     heads,
     losses,
@@ -58,14 +57,12 @@ MEANINGS = {
     "data.image_batch_size": "images beside the videos of a batch",
     "data.eval_batch_size": "clips that an evaluation has in memory at a time",
     "data.workers": "processes that decode; 0 decodes in the training process",
-    "parts.*.checkpoint": "run or export of this frozen network",
+    "parts.*.checkpoint": "run or export of this frozen network; folder of a published one",
     "parts.*.hash": "found by a run: of its weights",
     "distillation.guidance_scale": "guidance that the teacher is asked with",
     "distillation.steps": "steps of the teacher that the student learns to take at once",
     "tasks.*": "weight of this task among those that clips are completed by; 0 leaves it out",
-    "text.encoder.name": "transformer (trained along), t5 (frozen) or none",
-    "text.encoder.path": "directory of the published encoder",
-    "text.encoder.architecture": "found by a run: of the published encoder",
+    "text.encoder.name": "transformer (trained along), t5 (the frozen part text_encoder) or none",
     "text.tokenizer.name": "bpe (learned from the captions), bytes or huggingface",
     "text.tokenizer.path": "a tokenizer.json, or its directory",
     "text.tokenizer.length": "tokens of a caption; longer ones are cut",
@@ -73,7 +70,6 @@ MEANINGS = {
     "losses.*.weight.start": "weight at step 0 …",
     "losses.*.weight.final": "… and the one that it reaches in a straight line …",
     "losses.*.weight.steps": "… at this step",
-    "losses.*.encoder.directory": "folder of the published files",
     "optimizer.*.name": "adamw, muon, …",
     "optimizer.*.learning_rate": "highest learning rate",
     "optimizer.*.warmup": "steps of the linear rise to it",
@@ -114,18 +110,13 @@ TABLES = {
 }
 """Section -> its parts by name."""
 
-OF_LOSSES = {"discriminator": losses.DISCRIMINATORS, "encoder": encoders.SEEN}
-"""Section of a term of the losses -> its parts by name."""
-
 SHARED = (nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise)
 """Parts whose settings stand in sections of other parts, or without a name."""
 
 
 def table(path: Sequence[str]) -> Mapping[str, Callable]:
     """The parts by name that a section may be, from the keys that lead to it."""
-    if path[0] == "losses" and len(path) > 1:
-        return losses.TERMS if len(path) == 2 else OF_LOSSES.get(path[-1], {})
-    return TABLES.get(path[-1], {})
+    return losses.TERMS if len(path) == 2 and path[0] == "losses" else TABLES.get(path[-1], {})
 
 
 def config_help(config: ConfigDict) -> str:

@@ -19,6 +19,9 @@ Modules = Mapping[str, nnx.Module]
 """Module by name: one per parameter group, and the frozen ones."""
 
 Batch = Mapping[str, Any]
+PUBLISHED = "published"
+"""What a part is that comes from no run (``Task.parts``)."""
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -91,7 +94,7 @@ class Task:
 
     parts: Mapping[str, str] = {}
     """Frozen networks by their name in ``config.parts`` -> what each is of the run it comes from: its ``tokenizer``, or
-    what the run has ``trained``."""
+    what the run has ``trained``; ``PUBLISHED`` for a network that is read from the files it was published in."""
 
     draws: bool = False
     """Whether it makes new videos; others make given ones again."""
@@ -118,15 +121,29 @@ class Task:
           origins: the configs of the runs that its parts come from, by part; without those that are not there any more.
         """
 
+    @classmethod
+    def parts_of(cls, config: Any) -> Mapping[str, str]:
+        """``parts``, and those that a config asks for."""
+        return cls.parts
+
     def frozen(self, load: Callable[[str, str], nnx.Module] | None) -> dict[str, nnx.Module]:
         """Modules that are used but not trained: ``parts``, and what further networks a task brings.
 
         With ``load`` (a run or export, what of it -> module) their weights come from where the config says; without it
         the modules only give the structure (the call is traced), and the weights come from the run directory.
         """
+        parts, sections = self.parts_of(self.config), self.config.parts
         if load is None:
-            return {name: self.structure_of_part(name) for name in self.parts}
-        return {name: load(self.config.parts[name].checkpoint, what) for name, what in self.parts.items()}
+            return {name: self.structure_of_part(name) for name in parts}
+        modules = {}
+        for name, what in parts.items():
+            where = sections[name].checkpoint
+            modules[name] = self.published(name, where) if what == PUBLISHED else load(where, what)
+        return modules
+
+    def published(self, name: str, folder: str) -> nnx.Module:
+        """A part that is ``PUBLISHED``, from its folder."""
+        raise NotImplementedError
 
     def structure_of_part(self, name: str) -> nnx.Module:
         """A frozen part as its ``model`` describes it, with any weights."""

@@ -26,7 +26,7 @@ SHARED = ("task", "model", "parts", "text", "classes")
 
 OWN = (
     *("model.steps", "model.solver", "model.prefix_share"),
-    *("parts.tokenizer.checkpoint", "parts.teacher", "text.tokenizer.path", "text.encoder.path"),
+    *("parts.tokenizer.checkpoint", "parts.teacher", "parts.text_encoder.checkpoint", "text.tokenizer.path"),
 )
 
 
@@ -37,7 +37,9 @@ def check_teacher(config: Any, teacher: Any) -> None:
       config: the student's stage config, complete but for the teacher.
       teacher: that of the teacher.
     """
-    changed = [key for key in differences(teacher, config, ignore=OWN) if key.partition(".")[0] in SHARED]
+    # Runs of older formats have no hash of their text encoder.
+    unknown = [f"parts.{name}.hash" for name, part in teacher.parts.items() if not part.hash]
+    changed = [key for key in differences(teacher, config, ignore=[*OWN, *unknown]) if key.partition(".")[0] in SHARED]
     if changed:
         raise UserError(f"a student has the model of its teacher, and config.{changed[0]} differs; give both the same")
 

@@ -1,6 +1,5 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,6 @@ from videogen.conditioning import (
     Conditioning,
     EncodedText,
     Given,
-    T5Config,
     T5Encoder,
     TaskTables,
     TextEncoder,
@@ -34,6 +32,7 @@ from videogen.nn import MicroBatch, named_key
 from videogen.parallel import constrain, inside, mesh_of, spread
 from videogen.shapes import TokenGrid, Video, VideoShape
 from videogen.tasks.base import (
+    PUBLISHED,
     Batch,
     Keep,
     Modules,
@@ -48,6 +47,9 @@ from videogen.tasks.base import (
 from videogen.tasks.generation import VideoGenerator
 from videogen.tokens import Segment, Tokens
 
+TEXT_ENCODER = "text_encoder"
+"""The part that is a frozen encoder of texts."""
+
 
 class TextToCodes(nnx.Module):
     """A generator and the text encoder trained with it (``None`` when text comes frozen or not at all)."""
@@ -60,8 +62,8 @@ class TextToCodes(nnx.Module):
 class GeneratorTask(Task):
     """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, for T5, ``text_encoder``.
 
-    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text), ``config.classes`` the
-    number of labels or ``None``.
+    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text; ``t5`` is the part
+    ``text_encoder``), ``config.classes`` the number of labels or ``None``.
     ``config.tasks`` are weights of ``conditioning.TASKS``: each clip is then completed from the pixels that a task
     drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
@@ -150,7 +152,7 @@ class GeneratorTask(Task):
             encoder = TextEncoder(vocabulary_size, length, **settings, dtype=dtype, rngs=rngs)
             context_width = encoder.width
         elif self.text == "t5":
-            context_width = self.config.text.encoder.width
+            context_width = self.config.parts.text_encoder.model.width
         elif self.config.classes and not self.kind.label_as_vector:
             context_width = self.config.model.transformer.width
         generator = generators.build(
@@ -169,31 +171,31 @@ class GeneratorTask(Task):
             generator.statistics = generators.NormalisedLatents()
         return {"generator": TextToCodes(generator, encoder)}
 
-    def frozen(self, load: Any) -> dict[str, nnx.Module]:
-        modules = super().frozen(load)
-        if self.text == "t5":
-            settings, dtype = self.config.text.encoder, dtype_of(self.config)
-            if load is None:
-                architecture = T5Config(**settings.architecture)
-                modules["text_encoder"] = T5Encoder(architecture, dtype=dtype, rngs=nnx.Rngs(0))
-            else:
-                modules["text_encoder"] = T5Encoder.load(settings.path, dtype=dtype)
-        return modules
+    @classmethod
+    def parts_of(cls, config: Any) -> Mapping[str, str]:
+        frozen = {TEXT_ENCODER: PUBLISHED} if config.text.encoder.name == "t5" else {}
+        return {**super().parts_of(config), **frozen}
+
+    def structure_of_part(self, name: str) -> nnx.Module:
+        if name != TEXT_ENCODER:
+            return super().structure_of_part(name)
+        model = self.config.parts[name].model
+        settings = {key: model[key] for key in model if key != "name"}
+        return T5Encoder.described(settings, dtype=dtype_of(self.config))
+
+    def published(self, name: str, folder: str) -> nnx.Module:
+        return T5Encoder.load(folder, dtype=dtype_of(self.config))
 
     @classmethod
     def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
         super().complete(config, origins)
-        encoder = config.text.encoder
-        if encoder.name == "t5" and encoder.path:
-            architecture = T5Config.read(encoder.path)
-            encoder.architecture = dataclasses.asdict(architecture)
-            encoder.width = architecture.width
-            config.text.tokenizer.path = config.text.tokenizer.path or encoder.path
+        if TEXT_ENCODER in cls.parts_of(config):
+            config.text.tokenizer.path = config.text.tokenizer.path or config.parts[TEXT_ENCODER].checkpoint
 
     def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
         """Adds to each part what a frozen text encoder makes of the captions, in one pass: its sharded weights are
         gathered once."""
-        encoder = frozen.get("text_encoder")
+        encoder = frozen.get(TEXT_ENCODER)
         if encoder is None:
             return parts
         return [{**part, "text": text} for part, text in zip(parts, encode_jointly(encoder, parts), strict=True)]
@@ -202,7 +204,7 @@ class GeneratorTask(Task):
         """Encodes the text and label parts of a batch, whose text may be encoded already (``prepare``)."""
         text = batch.get("text")
         if text is None and self.text != "none":
-            (text,) = encode_jointly(modules.get("text_encoder") or modules["generator"].text_encoder, [batch])
+            (text,) = encode_jointly(modules.get(TEXT_ENCODER) or modules["generator"].text_encoder, [batch])
         if self.config.classes and "label" not in batch:
             raise UserError("the clips have no labels: name their classes in the source, or leave config.classes empty")
         return Conditioning(text, batch["label"] if self.config.classes else None)

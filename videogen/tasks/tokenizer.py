@@ -11,15 +11,29 @@ from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float
 
-from videogen import losses, tokenizers
+from videogen import encoders, losses, tokenizers
+from videogen.building import look_up
 from videogen.data import read_buckets
+from videogen.errors import UserError
 from videogen.metrics import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
 from videogen.metrics.fidelity import SSIM_WINDOW
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
 from videogen.shapes import Video, VideoShape
-from videogen.tasks.base import Batch, Keep, Modules, Outcome, Picture, Task, compute_now, dtype_of, to_pixels, to_video
+from videogen.tasks.base import (
+    PUBLISHED,
+    Batch,
+    Keep,
+    Modules,
+    Outcome,
+    Picture,
+    Task,
+    compute_now,
+    dtype_of,
+    to_pixels,
+    to_video,
+)
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
@@ -62,7 +76,7 @@ class TokenizerTask(Task):
                 self.active[term.group] = term.moves
         # The other networks serve training only.
         self.exported = (self.group,)
-        self.training_only = (*type(self).training_only, *self.terms)
+        self.training_only = (*type(self).training_only, *self.terms, *self.teachers)
 
     def _terms(self, model: nnx.Module) -> dict[str, losses.Term]:
         """The terms of the losses of a tokenizer, of which only the structure is there."""
@@ -71,14 +85,31 @@ class TokenizerTask(Task):
         self.tokens = model.grid(shape).tokens
         self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
         built_for = dict(remat=parallel.remat, dtype=dtype_of(self.config))
-        about = dict(features=model.features, compression=model.compression)
+        teachers = {name: nnx.eval_shape(lambda n=name: self.structure_of_part(n)) for name in self.teachers}
+        about = dict(features=model.features, parts=teachers, compression=model.compression)
         setting = losses.Setting(shape, self.tokens, model.quantizer.width, self.config.steps, **about, **built_for)
         return losses.build(self.config.losses, setting)
 
     @classmethod
-    def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
-        super().complete(config, origins)
-        losses.complete(config.losses)
+    def parts_of(cls, config: Any) -> Mapping[str, str]:
+        return {**super().parts_of(config), **dict.fromkeys(losses.parts_of(config.losses), PUBLISHED)}
+
+    @property
+    def teachers(self) -> list[str]:
+        """The parts that terms of the losses read."""
+        return losses.parts_of(self.config.losses)
+
+    def structure_of_part(self, name: str) -> nnx.Module:
+        if name not in self.teachers:
+            return super().structure_of_part(name)
+        model = self.config.parts[name].model
+        look_up(encoders.SEEN, model, f"encoder (parts.{name}.model)")
+        if set(model) == {"name"}:
+            raise UserError(f"config.parts.{name}.checkpoint must be the folder that {model.name!r} is published in")
+        return encoders.described(model, dtype=dtype_of(self.config))
+
+    def published(self, name: str, folder: str) -> nnx.Module:
+        return encoders.load(self.config.parts[name].model.name, folder, dtype=dtype_of(self.config))
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules = {self.group: self._networks(rngs)[0]}

@@ -9,11 +9,12 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from videogen import tasks
+from videogen import encoders, tasks
 from videogen.configuration import differences, load_config, remote_errors, replace_text, save_config, take_data
 from videogen.errors import UserError
 from videogen.runs.checkpoints import latest_step
 from videogen.runs.stops import storage_errors
+from videogen.tasks.base import DTYPES, PUBLISHED
 from videogen.training.checks import check_config
 from videogen.training.loading import CONFIG, MODEL, Loaded, hash_of, load
 from videogen.training.optimizers import learning_rate
@@ -51,20 +52,37 @@ def complete_config(config: Any, workdir: epath.Path, read: Callable[[str], Load
       UserError: a part is neither named by the config nor known from an earlier start, or does not fit the task.
     """
     task, origins = tasks.class_of(config), {}
-    if wrong := set(config.parts) ^ set(task.parts):
-        known = ", ".join(task.parts) or "none"
-        raise UserError(f"config.parts.{sorted(wrong)[0]}: the frozen parts of a {config.task} are: {known}")
-    for name, part in config.parts.items():
-        if part.checkpoint:
+    parts = task.parts_of(config)
+    # A part that nothing asks for stays empty: the encoder of a text that is switched off.
+    idle = {name for name, part in config.parts.items() if name not in parts and not part.checkpoint}
+    if wrong := (set(config.parts) - idle) ^ set(parts):
+        name, known = sorted(wrong)[0], ", ".join(parts) or "none"
+        missing = "" if name in config.parts else " is missing"
+        raise UserError(f"config.parts.{name}{missing}: the frozen parts of a {config.task} are: {known}")
+    before = load_config(workdir / CONFIG).parts if (workdir / CONFIG).exists() else {}
+    for name, what in parts.items():
+        part, earlier = config.parts[name], before.get(name)
+        if what == PUBLISHED and earlier and earlier.hash and part.checkpoint in ("", earlier.checkpoint):
+            # Its files, which are large, are read once.
+            part.model, part.hash = earlier.model, earlier.hash
+        elif what == PUBLISHED and part.checkpoint:
+            part.model, part.hash = _read_published(part, config.parallel.dtype)
+        elif part.checkpoint:
             origin = read(part.checkpoint)
-            part.model, part.hash = origin.model_of(task.parts[name]), hash_of(getattr(origin, task.parts[name]))
+            part.model, part.hash = origin.model_of(what), hash_of(getattr(origin, what))
             origins[name] = origin.config
-        elif (workdir / CONFIG).exists():
-            earlier = load_config(workdir / CONFIG).parts[name]
+        elif earlier:
             part.model, part.hash = earlier.model, earlier.hash
         else:
-            raise UserError(f"a {config.task} needs its {name}: pass --config.parts.{name}.checkpoint=RUN_OR_EXPORT")
+            where = "FOLDER" if what == PUBLISHED else "RUN_OR_EXPORT"
+            raise UserError(f"a {config.task} needs its {name}: pass --config.parts.{name}.checkpoint={where}")
     task.complete(config, origins)
+
+
+def _read_published(part: ConfigDict, dtype: str) -> tuple[dict[str, Any], str]:
+    """What a published network is, and the hash of its weights."""
+    network = encoders.load(part.model.name, part.checkpoint, dtype=DTYPES[dtype])
+    return encoders.describe(part.model.name, part.checkpoint), hash_of(network)
 
 
 def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]) -> None:
@@ -119,6 +137,8 @@ def earlier_start(config: Any, workdir: epath.Path) -> Earlier:
     earlier, step = load_config(workdir / CONFIG), latest_step(workdir)
     free = [*FREE_KEYS, *(f"optimizer.{group}.horizon" for group in config.optimizer)]
     free += [f"parts.{name}.checkpoint" for name in config.parts]
+    # Runs of older formats have no hash of their text encoder.
+    free += [f"parts.{name}.hash" for name, part in earlier.parts.items() if not part.hash]
     if changed := differences(earlier, config, ignore=free):
         if step is not None:
             raise UserError(
