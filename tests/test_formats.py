@@ -79,6 +79,7 @@ def test_a_flow_generator_of_format_2_is_that_of_today(size):
     model = dict(today["model"])
     old = {**model, **model.pop("transformer"), **model.pop("noise")}
     old = {key: value for key, value in old.items() if key not in ("transformer", "noise")}
+    old["law"] = old.pop("time_distribution")
     assert {"width", "layers", "process", "law", "shift"} <= old.keys()
     before = {key: value for key, value in today.items() if key != "parts"}
     before |= {"format": 2, "model": old, "tokenizer": today["parts"]["tokenizer"]}

@@ -26,20 +26,18 @@ def to_present(config: dict[str, Any], where: str) -> dict[str, Any]:
         )
     if found == 1:
         config = _terms_by_name(config)
-    return _text_encoder(_sections_of_generators(_pausing(_frozen_parts(config)), where)) if found < 3 else config
+    return _renamed(_text_encoder(_sections_of_generators(_frozen_parts(config), where))) if found < 3 else config
 
 
-def _pausing(config: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 -> 3: ``rest_below`` of a loss term became ``pause_below``."""
-    losses = config.get("losses")
-    if not isinstance(losses, dict):
-        return config
-    new = {"rest_below": "pause_below"}
-    terms = {
-        label: {new.get(key, key): value for key, value in term.items()} if isinstance(term, dict) else term
-        for label, term in losses.items()
-    }
-    return {**config, "losses": terms}
+RENAMED = {"law": "time_distribution", "rest_below": "pause_below"}
+"""Keys of any section in format 2 -> what they are called today."""
+
+
+def _renamed(section: Any) -> Any:
+    """A section, and those inside of it, with the names of today."""
+    if not isinstance(section, dict):
+        return section
+    return {RENAMED.get(key, key): _renamed(value) for key, value in section.items()}
 
 
 def _frozen_parts(config: dict[str, Any]) -> dict[str, Any]:

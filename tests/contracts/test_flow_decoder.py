@@ -76,7 +76,7 @@ class FlowDecoder(Skeleton):
 
     def __init__(self, config):
         super().__init__(config)
-        self.lengths = lengths.build({"name": "tail_drop", "law": "power_of_two"})
+        self.lengths = lengths.build({"name": "tail_drop", "distribution": "power_of_two"})
         vae = nnx.eval_shape(lambda: self.structure_of_part("vae"))
         clip = config.data.clip
         self.latents = vae.layout(VideoShape(clip.frames, clip.height, clip.width)).only

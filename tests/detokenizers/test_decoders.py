@@ -133,7 +133,7 @@ def test_regression_sees_no_video():
         ({"steps": 0}, "steps of .* must be a whole number of at least 1, got 0"),
         ({"solver": {"name": "heun"}}, "twice a step"),
         ({"solver": {"name": "dim"}}, "did you mean 'ddim'"),
-        ({"law": {"name": "unifrm"}}, "did you mean 'uniform'"),
+        ({"time_distribution": {"name": "unifrm"}}, "did you mean 'uniform'"),
         ({"widths": (4, 6)}, "has 4 widths"),
         ({"name": "difusion"}, "did you mean 'diffusion'"),
         ({"step": 2}, "did you mean 'steps'"),

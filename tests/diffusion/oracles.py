@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from videogen.diffusion import Gaussian, spread
+from videogen.diffusion import Gaussian, broadcast_right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Mixture:
 
     def clean(self, process: Gaussian, noisy: Float[Array, "batch ..."], t: Array) -> Float[Array, "batch ..."]:
         """E[x0 | x_t]."""
-        alpha, sigma = (spread(scale, noisy)[..., None] for scale in process.scales(t))
+        alpha, sigma = (broadcast_right(scale, noisy)[..., None] for scale in process.scales(t))
         means, variances = jnp.array(self.means), jnp.array(self.deviations) ** 2
         total = alpha**2 * variances + sigma**2
         away = noisy[..., None] - alpha * means

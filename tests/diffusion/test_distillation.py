@@ -51,10 +51,10 @@ def exact_step(process: diffusion.Gaussian):
             ends = jnp.full(t.shape, here), jnp.full(t.shape, there)
             end = offset + slope * x
             velocity = diffusion.mean_velocity(process, x, end, *ends)
-            alpha, sigma = (diffusion.spread(scale, x) for scale in process.scales(ends[0]))
+            alpha, sigma = (diffusion.broadcast_right(scale, x) for scale in process.scales(ends[0]))
             clean = (x - sigma * velocity) / (alpha + sigma)
             own = process.convert(clean, x, ends[0], "x0", process.prediction)
-            value = jnp.where(diffusion.spread(t == here, x), own, value)
+            value = jnp.where(diffusion.broadcast_right(t == here, x), own, value)
         return value
 
     return student

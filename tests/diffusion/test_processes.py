@@ -17,8 +17,8 @@ from videogen.diffusion import (
     RectifiedFlow,
     VariancePreserving,
     ancestral,
+    broadcast_right,
     build,
-    spread,
 )
 from videogen.errors import UserError
 
@@ -141,7 +141,7 @@ def test_frames_have_their_own_times(process):
         alone = process.add_noise(clean[example, frame][None], noise[example, frame][None], t[example, frame][None])
         np.testing.assert_allclose(noisy[example, frame], alone[0], rtol=1e-6)
     np.testing.assert_allclose(noisy[1], process.add_noise(clean, noise, jnp.array([0.0, 0.3]))[1], rtol=1e-6)
-    assert spread(t, clean).shape == (2, 3, 1, 1)
+    assert broadcast_right(t, clean).shape == (2, 3, 1, 1)
 
 
 def test_mistakes_teach():

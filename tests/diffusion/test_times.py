@@ -48,7 +48,7 @@ def test_mode_law():
     middle = ((t > 0.4) & (t < 0.6)).mean()
     assert middle > ((t < 0.1) | (t > 0.9)).mean() + 0.1
     np.testing.assert_allclose(Mode(0.0)(uniform, FLOW), 1 - uniform, atol=1e-6)
-    with pytest.raises(UserError, match="mode law"):
+    with pytest.raises(UserError, match="scale of the mode"):
         Mode(3.0)
 
 
@@ -72,10 +72,10 @@ def test_times_stay_inside_where_the_laws_are_finite(monkeypatch):
     """Draws of exactly 0 and 1, which a generator of float32 numbers gives, have no infinite quantile."""
     for edge in (0.0, 1.0):
         monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(), edge=edge, **_: jnp.full(shape, edge))
-        for law in (LogitNormal(), LogNormalSigma()):
-            t = draw_times(law, EDM(), KEY, (4,))
-            assert np.isfinite(t).all() and ((t >= 0) & (t <= 1)).all() and np.isfinite(law(t, EDM())).all()
-            np.testing.assert_allclose(draw_times(law, FLOW, KEY, (4,)), law(jnp.full(4, abs(edge - 1e-6)), FLOW))
+        for times in (LogitNormal(), LogNormalSigma()):
+            t = draw_times(times, EDM(), KEY, (4,))
+            assert np.isfinite(t).all() and ((t >= 0) & (t <= 1)).all() and np.isfinite(times(t, EDM())).all()
+            np.testing.assert_allclose(draw_times(times, FLOW, KEY, (4,)), times(jnp.full(4, abs(edge - 1e-6)), FLOW))
 
 
 def test_shift_composes_and_fixes_the_ends():

@@ -191,7 +191,7 @@ def test_the_loss_is_the_error_of_the_prediction(name, monkeypatch):
 
     def oracle(noisy, t, prepared, *, key=None):
         asked.update(t=t)
-        t = diffusion.spread(t, noisy)
+        t = diffusion.broadcast_right(t, noisy)
         return jnp.where(t > 0, (noisy - live.statistics.normalise(clean)) / t, 9.0)
 
     monkeypatch.setattr(FlowTransformer, "predict", lambda self, *a, **k: oracle(*a, **k))
@@ -290,7 +290,7 @@ def test_an_image_is_a_clip_of_one_frame():
     ],
 )
 def test_other_processes_and_predictions_train_and_sample(process, prediction):
-    noise = {"process": {"name": process}, "prediction": prediction, "law": {"name": "uniform"}}
+    noise = {"process": {"name": process}, "prediction": prediction, "time_distribution": {"name": "uniform"}}
     settings = {"times": "frame", "prefix_share": 0.5, "noise": {**noise, "weighting": "min_snr"}}
     sampler = FlowSampler(steps=2, grid={"name": "uniform", "start": 0.99})
 

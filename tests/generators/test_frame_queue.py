@@ -21,7 +21,7 @@ class Oracle(FlowTransformer):
     """Knows the data to be 0.5 ± 0.3 in every frame by itself."""
 
     def predict(self, noisy, t, prepared, *, key=None):
-        alpha, sigma = (diffusion.spread(scale, noisy) for scale in self.process.scales(t))
+        alpha, sigma = (diffusion.broadcast_right(scale, noisy) for scale in self.process.scales(t))
         clean = 0.5 + alpha * 0.09 / (alpha**2 * 0.09 + sigma**2) * (noisy - alpha * 0.5)
         return self.process.convert(clean, noisy, t, "x0", self.process.prediction)
 

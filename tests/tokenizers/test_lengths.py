@@ -1,4 +1,4 @@
-"""Length rules: the laws of lengths, prefixes, draws by example, and what a tokenizer does with them."""
+"""Length rules: the distributions of lengths, prefixes, draws by example, and what a tokenizer does with them."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from videogen.tasks.tokenizer import TokenizerTask
 from videogen.tokenizers import Encoded, Tokenizer, lengths
 from videogen.tokens import Segment, SegmentLayout, Tokens
 
-LAWS = {
+SHARES = {
     ("uniform", 1, 6): {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1},
     ("uniform", 3, 6): {3: 1, 4: 1, 5: 1, 6: 1},
     ("uniform", 6, 6): {6: 1},
@@ -27,12 +27,12 @@ LAWS = {
     ("uniform_power_of_two", 1, 6): {1: 1, 2: 1, 4: 2, 6: 2},
     ("uniform_power_of_two", 2, 5): {2: 1, 4: 2, 5: 1},
 }
-"""(law, minimum, tokens) -> the shares of lengths, by hand."""
+"""(distribution, minimum, tokens) -> the shares of lengths, by hand."""
 
 
-@pytest.mark.parametrize(("law", "minimum", "tokens"), LAWS)
-def test_lengths_follow_their_law(law, minimum, tokens):
-    shares, rule = LAWS[law, minimum, tokens], lengths.TailDrop(law, minimum)
+@pytest.mark.parametrize(("distribution", "minimum", "tokens"), SHARES)
+def test_lengths_follow_their_distribution(distribution, minimum, tokens):
+    shares, rule = SHARES[distribution, minimum, tokens], lengths.TailDrop(distribution, minimum)
     kept = np.asarray(rule.kept((4000, tokens), key=jax.random.key(0), train=True))
     found = kept.sum(-1)
     np.testing.assert_array_equal(kept, np.arange(tokens) < found[:, None])  # a prefix
@@ -79,7 +79,7 @@ def test_what_is_not_needed_is_dropped():
     ("config", "message"),
     [
         ({"name": "tail_drops"}, "unknown length rule 'tail_drops'.*'tail_drop'"),
-        ({"name": "tail_drop", "law": "power_of_too"}, "unknown law .*power_of_two"),
+        ({"name": "tail_drop", "distribution": "power_of_too"}, "unknown distribution .*power_of_two"),
         ({"name": "tail_drop", "minimum": 0}, "minimum of length rule 'tail_drop' must be .* at least 1"),
         ({"name": "halting", "threshold": 1.0}, "must be a number above 0 and below 1"),
     ],

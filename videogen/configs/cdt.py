@@ -168,5 +168,11 @@ def network(size: str, decoder: str) -> dict:
         return {"name": "regression", **levels}
     # A short run learns most where decoding in one step happens, near pure noise.
     shift = 50.0 if size == "debug" else 1.0
-    settings = {"noise_steps": 8192, "law": {"name": "uniform"}, "shift": shift, "steps": 1, "temperature": 0.8}
+    settings = {
+        "noise_steps": 8192,
+        "time_distribution": {"name": "uniform"},
+        "shift": shift,
+        "steps": 1,
+        "temperature": 0.8,
+    }
     return {"name": "diffusion", **levels, **settings, "solver": {"name": "ddim"}}

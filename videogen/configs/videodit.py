@@ -96,7 +96,7 @@ def generator(size: str, model: str) -> ConfigDict:
         "noise": {
             "process": {"name": "rectified_flow"},
             "prediction": "velocity",
-            "law": {"name": "logit_normal", "mean": 0.0, "deviation": 1.0},
+            "time_distribution": {"name": "logit_normal", "mean": 0.0, "deviation": 1.0},
             "weighting": "",
             "shift": 1.0,
         },

@@ -120,7 +120,7 @@ class DiffusionDecoder(ConditionedDecoder):
       pyramid: see ``ConditionedDecoder``, also for the settings not named here.
       widths: channels of the denoiser's levels.
       noise_steps: steps of the discrete process.
-      law: which noise levels training draws, ``{name, …}`` (``diffusion.LAWS``).
+      time_distribution: which noise levels training draws, ``{name, …}`` (``diffusion.TIME_DISTRIBUTIONS``).
       shift: moves them towards noise, where decoding in one step happens (``diffusion.shift_time``).
       steps: diffusion steps of a decoding; more than one take predictions at falling noise levels.
       temperature: standard deviation of the noise that decoding starts from.
@@ -136,7 +136,7 @@ class DiffusionDecoder(ConditionedDecoder):
         widths: Sequence[Count],
         *,
         noise_steps: Count = 8192,
-        law: Mapping[str, Any] | None = None,
+        time_distribution: Mapping[str, Any] | None = None,
         shift: Positive = 1.0,
         steps: Count = 1,
         temperature: Weight = 0.8,
@@ -149,7 +149,7 @@ class DiffusionDecoder(ConditionedDecoder):
         rngs: nnx.Rngs,
     ):
         self.process = VariancePreserving("cosine", noise_steps, prediction="x0")
-        self.law = diffusion.build("law", law or {"name": "uniform"})
+        self.times_of = diffusion.build("time_distribution", time_distribution or {"name": "uniform"})
         self.solver = diffusion.build("solver", solver or {"name": "ddim"})
         if isinstance(self.solver, Heun):
             raise UserError("heun calls the denoiser twice a step, which decoding in chunks cannot; use dpm_2m or ddim")
@@ -171,7 +171,7 @@ class DiffusionDecoder(ConditionedDecoder):
 
         def times(batch: int) -> Float[Array, "batch"]:
             return draw_times(
-                self.law, self.process, named_key(key, "time"), (batch,), shift=self.shift, stratified=True
+                self.times_of, self.process, named_key(key, "time"), (batch,), shift=self.shift, stratified=True
             )
 
         time = micro.rows(times, len(video))

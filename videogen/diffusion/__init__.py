@@ -1,6 +1,6 @@
 """Diffusion and flow: processes, times, solvers and guidance. Networks know nothing of them.
 
-A system picks a process, which knows what the network predicts. Training draws times from a law and calls
+A system picks a process, which knows what the network predicts. Training draws times from a distribution and calls
 ``process.corrupt`` and ``process.loss``, whatever the family. With a Gaussian process ``sample`` runs a solver over a
 grid of times with a denoiser ``(x_t, t) -> prediction``; ``ancestral`` runs the ``step`` of any process.
 """
@@ -32,7 +32,7 @@ from videogen.diffusion.processes import (
     RectifiedFlow,
     Step,
     VariancePreserving,
-    spread,
+    broadcast_right,
 )
 from videogen.diffusion.solvers import (
     DDIM,
@@ -61,7 +61,7 @@ from videogen.diffusion.times import (
 
 PROCESSES = {"rectified_flow": RectifiedFlow, "variance_preserving": VariancePreserving, "edm": EDM}
 BIT_PROCESSES = {"bernoulli": Bernoulli}
-LAWS = {"uniform": Uniform, "logit_normal": LogitNormal, "mode": Mode, "log_normal_sigma": LogNormalSigma}
+TIME_DISTRIBUTIONS = {"uniform": Uniform, "logit_normal": LogitNormal, "mode": Mode, "log_normal_sigma": LogNormalSigma}
 GRIDS = {
     "uniform": UniformGrid,
     "linear_quadratic": LinearQuadraticGrid,
@@ -79,7 +79,7 @@ GUIDANCES = {
 PARTS = {
     "process": PROCESSES,
     "bit_process": BIT_PROCESSES,
-    "law": LAWS,
+    "time_distribution": TIME_DISTRIBUTIONS,
     "grid": GRIDS,
     "solver": SOLVERS,
     "guidance": GUIDANCES,
@@ -105,7 +105,7 @@ __all__ = [
     "DDIM",
     "GRIDS",
     "GUIDANCES",
-    "LAWS",
+    "TIME_DISTRIBUTIONS",
     "PARTS",
     "PREDICTIONS",
     "PROCESSES",
@@ -153,7 +153,7 @@ __all__ = [
     "shift_by_exponent",
     "shift_by_frames",
     "shift_time",
-    "spread",
+    "broadcast_right",
     "stagger",
     "with_memory",
     "substeps_of",

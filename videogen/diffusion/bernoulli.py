@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from videogen.diffusion.processes import Noisy, Process, spread
+from videogen.diffusion.processes import Noisy, Process, broadcast_right
 from videogen.nn import draw
 from videogen.ranges import OneOf
 
@@ -29,7 +29,7 @@ class Bernoulli(Process):
     threshold: bool = False
 
     def corrupt(self, clean: Bits, t: Float[Array, "*times"], keys: Array) -> Noisy:
-        flipped = draw(jax.random.uniform, keys, clean.shape) < 0.5 * spread(t, clean)
+        flipped = draw(jax.random.uniform, keys, clean.shape) < 0.5 * broadcast_right(t, clean)
         return Noisy(jnp.where(flipped, 1 - clean, clean), flipped)
 
     def loss(
@@ -38,7 +38,7 @@ class Bernoulli(Process):
         """Binary cross-entropy in nats; that of the flips is that of the bits of the data."""
         true = noisy.noise if self.prediction == "flip" else clean == 1
         entropy = jax.nn.softplus(jnp.where(true, -output, output).astype(jnp.float32))
-        return jnp.where(spread(t, clean) > 0, entropy, 0.0)
+        return jnp.where(broadcast_right(t, clean) > 0, entropy, 0.0)
 
     def step(
         self,
@@ -49,7 +49,7 @@ class Bernoulli(Process):
         keys: Array,
     ) -> Bits:
         """The posterior of the bits, the mean over the bits of the data that the network finds likely."""
-        t, later = spread(t, state), spread(later, state)
+        t, later = broadcast_right(t, state), broadcast_right(later, state)
         one = self.data(output, state)
         share = one * self.posterior(state, 1, t, later) + (1 - one) * self.posterior(state, 0, t, later)
         if self.threshold:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from videogen.diffusion.processes import Gaussian, Sample, Step, spread
+from videogen.diffusion.processes import Gaussian, Sample, Step, broadcast_right
 from videogen.diffusion.solvers import DDIM, Euler, Solver, integrate
 from videogen.errors import UserError
 from videogen.nn import MicroBatch
@@ -103,8 +103,8 @@ def distillation_loss(
     end = integrate(teacher, process, solver, within, state)
     target = jax.lax.stop_gradient(mean_velocity(process, state, end, time, next_time))
 
-    moves = spread(next_time < time, state)
-    alpha, sigma = (spread(scale, state) for scale in process.scales(time))
+    moves = broadcast_right(next_time < time, state)
+    alpha, sigma = (broadcast_right(scale, state) for scale in process.scales(time))
     clean = process.data(student(state, time).astype(state.dtype), state, time)
     # A frame that is given has sigma 0; its quotient is not used, and must not be infinite for the gradient's sake.
     velocity = (state - (alpha + sigma) * clean) / jnp.where(moves, sigma, 1.0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from videogen.building import check_fields
-from videogen.diffusion.processes import spread
+from videogen.diffusion.processes import broadcast_right
 from videogen.ranges import Finite, Number, Positive, Share
 
 Sample = Float[Array, "batch ..."]
@@ -20,7 +20,7 @@ Sample = Float[Array, "batch ..."]
 
 def _over_example(reduce: Callable[..., Array], value: Sample, t: Array) -> Array:
     """Reduces every example over the frames that are still noisy: predictions of the others were never trained."""
-    noisy = spread(t > 0, value)
+    noisy = broadcast_right(t > 0, value)
     # Where there is no noise at all nothing depends on the result.
     noisy = noisy | ~noisy.any(axis=tuple(range(1, noisy.ndim)), keepdims=True)
     where = jnp.broadcast_to(noisy, value.shape)
@@ -58,7 +58,7 @@ class ClassifierFree(Guidance):
         return self.scale
 
     def __call__(self, given: Sample, null: Sample, t: Array, memory: tuple) -> tuple[Sample, tuple]:
-        return given + (spread(self.scale_at(t), given) - 1) * (given - null), memory
+        return given + (broadcast_right(self.scale_at(t), given) - 1) * (given - null), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Interval(Guidance):
 
     def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
         guided, memory = self.inner(given, null, t, memory)
-        return jnp.where(spread((self.low <= t) & (t <= self.high), given), guided, given), memory
+        return jnp.where(broadcast_right((self.low <= t) & (t <= self.high), given), guided, given), memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a noise process is, and the Gaussian ones: ``x_t = alpha(t)·x + sigma(t)·e`` with ``e ~ N(0, 1)``.
 
 Time ``t`` runs from 0 (data) to 1 (noise), float32, ``[batch]`` or ``[batch, time]`` (every frame at its own noise
-level, diffusion forcing), or a scalar. All solvers, laws, weights and losses use these definitions and no others.
+level, diffusion forcing), or a scalar. All solvers, weights and losses use these definitions.
 Training knows of a process ``corrupt`` and ``loss`` alone, whatever its family.
 """
 
@@ -32,7 +32,7 @@ from videogen.ranges import Number, OneOf, Positive
 Sample = Float[Array, "batch ..."]
 
 
-def spread(t: Float[Array, "*times"], sample: Shaped[Array, "batch ..."]) -> Float[Array, "..."]:
+def broadcast_right(t: Float[Array, "*times"], sample: Shaped[Array, "batch ..."]) -> Float[Array, "..."]:
     """``t`` with as many trailing axes of length 1 as ``sample`` has more axes."""
     t = jnp.asarray(t)
     return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (sample.ndim - t.ndim))
@@ -108,7 +108,7 @@ class Step:
     def of(cls, process: "Gaussian", time: Array, next_time: Array, sample: Sample) -> "Step":
         """The step of a process between two times; its scales have the axes of ``sample``."""
         scales = (*process.scales(time), *process.scales(next_time))
-        return cls(time, next_time, *(spread(scale, sample) for scale in scales))
+        return cls(time, next_time, *(broadcast_right(scale, sample) for scale in scales))
 
     @property
     def decay(self) -> Array:
@@ -122,7 +122,7 @@ class Step:
 
     def move(self, sample: Sample, moved: Sample) -> Sample:
         """``moved`` where the time falls."""
-        return jnp.where(spread(self.next_time < self.time, sample), moved, sample)
+        return jnp.where(broadcast_right(self.next_time < self.time, sample), moved, sample)
 
     def mix(self, sample: Sample, clean: Sample, noise: Sample, share: float) -> Sample:
         """Data and the noise in ``sample``, mixed anew (Song et al., 2021).
@@ -191,7 +191,7 @@ class Gaussian(Process):
     def loss(self, output: Sample, clean: Sample, noisy: Noisy, t: Float[Array, "*times"]) -> Sample:
         """The weighted squared error of the prediction."""
         weight = jnp.where(t > 0, self.loss_weight(t), 0.0)
-        return spread(weight, output) * (output - self.target(clean, noisy.noise, t)) ** 2
+        return broadcast_right(weight, output) * (output - self.target(clean, noisy.noise, t)) ** 2
 
     def loss_weight(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         """The weight of the prediction's squared error that amounts to ``WEIGHTS[weighting]`` on x0; t in (0, 1)."""
@@ -202,12 +202,12 @@ class Gaussian(Process):
 
     def add_noise(self, clean: Sample, noise: Sample, t: Float[Array, "*times"]) -> Sample:
         """``x_t``."""
-        alpha, sigma = (spread(scale, clean) for scale in self.scales(t))
+        alpha, sigma = (broadcast_right(scale, clean) for scale in self.scales(t))
         return alpha * clean + sigma * noise
 
     def target(self, clean: Sample, noise: Sample, t: Float[Array, "*times"]) -> Sample:
         """What the network should return for ``x_t``."""
-        alpha, sigma = (spread(scale, clean) for scale in self.scales(t))
+        alpha, sigma = (broadcast_right(scale, clean) for scale in self.scales(t))
         of_clean, of_noise = prediction_scales(self.prediction, alpha, sigma, self.data_deviation)
         return of_clean * clean + of_noise * noise
 
@@ -215,7 +215,7 @@ class Gaussian(Process):
         """For the prediction ``edm`` with unit variance (c_in), else as it is."""
         if self.prediction != "edm":
             return noisy
-        return noisy / edm_deviation(*(spread(scale, noisy) for scale in self.scales(t)), self.data_deviation)
+        return noisy / edm_deviation(*(broadcast_right(scale, noisy) for scale in self.scales(t)), self.data_deviation)
 
     # Sampling --------------------------------------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class Gaussian(Process):
           source: a name in ``PREDICTIONS``.
           target: another.
         """
-        alpha, sigma = (spread(scale, noisy) for scale in self.scales(t))
+        alpha, sigma = (broadcast_right(scale, noisy) for scale in self.scales(t))
         p, q = prediction_scales(source, alpha, sigma, self.data_deviation)
         to_clean, to_noise = prediction_scales(target, alpha, sigma, self.data_deviation)
         if source == target:

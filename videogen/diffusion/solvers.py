@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Shaped
 
 from videogen.building import check_fields
 from videogen.diffusion.guidance import with_memory
-from videogen.diffusion.processes import Gaussian, Process, Sample, Step, spread
+from videogen.diffusion.processes import Gaussian, Process, Sample, Step, broadcast_right
 from videogen.errors import UserError
 from videogen.nn import draw
 from videogen.ranges import Share
@@ -117,7 +117,7 @@ class DPMSolver2M(Solver):
     stochastic: bool = False
 
     def initialize(self, sample: Sample, time: Array) -> DPMState:
-        return DPMState(sample, jnp.zeros_like(sample), jnp.zeros_like(spread(time, sample)))
+        return DPMState(sample, jnp.zeros_like(sample), jnp.zeros_like(broadcast_right(time, sample)))
 
     def update(self, state: DPMState, denoise: Denoise, step: Step, noise: Sample) -> DPMState:
         clean, h = denoise(state.sample, step.time), step.h
@@ -151,7 +151,7 @@ class UniPC(Solver):
     """UniPC-2 with B(h) = exp(-h) - 1 (Zhao et al., 2023): 2M, each step corrected with the call that follows it."""
 
     def initialize(self, sample: Sample, time: Array) -> UniPCState:
-        zero = jnp.zeros_like(spread(time, sample))
+        zero = jnp.zeros_like(broadcast_right(time, sample))
         return UniPCState(sample, sample, zero, jnp.zeros_like(sample), zero, jnp.zeros_like(sample), zero)
 
     def update(self, state: UniPCState, denoise: Denoise, step: Step, noise: Sample) -> UniPCState:
@@ -214,7 +214,7 @@ def sample(
 
     if start is None:
         white = fresh_noise(keys, shape, 0)
-        start = spread(process.scales(grid[0])[1], white) * white
+        start = broadcast_right(process.scales(grid[0])[1], white) * white
     return integrate(denoiser, process, solver, grid, start, lambda step: fresh_noise(keys, shape, step + 1))
 
 

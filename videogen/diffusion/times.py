@@ -1,4 +1,4 @@
-"""Which noise levels training sees: laws of the time and its shift."""
+"""Which noise levels training sees: distributions of the time, and its shift."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ class Uniform:
     """Every time equally often."""
 
     def __call__(self, uniform: Float[Array, "*times"], process: Gaussian) -> Float[Array, "*times"]:
-        """Uniform numbers in (0, 1) -> times: the law's quantiles (of ``Mode``: a falling map)."""
+        """Uniform numbers in (0, 1) -> times: the distribution's quantiles (of ``Mode``: a falling map)."""
         return uniform
 
 
@@ -54,7 +54,7 @@ class Mode:
 
     def __post_init__(self):
         if not -1 <= self.scale <= 2 / (math.pi - 2):
-            raise UserError(f"the mode law's scale is in [-1, {2 / (math.pi - 2):.2f}], got {self.scale}")
+            raise UserError(f"the scale of the mode distribution is in [-1, {2 / (math.pi - 2):.2f}], got {self.scale}")
 
     def __call__(self, uniform: Float[Array, "*times"], process: Gaussian) -> Float[Array, "*times"]:
         return 1 - uniform - self.scale * (jnp.cos(0.5 * jnp.pi * uniform) ** 2 - 1 + uniform)
@@ -79,22 +79,28 @@ class LogNormalSigma:
         return process.time_of(-self.mean - self.deviation * jax.scipy.special.ndtri(uniform))
 
 
-Law = Uniform | LogitNormal | Mode | LogNormalSigma
+TimeDistribution = Uniform | LogitNormal | Mode | LogNormalSigma
 
 
 def draw_times(
-    law: Law, process: Gaussian, key: jax.Array, shape: Sequence[int], *, shift: float = 1.0, stratified: bool = False
+    distribution: TimeDistribution,
+    process: Gaussian,
+    key: jax.Array,
+    shape: Sequence[int],
+    *,
+    shift: float = 1.0,
+    stratified: bool = False,
 ) -> Float[Array, "*shape"]:
     """Times of a training batch, float32.
 
     Args:
-      law: how often each time.
+      distribution: how often each time.
       process: what the times are of.
       key: random key.
       shape: ``[batch]``, or ``[batch, time]`` for independent frames.
-      shift: see ``shift_time``; applied after the law.
-      stratified: spread the batch evenly over the law: one draw in each 1/batch of its mass. Each example's own time
-        still follows the law, and frames of an example stay independent.
+      shift: see ``shift_time``; applied to the times that are drawn.
+      stratified: spread the batch evenly over the distribution: one draw in each 1/batch of its mass. The time of each
+        example still follows the distribution, and frames of an example stay independent.
     """
     if stratified:
         strata = jnp.arange(shape[0]) / shape[0]
@@ -105,8 +111,8 @@ def draw_times(
         uniform = (jax.random.uniform(key, shape[1:]) + strata) % 1.0
     else:
         uniform = jax.random.uniform(key, shape)
-    # At exactly 0 and 1 the normal laws are infinite and some losses undefined.
-    return shift_time(law(jnp.clip(uniform, 1e-6, 1 - 1e-6), process), shift)
+    # At exactly 0 and 1 the normal distributions are infinite and some losses undefined.
+    return shift_time(distribution(jnp.clip(uniform, 1e-6, 1 - 1e-6), process), shift)
 
 
 def shift_time(t: Float[Array, "*times"], shift: float) -> Float[Array, "*times"]:

@@ -83,7 +83,7 @@ class FlowTransformer(Generator):
       times: a name in ``TIMES``.
       causal: a frame sees itself and the past only.
       prefix_share: share of the training examples whose first frames are given: without noise, time 0 and loss.
-      noise: ``{process, prediction, law, weighting, shift}``: what training does with noise (``TrainingNoise``).
+      noise: ``{process, prediction, time_distribution, weighting, shift}``: see ``TrainingNoise``.
       condition_drop: share of examples trained with the null conditioning (for guidance).
     """
 
@@ -115,7 +115,7 @@ class FlowTransformer(Generator):
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
         noise = building.build({"noise": TrainingNoise}, {"name": "noise", **noise}, "section")
-        self.process, self.law = noise.build_process(), noise.build_law()
+        self.process, self.times_of = noise.build_process(), noise.build_time_distribution()
         self.shift = noise.shift
         section = read_transformer(transformer, norm="layer", rotary=True)
         self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
@@ -306,7 +306,7 @@ class FlowTransformer(Generator):
     def _draw_times(self, key: jax.Array, batch: int, grid: TokenGrid) -> Float[Array, "batch ..."]:
         """Stratified times of the examples of a batch, or of every frame of a token's."""
         shape = (batch, self.tokens(grid).time) if self.frame_times else (batch,)
-        return diffusion.draw_times(self.law, self.process, key, shape, shift=self.shift_of(grid), stratified=True)
+        return diffusion.draw_times(self.times_of, self.process, key, shape, shift=self.shift_of(grid), stratified=True)
 
     def draw_given(self, keys: jax.Array, frames: int) -> Bool[Array, "batch time"]:
         """Which frames are given: of some examples the first ones, at least one and not all; a key for each example."""
@@ -361,4 +361,4 @@ class FlowTransformer(Generator):
         white = frame_noise(
             keys, jnp.asarray(first)[..., None] + jnp.arange(grid.time), (grid.height, grid.width, self.channels)
         )
-        return diffusion.spread(self.process.scales(jnp.asarray(times))[1], white) * white
+        return diffusion.broadcast_right(self.process.scales(jnp.asarray(times))[1], white) * white

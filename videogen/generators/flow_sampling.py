@@ -36,14 +36,14 @@ class TrainingNoise:
     Attributes:
       process: the noise process.
       prediction: what the network predicts of it.
-      law: how often each noise level is trained.
+      time_distribution: how often each noise level is trained.
       weighting: how much it counts; empty is the plain error of the prediction.
       shift: of the times (``diffusion.shift_time``): a number or a name in ``SHIFTS``.
     """
 
     process: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "rectified_flow"})
     prediction: str = "velocity"
-    law: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "logit_normal"})
+    time_distribution: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "logit_normal"})
     weighting: str = ""
     shift: float | str = 1.0
 
@@ -56,9 +56,9 @@ class TrainingNoise:
         learned = dict(prediction=self.prediction, weighting=self.weighting)
         return diffusion.build("process", {"data_deviation": 1.0, **self.process}, **learned)
 
-    def build_law(self) -> Any:
-        """The law of the times."""
-        return diffusion.build("law", self.law)
+    def build_time_distribution(self) -> Any:
+        """The distribution of the times."""
+        return diffusion.build("time_distribution", self.time_distribution)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ class FlowWindow(Stepper):
         model, grid, known = self.model, self.layout.only.grid, self.known
         times = self._times(at)
         start = model.noise(self.keys, 0, grid, times[0])
-        given = diffusion.spread(jnp.arange(known) < jnp.broadcast_to(at, len(start))[:, None], start)
+        given = diffusion.broadcast_right(jnp.arange(known) < jnp.broadcast_to(at, len(start))[:, None], start)
         if memory is not None:
             first = jnp.where(given, model.statistics.normalise(memory), start[:, :known])
             start = start.at[:, :known].set(first)

@@ -72,7 +72,7 @@ class MaskedTransformer(Generator):
       context_width: width of the conditioning features; ``None`` builds an unconditional model.
       classes: number of class labels; ``None`` means a model without labels.
       tasks: number of tasks of given pixels (``conditioning.TASKS``); ``None`` means a model that takes none.
-      training_schedule: law of the mask ratio over u ~ U(0, 1): ``linear`` is the paper's uniform ratio,
+      training_schedule: distribution of the mask ratio over u ~ U(0, 1): ``linear`` is the paper's uniform ratio,
         ``cosine`` that of MaskGIT and phenaki-pytorch.
       loss_on: a name in ``LOSS_PLACES``; MAGVIT's is ``all``.
       condition_drop: share of examples trained with the null conditioning (for guidance).

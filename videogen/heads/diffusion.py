@@ -106,8 +106,8 @@ class Diffusion(FloatHead):
       width: of features and inputs.
       hidden_width: of the layers.
       layers: residual branches.
-      process, prediction, law: parts of ``videogen.diffusion``: the noise process, what is predicted of it, and how
-        often each noise level is trained.
+      process, prediction, time_distribution: parts of ``videogen.diffusion``: the noise process, what is predicted of
+        it, and how often each noise level is trained.
       draws: noise levels that each token is trained at in a step.
       steps: of the solver, where the sampler has no other number.
       solver: a solver of ``videogen.diffusion``.
@@ -124,7 +124,7 @@ class Diffusion(FloatHead):
         layers: Natural = 3,
         process: Mapping[str, Any] | None = None,
         prediction: str = "v",
-        law: Mapping[str, Any] | None = None,
+        time_distribution: Mapping[str, Any] | None = None,
         draws: Count = 4,
         steps: Count = 100,
         solver: Mapping[str, Any] | None = None,
@@ -136,7 +136,7 @@ class Diffusion(FloatHead):
         super().__init__(channels, width, hidden=hidden, dtype=dtype, rngs=rngs)
         process = {"data_deviation": 1.0, **(process or {"name": "variance_preserving"})}
         self.process = diffusion.build("process", process, prediction=prediction)
-        self.law = diffusion.build("law", law or {"name": "uniform"})
+        self.times_of = diffusion.build("time_distribution", time_distribution or {"name": "uniform"})
         self.solver = diffusion.build("solver", solver or {"name": "ddim", "eta": 1.0})
         self.draws, self.steps = draws, steps
         diffusion.check_times(self._times(steps), self.process)
@@ -157,7 +157,7 @@ class Diffusion(FloatHead):
         shape = (batch, self.draws, *places)
         keys = example_keys(key, batch)
         uniform = draw(jax.random.uniform, named_key(keys, "time"), shape)
-        t = self.law(jnp.clip(uniform, 1e-6, 1 - 1e-6), self.process)
+        t = self.times_of(jnp.clip(uniform, 1e-6, 1 - 1e-6), self.process)
         clean = jnp.broadcast_to(targets.astype(jnp.float32)[:, None], (*shape, self.channels))
         noisy = self.process.corrupt(clean, t, named_key(keys, "noise"))
         inputs = self.process.network_input(noisy.values, t)

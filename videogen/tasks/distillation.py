@@ -152,7 +152,7 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
         if not (train and model.prefix_share > 0 and frames > model.patch[0]):
             return grid, start
         given = model.draw_given(micro.keys(named_key(key, "given"), batch), frames)
-        start = jnp.where(diffusion.spread(given, start), model.statistics.normalise(latents), start)
+        start = jnp.where(diffusion.broadcast_right(given, start), model.statistics.normalise(latents), start)
         return jnp.where(given, 0.0, grid[..., None]), start
 
 

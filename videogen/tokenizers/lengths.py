@@ -26,7 +26,7 @@ from videogen.tokens import SegmentLayout
 HALTING = "halting"
 """The name in ``Encoded.extra`` of the logits ``[batch, *sides]`` that a token is not needed."""
 
-LAWS = ("uniform", "power_of_two", "uniform_power_of_two")
+DISTRIBUTIONS = ("uniform", "power_of_two", "uniform_power_of_two")
 
 Kept = Bool[Array, "batch ..."] | None
 
@@ -83,11 +83,11 @@ class TailDrop(LengthRule):
     An example of fewer tokens than ``minimum`` keeps all.
 
     Args:
-      law: one of these.
+      distribution: one of these.
       minimum: fewest tokens that are kept.
     """
 
-    law: Annotated[str, OneOf(*LAWS)] = "uniform"
+    distribution: Annotated[str, OneOf(*DISTRIBUTIONS)] = "uniform"
     minimum: Count = 1
 
     def __post_init__(self):
@@ -120,20 +120,20 @@ class TailDrop(LengthRule):
           longest: the largest count there may be.
         """
         powers = 2 ** np.arange((longest - 1).bit_length() + 1)
-        if self.law == "power_of_two":
+        if self.distribution == "power_of_two":
             start = (self.minimum - 1).bit_length()  # the first power that is not below the minimum
             above = jnp.sum((powers >= self.minimum) & (powers < count))
             drawn = jnp.asarray(powers)[start + jax.random.randint(key, (), 0, above + 1)]
         else:
             drawn = jax.random.randint(key, (), self.minimum, count + 1)
-        if self.law == "uniform_power_of_two":
+        if self.distribution == "uniform_power_of_two":
             drawn = jnp.asarray(powers)[jnp.sum(powers < drawn)]
         return jnp.minimum(drawn, count)
 
     def bits(self, layout: SegmentLayout) -> float:
         """Those of one of the lengths there are."""
         longest = layout.shape[-1]
-        if self.law == "uniform":
+        if self.distribution == "uniform":
             return math.log2(longest - self.minimum + 1)
         return math.log2(sum(self.minimum <= 2**i < longest for i in range(longest.bit_length())) + 1)
 
