@@ -95,7 +95,7 @@ def test_the_head_of_the_guide_works(monkeypatch):
     assert float(jnp.median(drawn)) == pytest.approx(3.0, abs=0.03)
     assert float(jnp.abs(drawn - 3).mean()) == pytest.approx(0.5, rel=0.05)
     guided, _ = head.draw(
-        features, 0.5 * features, jax.random.split(jax.random.key(0), 1), heads.HeadSampler(guidance_scale=2.0)
+        features, 0.5 * features, jax.random.split(jax.random.key(0), 1), heads.HeadSampler(guidance_scale=3.0)
     )
     np.testing.assert_allclose(guided - drawn, 2 * (3.0 - 1.5), rtol=1e-5)
     config = ConfigDict({"model": {}})

@@ -46,7 +46,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of a generator, if not its own.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float(
-    "guidance_scale", None, "Guidance of a generator, if not its own; none: 0 for codes, 1 for latents.", lower_bound=0
+    "guidance_scale", None, "Guidance of a generator, if not its own; 1 is none.", lower_bound=0
 )
 SOURCE = flags.DEFINE_string("source", None, "Name of the data source of another test set; video_folder for most.")
 PATH = flags.DEFINE_string("path", None, "Path of another test set.")

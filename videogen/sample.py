@@ -43,9 +43,7 @@ GIVEN = flags.DEFINE_integer(
 )
 PASTE = flags.DEFINE_bool("paste", True, "Keep the given pixels of --task as they are.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
-GUIDANCE = flags.DEFINE_float(
-    "guidance_scale", None, "Classifier-free guidance; none: 0 for codes, 1 for latents.", lower_bound=0
-)
+GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance; 1 is none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)

@@ -23,8 +23,8 @@ SETTINGS = {
     "gaussian_mixture": {"components": 2},
 }
 SAMPLERS = {
-    "masked": MaskGITSampler(steps=2, temperature=0.05, final_temperature=0.05, guidance_scale=0.5),
-    "next_block": BlockSampler(temperature=0.05, guidance_scale=0.5),
+    "masked": MaskGITSampler(steps=2, temperature=0.05, final_temperature=0.05, guidance_scale=1.5),
+    "next_block": BlockSampler(temperature=0.05, guidance_scale=1.5),
 }
 PAIRS = [(generator, head) for generator, names in HEADS_OF.items() for head in names]
 LABELS = jnp.arange(4)

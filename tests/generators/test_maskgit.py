@@ -109,7 +109,7 @@ def test_noise_and_temperature_reach_their_final_values_in_the_last_step():
 def test_guidance_moves_away_from_the_unconditional():
     """(1 + lambda)·conditional - lambda·unconditional, the conditional half first."""
     given, null = jax.random.normal(jax.random.key(0), (2, 4, 5))
-    np.testing.assert_allclose(guide(given, null, 2.5), 3.5 * given - 2.5 * null, atol=1e-5)
+    np.testing.assert_allclose(guide(given, null, 3.5), 3.5 * given - 2.5 * null, atol=1e-5)
 
 
 def test_a_guided_masked_transformer_draws_what_the_label_has_and_no_label_has_not(monkeypatch):
@@ -131,7 +131,7 @@ def test_a_guided_masked_transformer_draws_what_the_label_has_and_no_label_has_n
     monkeypatch.setattr(MaskedTransformer, "features", features)
     monkeypatch.setattr(Categorical, "logits", lambda self, features: [features])
     conditioning, keys = Conditioning(label=jnp.array([0, 2])), jax.random.split(jax.random.key(0), 2)
-    sampler = MaskGITSampler(steps=2, guidance_scale=20.0)
+    sampler = MaskGITSampler(steps=2, guidance_scale=21.0)
     np.testing.assert_array_equal(
         model.sample(layout_of(grid, model.head.vocabulary), conditioning, keys, sampler).only.values, 2
     )

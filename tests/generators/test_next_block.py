@@ -134,7 +134,7 @@ def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
 )
 def test_cached_decoding_equals_the_full_forward(name, guided):
     model = make(name)
-    ids, sampler = model.sequence(codes(model).only.values, GRID), BlockSampler(guidance_scale=float(guided))
+    ids, sampler = model.sequence(codes(model).only.values, GRID), BlockSampler(guidance_scale=1.0 + guided)
     whole = model.features(ids, text(2), GRID)
     decoding = model.stepper(video_of(model), text(2), keys(2), sampler)
     inputs = jnp.tile(model.inputs(ids, GRID), (1 + guided, 1, 1))
@@ -158,7 +158,7 @@ def test_cached_decoding_equals_the_full_forward(name, guided):
 @pytest.mark.parametrize("name", EVERY)
 def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name):
     """The logits of the finished clip, with the sampler's own random numbers, give the clip back."""
-    model, sampler = make(name), BlockSampler(temperature=0.7, top_k=5, guidance_scale=0.5)
+    model, sampler = make(name), BlockSampler(temperature=0.7, top_k=5, guidance_scale=1.5)
     known = 0 if not model.given else 1
     prefix = first_frames(codes(model), known) if known else None
     drawn = jax.jit(lambda: model.sample(video_of(model), text(2), keys(2), sampler, prefix))()
@@ -198,7 +198,7 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
 
 
 def test_a_draw_does_not_depend_on_its_neighbours():
-    model, sampler = make("rows"), BlockSampler(guidance_scale=1.0)
+    model, sampler = make("rows"), BlockSampler(guidance_scale=2.0)
     three = jax.tree.map(lambda x: x, text(3))
     drawn = model.sample(video_of(model), three, keys(3), sampler)
     alone = model.sample(video_of(model), jax.tree.map(lambda x: x[1:2], three), keys(3)[1:2], sampler)

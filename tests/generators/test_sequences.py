@@ -60,9 +60,9 @@ def test_top_p_keeps_the_fewest_codes_that_hold_the_share():
 
 
 def test_guidance_rises_along_the_clip_as_its_schedule_says():
-    assert BlockSampler(guidance_scale=2.0).guidance(jnp.float32(0.1)) == 2.0
-    rising = BlockSampler(guidance_scale=2.0, guidance_schedule="linear")
-    np.testing.assert_allclose([rising.guidance(jnp.float32(t)) for t in (0, 0.25, 1)], [0, 0.5, 2], atol=1e-6)
+    assert BlockSampler(guidance_scale=3.0).guidance(jnp.float32(0.1)) == 3.0
+    rising = BlockSampler(guidance_scale=3.0, guidance_schedule="linear")
+    np.testing.assert_allclose([rising.guidance(jnp.float32(t)) for t in (0, 0.25, 1)], [1, 1.5, 3], atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])

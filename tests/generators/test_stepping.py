@@ -31,8 +31,8 @@ GRID, CHANNELS = TokenGrid(3, 1, 2), 2
 SMALL = {"width": 8, "layers": 1, "heads": 1, "mlp_width": 8}
 FLOW = FlowSampler(steps=3, guidance_scale=2.0, solver={"name": "unipc"})
 QUEUE = FlowSampler(steps=3, guidance_scale=2.0, extension="queue", solver={"name": "ddim", "eta": 1.0})
-MASKED = MaskGITSampler(steps=2, guidance_scale=1.0)
-BLOCKS = BlockSampler(guidance_scale=1.0, guidance_schedule="cosine")
+MASKED = MaskGITSampler(steps=2, guidance_scale=2.0)
+BLOCKS = BlockSampler(guidance_scale=2.0, guidance_schedule="cosine")
 
 
 class Kind(NamedTuple):

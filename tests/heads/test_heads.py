@@ -164,7 +164,7 @@ def test_guidance_of_a_mixture_draws_from_the_density_times_a_power_of_its_ratio
     head.parameters_of.kernel.set_value(kernel)
     head.parameters_of.bias.set_value(jnp.array([0.0, 0.0, 1, -1, raw, raw]))
     given, null = jnp.full((100, 100, 1), math.log(0.6 / 0.4)), jnp.full((100, 100, 1), math.log(0.4 / 0.6))
-    drawn, _ = head.draw(given, null, keys(100), HeadSampler(guidance_scale=1.0))
+    drawn, _ = head.draw(given, null, keys(100), HeadSampler(guidance_scale=2.0))
     first = 0.6**2 / 0.4 / (0.6**2 / 0.4 + 0.4**2 / 0.6)
     assert abs(float((drawn > 0).mean()) - first) < 0.03
 
@@ -205,7 +205,7 @@ def test_gradients_reach_every_parameter(name):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_draw_does_not_depend_on_its_neighbours(name, guided):
-    head, sampler = make(name), HeadSampler(guidance_scale=1.5, temperature=0.9)
+    head, sampler = make(name), HeadSampler(guidance_scale=2.5, temperature=0.9)
     null = features(seed=2) if guided else None
     together = jax.jit(head.draw, static_argnums=3)(features(), null, keys(), sampler)
     one = slice(1, 2)
@@ -216,17 +216,17 @@ def test_a_draw_does_not_depend_on_its_neighbours(name, guided):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_guidance_by_nothing_changes_nothing(name):
-    """Scale 0, or features without the conditioning that are those with it."""
+    """Scale 1, or features without the conditioning that are those with it."""
     head = make(name)
     x, null = features(), features(seed=2)
     plain = head.draw(x, None, keys(), HeadSampler())[0]
-    same = head.draw(x, x, keys(), HeadSampler(guidance_scale=0.0))[0]
+    same = head.draw(x, x, keys(), HeadSampler(guidance_scale=1.0))[0]
     if name == "gaussian_mixture":
         # Guidance chooses among candidates: with equal ones any of them, whatever the scale.
         np.testing.assert_array_equal(same, head.draw(x, x, keys(), HeadSampler(guidance_scale=7.0))[0])
-        np.testing.assert_array_equal(same, head.draw(x, null, keys(), HeadSampler(guidance_scale=0.0))[0])
+        np.testing.assert_array_equal(same, head.draw(x, null, keys(), HeadSampler(guidance_scale=1.0))[0])
         return
-    other = head.draw(x, null, keys(), HeadSampler(guidance_scale=0.0))[0]
+    other = head.draw(x, null, keys(), HeadSampler(guidance_scale=1.0))[0]
     equal = head.draw(x, x, keys(), HeadSampler(guidance_scale=7.0))[0]
     for drawn in (same, other, equal):
         np.testing.assert_allclose(drawn, plain, rtol=1e-3, atol=1e-4)

@@ -20,7 +20,7 @@ def make(frames: int, side: int, tokenizer) -> tasks.VideoGenerator:
     config.parts.tokenizer.model = tokenizer
     config.model.transformer.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 64})
     config.text.encoder.update({"width": 32, "heads": 2})
-    config.sampler.update({"steps": 3, "guidance_scale": 1.0, "choice_temperature": 1.0})
+    config.sampler.update({"steps": 3, "guidance_scale": 2.0, "choice_temperature": 1.0})
     task = tasks.build(config)
     rngs = nnx.Rngs(0)
     modules = task.init(rngs) | task.frozen(None)

@@ -139,7 +139,7 @@ def test_tasks_that_are_not_told_train_and_draw_without_text(system, monkeypatch
     weak = encoder.get_value()
     try:
         encoder.set_value(weak * 500)
-        sampler, videos = tasks.VideoGenerator(task, modules, {"guidance_scale": 0.0}), batch(1)["video"]
+        sampler, videos = tasks.VideoGenerator(task, modules, {"guidance_scale": 1.0}), batch(1)["video"]
         stories = [{"text_ids": np.full((1, 24), i, np.int32), "text_mask": np.ones((1, 24), bool)} for i in (1, 9)]
         for name in ("inpaint_central", "conditional_generation"):
             one, other = (sampler.complete([name], videos, 0, story, paste=False)[0] for story in stories)

@@ -143,7 +143,7 @@ def generator(size: str, model: str) -> ConfigDict:
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
-        "guidance_scale": 0.25,
+        "guidance_scale": 1.25,
         "guidance_schedule": "constant",
     }
     if size == "debug":
@@ -152,7 +152,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.checkpoint_every = 800
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "qk_norm": True}
-        config.sampler.update({"top_p": 0.9, "guidance_scale": 2.0})
+        config.sampler.update({"top_p": 0.9, "guidance_scale": 3.0})
         config.optimizer = {
             "generator": optimizer(
                 "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0

@@ -158,7 +158,7 @@ def generator(size: str, model: str) -> ConfigDict:
         "final_temperature": 1.0,
         "choice_temperature": 4.5,
         "top_k": 0,
-        "guidance_scale": 0.0,
+        "guidance_scale": 1.0,
     }
     if size == "debug":
         config.steps = 3200

@@ -48,7 +48,7 @@ def get_config(argument: str = "") -> ConfigDict:
             config.steps = 1500
             config.eval_every = 750
             config.checkpoint_every = 750
-            config.sampler.update({"temperature": 0.8, "guidance_scale": 1.0})
+            config.sampler.update({"temperature": 0.8, "guidance_scale": 2.0})
     return config
 
 
@@ -96,7 +96,7 @@ def generator(size: str, model: str) -> ConfigDict:
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 0.9,
-        "guidance_scale": 0.0,
+        "guidance_scale": 1.0,
         "guidance_schedule": "constant",
     }
     if size == "debug":
@@ -107,7 +107,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.block = (1, 1, 6)
         config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
-        config.sampler.update({"guidance_scale": 2.0})
+        config.sampler.update({"guidance_scale": 3.0})
         config.optimizer = {
             "generator": optimizer(
                 "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0

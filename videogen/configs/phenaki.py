@@ -100,7 +100,7 @@ def generator(size: str) -> ConfigDict:
         "final_temperature": 1.0,
         "choice_temperature": 4.0,
         "top_k": 0,
-        "guidance_scale": 6.0,
+        "guidance_scale": 7.0,
     }
     if size == "debug":
         config.steps = 3200
@@ -112,7 +112,7 @@ def generator(size: str) -> ConfigDict:
         config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
         # What a short run lacks in steps it makes up for with locality: rotary positions and phenaki-pytorch's PEG.
         config.model.transformer.update({"rotary": True, "position_generator": True})
-        config.sampler.update({"steps": 24, "guidance_scale": 2.0, "choice_temperature": 1.0})
+        config.sampler.update({"steps": 24, "guidance_scale": 3.0, "choice_temperature": 1.0})
         config.optimizer = {
             "generator": optimizer(
                 "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0

@@ -130,7 +130,7 @@ def generator(size: str, model: str) -> ConfigDict:
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
-        "guidance_scale": 0.0,
+        "guidance_scale": 1.0,
         "guidance_schedule": "constant",
     }
     if size == "debug":
@@ -151,7 +151,7 @@ def debug(config: ConfigDict) -> None:
     config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
     config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
     config.model.head = {"name": "depth", "layers": 1, "heads": 4}
-    config.sampler.update({"top_p": 0.9, "guidance_scale": 2.0})
+    config.sampler.update({"top_p": 0.9, "guidance_scale": 3.0})
     config.optimizer = {
         "generator": optimizer("muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
     }
@@ -186,7 +186,7 @@ def paper(config: ConfigDict, model: str) -> None:
     config.text = no_text()
     config.model.transformer = {**MODELS[model], "dropout": 0.1}
     config.model.head = HEADS[model]
-    scale, temperature = {"L": (2.1, 0.97), "H": (2.45, 0.91)}[model]
+    scale, temperature = {"L": (3.1, 0.97), "H": (3.45, 0.91)}[model]
     config.sampler.update({"guidance_scale": scale, "guidance_schedule": "linear", "temperature": temperature})
     config.ema.decay = 0.9999
     config.parallel.mesh.update({"data": 1, "fsdp": -1})

@@ -23,7 +23,7 @@ class Decoding(Stepper):
 
     def __post_init__(self):
         model, conditioning = self.model, self.conditioning
-        self.guided = self.sampler.guidance_scale != 0 and model.context is not None
+        self.guided = self.sampler.guidance_scale != 1 and model.context is not None
         if self.guided:
             conditioning = conditioning.with_null()
         self.batch = self.keys.shape[0] * (1 + self.guided)

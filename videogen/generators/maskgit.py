@@ -32,7 +32,7 @@ class MaskGITSampler(Sampler):
       choice_temperature: scale of the Gumbel noise on the confidence, τ·(1 - (k + 1)/K) in step k, so that the last has
         none; where a critic scores the codes, of that on its logits.
       top_k: sample among the k most likely codes; 0 means all.
-      guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
+      guidance_scale: s in ``unconditional + s·(conditional - unconditional)``; 1 is none, the conditional alone.
       head_steps: of a head that draws by a solver; ``None`` takes the head's own number.
     """
 
@@ -42,7 +42,7 @@ class MaskGITSampler(Sampler):
     final_temperature: Positive = 1.0
     choice_temperature: Weight = 4.0
     top_k: Natural = 0
-    guidance_scale: Finite = 0.0
+    guidance_scale: Finite = 1.0
     head_steps: Count | None = None
 
     def check(self, model: nnx.Module) -> None:
@@ -146,7 +146,7 @@ class MaskedWindow(Stepper):
     def _drawing(self, given: Given | None) -> Callable[..., tuple[Values, Array | None]]:
         """``decode``'s ``draw`` by the network, guided as the sampler says."""
         model, sampler = self.model, self.sampler
-        guided = sampler.guidance_scale != 0 and model.context is not None
+        guided = sampler.guidance_scale != 1 and model.context is not None
         conditioning = self.conditioning.with_null() if guided else self.conditioning
 
         def draw(values: Array, unknown: Array, keys: jax.Array, temperature: Array) -> tuple[Array, Array | None]:

@@ -37,15 +37,15 @@ class BlockSampler(Sampler):
       temperature: softmax temperature; near-greedy is a small one such as 0.01.
       top_k: draw among the k most likely codes; 0 means all.
       top_p: draw among the fewest codes that hold this share of the probability; 1 means all.
-      guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
-      guidance_schedule: how lambda rises along the clip, a name in ``schedules.DECAYS`` read backwards.
+      guidance_scale: s in ``unconditional + s·(conditional - unconditional)``; 1 is none, the conditional alone.
+      guidance_schedule: how the scale rises from 1 along the clip, a name in ``schedules.DECAYS`` read backwards.
       head_steps: of a head that draws by a solver; ``None`` takes the head's own number.
     """
 
     temperature: Positive = 1.0
     top_k: Natural = 0
     top_p: Annotated[float, Number(float, 0, 1, above=True)] = 1.0
-    guidance_scale: Finite = 0.0
+    guidance_scale: Finite = 1.0
     guidance_schedule: Schedule = "constant"
     head_steps: Count | None = None
 
@@ -59,4 +59,4 @@ class BlockSampler(Sampler):
 
     def guidance(self, progress: Float[Array, ""] | float) -> Float[Array, ""]:
         """Lambda at ``progress`` in [0, 1] of the clip."""
-        return self.guidance_scale * decay(self.guidance_schedule, 1 - progress)
+        return 1 + (self.guidance_scale - 1) * decay(self.guidance_schedule, 1 - progress)

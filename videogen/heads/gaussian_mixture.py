@@ -41,9 +41,9 @@ class GaussianMixture(FloatHead):
     """Components with diagonal covariances (GIVT; Tschannen et al., 2023; Divot, section 4).
 
     A draw takes one component for all channels of a place. The temperature multiplies the variances, after the clamp,
-    and leaves the weights of the components; log-densities are those at temperature 1. Guidance draws from
-    ``p·(p / p_null)^lambda``, the density-based guidance of GIVT, here by importance resampling: of ``candidates``
-    draws from ``p`` one is taken with probabilities in proportion to ``(p / p_null)^lambda``.
+    and leaves the weights of the components; log-densities are those at temperature 1. Guidance at
+    scale s draws from ``p·(p / p_null)^(s - 1)``, the density-based guidance of GIVT, here by importance resampling: of
+    ``candidates`` draws from ``p`` one is taken with probabilities in proportion to ``(p / p_null)^(s - 1)``.
 
     Args:
       channels: of the normalised latents.
@@ -110,7 +110,7 @@ class GaussianMixture(FloatHead):
         if null_features is not None:
             ratio = mixture.log_density(values) - self.mixture(null_features).log_density(values)
             which = draw(jax.random.uniform, named_key(keys, "candidate"), places)
-            which = sample_categorical(which, jnp.moveaxis(sampler.guidance_scale * ratio, 0, -1))
+            which = sample_categorical(which, jnp.moveaxis((sampler.guidance_scale - 1) * ratio, 0, -1))
             chosen = jnp.take_along_axis(values, which[None, ..., None], axis=0)[0]
         return chosen, mixture.log_density(chosen)
 

@@ -15,22 +15,25 @@ class HeadSampler:
       temperature: 1 draws from the distribution as it is; every head says what it does with another one.
       top_k: draw among the k most likely ids; 0 means all.
       top_p: draw among the fewest ids that hold this share of the probability; 1 means all.
-      guidance_scale: lambda in ``(1 + lambda)·conditional - lambda·unconditional``; 0 is conditional only.
+      guidance_scale: s in ``unconditional + s·(conditional - unconditional)``; 1 is none, the conditional alone.
       steps: of a head that draws by a solver; ``None`` takes the head's own number.
     """
 
     temperature: Float[Array, ""] | float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    guidance_scale: Float[Array, ""] | float = 0.0
+    guidance_scale: Float[Array, ""] | float = 1.0
     steps: int | None = None
 
 
 def guide(
-    given: Float[Array, "..."], null: Float[Array, "..."], scale: Float[Array, ""] | float
+    conditional: Float[Array, "..."], unconditional: Float[Array, "..."], scale: Float[Array, ""] | float
 ) -> Float[Array, "..."]:
-    """Classifier-free guidance of logits or predictions: ``(1 + scale)·given - scale·null`` (Ho and Salimans, 2022)."""
-    return (1 + scale) * given - scale * null
+    """Classifier-free guidance of logits or predictions: ``unconditional + scale·(conditional - unconditional)``.
+
+    Ho and Salimans, 2022, whose w is ``scale - 1``. It is computed as a weighted sum, so that 1 changes no bit.
+    """
+    return scale * conditional + (1 - scale) * unconditional
 
 
 def sample_categorical(
