@@ -60,7 +60,7 @@ def complete_config(config: Any, workdir: epath.Path, read: Callable[[str], Load
         missing = "" if name in config.parts else " is missing"
         raise UserError(f"config.parts.{name}{missing}: the frozen parts of a {config.task} are: {known}")
     before = load_config(workdir / CONFIG).parts if (workdir / CONFIG).exists() else {}
-    for name, what in parts.items():
+    for name, what in sorted(parts.items()):
         part, earlier = config.parts[name], before.get(name)
         if what == PUBLISHED and earlier and earlier.hash and part.checkpoint in ("", earlier.checkpoint):
             # Its files, which are large, are read once.
