@@ -34,6 +34,7 @@ def weights(loaded) -> tuple[dict, dict]:
     return split(loaded.modules)[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "export"])
 def test_parameters_are_converted_as_they_are_read_and_the_hash_is_that_of_the_saved(kind, request):
     directory = request.getfixturevalue(kind)

@@ -43,7 +43,8 @@ MODELS = {
 FIRST_TIER = ("next token", "rows, token start", "prefix LM", "factors", "three levels, delayed tokens")
 FIRST_TIER += ("three levels in depth",)
 """One model for every kind of block, start, prefix and level; the others are compiled in the second tier."""
-EVERY = [name if name in FIRST_TIER else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+SLOW = pytest.mark.slow
+EVERY = [name if name in FIRST_TIER else pytest.param(name, marks=SLOW) for name in MODELS]
 
 
 @functools.cache
@@ -129,8 +130,11 @@ def test_logits_depend_on_exactly_the_codes_of_earlier_blocks(name):
 
 @pytest.mark.parametrize(
     ("name", "guided"),
-    [(name, True) for name in MODELS]
-    + [pytest.param(name, False, marks=() if name == "next token" else pytest.mark.slow) for name in MODELS],
+    [
+        pytest.param(name, guided, marks=() if name in FIRST_TIER and (guided or name == "next token") else SLOW)
+        for guided in (True, False)
+        for name in MODELS
+    ],
 )
 def test_cached_decoding_equals_the_full_forward(name, guided):
     model = make(name)

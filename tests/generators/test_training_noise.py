@@ -47,6 +47,7 @@ def loss(model, kind: str, *, train: bool = True, seed: int = 0, batch: int = BA
     return model.loss(clips(kind, batch), text(batch), jax.random.key(seed), train=train)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditionings_are_dropped_at_their_rate_in_training_alone(kind, monkeypatch):
     seen, original = [], NullableContext.__call__

@@ -43,6 +43,7 @@ def test_a_loop_that_stands_still_ends_with_its_stack_and_last_step():
     assert "while input, last finished step 3" in errors and "in <module>" in errors
 
 
+@pytest.mark.slow
 def test_native_code_that_holds_the_interpreter_is_ended_from_outside():
     process = watched("native", 2.0)
     _, errors = process.communicate(timeout=40)

@@ -51,6 +51,7 @@ def test_paper_shapes():
     assert [features.shape[1:] for features in context] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["debug", "small", "paper"])
 @pytest.mark.parametrize("stage", ["tokenizer", "detokenizer"])
 def test_both_decoders_have_the_same_size(stage, size):

@@ -119,6 +119,7 @@ def test_given_pixels_are_those_of_the_video_unless_they_are_not_to_be_pasted(sy
     assert (np.where(region, plain, 0) != np.where(region, videos, 0)).any()
 
 
+@pytest.mark.slow
 def test_tasks_that_are_not_told_train_and_draw_without_text(system, monkeypatch):
     """What reaches the generator in training, and what decides a completion."""
     task, modules = system

@@ -15,7 +15,7 @@ from tests.training_configs import tiny
 from tests.untrained import save_untrained
 from videogen import tasks
 from videogen.conditioning import T5Encoder
-from videogen.configs import nbp
+from videogen.configs import nbp, videodit
 from videogen.configs.common import t5_part, t5_text
 from videogen.configuration import load_config, save_config
 from videogen.errors import UserError
@@ -88,16 +88,22 @@ def test_a_run_finds_what_its_text_encoder_is_and_reads_the_files_no_more(tmp_pa
         completed(generator(), tmp_path / "new")
 
 
-def test_a_run_of_format_3_goes_on(tmp_path):
-    config = completed(generator(publish(tmp_path / "t5")), tmp_path / "run")
+def test_a_run_of_format_2_goes_on(tmp_path):
+    config = videodit.get_config("stage=generator,size=debug")
+    config.text, config.parts.text_encoder = t5_text(length=4), t5_part()
+    config.text.tokenizer.name = "bytes"
+    config.parts.text_encoder.checkpoint = str(publish(tmp_path / "t5"))
+    again = config.copy_and_resolve_references()
+    completed(config, tmp_path / "run")
     old = json.loads(config.to_json())
-    part = old["parts"].pop("text_encoder")
+    part, old["tokenizer"] = old["parts"]["text_encoder"], old.pop("parts")["tokenizer"]
     architecture = {key: value for key, value in part["model"].items() if key != "name"}
     old["text"]["encoder"] = {"name": "t5", "path": str(tmp_path / "t5"), "width": 8, "architecture": architecture}
+    old["model"] |= old["model"].pop("transformer") | old["model"].pop("noise")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / CONFIG).write_text(json.dumps(old | {"format": 3}))
+    (tmp_path / "run" / CONFIG).write_text(json.dumps(old | {"format": 2}))
     assert load_config(tmp_path / "run" / CONFIG).parts.text_encoder.hash == ""
-    again = completed(generator(tmp_path / "t5"), tmp_path / "run")
+    completed(again, tmp_path / "run")
     assert again.parts.text_encoder.hash == part["hash"] and earlier_start(again, tmp_path / "run").same
 
 

@@ -85,6 +85,7 @@ def test_tokenizers(name):
     assert {"loss", "discriminator_loss", "codebook_usage"} <= metrics.keys()
 
 
+@pytest.mark.slow
 def test_codes_by_gradient_restart_through_the_step():
     """Dead codes are latents of the batch after one step: in the parameter, and in its average."""
     config = small_tokenizer(VQ | {"codebook_update": "gradient", "cosine": False}, {"weight": 0.0})

@@ -120,6 +120,7 @@ def test_what_an_evaluation_finds_wrong_costs_no_state(tmp_path):
     assert int(run.state["step"]) == 3
 
 
+@pytest.mark.slow
 def test_a_crash_in_an_evaluation_costs_no_state_and_is_evaluated_again(tmp_path, monkeypatch):
     from videogen.tasks import TokenizerTask
 

@@ -93,6 +93,7 @@ def trained(request, tokenizer, tmp_path_factory):
     return load(workdir), run.pictures
 
 
+@pytest.mark.slow
 def test_it_trains_and_shows_pictures_given_the_held_out_first_frames(trained):
     loaded, pictures = trained
     assert loaded.step == 2
@@ -105,6 +106,7 @@ def test_it_trains_and_shows_pictures_given_the_held_out_first_frames(trained):
         assert (drawn[given:] != original[given:]).any()
 
 
+@pytest.mark.slow
 def test_it_draws_a_number_of_videos_and_continues_a_video_of_any_legal_length(trained, tmp_path):
     loaded, _ = trained
     clip = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3)).astype(np.uint8)

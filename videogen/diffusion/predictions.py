@@ -20,6 +20,7 @@ def _edm(alpha: Array, sigma: Array, deviation: float) -> Scales:
 
 
 def edm_deviation(alpha: Array, sigma: Array, deviation: float) -> Array:
+    """Standard deviation of x_t for data of this standard deviation."""
     return jnp.sqrt(sigma**2 + (deviation * alpha) ** 2)
 
 

@@ -103,6 +103,7 @@ TABLES = {
     "quantizer": quantizers.QUANTIZERS,
     "normaliser": normaliser.NORMALISERS,
     "lengths": lengths.LENGTHS,
+    "discriminator": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder},
