@@ -100,6 +100,7 @@ def test_a_run_of_format_2_goes_on(tmp_path):
     architecture = {key: value for key, value in part["model"].items() if key != "name"}
     old["text"]["encoder"] = {"name": "t5", "path": str(tmp_path / "t5"), "width": 8, "architecture": architecture}
     old["model"] |= old["model"].pop("transformer") | old["model"].pop("noise")
+    old["model"]["law"] = old["model"].pop("time_distribution")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / CONFIG).write_text(json.dumps(old | {"format": 2}))
     assert load_config(tmp_path / "run" / CONFIG).parts.text_encoder.hash == ""
