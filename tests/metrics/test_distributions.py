@@ -72,6 +72,14 @@ def test_batches_and_shards_give_the_moments_of_the_whole(size):
         np.testing.assert_allclose(moments.covariance(biased=True), np.cov(x.T, bias=True), rtol=1e-9)
 
 
+def test_statistics_of_float32_features_are_float64():
+    """A variance of 1 around 10⁶, where float32 has steps of 1/16 and squares of 65,536."""
+    x = (RNG.normal(size=(4000, 2)) + 1e6).astype(np.float32)
+    moments = Moments.of(x)
+    assert moments.mean.dtype == moments.scatter.dtype == np.float64
+    np.testing.assert_allclose(moments.covariance(), np.cov(x.astype(np.float64).T), rtol=1e-9)
+
+
 @pytest.mark.parametrize(("count", "expected"), [(256, 300.0), (1024, 79.0), (2048, 39.8)])
 def test_the_distance_of_equal_distributions_falls_with_the_number_of_examples(count, expected):
     rng = np.random.default_rng(count)

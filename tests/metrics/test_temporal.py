@@ -58,6 +58,9 @@ def test_clip_score():
 
 def test_agreement_and_entropy():
     assert features.agreement(np.eye(4), np.eye(4)[[0, 1, 2, 0]]) == 0.75
+    for other in (np.eye(3), np.zeros((0, 4))):
+        with pytest.raises(UserError, match="scores of the same examples"):
+            features.agreement(other, np.zeros((0, 4)))
     assert entropy_bits(np.array([4, 4, 4, 4])) == pytest.approx(2.0)
     assert entropy_bits(np.array([2, 1, 1, 0])) == pytest.approx(1.5)
     with pytest.raises(UserError, match="at least one code"):
