@@ -159,6 +159,31 @@ def test_antialiasing_averages():
     assert resized(clip, Preset("frechet", "i3d", "", 1, "")) is clip
 
 
+def test_what_a_cubic_filter_overshoots_is_cut_off():
+    preset = Preset("frechet", "i3d", "", 1, "", sides=(1, 8), resize="bicubic_antialiased")
+    clip = np.repeat(STEP, 2, axis=2)
+    found = resized(clip, preset)
+    assert found.min() == -1 and found.max() == 1 and found.dtype == np.float32
+
+
+@pytest.mark.parametrize(("rule", "stride", "expected"), [("first", 1, 0), ("centre", 1, 3), ("centre", 2, 1)])
+def test_which_frames_of_a_real_video_count(tmp_path, rule, stride, expected):
+    """Of ten frames that get brighter by 20 levels, four count."""
+    levels = np.broadcast_to(20 * np.arange(10)[:, None, None, None], (10, 16, 16, 3))
+    write_video(tmp_path / "a.mp4", levels.astype(np.uint8), 8.0)
+    preset = Preset("frechet", "i3d", "", 4, "", rule=rule, stride=stride)
+    for name, first, step in (("real", expected, stride), ("generated", 0, 1)):
+        clip = folders.Side(name, (tmp_path / "a.mp4",), 1, preset).clip(0)
+        np.testing.assert_allclose(clip.mean((1, 2, 3)), 20 * (first + step * np.arange(4)), atol=4)
+
+
+def test_counts_of_presets_are_those_of_their_names():
+    for name, count in (("2048", 2048), ("10k", 10_000), ("50k", 50_000)):
+        named = [preset for key, preset in PRESETS.items() if key.endswith(name)]
+        assert named and all(p.generated == count and p.real in (None, count) for p in named)
+    assert all(p.real == p.generated for key, p in PRESETS.items() if "styleganv" in key)
+
+
 def test_presets_name_networks_that_exist():
     for name, preset in PRESETS.items():
         assert preset.network in encoders.ENCODERS, name
@@ -167,3 +192,26 @@ def test_presets_name_networks_that_exist():
     with pytest.raises(UserError, match="did you mean 'fvd.styleganv_2048'"):
         preset_of("fvd.stylegan_2048")
     assert preset_of("fid.clean_50k", 7).generated == 7 and presets.PRESETS["fid.clean_50k"].generated == 50_000
+
+
+@pytest.mark.slow
+def test_devices_share_the_batches(run_python, tmp_path):
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5, brightness=20)
+    expected = run(tmp_path, batch_size=2)["metrics"]["frechet_distance"]
+    code = f"""
+import json
+from pathlib import Path
+import jax
+from tests.evaluation import test_folders as here
+encoders, PRESETS = here.encoders, here.PRESETS
+encoders.load = lambda name, weights: here.Colours()
+PRESETS["few"] = here.dataclasses.replace(PRESETS["fvd.styleganv_2048"], frames=4, real=5, generated=5)
+seen = []
+spread = here.folders.spread
+here.folders.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
+print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], seen]))
+"""
+    done = run_python(code, devices=4)
+    assert done.returncode == 0, done.stderr
+    metrics, seen = json.loads(done.stdout.splitlines()[-1])
+    assert metrics["frechet_distance"] == pytest.approx(expected, rel=1e-4) and set(seen) == {4}

@@ -54,6 +54,16 @@ def test_results_of_one_protocol_stand_side_by_side(results, tmp_path):
     assert "<td>28.14</td>" in page and "clip.frames: 5" in page and "seed: 0" in page
 
 
+def test_results_are_called_by_what_their_paths_do_not_share(results, monkeypatch):
+    monkeypatch.chdir(results[0].parent)
+    results[1].rename("other.json")
+    header = compare(["evaluation.json", "other.json"]).splitlines()[0]
+    assert header.split() == ["metric", "evaluation", "other"]
+    results[1].parent.joinpath("evaluation.json").write_text(results[0].read_text())
+    header = compare(["evaluation.json", "../short/evaluation.json"]).splitlines()[0]
+    assert header.split() == ["metric", "evaluation", "../short/evaluation"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
