@@ -2,11 +2,14 @@
 
 import re
 
+import pytest
+
 from tests.contracts.driver import BATCH, moved, trained
 from tests.processes import REPOSITORY
 from videogen import tasks
 
 
+@pytest.mark.slow
 def test_the_task_of_the_guide_works(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
     page = (REPOSITORY / "docs" / "add_a_task.md").read_text()

@@ -84,10 +84,10 @@ def assert_whole_equals_parts(loss, nonlinear: bool) -> None:
     "name",
     [
         pytest.param("masked", marks=pytest.mark.slow),  # the next case has all that this one has
-        "masked, short clips and a critic",
+        pytest.param("masked, short clips and a critic", marks=pytest.mark.slow),
         "next block",
         pytest.param("next token, sequences that end", marks=pytest.mark.slow),
-        "flow, given frames",
+        pytest.param("flow, given frames", marks=pytest.mark.slow),
         pytest.param("flow, times of frames", marks=pytest.mark.slow),
     ],
 )

@@ -58,7 +58,8 @@ def test_both_decoders_have_the_same_size(stage, size):
     assert count(stage, size) == count(stage, size, "l2")
 
 
-@pytest.mark.parametrize("stage", [pytest.param("tokenizer", marks=pytest.mark.slow), "detokenizer"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokenizer", "detokenizer"])
 def test_the_step_of_small_can_be_traced_for_a_mesh(stage):
     config = cdt.get_config(f"stage={stage},size=small")
     mesh = make_mesh({"data": 1})

@@ -120,7 +120,7 @@ COMBINATIONS = {
 
 @pytest.mark.parametrize(
     "name",
-    [x if x in ("tubelets", "latents") else pytest.param(x, marks=pytest.mark.slow) for x in COMBINATIONS],
+    [x if x == "latents" else pytest.param(x, marks=pytest.mark.slow) for x in COMBINATIONS],
 )
 def test_a_de_tokenizer_decodes_the_codes_of_any_tokenizer(name):
     *arguments, changes = COMBINATIONS[name]

@@ -103,6 +103,7 @@ def test_without_another_wish_tiles_share_a_fourth():
     np.testing.assert_array_equal(latents, Tiled(model, (32, 32), 8).encode(clip).values)
 
 
+@pytest.mark.slow
 def test_a_tiled_tokenizer_is_one():
     model, clip = real("convolutional"), np.repeat(video(24, 40), 5, axis=1)
     tiled = Tiled(model, (16, 16))

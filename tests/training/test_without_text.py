@@ -137,6 +137,7 @@ def test_it_draws_a_number_of_videos_and_continues_a_video_of_any_legal_length(t
     assert draw(count=1, frames=13, video=str(tmp_path / "clip.mp4")).shape == (1, 13, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(trained):
     loaded, _ = trained
     if loaded.config.classes:
@@ -153,6 +154,7 @@ def test_it_is_evaluated(trained):
     np.testing.assert_array_equal(pictures["videos"][:, :given], pictures["originals"][:, :given])
 
 
+@pytest.mark.slow
 def test_labels_are_numbers_or_names_of_its_classes(trained):
     loaded, _ = trained
     if not loaded.config.classes:
