@@ -72,7 +72,7 @@ def test_what_is_not_needed_is_dropped():
         lengths.Halting(0.5).kept((1, 3), extra={"halting": jnp.array([[-1, 0, 1]])})[0], [1, 1, 0]
     )
     layout = SegmentLayout((("time", 2), ("query", 7)), (4096,))
-    assert lengths.Halting().bits(layout) == 14 and cut.bits(layout) == 2 * 3
+    assert lengths.Halting().bits(layout) == 14 and cut.bits(layout) == 2 * 3 and lengths.All().bits(layout) == 0
 
 
 @pytest.mark.parametrize(

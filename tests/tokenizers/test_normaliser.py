@@ -76,6 +76,12 @@ def test_a_known_gaussian_is_found():
     )
 
 
+@pytest.mark.parametrize("change", ["normalise", "restore"])
+def test_principal_components_are_products_of_full_precision(change):
+    normaliser, _ = fitted("pca", latents())
+    assert "precision=(Precision.HIGHEST" in str(jax.make_jaxpr(getattr(normaliser, change))(latents()))
+
+
 @pytest.mark.parametrize("components", [4, 2])
 def test_components_of_a_known_covariance_are_found(components):
     """Latents whose covariance is Q diag(s²) Qᵀ to the last digit."""
