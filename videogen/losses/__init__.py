@@ -86,11 +86,10 @@ def build(config: Mapping[str, Any], setting: Setting) -> dict[str, Term]:
 
 def parts_of(config: Mapping[str, Any]) -> list[str]:
     """The published networks among ``config.parts`` that terms of ``config.losses`` read, unless their weight is 0."""
-    sections = [config[label] for label in sorted(config)]
-    read = [
-        s for s in sections if isinstance(s, Mapping | ConfigDict) and s.get("weight") != 0 and s.get("name") in TERMS
-    ]
-    return [part for section in read for part in TERMS[section["name"]].parts(section)]
+    sections = [config[label] for label in sorted(config) if isinstance(config[label], Mapping | ConfigDict)]
+    # Names that are none are refused where the terms are built.
+    read = [(s.get("name"), s) for s in sections if s.get("weight") != 0]
+    return [part for name, s in read if isinstance(name, str) and name in TERMS for part in TERMS[name].parts(s)]
 
 
 __all__ = [
