@@ -72,27 +72,35 @@ def main() -> None:
 
 def _compare_folders() -> None:
     from videogen.evaluation.folders import compare_folders
+    from videogen.parallel import make_mesh, parse_mesh
     from videogen.runs.finished import FinishedBatches
 
     if CHECKPOINT.value:
         raise UserError("--checkpoint and folders do not go together; videogen.sample writes a folder of samples")
+    for flag in (STEPS, GUIDANCE, SOURCE, PATH, CLIP, PICTURES):
+        if flag.present:
+            raise UserError(f"--{flag.name} is for a checkpoint, and folders are compared; leave it out")
     if not WEIGHTS.value:
         raise UserError("--weights is missing: the published file of the preset's network")
     asked = {"real": REAL.value, "generated": GENERATED.value, "weights": WEIGHTS.value, "count": COUNT.value}
     asked |= {"seed": SEED.value, "batch_size": BATCH_SIZE.value}
     finished = FinishedBatches(OUT.value, {"command": "evaluate", "protocol": PROTOCOL.value, **asked})
-    record = compare_folders(PROTOCOL.value, **asked, keep=finished)
+    mesh = make_mesh(parse_mesh(MESH.value)) if MESH.value else None
+    record = compare_folders(PROTOCOL.value, **asked, mesh=mesh, keep=finished)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
 
 
 def _evaluate_checkpoint() -> None:
+    from videogen.evaluation.presets import PRESETS
     from videogen.evaluation.protocols import evaluate, use_test_set
     from videogen.inference.pictures import write_pictures
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
+    if PROTOCOL.value in PRESETS:
+        raise UserError(f"{PROTOCOL.value} compares two folders: --real=DIR --generated=DIR --weights=FILE")
     if not CHECKPOINT.value:
         raise UserError("name what to evaluate: --checkpoint=RUN_OR_EXPORT, or --real=DIR --generated=DIR for a preset")
     loaded = load_for_command(CHECKPOINT.value, MESH.value)

@@ -1,7 +1,7 @@
 """Guidance: a denoiser made of a conditional and an unconditional prediction.
 
-A network that answers for both, ``(x_t, t) -> (given, null)``, and a guidance give a denoiser: ``Guided``. Guidances
-nest: ``Rescale(Interval(ClassifierFree(5.0), high=0.9))``.
+A network that answers for both, ``(x_t, t) -> (conditional, unconditional)``, and a guidance give a denoiser:
+``Guided``. Guidances nest: ``Rescale(Interval(ClassifierFree(5.0), high=0.9))``.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ class Guidance:
         """The memory before the first call."""
         return ()
 
-    def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
+    def __call__(self, conditional: Sample, unconditional: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
         """(conditional prediction, unconditional, time, memory) -> (guided prediction, memory)."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """``null + scale·(given - null)`` (Ho and Salimans, 2022).
+    """``unconditional + scale·(conditional - unconditional)`` (Ho and Salimans, 2022).
 
     Attributes:
       scale: 1 is the conditional prediction, 0 the unconditional.
@@ -57,8 +57,10 @@ class ClassifierFree(Guidance):
         """The scale at time ``t``."""
         return self.scale
 
-    def __call__(self, given: Sample, null: Sample, t: Array, memory: tuple) -> tuple[Sample, tuple]:
-        return given + (broadcast_right(self.scale_at(t), given) - 1) * (given - null), memory
+    def __call__(self, conditional: Sample, unconditional: Sample, t: Array, memory: tuple) -> tuple[Sample, tuple]:
+        return conditional + (broadcast_right(self.scale_at(t), conditional) - 1) * (
+            conditional - unconditional
+        ), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +96,16 @@ class AdaptiveProjected(Guidance):
     def initialize(self, noisy: Sample) -> Sample:
         return jnp.zeros_like(noisy)
 
-    def __call__(self, given: Sample, null: Sample, t: Array, memory: Sample) -> tuple[Sample, Sample]:
-        given, null = given.astype(memory.dtype), null.astype(memory.dtype)
-        running = given - null + self.momentum * memory
+    def __call__(self, conditional: Sample, unconditional: Sample, t: Array, memory: Sample) -> tuple[Sample, Sample]:
+        conditional, unconditional = conditional.astype(memory.dtype), unconditional.astype(memory.dtype)
+        running = conditional - unconditional + self.momentum * memory
         length = jnp.sqrt(_over_example(jnp.sum, running**2, t))
         # The tiny number keeps an example without a difference, or without a prediction, from 0 / 0.
         difference = running * jnp.minimum(1.0, self.norm_threshold / (length + 1e-12))
-        share = _over_example(jnp.sum, difference * given, t) / (_over_example(jnp.sum, given**2, t) + 1e-12)
-        return given + (self.scale - 1) * (difference - (1 - self.eta) * share * given), running
+        share = _over_example(jnp.sum, difference * conditional, t) / (
+            _over_example(jnp.sum, conditional**2, t) + 1e-12
+        )
+        return conditional + (self.scale - 1) * (difference - (1 - self.eta) * share * conditional), running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +125,9 @@ class Interval(Guidance):
     def initialize(self, noisy: Sample) -> Any:
         return self.inner.initialize(noisy)
 
-    def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
-        guided, memory = self.inner(given, null, t, memory)
-        return jnp.where(broadcast_right((self.low <= t) & (t <= self.high), given), guided, given), memory
+    def __call__(self, conditional: Sample, unconditional: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
+        guided, memory = self.inner(conditional, unconditional, t, memory)
+        return jnp.where(broadcast_right((self.low <= t) & (t <= self.high), conditional), guided, conditional), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +145,9 @@ class Rescale(Guidance):
     def initialize(self, noisy: Sample) -> Any:
         return self.inner.initialize(noisy)
 
-    def __call__(self, given: Sample, null: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
-        guided, memory = self.inner(given, null, t, memory)
-        ratio = _over_example(jnp.std, given, t) / (_over_example(jnp.std, guided, t) + 1e-12)
+    def __call__(self, conditional: Sample, unconditional: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
+        guided, memory = self.inner(conditional, unconditional, t, memory)
+        ratio = _over_example(jnp.std, conditional, t) / (_over_example(jnp.std, guided, t) + 1e-12)
         return guided * (1 - self.share + self.share * ratio), memory
 
 
@@ -152,7 +156,7 @@ class Guided:
     """A guided denoiser, for ``solvers.sample``.
 
     Attributes:
-      pair: ``(x_t, t) -> (given, null)``, both predictions, in one call of the network or two.
+      pair: ``(x_t, t) -> (conditional, unconditional)``, both predictions, in one call of the network or two.
       guidance: how to join them.
     """
 
@@ -164,8 +168,8 @@ class Guided:
         return self.guidance.initialize(noisy)
 
     def __call__(self, noisy: Sample, t: Array, memory: Any) -> tuple[Sample, Any]:
-        given, null = self.pair(noisy, t)
-        return self.guidance(given, null, t, memory)
+        conditional, unconditional = self.pair(noisy, t)
+        return self.guidance(conditional, unconditional, t, memory)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,7 @@ def features(side: Side, encode: Encode, batch_size: int, mesh: Mesh | None, kee
         if sum(map(len, found)) >= side.wanted:
             break
     bar.close()
-    values = np.concatenate(found)[: side.wanted]
+    values = np.concatenate([part for part in found if len(part)] or found)[: side.wanted]
     if len(values) < side.wanted and (side.preset.real is not None or len(values) < 2):
         raise UserError(f"only {len(values)} of the {len(side.files)} {side.name} files can be used, not {side.wanted}")
     return values, left_out
@@ -185,6 +185,7 @@ def compare_folders(
     count: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
+    mesh: Mesh | None = None,
     keep: Keep = compute_now,
 ) -> dict[str, Any]:
     """Measures a preset on two folders; the record says everything that decides the number.
@@ -197,6 +198,7 @@ def compare_folders(
       count: clips of both sides instead of the preset's numbers.
       seed: decides which real clips, their windows, and random subsets.
       batch_size: clips that are encoded together.
+      mesh: the devices that share a batch; ``None``: all of this process.
       keep: features of a batch pass through it.
 
     Raises:
@@ -204,7 +206,8 @@ def compare_folders(
     """
     preset = preset_of(name, count)
     network = encoders.load(preset.network, weights)
-    mesh = make_mesh({"data": -1}, jax.local_devices()) if len(jax.local_devices()) > 1 else None
+    if mesh is None and len(jax.local_devices()) > 1:
+        mesh = make_mesh({"data": -1}, jax.local_devices())
     encode = _compiled(network, mesh)
     sides, values = {}, {}
     for label, folder, wanted in (("generated", generated, preset.generated), ("real", real, preset.real)):

@@ -23,7 +23,7 @@ class Preset:
       stride: distance of the frames of real videos; generated ones have it already.
       sides: (height, width) before the network, which has its own resizing; ``None`` leaves that to it.
       resize: how frames come to these sides: ``bilinear`` (half-pixel centres), ``bilinear_antialiased``,
-        ``tf1_bilinear`` or ``bicubic_antialiased``.
+        ``tf1_bilinear`` or ``bicubic_antialiased``; empty without ``sides``.
       biased: covariances are divided by N instead of N - 1.
       source: where the protocol comes from, and what of it could not be confirmed.
     """
@@ -38,7 +38,7 @@ class Preset:
     rule: str = "first"
     stride: int = 1
     sides: tuple[int, int] | None = None
-    resize: str = "bilinear"
+    resize: str = ""
     biased: bool = False
 
 
@@ -59,11 +59,11 @@ PRESETS = {
         source="LARP (Wang et al., ICLR 2025), UCF-101: 10,000 samples; the clip rule of the real side was not found",
     ),
     "fvd.k600_5f_64px": Preset(
-        "frechet", **_I3D, frames=16, generated=50_000, biased=True, sides=(64, 64),
+        "frechet", **_I3D, frames=16, generated=50_000, biased=True, sides=(64, 64), resize="bilinear",
         source="LARP, Kinetics-600: 5 frames given and 11 drawn, all 16 counted, both sides brought to 64 × 64",
     ),
     "fvd.omnitokenizer_17f": Preset(
-        "frechet", **_I3D, frames=17, real=2048, generated=2048, rule="centre", sides=(224, 224),
+        "frechet", **_I3D, frames=17, real=2048, generated=2048, rule="centre", sides=(224, 224), resize="bilinear",
         source="OmniTokenizer (Wang et al., NeurIPS 2024): 17 frames, 2048 against 2048",
     ),
     "kvd.styleganv_2048": Preset(

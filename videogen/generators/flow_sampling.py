@@ -70,7 +70,7 @@ class FlowSampler(Sampler):
       solver: the solver.
       grid: the times it visits, before the shift.
       shift: of the times; ``None`` takes that of the model's training. Grids in sigma have none.
-      guidance_scale: 1 is the conditional prediction alone, as in the literature on diffusion.
+      guidance_scale: 1 is none, the conditional prediction alone.
       guidance: how to guide; its scale is ``guidance_scale``.
       lag: steps that every frame stays behind the one before it; 0 draws all frames at once, ``steps`` one after
         another (only for models with ``times="frame"``).

@@ -113,7 +113,7 @@ class IdHead(Head):
       width: of features and inputs.
       special: names, in ``SPECIAL``, of ids past the vocabulary, which are shown, learned and drawn as all others.
       join: how the vectors of digits become one input, a name in ``heads.inputs.JOINS``.
-      hidden: ``embed`` is given places whose ids are hidden.
+      hidden: whether ids may be hidden: a learned vector then stands in their place.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class FloatHead(Head):
     Args:
       channels: of the latents.
       width: of features and inputs.
-      hidden: ``embed`` is given places whose values are hidden.
+      hidden: whether values may be hidden: a learned vector then stands in their place.
     """
 
     discrete = False

@@ -23,7 +23,7 @@ class Bernoulli(IdHead):
       vocabulary: ids of each level.
       width: of features and inputs.
       join: how the vectors of the bits become one input: ``sum`` or ``concatenation``.
-      hidden: ``embed`` is given places whose ids are hidden.
+      hidden: whether ids may be hidden: a learned vector then stands in their place.
       remat: of heads with layers.
     """
 

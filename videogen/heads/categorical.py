@@ -89,7 +89,7 @@ class Categorical(CrossEntropyHead):
       label_smoothing: share of the targets that is spread evenly over all ids in training.
       bias: the logits have one.
       join: how the vectors of levels and factors become one input: ``sum`` or ``concatenation``.
-      hidden: ``embed`` is given places whose ids are hidden.
+      hidden: whether ids may be hidden: a learned vector then stands in their place.
       remat: of heads with layers.
     """
 

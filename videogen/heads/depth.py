@@ -29,7 +29,7 @@ class Depth(CrossEntropyHead):
       factors: each level is split into so many digits of equal size, which are levels of their own here.
       label_smoothing: share of the targets that is spread evenly over all ids in training.
       join: how the vectors of levels and factors become one input: ``sum`` or ``concatenation``.
-      hidden: ``embed`` is given places whose ids are hidden.
+      hidden: whether ids may be hidden: a learned vector then stands in their place.
       remat: what the backward pass keeps (``nn.REMAT_POLICIES``).
     """
 

@@ -111,7 +111,7 @@ class Diffusion(FloatHead):
       draws: noise levels that each token is trained at in a step.
       steps: of the solver, where the sampler has no other number.
       solver: a solver of ``videogen.diffusion``.
-      hidden: ``embed`` is given places whose values are hidden.
+      hidden: whether values may be hidden: a learned vector then stands in their place.
       remat: what the backward pass keeps (``nn.REMAT_POLICIES``).
     """
 

@@ -41,8 +41,8 @@ class GaussianMixture(FloatHead):
     """Components with diagonal covariances (GIVT; Tschannen et al., 2023; Divot, section 4).
 
     A draw takes one component for all channels of a place. The temperature multiplies the variances, after the clamp,
-    and leaves the weights of the components; log-densities are those at temperature 1. Guidance at
-    scale s draws from ``p·(p / p_null)^(s - 1)``, the density-based guidance of GIVT, here by importance resampling: of
+    and leaves the weights of the components; log-densities are those at temperature 1. Guidance at scale s
+    draws from ``p·(p / p_null)^(s - 1)``, the density-based guidance of GIVT, here by importance resampling: of
     ``candidates`` draws from ``p`` one is taken with probabilities in proportion to ``(p / p_null)^(s - 1)``.
 
     Args:
@@ -50,7 +50,7 @@ class GaussianMixture(FloatHead):
       width: of features and inputs.
       components: of the mixture.
       candidates: draws that guidance chooses from.
-      hidden: ``embed`` is given places whose values are hidden.
+      hidden: whether values may be hidden: a learned vector then stands in their place.
       remat: of heads with layers.
     """
 

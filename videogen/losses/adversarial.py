@@ -205,10 +205,7 @@ class Adversarial(Term):
         """The discriminator's loss; 0 in the steps that ``every`` leaves out, and not computed."""
         compared = outputs.passes[self.reads]
         keys = micro.keys(key, len(compared.target))
-        real, fake = (
-            self.discriminator_input(compared.target, keys),
-            self.discriminator_input(compared.prediction, keys),
-        )
+        real, fake = (self.discriminator_input(x, keys) for x in (compared.target, compared.prediction))
         judge = functools.partial(self._judge, modules[self.group], real, fake, step)
         if self.every == 1:
             loss, metrics, sums = judge()

@@ -170,8 +170,8 @@ class TokenizerTask(Task):
         total, metrics = losses.combine(self.terms, modules, outputs, key, step, micro, pull)
         sums = dict(outputs.measured)
         rows = sums.pop("candidates")
-        outputs = {"outputs": outputs.detached()} if len(self.losses) > 1 else {}
-        return total, Outcome(metrics, outputs, sums, rows)
+        for_groups = {"outputs": outputs.detached()} if len(self.losses) > 1 else {}
+        return total, Outcome(metrics, for_groups, sums, rows)
 
     def _update_quantizer(
         self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
