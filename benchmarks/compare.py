@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py --of=generators --tokenizer=runs/quickstart/tokenizer --workdir=runs/generators
     python benchmarks/compare.py --of=tokenizers --workdir=runs/tokenizers [--only=cvivit,magvit2_lfq] [--seeds=0,1,2]
-    python benchmarks/compare.py --of=tokenizers --workdir=runs/clips --set=data.source.name=video_folder \
+    python benchmarks/compare.py --of=tokenizers --workdir=runs/clips --set=data.source.name=video_folder \\
         --set=data.source.path=my_videos --set=data.clip.frames=17
 
 ``--set=KEY=VALUE`` is a setting of every entry here (of no stage, as it is for launch/local.py).

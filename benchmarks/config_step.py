@@ -1,8 +1,8 @@
 """Times the train step of any config on the devices that are here, with random weights and random data.
 
     python benchmarks/config_step.py --config=phenaki:stage=generator,size=debug [--steps=9]
-    python benchmarks/config_step.py --config=phenaki:stage=generator,size=paper \
-        --config.model.transformer.width=1536 --config.model.transformer.heads=12 \
+    python benchmarks/config_step.py --config=phenaki:stage=generator,size=paper \\
+        --config.model.transformer.width=1536 --config.model.transformer.heads=12 \\
         --config.model.transformer.mlp_width=6144 --config.data.source.name=tokens
 
 Prints one JSON line: {"command", "seconds_per_step", "videos_per_second", "tokens_per_second", "tflops_per_second",

@@ -1,6 +1,6 @@
 """Trains every variant of a named sweep, one after another, and tells which settings did best.
 
-    python launch/sweep.py --config=phenaki:stage=tokenizer,size=debug --sweep=tokenizer_learning_rate \
+    python launch/sweep.py --config=phenaki:stage=tokenizer,size=debug --sweep=tokenizer_learning_rate \\
         --workdir=runs/sweep [--set=steps=200] [--metric=eval/psnr] [--dry_run]
 
 A config file names its sweeps in ``SWEEPS``: name -> list of {key: value}. Every variant gets a run directory named

@@ -1,6 +1,6 @@
 """Writes a token cache: every clip of a source as codes, so that generators train without decoding video.
 
-    python -m videogen.tokenize --checkpoint=runs/tokenizer --out=cache \
+    python -m videogen.tokenize --checkpoint=runs/tokenizer --out=cache \\
         --source=video_folder --path=my_videos [--clips=1000] [--windows=4]
 
 Train on it with --config.data.source.name=tokens --config.data.source.path=cache. The cache is keyed by the hash of

@@ -67,7 +67,10 @@ def test_results_are_called_by_what_their_paths_do_not_share(results, monkeypatc
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "tasks"}, "protocol.name is reconstruction in the first and tasks in the other"),
+        (
+            {"name": "tasks", "clip": {"frames": 17}},
+            "protocol.name is reconstruction in the first and tasks in the other",
+        ),
         ({"clip": {"frames": 17, "height": 24}}, "protocol.clip.frames is 5 in the first and 17 in the other"),
         ({"clips": {"counted": 127, "skipped": {}}}, "protocol.clips.counted is 128 in the first and 127"),
         ({"split": "train"}, "protocol.split is nothing in the first and train in the other"),

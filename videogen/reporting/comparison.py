@@ -54,7 +54,7 @@ def check_alike(results: Mapping[str, Result]) -> None:
     expected = _how(result)
     for name, other in others:
         found = _how(other)
-        for field in sorted(expected.keys() | found.keys()):
+        for field in sorted(expected.keys() | found.keys(), key=lambda name: (name != "name", name)):
             a, b = (fields.get(field, "nothing") for fields in (expected, found))
             if a != b:
                 raise UserError(
