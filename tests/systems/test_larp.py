@@ -86,6 +86,7 @@ def trained():
     return config, task, structure, states, metrics
 
 
+@pytest.mark.slow
 def test_every_network_learns(trained):
     _, task, _, states, metrics = trained
     assert list(task.losses) == ["tokenizer", "discriminator", "prior"]
@@ -98,6 +99,7 @@ def test_every_network_learns(trained):
     assert 0 < metrics[0]["prior_entropy"] <= np.log(192) + 1e-4
 
 
+@pytest.mark.slow
 def test_loss_is_the_weighted_sum_of_its_terms(trained):
     config, *_, metrics = trained
     last, weights = metrics[-1], config.losses
@@ -106,6 +108,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(trained):
     assert last["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_exports_and_hashes_know_nothing_of_the_prior(trained, tmp_path):
     config, task, structure, states, _ = trained
     live = structure.modules(states[-1]["params"], states[-1]["variables"])

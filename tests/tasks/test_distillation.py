@@ -136,11 +136,13 @@ def same(a: nnx.Module, b: nnx.Module) -> bool:
     return all(np.array_equal(x, y) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_a_student_begins_as_its_teacher(student):
     before = student.modules(0)
     assert same(before[student.group], student.teacher) and same(before["teacher"], student.teacher)
 
 
+@pytest.mark.slow
 def test_only_the_student_learns(student):
     assert list(student.task.losses) == [student.group] == list(student.states[0]["params"])
     assert student.task.exported == (student.group,)
@@ -149,6 +151,7 @@ def test_only_the_student_learns(student):
     assert not same(after[student.group], student.teacher) and same(after["teacher"], student.teacher)
 
 
+@pytest.mark.slow
 def test_an_export_has_no_teacher_and_draws_with_the_few_steps(student):
     out, modules = student.folder / "export", student.modules(2)
     directory = with_text(student.config, student.folder)
@@ -165,6 +168,7 @@ def test_an_export_has_no_teacher_and_draws_with_the_few_steps(student):
         assert loaded.tokenizer.detokenizer.steps == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["generator"], indirect=True)
 def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(student, monkeypatch):
     """A sample of the student is the end of the path that its states begin."""
@@ -185,6 +189,7 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
     np.testing.assert_allclose(end, drawn, atol=1e-3 * np.abs(drawn).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["generator"], indirect=True)
 def test_given_frames_are_those_of_the_clip_at_time_0(student):
     model = student.modules(0)["generator"].generator
@@ -227,6 +232,7 @@ def test_teachers_of_another_kind_are_refused():
         tasks.build(masked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["generator"], indirect=True)
 def test_a_run_needs_its_teacher_and_takes_its_text(tmp_path, student):
     assert new_text_tokenizer(student.config, build_source(student.config, "train")).length == 6

@@ -59,6 +59,7 @@ def moved(a, b) -> bool:
     return any(bool(jnp.any(x != y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_both_groups_learn_and_the_discriminator_waits_for_its_start(steps):
     states, metrics = steps
     for before, after, value, started in zip(states, states[1:], metrics, (0, 0, 1, 1), strict=False):
@@ -68,6 +69,7 @@ def test_both_groups_learn_and_the_discriminator_waits_for_its_start(steps):
     assert {"l1", "l2", "perceptual", "adversarial", "r1", "commitment"} <= metrics[0].keys()
 
 
+@pytest.mark.slow
 def test_loss_is_the_weighted_sum_of_its_terms(steps, config):
     _, metrics = steps
     last = {name: float(value) for name, value in metrics[-1].items()}
