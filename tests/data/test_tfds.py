@@ -93,10 +93,58 @@ class Odd(tfds.core.GeneratorBasedBuilder):
         yield 1, {"video": [png(1), png(1), png(1), junk], "label": 3, "caption": []}
 
 
+class Robot(tfds.core.GeneratorBasedBuilder):
+    """Frames with fields of their own, as BAIR's are; frame t of the second camera is of value 20·i + t."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None
+
+    def _info(self):
+        camera = tfds.features.Image(shape=(16, 24, 3))
+        features = {
+            "image_main": camera,
+            "image_aux1": camera,
+            "action": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.Sequence(features))
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples(range(3)), "test": self._generate_examples(range(3, 5))}
+
+    def _generate_examples(self, numbers):
+        for i in numbers:
+            frames = [
+                {"image_main": png(9), "image_aux1": png(20 * i + t), "action": np.zeros(4, np.float32)}
+                for t in range(6)
+            ]
+            yield i, frames
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+    """Picture i is of value 20·i and class i mod 2."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(16, 24, 3)),
+            "label": tfds.features.ClassLabel(names=["a", "b"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            yield i, {"image": png(20 * i), "label": i % 2}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    for builder in (Images, Grey, Odd):
+    for builder in (Images, Grey, Odd, Robot, Pictures):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     path = folder / "images" / "1.0.0"
     description = json.loads((path / "features.json").read_text())
@@ -325,3 +373,26 @@ def test_rate_is_the_clips_or_the_stored_one(prepared):
     assert build(prepared, "images", clip=Clip(3, 16, 16, fps=5.0), fps=20.0).fps == 5.0
     assert build(prepared, "images").fps is None
     assert build(prepared, "grey").captioned == 0 and build(prepared, "images").captioned is None
+
+
+def test_frames_with_fields_of_their_own_are_read_from_the_field_that_is_named(prepared):
+    source = build(prepared, "robot", "eval", field="image_aux1")
+    assert len(source) == 2 and source.classes == () and source.keeps_apart
+    # TFDS keeps examples in an order of its own.
+    found = sorted(source[i]["video"].mean((1, 2, 3)).round().tolist() for i in range(2))
+    assert found == [[61, 62, 63, 64], [81, 82, 83, 84]]
+    main = build(prepared, "robot", field="image_main")
+    assert main[0]["video"].min() == main[0]["video"].max() == 9
+    with pytest.raises(UserError, match="no field video or image_sequence or image, only .*action.*; set field"):
+        build(prepared, "robot")
+    with pytest.raises(UserError, match="frames of 'action' must be uint8"):
+        build(prepared, "robot", field="action")
+
+
+def test_a_picture_is_a_clip_of_one_frame(prepared):
+    source = build(prepared, "pictures", clip=Clip(1, 16, 16))
+    found = {round(float(source[i]["video"].mean())): source[i]["label"] for i in range(3)}
+    assert found == {0: 0, 20: 1, 40: 0} and source[0]["video"].shape == (1, 16, 16, 3)
+    assert source.classes == ("a", "b")
+    with pytest.raises(SampleError, match="too short, 1 frames where a clip needs 4"):
+        build(prepared, "pictures")[0]

@@ -39,6 +39,7 @@ def base(dtype: str) -> ConfigDict:
             "length": config_dict.placeholder(int),
             "second_shape": config_dict.placeholder(float),
             "turn": config_dict.placeholder(float),
+            "directions": config_dict.placeholder(bool),
             "audio": config_dict.placeholder(bool),
             "audio_rate": config_dict.placeholder(int),
             "pixel_budget": config_dict.placeholder(int),
@@ -48,6 +49,10 @@ def base(dtype: str) -> ConfigDict:
             "parts": config_dict.placeholder(tuple),
             # Of a TFDS directory.
             "fps": config_dict.placeholder(float),
+            "field": config_dict.placeholder(str),
+            # Of folders: where classes come from. The splits are those of a TFDS directory, too.
+            "folder_classes": config_dict.placeholder(bool),
+            "class_list": config_dict.placeholder(str),
             "train_split": config_dict.placeholder(str),
             "eval_split": config_dict.placeholder(str),
         },

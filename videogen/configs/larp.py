@@ -21,6 +21,7 @@ whose layers those counts leave out.
 
 from ml_collections import ConfigDict, config_dict
 
+from videogen.configs import data_sets
 from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, no_text, optimizer
 from videogen.configuration import parse_argument
 
@@ -173,10 +174,12 @@ def generator(size: str, model: str) -> ConfigDict:
         config.steps = 447_000
         config.eval_every = 5000
         config.checkpoint_every = 5000
-        config.data.source.name = "video_folder"
+        config.data.source.update(data_sets.source("ucf101"))
+        # The tokenizer is trained on Kinetics-600, too.
+        config.data.own = ("source",)
         config.data.batch_size = 64
         config.data.workers = 16
-        config.classes = 101
+        config.classes = data_sets.CLASSES["ucf101"]
         config.text = no_text()
         config.model.transformer = {**MODELS[model], "dropout": 0.1, "qk_norm": False}
         config.model.token_drop = 0.1

@@ -15,7 +15,7 @@ how it weighs L1 and L2 was not found, and here it is L2 alone; its Adam has MAG
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs import magvit2, phenaki
+from videogen.configs import data_sets, magvit2, phenaki
 from videogen.configs.common import base, bpe_text, frozen, no_text, optimizer
 from videogen.configuration import parse_argument
 
@@ -67,6 +67,7 @@ def tokenizer(size: str) -> ConfigDict:
     config.model.quantizer = ConfigDict({"name": "fsq", "levels": levels(size)})
     if size == "paper":
         # 100 epochs of Kinetics-600's about 390,000 clips; a hundredth of the steps is warm-up.
+        config.data.source.update(data_sets.source("kinetics600"))
         config.steps = 152_000
         config.data.batch_size = 256
         config.model.padding = "replicate"
@@ -132,7 +133,7 @@ def generator(size: str, model: str) -> ConfigDict:
         config.checkpoint_every = 5000
         config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 25.0}
         config.data.own = ("clip",)
-        config.data.source.name = "video_folder"
+        config.data.source.update(data_sets.source("kinetics600"))
         config.data.batch_size = 64
         config.data.workers = 16
         config.text = no_text()

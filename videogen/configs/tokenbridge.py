@@ -21,7 +21,7 @@ published counts leave out; the autoencoder is trained with the losses of ``magv
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs import magvit2, phenaki
+from videogen.configs import data_sets, magvit2, phenaki
 from videogen.configs.common import base, bpe_text, frozen, no_text, optimizer
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
@@ -179,10 +179,12 @@ def paper(config: ConfigDict, model: str) -> None:
     config.eval_every = 5000
     config.checkpoint_every = 5000
     config.data.clip = {"frames": 1, "height": 256, "width": 256, "fps": 8.0}
-    config.data.source.name = "video_folder"
+    config.data.source.update(data_sets.source("imagenet"))
+    # The tokenizer may be trained on other pictures.
+    config.data.own = ("source",)
     config.data.batch_size = 2048
     config.data.workers = 16
-    config.classes = 1000
+    config.classes = data_sets.CLASSES["imagenet"]
     config.text = no_text()
     config.model.transformer = {**MODELS[model], "dropout": 0.1}
     config.model.head = HEADS[model]

@@ -8,6 +8,7 @@ from videogen.building import look_up
 from videogen.data.array_record import ArrayRecordSource
 from videogen.data.buckets import Bucket, read_buckets
 from videogen.data.clip import Clip
+from videogen.data.image_folder import ImageFolderSource
 from videogen.data.mixture import MixtureSource
 from videogen.data.pipeline import Pipeline
 from videogen.data.shapes_source import ShapesSource
@@ -18,6 +19,7 @@ from videogen.data.video_folder import VideoFolderSource
 
 SOURCES = {
     "array_record": ArrayRecordSource,
+    "image_folder": ImageFolderSource,
     "mixture": MixtureSource,
     "shapes": ShapesSource,
     "tfds": TFDSSource,

@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import tensorflow_datasets
 from jaxtyping import UInt8
+from tensorflow_datasets.core.decode import SkipDecoding
 from tensorflow_datasets.core.features import ClassLabel, FeatureConnector, Image, Sequence, video_feature
 
 from videogen.data.captions import clean_text
@@ -16,15 +17,16 @@ from videogen.data.picture import over_background
 from videogen.data.source import SampleError, Source
 from videogen.errors import UserError
 
-VIDEO_FIELDS = ("video", "image_sequence")
+VIDEO_FIELDS = ("video", "image_sequence", "image")
 EVAL_SPLITS = ("validation", "test")
 
 
 class TFDSSource(Source):
     """A data set prepared with ``file_format="array_record"``; only that format has random access.
 
-    The video is the field ``video`` or ``image_sequence``, grey, RGB or RGBA (over white). A ``label`` is
-    used where it is a class, and a ``caption`` where there is one, the first of several. Windows and crops
+    The video is the field ``video`` or ``image_sequence``, or a picture in ``image``, which is a clip of one frame;
+    grey, RGB or RGBA (over white). Examples may be sequences of frames with fields of their own, as BAIR's are. A
+    ``label`` is used where it is a class, and a ``caption`` where there is one, the first of several. Windows and crops
     are random in 'train' and central in 'eval'. Of frames stored as pictures only the window's are decoded.
 
     Args:
@@ -35,6 +37,7 @@ class TFDSSource(Source):
       fps: rate of the stored frames, which the data set does not tell; needed with ``clip.fps``.
       train_split: the part of the data set to train on; slices such as "train[:90%]" work.
       eval_split: the part to evaluate on; by default 'validation' or else 'test'.
+      field: name of the video, where it is another one.
 
     Raises:
       UserError: no prepared data set, another file format, no such split or field, frames that are not uint8.
@@ -50,6 +53,7 @@ class TFDSSource(Source):
         fps: float | None = None,
         train_split: str = "train",
         eval_split: str = "",
+        field: str = "",
     ):
         super().__init__(clip=clip, seed=seed, split=split)
         if fps is not None and not fps > 0:
@@ -67,14 +71,15 @@ class TFDSSource(Source):
             if not eval_split:
                 known = ", ".join(info.splits)
                 raise UserError(f"{path} has no validation or test split, only {known}; set eval_split")
-        self._field = next((name for name in VIDEO_FIELDS if name in info.features), None)
+        features, wanted = _fields(info), (field,) if field else VIDEO_FIELDS
+        self._field = next((name for name in wanted if name in features), None)
         if self._field is None:
-            raise UserError(f"{path} has no field {' or '.join(VIDEO_FIELDS)}, only {', '.join(info.features)}")
-        if info.features[self._field].np_dtype != np.uint8:
+            raise UserError(f"{path} has no field {' or '.join(wanted)}, only {', '.join(features)}; set field")
+        if features[self._field].np_dtype != np.uint8:
             raise UserError(f"{path}: the frames of {self._field!r} must be uint8 pictures")
-        if "label" in info.features and isinstance(info.features["label"], ClassLabel):
-            self.classes = tuple(info.features["label"].names)
-        if "caption" not in info.features:
+        if "label" in features and isinstance(features["label"], ClassLabel):
+            self.classes = tuple(features["label"].names)
+        if "caption" not in features:
             self.captioned = 0
         self._part = train_split if split == "train" else eval_split
         self.keeps_apart = eval_split != train_split
@@ -103,10 +108,15 @@ class TFDSSource(Source):
         return self.clip.fps or self._stored_fps
 
     def _open(self, builder: tensorflow_datasets.core.DatasetBuilder) -> None:
-        feature = builder.info.features[self._field]
-        pictures = isinstance(feature, Sequence) and isinstance(feature.feature, Image)
-        self._decode = feature.feature.decode_example_np if pictures else np.asarray
-        self._records = builder.as_data_source(self._part, decoders={self._field: _Undecoded()} if pictures else None)
+        features, alone = _fields(builder.info), not isinstance(builder.info.features, Sequence)
+        pictures = {name: _picture(feature) for name, feature in features.items()}
+        pictures = {name: picture for name, picture in pictures.items() if picture is not None}
+        own = pictures.get(self._field)
+        self._decode = own.decode_example_np if own else np.asarray
+        # An example that is one picture is a clip of one frame.
+        self._single = alone and features[self._field] is own
+        skip = {name: SkipDecoding() if alone and features[name] is p else _Undecoded() for name, p in pictures.items()}
+        self._records = builder.as_data_source(self._part, decoders=skip or None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the data set itself, which must happen without TensorFlow there, too.
@@ -123,7 +133,7 @@ class TFDSSource(Source):
         """Cuts one window out of video ``index``; in 'eval' it does not depend on ``rng``."""
         record = self._record(index)
         choice = rng if self.split == "train" else None
-        frames = record[self._field]
+        frames = [record[self._field]] if self._single else record[self._field]
         offsets = np.floor(np.arange(self.clip.frames) * self._stride + 1e-6).astype(int)
         spare = len(frames) - 1 - offsets[-1]
         if spare < 0:
@@ -169,7 +179,19 @@ class TFDSSource(Source):
             raise SampleError(self._name(index), reason) from error
 
 
-class _Undecoded(tensorflow_datasets.decode.SkipDecoding):
+def _fields(info: tensorflow_datasets.core.DatasetInfo) -> dict[str, FeatureConnector]:
+    """The features of an example by name; where it is a sequence of frames, those of a frame."""
+    features = info.features
+    return dict((features.feature if isinstance(features, Sequence) else features).items())
+
+
+def _picture(feature: FeatureConnector) -> Image | None:
+    """What decodes the pictures of a feature; ``None`` where it holds others."""
+    inner = feature.feature if isinstance(feature, Sequence) else feature
+    return inner if isinstance(inner, Image) else None
+
+
+class _Undecoded(SkipDecoding):
     """Leaves the pictures of a sequence encoded; TFDS has this for single pictures only."""
 
     def decode_batch_example_np(self, pictures: np.ndarray) -> np.ndarray:

@@ -1,28 +1,21 @@
-"""Videos in folders, with captions and classes where a ``captions.jsonl`` gives them."""
+"""Videos in folders, with captions and classes where a ``captions.jsonl``, a folder or a list gives them."""
 
 import contextlib
 import functools
-import hashlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from videogen.data.captions import CAPTIONS, printable, read_captions
+from videogen.data.captions import printable
 from videogen.data.clip import Clip
 from videogen.data.decode import decode_audio, decode_clip, frame_rate
+from videogen.data.folders import PICTURES, VIDEOS, Choice, FolderSource
 from videogen.data.media import PIXEL_BUDGET
-from videogen.data.source import SampleError, Source, held_out, place
+from videogen.data.source import SampleError
 from videogen.errors import UserError
 
-EXTENSIONS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
-PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 
-
-class VideoFolderSource(Source):
+class VideoFolderSource(FolderSource):
     """All videos below one or several folders, in sorted order, each one sample: a window of its frames.
 
     The window is random in the 'train' split and central in 'eval'; so is the crop. Where clips have one frame, png,
@@ -33,7 +26,7 @@ class VideoFolderSource(Source):
     Args:
       clip: the size of the samples; without ``fps`` they are consecutive frames.
       seed: with the index, decides window and crop of ``source[index]``.
-      split: 'eval' has the videos that ``holdout`` keeps from 'train'.
+      split: 'eval' has the videos that ``holdout``, or the named splits, keep from 'train'.
       path: a folder, or several with commas between them.
       holdout: share of the videos, by the hash of their names, that only 'eval' has; of several videos at least one
         is held out and one is not. With 0, and of a single video, both splits have all.
@@ -42,12 +35,14 @@ class VideoFolderSource(Source):
       uncaptioned: whether models of text may train on it although no video has a caption.
       audio: also read the sound of the window, mono; needs ``clip.fps``, skips videos without sound.
       audio_rate: sound samples per second.
+      folder_classes: the class of a file is the name of the folder it lies in.
+      class_list: file below the path with all classes, whose order gives the labels (UCF-101's ``classInd.txt``,
+        WordNet ids, or one name a line); the class of a file is that of its folder.
+      train_split: of 'train' the folder below the path, or the list of its files there; ``holdout`` is not used then.
+      eval_split: the same of 'eval'.
 
     Raises:
-      UserError: a folder is missing or has no video, or a line of ``captions.jsonl`` is malformed.
-
-    Attributes:
-      captioned: number of samples that have a caption.
+      UserError: a folder is missing or has no video, a line of ``captions.jsonl`` is malformed, or a list is.
     """
 
     def __init__(
@@ -63,48 +58,19 @@ class VideoFolderSource(Source):
         uncaptioned: bool = False,
         audio: bool = False,
         audio_rate: int = 16_000,
+        folder_classes: bool = False,
+        class_list: str = "",
+        train_split: str = "",
+        eval_split: str = "",
     ):
-        super().__init__(clip=clip, seed=seed, split=split)
         if audio and clip.fps is None:
             raise UserError("audio needs clip.fps, so that all samples have equally much sound")
-        if not 0 <= holdout < 1:
-            raise UserError(f"holdout is a share of the videos in [0, 1), got {holdout}")
-        self.uncaptioned = uncaptioned
+        extensions = VIDEOS + (PICTURES if pictures and clip.frames == 1 else ())
+        choice = Choice(holdout, folder_classes, class_list, train_split, eval_split)
+        of_folders = dict(path=path, extensions=extensions, kind="video", choice=choice, uncaptioned=uncaptioned)
+        super().__init__(clip=clip, seed=seed, split=split, **of_folders)
         self._pixel_budget = pixel_budget
         self._audio_rate = audio_rate if audio else None
-        self._files: list[Path] = []
-        self._entries: list[dict[str, str]] = []
-        found: list[tuple[Path, str, dict[str, str]]] = []
-        extensions = EXTENSIONS + (PICTURES if pictures and clip.frames == 1 else ())
-        for folder in map(Path, path.split(",")):
-            files = _videos(folder, extensions)
-            names = [file.relative_to(folder).as_posix() for file in files]
-            captions, unknown = read_captions(folder, names)
-            _report(folder, len(files), captions, unknown)
-            found += [(file, name, captions.get(name, {})) for file, name in zip(files, names, strict=True)]
-            # Classes are those of the whole folder: a label means the same in both splits.
-            self._add_classes(captions)
-        kept = _held_out([name for _, name, _ in found], holdout)
-        self.keeps_apart = any(kept)
-        for (file, _, entry), apart in zip(found, kept, strict=True):
-            if apart == (split == "eval") or not self.keeps_apart:
-                self._files.append(file)
-                self._entries.append(entry)
-        if not all("class" in entry for entry in self._entries):
-            self.classes = ()
-        self.captioned = sum(bool(entry.get("caption")) for entry in self._entries)
-
-    def _add_classes(self, captions: dict[str, dict[str, str]]) -> None:
-        names = {entry["class"] for entry in captions.values() if "class" in entry}
-        self.classes = tuple(sorted({*self.classes, *names}))
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def contents(self) -> str:
-        """The hash of the names and sizes of all files, in order."""
-        entries = "\n".join(f"{file} {file.stat().st_size}" for file in self._files)
-        return hashlib.sha256(entries.encode(errors="surrogateescape")).hexdigest()
 
     @functools.cached_property
     def fps(self) -> float | None:
@@ -117,76 +83,12 @@ class VideoFolderSource(Source):
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Decodes one window of video ``index``; in 'eval' it does not depend on ``rng``."""
-        file, entry = self._files[index], self._entries[index]
+        file = self._files[index]
         choice = rng if self.split == "train" else None
         name = printable(file)
         decoded = decode_clip(file, name, self.clip, choice, self._pixel_budget)
-        sample = {"video": decoded.video, "caption": self.caption(index), "fps": decoded.fps}
-        if self.classes:
-            sample["label"] = self.classes.index(entry["class"])
+        sample = self.labelled(index, {"video": decoded.video, "fps": decoded.fps})
         if self._audio_rate:
             seconds = self.clip.frames / self.clip.fps
             sample["audio"] = decode_audio(file, name, decoded.start, seconds, self._audio_rate)
         return sample
-
-    def caption(self, index: int) -> str:
-        return self._entries[index].get("caption", "")
-
-
-def _held_out(names: list[str], share: float) -> list[bool]:
-    """Which of the names are held out: those in the share, but of two or more at least one, and never all."""
-    if not share or len(names) < 2:
-        return [False] * len(names)
-    order = sorted(range(len(names)), key=lambda i: (place(names[i]), i))
-    count = min(max(sum(held_out(name, share) for name in names), 1), len(names) - 1)
-    chosen = set(order[:count])
-    return [i in chosen for i in range(len(names))]
-
-
-def _videos(folder: Path, extensions: tuple[str, ...]) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}; set data.source.path to a folder of videos")
-    known = {*extensions, *PICTURES}
-    found = sorted(file for file in _walk(folder) if file.suffix.lower() in known and file.is_file())
-    files = [file for file in found if file.suffix.lower() in extensions]
-    if not files:
-        but = "; pictures are read where data.clip.frames is 1" if found else ""
-        raise UserError(f"no video in {folder}; known file types are {', '.join(extensions)}{but}")
-    return files
-
-
-def _walk(top: Path) -> Iterator[Path]:
-    """All files below a folder. Links to folders are followed last, and to those alone that were not seen yet."""
-
-    def warn(error: OSError) -> None:
-        logging.warning("cannot read the folder %s: %s", printable(error.filename), error.strerror)
-
-    seen: set[tuple[int, int]] = set()
-    waiting = [top]
-    while waiting:
-        links = []
-        for start in sorted(waiting):
-            for folder, below, files in os.walk(start, onerror=warn):
-                status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in seen:
-                    below.clear()
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-                links += [Path(folder, name) for name in below if os.path.islink(os.path.join(folder, name))]
-                yield from (Path(folder, name) for name in files)
-        waiting = links
-
-
-def _report(folder: Path, count: int, captions: dict[str, dict[str, str]], unknown: list[str]) -> None:
-    """One line about the captions of a folder, however often it is opened."""
-    captioned = sum(bool(entry.get("caption")) for entry in captions.values())
-    line = f"{printable(folder)}: {captioned} of {count} videos have captions"
-    if unknown:
-        shown = ", ".join(ascii(name) for name in unknown[:3]) + (", …" if len(unknown) > 3 else "")
-        line += f"; {len(unknown)} lines of {CAPTIONS} match no video: {shown}"
-    if line not in _reported:
-        _reported.add(line)
-        (logging.warning if unknown else logging.info)("%s", line)
-
-
-_reported: set[str] = set()

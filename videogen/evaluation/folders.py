@@ -19,7 +19,8 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from videogen import encoders
-from videogen.data.video_folder import EXTENSIONS, PICTURES
+from videogen.data.folders import PICTURES
+from videogen.data.folders import VIDEOS as EXTENSIONS
 from videogen.data.video_io import Frames, read_video
 from videogen.encoders.i3d import tf1_bilinear
 from videogen.encoders.preprocessing import in_range
