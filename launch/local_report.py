@@ -9,6 +9,7 @@ import numpy as np
 from videogen.configuration import shown_rate
 from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
 from videogen.data.video_io import read_video
+from videogen.evaluation.stand_in import PRESET, WORDS
 from videogen.reporting.page import Clips, Curves, Figures, Pairs, Section, Table, write_report
 from videogen.reporting.run_page import command_line, goodput_section, of_clips
 from videogen.tasks import class_of
@@ -52,7 +53,16 @@ def meaning(name: str) -> str:
         "codebook_perplexity": "how many codes are in effective use",
         "bits_per_pixel": "size of the codes; plain video takes 24",
         "count": "share with the right number of shapes",
+        PRESET: "how far generated clips are from real ones, all together; lower is better",
     }.get(word, "")
+
+
+def in_words(beside: dict[str, Any]) -> str:
+    """The protocol of a number that was measured beside others (``evaluation.stand_in``)."""
+    counts, size = beside["counts"], "×".join(map(str, beside["clip"]))
+    sides = f"{counts['real']} against {counts['generated']}, {beside['sides']}, {size}"
+    network = f"{beside['network']} (hash {beside['network_hash'][:8]}), covariance {beside['covariance']}"
+    return f"{beside['words']}; {sides}; {network}"
 
 
 def title(config: str) -> str:
@@ -74,6 +84,12 @@ def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
             distances = [f"{results[key]:.2f}" for key in ("deterministic_gradient_sharpness", "gradient_sharpness")]
             meaning = "grey levels, of the frozen decoder and of the new one; lower is better"
             items.append((f"distance in sharpness{of}", " → ".join(distances), meaning))
+        if PRESET in results:
+            beside = metrics["protocol"][stage.name]["beside"][PRESET]
+            said = "{generated} clips against {real}".format(**beside["counts"])
+            if "between_real_sets" in beside:
+                said += f"; two sets of real clips have {beside['between_real_sets']:.2f}"
+            items.append((f"Fréchet distance{of or f' ({stage.name})'}", f"{results[PRESET]:.2f}", f"{WORDS}: {said}"))
         for word, share in results.get("prompt_fidelity", {}).items():
             if word in JUDGED:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"
@@ -177,7 +193,9 @@ def numbers(stages: list["Stage"], metrics: dict[str, Any]) -> Table:
             kind = {"clips": of_clips(held_out), "prompts": "unseen prompts" if held_out else "prompts"}[what]
             data = f"{protocol['count']} {kind} of {protocol['source']['name']}"
             how = f"{protocol['name']}, {data}, step {protocol['step']}"
-            rows += [(stage.name, n, v, meaning(n), how) for n, v in flatten(metrics[stage.name]).items()]
+            others = {name: in_words(beside) for name, beside in protocol.get("beside", {}).items()}
+            flat = flatten(metrics[stage.name])
+            rows += [(stage.name, n, v, meaning(n), others.get(n, how)) for n, v in flat.items()]
     return Table(("stage", "metric", "value", "what it says", "protocol"), rows)
 
 

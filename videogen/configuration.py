@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import runpy
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -60,6 +61,16 @@ def find_config(text: str) -> str:
         return f"{packaged}{colon}{arguments}"
     near = near_matches(path.stem, [file.stem for file in CONFIGS.glob("[!_]*.py")])
     raise UserError(f"no config {name!r}, neither a file nor a name of videogen.configs{near}")
+
+
+def stage_config(text: str) -> ConfigDict:
+    """The config of one stage that ``FILE:ARGUMENTS`` names, for commands without ``--config``.
+
+    Raises:
+      UserError: no such config, or no such arguments.
+    """
+    file, _, arguments = find_config(text).partition(":")
+    return runpy.run_path(file)["get_config"](arguments)
 
 
 def short_config(text: str) -> str:

@@ -39,8 +39,18 @@ METRICS = {
         "bits_per_pixel": 0.3,
         "judge_on_reconstructions": shares(0.9),
     },
-    "generator": {"prompt_fidelity": shares(0.75)},
+    "generator": {"prompt_fidelity": shares(0.75), "frechet.shapes_stand_in": 4.321},
 }
+BESIDE = {
+    "words": "Fréchet distance on a stand-in classifier; not FVD",
+    "sides": "clips of the split 'eval' and samples",
+    "network": "shapes_classifier",
+    "network_hash": "0123456789",
+    "counts": {"real": 128, "generated": 127},
+    "clip": [5, 32, 24],
+    "covariance": "divided by N - 1",
+}
+"""The protocol of a distance beside a generator's other numbers."""
 
 
 class FakeChildren:
@@ -70,6 +80,8 @@ class FakeChildren:
     def evaluate(self, stage: str, given: dict[str, str]) -> None:
         protocol = {"name": given["protocol"], "count": 2, "source": {"name": "shapes"}, "step": 1}
         protocol["held_out"] = self.held_out
+        if stage == "generator":
+            protocol["beside"] = {"frechet.shapes_stand_in": BESIDE}
         record = {"protocol": protocol, "seed": 3, "commit": "abc", "hardware": "2 cores"}
         Path(given["out"]).write_text(json.dumps({**record, "metrics": METRICS[stage]}))
         clips = np.zeros((2, 5, 32, 32, 3), np.uint8)
@@ -142,6 +154,16 @@ def test_report_shows_numbers_clips_verdicts_and_the_exact_commands(start):
     assert "python launch/local.py --config=phenaki:size=debug" in commands
     assert all(" ".join(command) in commands for command in ran)
     assert page.count("<video") == 4
+
+
+def test_the_report_shows_the_distance_of_samples_with_its_protocol(start):
+    page = (start()[0] / "report.html").read_text(encoding="utf-8")
+    assert "Fréchet distance (generator)" in page and "4.32" in page
+    assert "Fréchet distance on a stand-in classifier; not FVD: 127 clips against 128; lower is better" in page
+    protocol = (
+        "stand-in classifier; not FVD; 128 against 127, clips of the split &#x27;eval&#x27; and samples, 5×32×24; "
+    )
+    assert f"{protocol}shapes_classifier (hash 01234567), covariance divided by N - 1" in page
 
 
 def test_seconds_add_up_over_restarts(start, capsys):

@@ -18,7 +18,7 @@ from videogen.data import shapes_source
 from videogen.data.inputs import HeldOut
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
-from videogen.evaluation import protocols
+from videogen.evaluation import completion, protocols
 from videogen.inference import sampling
 
 
@@ -209,7 +209,7 @@ def test_without_weights_clips_are_drawn_from_text_alone():
 def test_nearest_given_pixel_is_in_time_first():
     region = np.zeros((5, 4, 6), bool)
     region[0, 1, 1] = region[4, 1, 1] = region[2, 3, 5] = True
-    time, row, column = protocols.nearest_given(region)
+    time, row, column = completion.nearest_given(region)
     assert (time[1, 1, 1], time[3, 1, 1]) == (0, 4) and (row[1, 1, 1], column[1, 1, 1]) == (1, 1)
     assert (time[4, 3, 5], row[4, 3, 5], column[4, 3, 5]) == (2, 3, 5)
     assert (time[0, 0, 0], row[0, 0, 0], column[0, 0, 0]) == (0, 1, 1)
@@ -223,7 +223,7 @@ def test_the_protocol_compares_each_task_with_copies(system, monkeypatch):
     still = np.full((3, 4, 16, 16, 3), 90, np.uint8)
     samples = [{"video": v, "caption": ""} for v in still]
     monkeypatch.setattr(protocols, "held_out", lambda source, count: HeldOut(samples, 3, {}))
-    monkeypatch.setattr(protocols, "_story", lambda loaded, samples: task.unprompted(len(samples)))
+    monkeypatch.setattr(completion, "_story", lambda loaded, samples: task.unprompted(len(samples)))
     metrics, pictures = protocols.completion(protocols.Evaluation(loaded, 3, 0))
     assert metrics["clips"] == 3 and "inpaint_dynamic" not in metrics["tasks"] and len(metrics["tasks"]) == 9
     assert "copy" not in metrics["tasks"]["conditional_generation"]

@@ -21,6 +21,7 @@ from videogen.encoders.lpips import Lpips
 from videogen.encoders.preprocessing import Preprocessing
 from videogen.encoders.resnet import ResNet
 from videogen.encoders.siglip import SiglipImage, SiglipText
+from videogen.encoders.stand_ins import SHIPPED, ShapesCaptions, ShapesClassifier
 from videogen.encoders.t5 import T5, T5Config
 from videogen.encoders.transnetv2 import TransNetV2
 from videogen.encoders.vgg import AlexNet, Vgg16
@@ -40,6 +41,8 @@ ENCODERS: dict[str, type[Published]] = {
     "i3d": I3d,
     "inception": Inception,
     "resnet": ResNet,
+    "shapes_captions": ShapesCaptions,
+    "shapes_classifier": ShapesClassifier,
     "siglip_image": SiglipImage,
     "siglip_text": SiglipText,
     "t5": T5,
@@ -84,6 +87,7 @@ def load(name: str, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) ->
 __all__ = [
     "ENCODERS",
     "SEEN",
+    "SHIPPED",
     "T5",
     "AlexNet",
     "Bert",
@@ -99,6 +103,8 @@ __all__ = [
     "Published",
     "ResNet",
     "Seen",
+    "ShapesCaptions",
+    "ShapesClassifier",
     "SiglipImage",
     "SiglipText",
     "T5Config",

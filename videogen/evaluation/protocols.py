@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Int
-from scipy import ndimage
+from jaxtyping import Int
 
 from videogen import data
-from videogen.conditioning import TASKS
 from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
+from videogen.evaluation import geneval, stand_in
+from videogen.evaluation.completion import completion
 from videogen.evaluation.origin import commit, hardware
 from videogen.inference.sampling import Pixels, encode_prompts
-from videogen.metrics import region_psnr
 from videogen.metrics.judge import fidelity, judge
 from videogen.shapes import VideoShape
-from videogen.tasks import VideoGenerator, reconstruct
+from videogen.tasks import reconstruct
 from videogen.tasks.base import Keep, compute_now
 from videogen.tasks.detokenizer import DETERMINISTIC
 from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
@@ -56,6 +55,7 @@ class Evaluation:
       split: where prompts come from.
       other: whether the clips are of another test set than the run's own.
       keep: what is computed of a batch passes through it.
+      beside: protocols of numbers that are measured beside, for the record.
     """
 
     loaded: Loaded
@@ -64,6 +64,7 @@ class Evaluation:
     split: str = "eval"
     other: bool = False
     keep: Keep = compute_now
+    beside: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
@@ -112,6 +113,13 @@ class Evaluation:
             ]
         )
 
+    def from_real(self, real: Pixels, generated: Pixels, *words: Any) -> dict[str, float]:
+        """The distance of clips of shapes from real ones on the stand-in classifier, noted with its protocol
+        (``stand_in.protocol``)."""
+        if found := stand_in.distance(real, generated):
+            self.beside[stand_in.PRESET] = stand_in.protocol(real, generated, *words)
+        return found
+
     def used(self) -> dict[str, Any]:
         """What was asked for, found, left out and counted, as far as clips were read, and whether training saw it."""
         if "clips" not in self.__dict__:
@@ -140,6 +148,7 @@ def reconstruction(evaluation: Evaluation) -> Result:
     if data.class_of(loaded.config.data.source).judged:
         for name, videos in rebuilt.items():
             metrics[f"judge_on_{name}"] = fidelity(videos, captions)
+        metrics |= evaluation.from_real(evaluation.videos, videos, "clips and their reconstructions")
     pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
     return metrics, {"originals": evaluation.videos[:SHOWN], **pictures, "captions": np.array(captions[:SHOWN])}
 
@@ -157,14 +166,20 @@ def denoising_steps(evaluation: Evaluation) -> Result:
     return {"denoising_steps": metrics, "clips": len(evaluation.clips.samples)}, {}
 
 
-def unseen_prompts(loaded: Loaded, count: int, split: str = "eval") -> list[str]:
+def unseen_prompts(loaded: Loaded, count: int, split: str = "eval", **settings: Any) -> list[str]:
     """``count`` different captions of a split of the shapes source; none of them occurs in training.
+
+    Args:
+      loaded: a generator of shapes.
+      count: how many.
+      split: ``eval`` or ``composition``.
+      **settings: of the source, instead of those of the run.
 
     Raises:
       UserError: the split has fewer.
     """
     # A token cache holds training captions: the prompts come from the shapes that it was made from.
-    settings = pixel_source(loaded.config)
+    settings = pixel_source(loaded.config) | settings
     source = data.build(settings, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split=split)
     listed = source.captions()
     if listed is not None and count > len(listed):
@@ -205,7 +220,30 @@ def prompt_fidelity(evaluation: Evaluation) -> Result:
         "readings": np.array(readings),
         "correct": np.array([[score.get(name) == 1 for name in JUDGED if name in each[0]] for score in each]),
     }
-    return {"prompt_fidelity": fidelity(videos, wanted), "prompts": len(prompts)}, pictures
+    metrics = {"prompt_fidelity": fidelity(videos, wanted), "prompts": len(prompts)}
+    real = np.split(_real(evaluation, 2 * count, videos.shape[1]), 2)
+    words = f"clips of the split {evaluation.split!r} and samples"
+    return metrics | evaluation.from_real(real[0], videos, words, real[1]), pictures
+
+
+def _real(evaluation: Evaluation, count: int, frames: int) -> Pixels:
+    """The first clips of a split of the shapes, with so many frames."""
+    config = evaluation.loaded.config
+    clip = dataclasses.replace(clip_of(config), frames=frames)
+    source = data.build(pixel_source(config), clip=clip, seed=config.seed + 1, split=evaluation.split)
+    return np.stack([source[i]["video"] for i in range(count)])
+
+
+def geneval_of_shapes(evaluation: Evaluation) -> Result:
+    """GenEval's six tasks (``geneval``) on unseen prompts of the shapes source, one sample of each."""
+    loaded, count = evaluation.loaded, evaluation.count
+    if (name := pixel_source(loaded.config)["name"]) != "shapes":
+        raise UserError(f"geneval.shapes needs a generator trained on shapes, not on {name}")
+    captions = [unseen_prompts(loaded, count, evaluation.split, second_shape=share) for share in (0.0, 1.0)]
+    prompts = geneval.shapes_prompts(*captions, count)
+    videos = _samples(evaluation, encode_prompts(loaded, [prompt.text for prompt in prompts]))
+    verdicts = [[geneval.shows(p, geneval.shapes_seen(v))] for p, v in zip(prompts, videos, strict=True)]
+    return {**geneval.summed(prompts, verdicts), "prompts": count}, {}
 
 
 def _samples(evaluation: Evaluation, story: dict[str, np.ndarray]) -> Pixels:
@@ -226,96 +264,11 @@ def _samples(evaluation: Evaluation, story: dict[str, np.ndarray]) -> Pixels:
     return np.concatenate(videos)
 
 
-def nearest_given(
-    region: Bool[np.ndarray, "time height width"],
-) -> tuple[Int[np.ndarray, "time height width"], ...]:
-    """Of every pixel the frame, row and column of the nearest given one: in time at its place, else in its frame."""
-    # A step in space counts more than all steps in time.
-    far = len(region) + 1
-    return tuple(ndimage.distance_transform_edt(~region, sampling=(1, far, far), return_indices=True)[1])
-
-
-def completion(evaluation: Evaluation) -> Result:
-    """PSNR of what each task leaves unknown: of samples, of copies of the nearest given pixel, of reconstructions.
-
-    A generator without tasks has one, frame prediction: from as many frames as it is always given, or from the first.
-    A task has learned something where samples are better than copies; better than the tokenizer's reconstructions of
-    the true clips they cannot be expected to be. Of conditional generation, which gives no pixel, there is no copy.
-    """
-    loaded, videos = evaluation.loaded, evaluation.videos
-    generator = loaded.generator()
-    rebuilt = evaluation.rebuilt(loaded.modules["tokenizer"], "rebuilt")
-    metrics, pictures = {}, {name: [] for name in ("originals", "given", "videos")}
-    regions = _regions(loaded, generator)
-    for name, region in regions.items():
-        drawn, filled = [], []
-        for rows, counted in evaluation.rows(len(videos)):
-            complete = functools.partial(_completed, evaluation, generator, name, region, rows)
-            both = evaluation.keep(f"{name}_{rows[0]}", complete)
-            for clips, key in ((drawn, "drawn"), (filled, "filled")):
-                clips.append(both[key][:counted])
-        drawn, filled = np.concatenate(drawn), np.concatenate(filled)
-        compared = {"psnr": drawn, "reconstruction": rebuilt}
-        if region.any():
-            time, row, column = nearest_given(region)
-            compared["copy"] = videos[:, time, row, column]
-        unknown = np.broadcast_to(~region, videos.shape[:-1])
-        metrics[name] = {
-            key: float(np.mean(region_psnr(clips / 255, videos / 255, unknown))) for key, clips in compared.items()
-        }
-        for shown, clips in zip(pictures.values(), (videos, filled, drawn), strict=True):
-            shown.append(clips[: SHOWN // 4])
-    captions = np.repeat(list(regions), len(pictures["videos"][0]))
-    pictures = {name: np.concatenate(clips) for name, clips in pictures.items()}
-    return {"tasks": metrics, "clips": len(videos)}, {**pictures, "captions": captions}
-
-
-def _completed(
-    evaluation: Evaluation,
-    generator: VideoGenerator,
-    name: str,
-    region: Bool[np.ndarray, "time height width"],
-    rows: Int[np.ndarray, "batch"],
-) -> dict[str, Pixels]:
-    """Samples of a batch of clips of which the region is given, and the clips as they are given."""
-    loaded, videos, place = evaluation.loaded, evaluation.videos, {"first": int(rows[0])}
-    story = _story(loaded, [evaluation.clips.samples[row] for row in rows])
-    if loaded.task.tasks is not None:
-        drawn, filled = generator.complete([name] * len(rows), videos[rows], evaluation.seed, story, **place)
-        return {"drawn": drawn, "filled": filled}
-    first = videos[rows, : int(region[:, 0, 0].sum())]
-    rest = ((0, 0), (0, generator.window - first.shape[1]), (0, 0), (0, 0), (0, 0))
-    window, count = generator.window, len(rows)
-    drawn = generator.generate(story, window, evaluation.seed, count=count, first_frames=first, **place)
-    return {"drawn": drawn, "filled": np.pad(first, rest, mode="edge")}
-
-
-def _regions(loaded: Loaded, generator: VideoGenerator) -> dict[str, Bool[np.ndarray, "time height width"]]:
-    """Task -> the given pixels of a clip, for each that the generator was trained on."""
-    clip = loaded.config.data.clip
-    shape = (generator.window, clip.height, clip.width)
-    if loaded.task.tasks is not None:
-        shares = zip(TASKS, loaded.task.tasks, strict=True)
-        return {name: TASKS[name].region(*shape) for name, share in shares if share}
-    known = generator.given_frames or next(iter(generator.prefix_lengths()), 1)
-    generator.check_given(known)
-    given = np.zeros(shape, bool)
-    given[:known] = True
-    return {"frame_prediction": given}
-
-
-def _story(loaded: Loaded, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Captions and labels of held-out clips, as far as the generator takes them."""
-    story = encode_prompts(loaded, [s["caption"] for s in samples]) if loaded.text is not None else {}
-    if loaded.config.classes:
-        story["label"] = np.array([s["label"] for s in samples], np.int32)
-    return story
-
-
 PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
     "reconstruction": reconstruction,
     "prompt_fidelity": prompt_fidelity,
     "composition": prompt_fidelity,
+    "geneval.shapes": geneval_of_shapes,
     "tasks": completion,
     "denoising_steps": denoising_steps,
 }
@@ -385,6 +338,7 @@ def evaluate(
         "step": loaded.step,
         **({"sampler": config.sampler.to_dict()} if "sampler" in config else {}),
         "measured": {key: words for key, words in MEASURED.items() if key in _names(metrics)},
+        **({"beside": evaluation.beside} if evaluation.beside else {}),
     }
     record = {"protocol": protocol, "seed": seed, "commit": commit(), "hardware": hardware(), "metrics": metrics}
     return record, pictures

@@ -8,9 +8,16 @@ from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
+from videogen.tasks.stand_ins import CaptionsTask, ClassifierTask
 from videogen.tasks.tokenizer import TokenizerTask, reconstruct
 
-TASKS = {"tokenizer": TokenizerTask, "detokenizer": DetokenizerTask, "generator": GeneratorTask}
+TASKS = {
+    "captions": CaptionsTask,
+    "classifier": ClassifierTask,
+    "detokenizer": DetokenizerTask,
+    "generator": GeneratorTask,
+    "tokenizer": TokenizerTask,
+}
 STUDENTS = {GeneratorTask: DistilledGeneratorTask, DetokenizerTask: DistilledDetokenizerTask}
 """Task -> the task that learns in few steps what it has trained."""
 
@@ -36,6 +43,8 @@ __all__ = [
     "STUDENTS",
     "TASKS",
     "Batch",
+    "CaptionsTask",
+    "ClassifierTask",
     "DetokenizerTask",
     "DistilledDetokenizerTask",
     "DistilledGeneratorTask",
