@@ -87,9 +87,13 @@ def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
         if PRESET in results:
             beside = metrics["protocol"][stage.name]["beside"][PRESET]
             said = "{generated} clips against {real}".format(**beside["counts"])
-            if "between_real_sets" in beside:
-                said += f"; two sets of real clips have {beside['between_real_sets']:.2f}"
-            items.append((f"Fréchet distance{of or f' ({stage.name})'}", f"{results[PRESET]:.2f}", f"{WORDS}: {said}"))
+            items.append(
+                (
+                    f"Fréchet distance{of or f' ({stage.name})'}",
+                    f"{results[PRESET]:.2f}",
+                    f"{WORDS}: {said}; lower is better",
+                )
+            )
         for word, share in results.get("prompt_fidelity", {}).items():
             if word in JUDGED:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"

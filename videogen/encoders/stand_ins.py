@@ -86,7 +86,7 @@ class ShapesClassifier(StandIn):
         self,
         *,
         classes: int,
-        widths: tuple[int, int, int, int] = (24, 32, 48, 64),
+        widths: tuple[int, int, int, int] = (24, 32, 64, 32),
         side: int = 32,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

@@ -113,11 +113,11 @@ class Evaluation:
             ]
         )
 
-    def from_real(self, real: Pixels, generated: Pixels, *words: Any) -> dict[str, float]:
+    def from_real(self, real: Pixels, generated: Pixels, sides: str) -> dict[str, float]:
         """The distance of clips of shapes from real ones on the stand-in classifier, noted with its protocol
         (``stand_in.protocol``)."""
         if found := stand_in.distance(real, generated):
-            self.beside[stand_in.PRESET] = stand_in.protocol(real, generated, *words)
+            self.beside[stand_in.PRESET] = stand_in.protocol(real, generated, sides)
         return found
 
     def used(self) -> dict[str, Any]:
@@ -221,17 +221,17 @@ def prompt_fidelity(evaluation: Evaluation) -> Result:
         "correct": np.array([[score.get(name) == 1 for name in JUDGED if name in each[0]] for score in each]),
     }
     metrics = {"prompt_fidelity": fidelity(videos, wanted), "prompts": len(prompts)}
-    real = np.split(_real(evaluation, 2 * count, videos.shape[1]), 2)
-    words = f"clips of the split {evaluation.split!r} and samples"
-    return metrics | evaluation.from_real(real[0], videos, words, real[1]), pictures
+    # In the order of the prompts, so that both sides show nearly the same.
+    sides = f"clips of the split {evaluation.split!r} and samples of their captions"
+    return metrics | evaluation.from_real(_real(evaluation, videos.shape[1]), videos, sides), pictures
 
 
-def _real(evaluation: Evaluation, count: int, frames: int) -> Pixels:
-    """The first clips of a split of the shapes, with so many frames."""
+def _real(evaluation: Evaluation, frames: int) -> Pixels:
+    """As many clips of the shapes of a split as are asked for, with so many frames."""
     config = evaluation.loaded.config
     clip = dataclasses.replace(clip_of(config), frames=frames)
     source = data.build(pixel_source(config), clip=clip, seed=config.seed + 1, split=evaluation.split)
-    return np.stack([source[i]["video"] for i in range(count)])
+    return np.stack([source[i]["video"] for i in range(evaluation.count)])
 
 
 def geneval_of_shapes(evaluation: Evaluation) -> Result:

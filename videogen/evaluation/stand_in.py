@@ -41,15 +41,13 @@ def distance(real: Clips, generated: Clips) -> dict[str, float]:
     return {PRESET: frechet_distance(*(Moments.of(features(clips)) for clips in (real, generated)))}
 
 
-def protocol(real: Clips, generated: Clips, sides: str, more_real: Clips | None = None) -> dict[str, Any]:
+def protocol(real: Clips, generated: Clips, sides: str) -> dict[str, Any]:
     """What decides the number, for the record.
 
     Args:
       real, generated: the clips that were compared.
       sides: what they are, in words.
-      more_real: other real clips, as many; samples cannot be expected to be nearer than these are.
     """
-    floor = {} if more_real is None else {"between_real_sets": distance(real, more_real)[PRESET]}
     return {
         "words": WORDS,
         "sides": sides,
@@ -58,7 +56,6 @@ def protocol(real: Clips, generated: Clips, sides: str, more_real: Clips | None 
         "counts": {"real": len(real), "generated": len(generated)},
         "clip": list(generated.shape[1:4]),
         "covariance": "divided by N - 1",
-        **floor,
     }
 
 
