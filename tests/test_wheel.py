@@ -43,3 +43,11 @@ def test_a_config_is_found_by_its_name_outside_the_checkout(installed, tmp_path)
     )
     assert done.returncode == 0 and "--config.steps=77\n" in done.stdout, done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_the_weights_of_the_stand_in_are_installed(installed):
+    """They are what a number of every machine is measured with."""
+    folder = "videogen/encoders/stand_in_weights/shapes_classifier"
+    for name in ("config.json", "model.safetensors"):
+        assert (installed / folder / name).read_bytes() == (REPOSITORY / folder / name).read_bytes()
+    assert (installed / folder / "model.safetensors").stat().st_size < 400_000

@@ -49,6 +49,7 @@ def main() -> None:
     from videogen.training.loading import load
     from videogen.training.loop import train
 
+    made = {"command": shlex.join(["python", "-m", "videogen.stand_in", *sys.argv[1:]]), "commit": commit()}
     check_writable(OUT.value, "--out", directory=True)
     config = stage_config(f"stand_ins:stage={KIND.value}")
     config.seed = SEED.value

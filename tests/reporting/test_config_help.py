@@ -8,7 +8,7 @@ import pytest
 from launch.systems import read_config
 from tests.processes import REPOSITORY
 from videogen import data
-from videogen.configs import phenaki
+from videogen.configs import phenaki, stand_ins
 from videogen.configs.common import base
 from videogen.reporting.config_help import config_help, meaning, walk
 
@@ -23,6 +23,12 @@ def test_every_key_has_a_meaning(system):
         for size in ("debug", "paper"):
             config = module.get_config(f"stage={stage},size={size}")
             assert [key for key, _ in walk(config) if not meaning(key, config)] == []
+
+
+@pytest.mark.parametrize("stage", ["classifier", "captions"])
+def test_every_key_of_a_stand_in_has_a_meaning(stage):
+    config = stand_ins.get_config(f"stage={stage}")
+    assert [key for key, _ in walk(config) if not meaning(key, config)] == []
 
 
 def test_meanings_are_those_of_the_chosen_parts():

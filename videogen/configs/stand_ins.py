@@ -23,13 +23,13 @@ def classifier() -> ConfigDict:
     config = base("float32")
     config.task = "classifier"
     # Few features: how far two sets of real clips seem apart grows with features over clips.
-    config.model = {"name": "shapes_classifier", "widths": (24, 32, 64, 32), "side": 32}
+    config.model = {"name": "shapes_classifier", "widths": (24, 32, 48, 64), "features": 24, "side": 32}
     # Colours × forms × directions.
     config.classes = 96
     config.data.source.directions = True
     config.data.clip.update({"frames": 16, "height": 64, "width": 64})
     config.data.buckets = ((5, 24, 24, 16, 2), (9, 32, 32, 16, 1), (16, 64, 64, 16, 1))
-    config.steps = config.eval_every = config.checkpoint_every = 1000
+    config.steps = config.eval_every = config.checkpoint_every = 1200
     config.log_every = 50
     config.data.batch_size = 16
     config.data.eval_batch_size = 64

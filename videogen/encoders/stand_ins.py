@@ -79,6 +79,7 @@ class ShapesClassifier(StandIn):
     Args:
       classes: how many there are.
       widths: channels of each convolution.
+      features: how many.
       side: of the frames that the network sees, in pixels.
     """
 
@@ -86,13 +87,14 @@ class ShapesClassifier(StandIn):
         self,
         *,
         classes: int,
-        widths: tuple[int, int, int, int] = (24, 32, 64, 32),
+        widths: tuple[int, int, int, int] = (24, 32, 48, 64),
+        features: int = 24,
         side: int = 32,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.preprocessing = Preprocessing((side, side), None, "linear", **HALF_STATISTICS)
-        self.classes, self.width = classes, widths[-1]
+        self.classes, self.width = classes, features
         inputs, convolutions, norms = 3, [], []
         for outputs, size, stride in zip(widths, SIZES, STRIDES, strict=True):
             padding = tuple(n // 2 for n in size)
@@ -101,10 +103,11 @@ class ShapesClassifier(StandIn):
             norms.append(LayerNorm(outputs, rngs=rngs))
             inputs = outputs
         self.convolutions, self.norms = nnx.List(convolutions), nnx.List(norms)
-        self.head = Linear(inputs, classes, axes=("embed", None), dtype=dtype, rngs=rngs)
+        common = dict(axes=("embed", None), dtype=dtype, rngs=rngs)
+        self.embed, self.head = Linear(inputs, features, **common), Linear(features, classes, **common)
 
     def __call__(self, clips: Video) -> Float[Array, "batch width"]:
-        """Features: what the last convolution finds, at most (half of the channels) or on average over all places.
+        """Features: a linear map of what the last convolution finds, at most (half of its channels) or on average.
 
         Args:
           clips: in [-1, 1] (or ``uint8``), of any size and number of frames.
@@ -118,7 +121,8 @@ class ShapesClassifier(StandIn):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = jax.nn.gelu(norm(convolution(x)))
         most, mean = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        return jnp.concatenate([most.max((1, 2, 3)), mean.mean((1, 2, 3))], axis=-1)
+        pooled = jnp.concatenate([most.max((1, 2, 3)), mean.mean((1, 2, 3))], axis=-1)
+        return self.embed(pooled).astype(jnp.float32)
 
     def logits(self, features: Float[Array, "batch width"]) -> Float[Array, "batch classes"]:
         """Of the classes."""

@@ -14,6 +14,7 @@ from videogen import (
     data,
     detokenizers,
     diffusion,
+    encoders,
     generators,
     heads,
     losses,
@@ -98,7 +99,12 @@ MEANINGS = {
 
 TABLES = {
     "source": data.SOURCES,
-    "model": {**tokenizers.TOKENIZERS, **generators.GENERATORS, **detokenizers.DETOKENIZERS},
+    "model": {
+        **tokenizers.TOKENIZERS,
+        **generators.GENERATORS,
+        **detokenizers.DETOKENIZERS,
+        **{name: encoders.ENCODERS[name] for name in ("shapes_captions", "shapes_classifier")},
+    },
     "head": heads.HEADS,
     "quantizer": quantizers.QUANTIZERS,
     "normaliser": normaliser.NORMALISERS,
