@@ -64,7 +64,6 @@ def main() -> None:
     if KIND.value == "captions":
         metrics |= grammar(metrics, build_source(loaded.config, "train"), source)
         shutil.copytree(out / "run" / TEXT_DIRECTORY, out / TEXT_DIRECTORY, dirs_exist_ok=True)
-    made = {"command": shlex.join(["python", "-m", "videogen.stand_in", *sys.argv[1:]]), "commit": commit()}
     made |= {
         "hardware": hardware(),
         "seed": SEED.value,
