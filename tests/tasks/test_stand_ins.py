@@ -33,9 +33,9 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_of_its_labels():
     modules = task.init(nnx.Rngs(0))
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
     labels = jnp.array([3, 0, 95])
-    logits = modules["model"].logits(modules["model"](video))
+    logits = jax.jit(lambda video: modules["model"].logits(modules["model"](video)))(video)
     expected = np.mean([jax.nn.logsumexp(row) - row[label] for row, label in zip(logits, labels, strict=True)])
-    loss, outcome = task.loss(modules, {"video": video, "label": labels}, None, 0)
+    loss, outcome = jax.jit(lambda batch: task.loss(modules, batch, None, 0))({"video": video, "label": labels})
     assert float(loss) == pytest.approx(expected, rel=1e-5) and logits.shape == (3, 96)
     # Batches of any size count by their clips.
     batches = [{"video": video[:1], "label": labels[:1]}, {"video": video[1:], "label": labels[1:]}]

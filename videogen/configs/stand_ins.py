@@ -48,7 +48,7 @@ def captions() -> ConfigDict:
     config.text = bpe_text(vocabulary_size=512, length=24)
     # Clips are not looked at.
     config.data.clip.update({"frames": 1, "height": 16, "width": 16})
-    config.steps = config.eval_every = config.checkpoint_every = 800
+    config.steps = config.eval_every = config.checkpoint_every = 500
     config.log_every = 50
     config.data.batch_size = 64
     config.data.eval_batch_size = 128

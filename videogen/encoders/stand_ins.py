@@ -6,6 +6,7 @@ uses one can be run and tested. Their numbers are compared with those of the sam
 where the weights come from.
 """
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,9 @@ class StandIn(Published):
 
     @classmethod
     def settings(cls, config):
-        return plain(config["network"])
+        network = plain(config["network"])
+        inspect.signature(cls.__init__).bind(None, **network, rngs=None)  # says what is missing or unknown
+        return network
 
     def names(self) -> Table:
         paths = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(self))]
