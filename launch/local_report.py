@@ -84,20 +84,14 @@ def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
             distances = [f"{results[key]:.2f}" for key in ("deterministic_gradient_sharpness", "gradient_sharpness")]
             meaning = "grey levels, of the frozen decoder and of the new one; lower is better"
             items.append((f"distance in sharpness{of}", " → ".join(distances), meaning))
-        if PRESET in results:
-            beside = metrics["protocol"][stage.name]["beside"][PRESET]
-            said = "{generated} clips against {real}".format(**beside["counts"])
-            items.append(
-                (
-                    f"Fréchet distance{of or f' ({stage.name})'}",
-                    f"{results[PRESET]:.2f}",
-                    f"{WORDS}: {said}; lower is better",
-                )
-            )
         for word, share in results.get("prompt_fidelity", {}).items():
             if word in JUDGED:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"
                 items.append((f"right {word}{of}", f"{share:.0%}", chance))
+        if PRESET in results:
+            counts = metrics["protocol"][stage.name]["beside"][PRESET]["counts"]
+            said = f"{WORDS}: {counts['generated']} clips against {counts['real']}; lower is better"
+            items.append((f"Fréchet distance ({stage.name})", f"{results[PRESET]:.2f}", said))
     items.append(("from nothing to here", minutes(metrics["seconds"]["total"]), f"on {metrics['hardware']}"))
     protocols = metrics["protocol"].values()
     judged = "clips and prompts" if any(p["name"] in OF_PROMPTS for p in protocols) else "clips"

@@ -13,7 +13,10 @@ judge reads back; de-tokenizers beside the decoder they replace), denoising_step
 sharpness by the number of steps), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
 of unseen prompts, or of class labels; whether the shape is there in every frame, keeps its form and moves evenly),
 composition (the same for colours, forms and directions that never come together in training), tasks (generators trained
-with config.tasks or on given frames: PSNR of what each task leaves unknown, beside copies of the nearest given pixel).
+with config.tasks or on given frames: PSNR of what each task leaves unknown, beside copies of the nearest given pixel),
+geneval.shapes (generators on shapes: GenEval's six tasks, answered by the judge; equally many prompts of each). On
+shapes reconstruction and prompt_fidelity also give frechet.shapes_stand_in, a Fréchet distance on a small classifier
+that comes with this package; it is no FVD.
 
 Presets compare two folders of videos or pictures by a frozen public network, whose weights are a file of yours:
 

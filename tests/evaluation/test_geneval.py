@@ -1,15 +1,17 @@
 """GenEval's rule on constructed detections, and its six tasks on shapes."""
 
 import json
+import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from videogen.data import Clip
-from videogen.data.shapes_source import ShapesSource, parse
+from videogen.data.shapes_source import ShapesSource, parse, render
 from videogen.errors import UserError
-from videogen.evaluation import geneval
+from videogen.evaluation import geneval, protocols
 from videogen.evaluation.geneval import Detection, Prompt, Wanted, relations, shows
 
 CUP, DOG = Detection("cup", (0, 0, 10, 10), colour="red"), Detection("dog", (30, 0, 50, 10), colour="brown")
@@ -181,9 +183,37 @@ def test_each_task_of_shapes_asks_for_one_thing(task, clip, expected):
 
 def test_prompts_of_shapes_are_a_multiple_of_twelve_and_of_two_forms(scenes):
     ones, twos = ([c for c in scenes if len(parse(c)["shapes"]) == n] for n in (1, 2))
-    with pytest.raises(UserError, match="takes a multiple of 12 prompts .* got 128"):
+    with pytest.raises(UserError, match="takes at least 12 prompts, or a multiple of it, got 128"):
         geneval.shapes_prompts(ones, twos, 128)
     with pytest.raises(UserError, match="36 prompts need 21 captions of a kind, and there are 7"):
         geneval.shapes_prompts(ones[:7], twos, 36)
     alike = [c for c in twos if len({s["form"] for s in parse(c)["shapes"]}) == 1]
     assert alike and not {p.text for p in geneval.shapes_prompts(ones, twos, 24)} & set(alike)
+
+
+def test_the_protocol_asks_a_generator_for_unseen_prompts_of_every_task(monkeypatch):
+    """A generator that draws what it is asked for has all right; one that draws something else, not."""
+    settings = {"source": {"name": "shapes"}, "clip": {"frames": 5, "height": 32, "width": 32, "fps": 8.0}}
+    loaded = types.SimpleNamespace(config=ConfigDict({"data": settings, "seed": 0}))
+    place = ShapesSource(clip=Clip(5, 32, 32), seed=0, split="eval")
+    monkeypatch.setattr(protocols, "encode_prompts", lambda loaded, prompts: prompts)
+
+    def perfect(evaluation, prompts):
+        assert evaluation.count == len(prompts) == 24
+        scenes = [parse(prompt) for prompt in prompts]
+        for i, scene in enumerate(scenes):
+            while not place._place(scene["shapes"], np.random.default_rng(i)):
+                i += 1000
+        return np.stack([render(scene, place.clip) for scene in scenes])
+
+    monkeypatch.setattr(protocols, "_samples", perfect)
+    # 35 prompts are 24 and some that tasks cannot share.
+    found, _ = protocols.geneval_of_shapes(protocols.Evaluation(loaded, 35, 0))
+    assert found["geneval"] == dict.fromkeys((*geneval.TASKS, "score"), 1.0) and found["prompts"] == 24
+    assert found["pictures"] == dict.fromkeys(geneval.TASKS, "4 / 4")
+    monkeypatch.setattr(protocols, "_samples", lambda *asked: perfect(*asked)[::-1])
+    found, _ = protocols.geneval_of_shapes(protocols.Evaluation(loaded, 24, 0))
+    assert 0 < found["geneval"]["score"] < 0.9
+    loaded.config.data.source.name = "video_folder"
+    with pytest.raises(UserError, match="geneval.shapes needs a generator trained on shapes, not on video_folder"):
+        protocols.geneval_of_shapes(protocols.Evaluation(loaded, 24, 0))

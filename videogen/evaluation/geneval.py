@@ -33,6 +33,9 @@ CONFIDENT, CONFIDENT_TO_COUNT = 0.3, 0.9
 APART = 0.1
 """Share of the sides of both boxes that does not count as a distance."""
 
+EQUALLY = 12
+"""Prompts of shapes are a multiple of it: six tasks, and counting has two kinds of scenes."""
+
 SHAPE = "shape"
 """What the judge calls every shape, beside its form."""
 
@@ -237,14 +240,12 @@ def shapes_prompts(ones: Sequence[str], twos: Sequence[str], count: int) -> list
       count: prompts.
 
     Raises:
-      UserError: no multiple of 12 is asked for, or there are too few captions.
+      UserError: no multiple of ``EQUALLY`` is asked for, or there are too few captions.
     """
-    if count < 1 or count % 12:
-        raise UserError(
-            f"geneval.shapes takes a multiple of 12 prompts (six tasks, counting of two kinds), got {count}"
-        )
+    if count < 1 or count % EQUALLY:
+        raise UserError(f"geneval.shapes takes at least {EQUALLY} prompts, or a multiple of it, got {count}")
     twos = [caption for caption in twos if len({shape["form"] for shape in parse(caption)["shapes"]}) == 2]
-    share, prompts = count // 12, []
+    share, prompts = count // EQUALLY, []
     for captions, tasks in ((ones, ("single_object", "colors", "position")), (twos, ("two_object", "color_attr"))):
         order = [task for task in tasks for _ in range(2 * share)] + ["counting"] * share
         if len(captions) < len(order):

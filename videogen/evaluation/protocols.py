@@ -235,13 +235,17 @@ def _real(evaluation: Evaluation, frames: int) -> Pixels:
 
 
 def geneval_of_shapes(evaluation: Evaluation) -> Result:
-    """GenEval's six tasks (``geneval``) on unseen prompts of the shapes source, one sample of each."""
-    loaded, count = evaluation.loaded, evaluation.count
+    """GenEval's six tasks (``geneval``) on unseen prompts of the shapes source, one sample of each.
+
+    There are as many prompts as are asked for, less what is no multiple of 12.
+    """
+    loaded, count = evaluation.loaded, evaluation.count // geneval.EQUALLY * geneval.EQUALLY
     if (name := pixel_source(loaded.config)["name"]) != "shapes":
         raise UserError(f"geneval.shapes needs a generator trained on shapes, not on {name}")
     captions = [unseen_prompts(loaded, count, evaluation.split, second_shape=share) for share in (0.0, 1.0)]
     prompts = geneval.shapes_prompts(*captions, count)
-    videos = _samples(evaluation, encode_prompts(loaded, [prompt.text for prompt in prompts]))
+    story = encode_prompts(loaded, [prompt.text for prompt in prompts])
+    videos = _samples(dataclasses.replace(evaluation, count=count), story)
     verdicts = [[geneval.shows(p, geneval.shapes_seen(v))] for p, v in zip(prompts, videos, strict=True)]
     return {**geneval.summed(prompts, verdicts), "prompts": count}, {}
 
