@@ -76,6 +76,7 @@ def attack(tmp_path, seed: int, count: int) -> dict[str, int]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_some_mutations(tmp_path, alone):
     outcomes = attack(tmp_path, seed=1, count=20)
     assert outcomes["refused"] > 10 and outcomes["sound"] > 2

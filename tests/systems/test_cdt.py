@@ -95,6 +95,7 @@ def built() -> tuple[ConfigDict, tasks.Task, dict[str, nnx.Module]]:
     return config, task, {name: with_random_parameters(module) for name, module in abstract.items()}
 
 
+@pytest.mark.slow
 def test_the_loss_is_weighed_and_reaches_every_parameter_of_the_de_tokenizer(built):
     config, task, modules = built
     assert list(task.losses) == ["detokenizer"]

@@ -62,12 +62,13 @@ CONFIGS = {
 }
 FIXED = ("larp",)
 """Clips of one length only."""
+SECOND_TIER = ("convolutional, blurred", "cdt")
 SIDE = 8
 
 
 def tiered(names: Iterable[str]) -> list:
-    """The second kind of convolutions is compiled in the second tier."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name == "convolutional, blurred" else name for name in names]
+    """What compiles longest is left to the second tier."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SECOND_TIER else name for name in names]
 
 
 def make(config: dict, seed: int = 1, **changes) -> nnx.Module:

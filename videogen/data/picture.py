@@ -46,7 +46,7 @@ def upright(frame: av.VideoFrame, aspect: Fraction | None, size: Size) -> Rgb:
       aspect: width of a pixel by its height; ``None`` or absurd values are 1.
       size: gives the size wanted from the size as shown.
     """
-    swapped, flips = _orientation(frame)
+    swapped, flips = orientation(frame)
     width = shown_width(frame.width, aspect)
     height, width = size(*((width, frame.height) if swapped else (frame.height, width)))
     rgb = _rgb(frame, *((width, height) if swapped else (height, width)))
@@ -59,7 +59,7 @@ def shown_width(width: int, aspect: Fraction | None) -> int:
     return max(round(width * aspect), 1) if believed else width
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, tuple[bool, bool]]:
+def orientation(frame: av.VideoFrame) -> tuple[bool, tuple[bool, bool]]:
     """Whether rows and columns are swapped, and then which of the two axes are flipped."""
     try:
         entry = frame.side_data.get("DISPLAYMATRIX")
