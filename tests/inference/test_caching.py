@@ -25,11 +25,11 @@ def generator_config(system: str):
     config = {"masked": phenaki, "larp": larp, "tokenbridge": tokenbridge, "flow": videodit}[system].get_config(
         "stage=generator,size=debug"
     )
-    config.parts.tokenizer.model.update(NARROW)
     if system == "larp":
-        config.parts.tokenizer.model.update({"queries": 8, "encoder_layers": 1, "decoder_layers": 1})
+        network = {**NARROW, "layers": 1}
+        config.parts.tokenizer.model.update({"queries": 8, "encoder": network, "decoder": dict(network)})
     else:
-        config.parts.tokenizer.model.update({"decoder_layers": (1, 1)})
+        config.parts.tokenizer.model.update({**NARROW, "decoder_layers": (1, 1)})
     config.model.transformer.update({**NARROW, "layers": 1})
     config.text.encoder.update({"width": 16, "heads": 2})
     return config

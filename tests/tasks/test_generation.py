@@ -100,7 +100,8 @@ def test_impossible_overlaps_are_refused(generator, overlap):
 
 def test_a_window_coded_as_a_whole_does_not_slide():
     tokenizer = larp.larp("debug")
-    tokenizer.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1, "queries": 3})
+    network = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 48}
+    tokenizer.update({"encoder": network, "decoder": dict(network), "queries": 3})
     generator = make(4, 24, tokenizer)
     assert generator.generate(text(1, 2), 3, seed=0).shape == (2, 3, 24, 24, 3)
     given = np.zeros((1, 1, 24, 24, 3), np.uint8)
