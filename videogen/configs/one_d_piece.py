@@ -4,9 +4,9 @@
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` has the published
 networks and the recipe of the second stage. The tail of the codes is dropped in training after a number of codes that
-is drawn for each clip (the paper draws one for all clips of a device); --config.model.lengths.minimum=N with all N codes
-trains without.
-``debug`` and ``small`` code clips, which is our extension; ``paper`` codes images of 256 × 256 as clips of one frame.
+is drawn for each clip (the paper draws one for all clips of a device). Where --config.model.lengths.minimum is the
+number of all codes, none is dropped. ``debug`` and ``small`` code clips, which is our extension; ``paper`` codes images
+of 256 × 256 as clips of one frame.
 
 What differs from the paper: the decoder writes pixels, where the published one predicts the codes of a frozen image
 tokenizer in a first stage and tunes that tokenizer's decoder in a second; positions are sines and not learned. The
