@@ -10,11 +10,14 @@ from flax import nnx
 from PIL import Image
 
 from videogen import encoders
+from videogen.data.clip import WINDOWS
+from videogen.data.crops import CROPS
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
-from videogen.evaluation import folders, presets
-from videogen.evaluation.folders import compare_folders, resized
-from videogen.evaluation.presets import PRESETS, Preset, preset_of
+from videogen.evaluation import folders, measures, measuring, presets, sides
+from videogen.evaluation.folders import compare_folders
+from videogen.evaluation.measuring import resized
+from videogen.evaluation.presets import PRESETS, Preset, RealClips, preset_of
 from videogen.metrics.distributions import Moments, frechet_distance
 from videogen.runs.finished import FinishedBatches
 
@@ -30,7 +33,7 @@ class Colours(nnx.Module):
         self.scale = nnx.Param(jnp.ones(()))
 
     def __call__(self, clips):
-        x = folders.in_range(clips) * self.scale
+        x = measuring.in_range(clips) * self.scale
         axes = tuple(range(1, x.ndim - 1))
         return jnp.concatenate([x.mean(axes), x.std(axes)], axis=-1)
 
@@ -61,9 +64,9 @@ def test_the_number_is_that_of_the_features_and_the_record_says_how(tmp_path):
     protocol = record["protocol"]
     assert protocol["counts"] == {"generated": 5, "real": 5}
     assert protocol["real"]["found"] == 8 and protocol["real"]["files"] == {".mp4": 8}
-    assert protocol["network_hash"] == "0123" and protocol["biased"] and protocol["rule"] == "random"
-    sides = [folders.side_of(n, tmp_path / n, 5, PRESETS["few"], 0) for n in ("real", "generated")]
-    both = [np.stack([Colours()(side.clip(i)[None])[0] for i in range(5)]) for side in sides]
+    assert protocol["network_hash"] == "0123" and protocol["biased"] and protocol["real_clips"]["rule"] == "random"
+    taken = [folders.side_of(n, tmp_path / n, 5, PRESETS["few"], 0) for n in ("real", "generated")]
+    both = [np.stack([Colours()(side.clip(i)[None])[0] for i in range(5)]) for side in taken]
     expected = frechet_distance(*map(Moments.of, both), biased=True)
     assert record["metrics"] == {"frechet_distance": pytest.approx(expected, rel=1e-4)}
     json.dumps(record)
@@ -89,7 +92,7 @@ def test_real_videos_that_are_too_short_are_left_out_and_counted(tmp_path):
     for batch_size in (1, 2):  # of one, a batch may be left out as a whole
         record = run(tmp_path, batch_size=batch_size)
         assert record["protocol"]["counts"] == {"generated": 5, "real": 5}
-    with pytest.raises(UserError, match="only 5 of the 7 real files can be used, not 6"):
+    with pytest.raises(UserError, match="only 5 of the 7 real clips can be used, not 6"):
         compare_folders("few", tmp_path / "real", videos(tmp_path / "more", 6), "stub", count=6)
 
 
@@ -119,14 +122,14 @@ def test_pictures_of_any_size_and_their_formats(tmp_path, caplog):
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.{suffix}")
     record = run(tmp_path, "pictures")
     assert record["protocol"]["counts"] == {"generated": 4, "real": 4}
-    assert "stored differently (generated: .jpg and real: .png)" in caplog.text
+    assert "the generated side alone is compressed with losses (generated: .jpg and real: .png)" in caplog.text
 
 
 def test_finished_batches_are_not_read_again(tmp_path, monkeypatch):
     videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5)
     expected = run(tmp_path, batch_size=2)["metrics"]
     keep, seen = FinishedBatches(tmp_path / "out.json", {"a": 1}), []
-    read = folders.Side.clip
+    read = sides.FolderSide.clip
 
     def stop(side, index):
         if len(seen) == 7:
@@ -134,7 +137,7 @@ def test_finished_batches_are_not_read_again(tmp_path, monkeypatch):
         seen.append((side.name, index))
         return read(side, index)
 
-    monkeypatch.setattr(folders.Side, "clip", stop)
+    monkeypatch.setattr(sides.FolderSide, "clip", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, batch_size=2, keep=keep)
     seen.clear()
@@ -172,9 +175,9 @@ def test_which_frames_of_a_real_video_count(tmp_path, rule, stride, expected):
     """Of ten frames that get brighter by 20 levels, four count."""
     levels = np.broadcast_to(20 * np.arange(10)[:, None, None, None], (10, 16, 16, 3))
     write_video(tmp_path / "a.mp4", levels.astype(np.uint8), 8.0)
-    preset = Preset("frechet", "i3d", "", 4, "", rule=rule, stride=stride)
+    preset = Preset("frechet", "i3d", "", 4, "", real_clips=RealClips(rule=rule, stride=stride))
     for name, first, step in (("real", expected, stride), ("generated", 0, 1)):
-        clip = folders.Side(name, (tmp_path / "a.mp4",), 1, preset).clip(0)
+        clip = sides.FolderSide(name, (tmp_path / "a.mp4",), 1, preset).clip(0)
         np.testing.assert_allclose(clip.mean((1, 2, 3)), 20 * (first + step * np.arange(4)), atol=4)
 
 
@@ -187,9 +190,9 @@ def test_counts_of_presets_are_those_of_their_names():
 
 def test_presets_name_networks_that_exist():
     for name, preset in PRESETS.items():
-        assert preset.network in encoders.ENCODERS, name
-        assert preset.measure in ("frechet", "kernel", "inception_score") and preset.source, name
-        assert preset.rule in ("first", "centre", "random"), name
+        assert preset.network in {**encoders.ENCODERS, **measures.NETWORKS}, name
+        assert preset.measure in measures.MEASURES and preset.source, name
+        assert preset.real_clips.rule in WINDOWS and preset.real_clips.crop in ("", *CROPS), name
         assert bool(preset.sides) == bool(preset.resize), name  # else the network resizes, and the record says so
     with pytest.raises(UserError, match="did you mean 'fvd.styleganv_2048'"):
         preset_of("fvd.stylegan_2048")
@@ -209,8 +212,8 @@ encoders, PRESETS = here.encoders, here.PRESETS
 encoders.load = lambda name, weights: here.Colours()
 PRESETS["few"] = here.dataclasses.replace(PRESETS["fvd.styleganv_2048"], frames=4, real=5, generated=5)
 seen = []
-spread = here.folders.spread
-here.folders.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
+spread = here.measuring.spread
+here.measuring.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
 print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], seen]))
 """
     done = run_python(code, devices=4)
@@ -223,7 +226,7 @@ print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], se
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--protocol=fvd.styleganv_2048"], "compares two folders: --real=DIR"),
+        (["--protocol=fvd.styleganv_2048"], "name what to evaluate"),
         (["--protocol=reconstruction"], "name what to evaluate"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--generated=b"], "--weights is missing"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--steps=3"], "--steps is for a checkpoint"),
