@@ -3,12 +3,11 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
+from tests.evaluation.networks import Colours
 from videogen import encoders
 from videogen.data.clip import WINDOWS
 from videogen.data.crops import CROPS
@@ -22,20 +21,6 @@ from videogen.metrics.distributions import Moments, frechet_distance
 from videogen.runs.finished import FinishedBatches
 
 RNG = np.random.default_rng(0)
-
-
-class Colours(nnx.Module):
-    """Mean and deviation of every colour, in the place of a network."""
-
-    hash = "0123"
-
-    def __init__(self):
-        self.scale = nnx.Param(jnp.ones(()))
-
-    def __call__(self, clips):
-        x = measuring.in_range(clips) * self.scale
-        axes = tuple(range(1, x.ndim - 1))
-        return jnp.concatenate([x.mean(axes), x.std(axes)], axis=-1)
 
 
 @pytest.fixture(autouse=True)
