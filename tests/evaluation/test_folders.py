@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,10 +14,11 @@ from videogen.data.clip import WINDOWS
 from videogen.data.crops import CROPS
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
-from videogen.evaluation import folders, measures, measuring, presets, sides
+from videogen.evaluation import folders, measures, presets, sides
 from videogen.evaluation.folders import compare_folders
 from videogen.evaluation.measuring import resized
-from videogen.evaluation.presets import PRESETS, Preset, RealClips, preset_of
+from videogen.evaluation.presets import PRESETS, GeneratedClips, Preset, RealClips, preset_of
+from videogen.evaluation.statistics import Statistics
 from videogen.metrics.distributions import Moments, frechet_distance
 from videogen.runs.finished import FinishedBatches
 
@@ -130,6 +132,98 @@ def test_finished_batches_are_not_read_again(tmp_path, monkeypatch):
     assert seen == [("real", 2), ("real", 3), ("real", 4)]
 
 
+def stored(brightness, codec, path, fps=8):
+    """A video of one grey level in a codec."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, {"ffv1": "bgr0"}.get(codec, "yuv420p")
+        for _ in range(4):
+            frame = np.full((16, 16, 3), brightness, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_how_files_are_stored_stands_beside_the_number(tmp_path, caplog):
+    """Case 12: BAIR from mp4 files gave above 1000 where arrays gave 100."""
+    for name, codec, suffix, fps in (("real", "ffv1", "avi", 8), ("generated", "libx264", "mp4", 4)):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            stored(40 * i, codec, tmp_path / name / f"{i}.{suffix}", fps)
+    protocol = run(tmp_path)["protocol"]
+    assert {k: protocol["real"][k] for k in ("container", "codec", "size", "fps")} == {
+        "container": ["avi"], "codec": ["ffv1"], "size": ["16x16"], "fps": [8.0]
+    }  # fmt: skip
+    assert protocol["generated"]["codec"] == ["h264"] and protocol["generated"]["fps"] == [4.0]
+    assert "the generated side alone is compressed with losses" in caplog.text
+    assert "other frames per second (generated: 4 and real: 8)" in caplog.text
+    caplog.clear()
+    compare_folders("few", tmp_path / "real", tmp_path / "real", "stub")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("side", "name"), [("real_clips", "real"), ("generated_clips", "generated")])
+def test_another_rate_than_the_protocols_is_refused(tmp_path, monkeypatch, side, name):
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5)
+    for fps in (8.0, 25.0):
+        taken = dataclasses.replace(getattr(PRESETS["few"], side), fps=fps)
+        monkeypatch.setitem(PRESETS, "few", dataclasses.replace(PRESETS["few"], **{side: taken}))
+        if fps == 8:
+            assert run(tmp_path)["protocol"][side]["fps"] == 8
+    with pytest.raises(UserError, match=rf"{name}/\d\d.mp4 has 8 frames per second, and the protocol takes 25"):
+        run(tmp_path)
+
+
+def test_repeats_need_files_for_all_of_them(tmp_path, monkeypatch):
+    twice = dataclasses.replace(PRESETS["few"], generated_clips=GeneratedClips(repeats=2))
+    monkeypatch.setitem(PRESETS, "few", twice)
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 9, brightness=20)
+    one = run(tmp_path)
+    assert one["protocol"]["repeats"] == 1 and one["protocol"]["generated_clips"]["repeats"] == 2
+    assert set(one["metrics"]) == {"frechet_distance"} and "repeats" not in one
+    write_video(tmp_path / "generated" / "09.mp4", np.full((4, 16, 16, 3), 90, np.uint8), 8.0)
+    two = run(tmp_path)
+    found = [repeat["frechet_distance"] for repeat in two["repeats"]]
+    assert two["protocol"]["repeats"] == 2 and found[0] == one["metrics"]["frechet_distance"] != found[1]
+    assert two["metrics"]["frechet_distance"] == pytest.approx(np.mean(found))
+    # The second set are the files behind the first.
+    for i in range(5):
+        (tmp_path / "generated" / f"{i:02}.mp4").unlink()
+    assert run(tmp_path)["metrics"]["frechet_distance"] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_numbers_of_clips_that_cannot_be_are_refused_before_anything_is_read(tmp_path, monkeypatch):
+    """Case 4."""
+    videos(tmp_path / "real", 3), videos(tmp_path / "generated", 3)
+    with pytest.raises(UserError, match="subsets of 1000 examples, and 876 clips are counted"):
+        run(tmp_path, "kvd.styleganv_2048", count=876)
+    with pytest.raises(UserError, match="at least 10 parts, and 5 clips are counted"):
+        compare_folders("is.ucf_2048_10parts", None, tmp_path / "generated", "stub", count=5)
+    with pytest.raises(UserError, match="at least 2 clips, and 1 clips are counted"):
+        run(tmp_path, count=1)
+    monkeypatch.setitem(PRESETS, "all", dataclasses.replace(PRESETS["few"], real=None, generated=None))
+    videos(tmp_path / "more", 4)
+    with pytest.raises(
+        UserError, match="3 real and 4 generated clips are compared, and this protocol takes equally many"
+    ):
+        compare_folders("all", tmp_path / "real", tmp_path / "more", "stub")
+
+
+def test_an_inception_score_over_parts_is_of_a_shuffled_set_and_beside_the_whole(monkeypatch):
+    """Case 2: samples that are stored class by class gave 62 in the place of 298."""
+    preset = PRESETS["is.ucf_2048_10parts"]
+    assert (preset.parts, preset.generated) == (10, 2048)
+    classes = 50 * np.repeat(np.eye(100, dtype=np.float32), 10, axis=0)
+    found = measures.numbers(preset, None, Statistics(1000, 0, features=classes), 3)
+    assert found["inception_score"] == pytest.approx(100, rel=1e-6)
+    assert set(found) == {"inception_score", "inception_score_10parts", "inception_score_10parts_deviation"}
+    # In the order of the files it would be 10; shuffled, a part shows about 63 classes.
+    assert found["inception_score_10parts"] == pytest.approx(100 * (1 - 1 / np.e), rel=0.1)
+    assert measures.numbers(preset, None, Statistics(1000, 0, features=classes), 3) == found
+    assert measures.numbers(preset, None, Statistics(1000, 0, features=classes), 4) != found
+    whole = measures.numbers(PRESETS["is.ucf_10k"], None, Statistics(1000, 0, features=classes), 3)
+    assert set(whole) == {"inception_score"}
+
+
 STEP = np.repeat(np.array([0, 255], np.uint8)[None, None, :, None], 3, axis=-1)
 STEPS = {"tf1_bilinear": [0, 0.5, 1, 1], "bilinear": [0, 0.25, 0.75, 1], "bilinear_antialiased": [0, 0.25, 0.75, 1]}
 
@@ -197,8 +291,9 @@ encoders, PRESETS = here.encoders, here.PRESETS
 encoders.load = lambda name, weights: here.Colours()
 PRESETS["few"] = here.dataclasses.replace(PRESETS["fvd.styleganv_2048"], frames=4, real=5, generated=5)
 seen = []
-spread = here.measuring.spread
-here.measuring.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
+from videogen.evaluation import measuring
+spread = measuring.spread
+measuring.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
 print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], seen]))
 """
     done = run_python(code, devices=4)

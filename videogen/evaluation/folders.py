@@ -13,7 +13,7 @@ from videogen.data.captions import read_captions
 from videogen.data.video_folder import EXTENSIONS
 from videogen.data.video_folder import PICTURES as PICTURE_EXTENSIONS
 from videogen.errors import UserError
-from videogen.evaluation.measures import MEASURES, load_network
+from videogen.evaluation.measures import MEASURES, check_counts, load_network
 from videogen.evaluation.measuring import Measuring
 from videogen.evaluation.presets import RECONSTRUCTIONS, Preset, preset_of
 from videogen.evaluation.sides import FolderSide
@@ -82,8 +82,8 @@ def pairs_of(real: str | Path, generated: str | Path, preset: Preset, seed: int)
                 f"is {alone[0]}"
             )
     keys, wanted = sorted(named["real"]), preset.real or len(named["real"])
-    if len(keys) < max(wanted, MEASURES[preset.measure].fewest):
-        raise UserError(f"there are {len(keys)} pairs, and {max(wanted, 2)} are needed; --count=N takes another number")
+    if len(keys) < (fewest := max(wanted, MEASURES[preset.measure].fewest)):
+        raise UserError(f"there are {len(keys)} pairs, and {fewest} are needed; --count=N takes another number")
     if preset.real is not None:
         keys = [keys[i] for i in np.random.default_rng(seed).permutation(len(keys))[:wanted]]
     # Both sides take the same frames of a pair.
@@ -141,8 +141,9 @@ def compare_folders(
     Raises:
       UserError: a folder has too few clips, a file cannot be used, or the weights are not those of the network.
     """
-    preset, measure = preset_of(name, count), None
+    preset = preset_of(name, count)
     measure = MEASURES[preset.measure]
+    check_counts(preset)
     for label, folder in (("generated", generated), *([("real", real)] if measure.real else [])):
         if folder is None:
             raise UserError(f"--{label} is missing: the folder of the {label} side")

@@ -21,7 +21,6 @@ from videogen.evaluation.measures import (
     MEASURES,
     Network,
     Numbers,
-    check_counts,
     numbers,
     over_repeats,
     score_of_frames,
@@ -80,9 +79,6 @@ class Measuring:
     mesh: Mesh | None = None
     keep: Keep = compute_now
     statistics: StatisticsFolder = StatisticsFolder(None)
-
-    def __post_init__(self):
-        check_counts(self.preset)
 
     def measure(self, real: Side | Reference | None, generated: Sequence[Side]) -> dict[str, Any]:
         """Measures, and says everything that decides the numbers.

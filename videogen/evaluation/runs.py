@@ -12,7 +12,7 @@ from videogen import data
 from videogen.data.crops import CROPS
 from videogen.data.inputs import clip_of, pixel_source
 from videogen.errors import UserError
-from videogen.evaluation.measures import MEASURES, load_network
+from videogen.evaluation.measures import MEASURES, check_counts, load_network
 from videogen.evaluation.measuring import Measuring
 from videogen.evaluation.origin import of_model
 from videogen.evaluation.presets import PRESETS, RECONSTRUCTIONS, Preset, counterpart, preset_of
@@ -192,6 +192,7 @@ def evaluate_preset(
     preset = preset_of(name, count)
     check_kind(loaded, name)
     check_frames(loaded, name, preset)
+    check_counts(preset)
     if preset.real_clips.crop in CROPS:
         side = loaded.config.data.clip.height
         preset = dataclasses.replace(preset, real_clips=dataclasses.replace(preset.real_clips, side=side))

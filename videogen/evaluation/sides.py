@@ -54,6 +54,10 @@ class Side:
         raise NotImplementedError
 
 
+class WrongRate(UserError):
+    """A file has another rate than its protocol takes: no reason to leave it out, but to stop."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderSide(Side):
     """The clips of one folder.
@@ -65,6 +69,7 @@ class FolderSide(Side):
       preset: how they are taken.
       seed: decides random windows.
       folder: where the files are.
+      texts: what each clip is to show.
     """
 
     name: str
@@ -73,6 +78,7 @@ class FolderSide(Side):
     preset: Preset
     seed: int = 0
     folder: Path = Path()
+    texts: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,7 +94,7 @@ class FolderSide(Side):
             try:
                 found.append(self.clip(row))
             except UserError as error:
-                if self.name == "generated":
+                if self.name == "generated" or isinstance(error, WrongRate):
                     raise
                 logging.warning("left out: %s", error)
                 found.append(None)
@@ -134,10 +140,6 @@ class FolderSide(Side):
             except data.SampleError:
                 continue  # named when it is read
         return {field: sorted(values) for field, values in sorted(found.items())}
-
-
-class WrongRate(UserError):
-    """A file has another rate than its protocol takes: no reason to leave it out, but to stop."""
 
 
 @dataclasses.dataclass(frozen=True)
