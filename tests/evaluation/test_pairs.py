@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from PIL import Image
 
 from videogen.data.text import train_bpe
@@ -13,7 +14,6 @@ from videogen.errors import UserError
 from videogen.evaluation import folders, measures
 from videogen.evaluation.folders import compare_folders
 from videogen.evaluation.measures import Network
-from videogen.evaluation.presets import PRESETS
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +48,10 @@ def test_pairs_are_made_by_name_and_the_value_is_their_mean(tmp_path, squared):
     record = compare_folders("lpips.alex", real, made, "stub", batch_size=2)
     each = [float(jnp.square(pixels(real / n) - pixels(made / n)).mean()) for n in ("a.png", "b/c.png", "d.png")]
     assert record["metrics"] == {"lpips": pytest.approx(np.mean(each), rel=1e-5)}
-    assert record["protocol"]["counts"] == {"generated": 3, "real": 3}
+    protocol = record["protocol"]
+    assert protocol["counts"] == {"generated": 3, "real": 3} and protocol["of"] == "reconstructions"
+    # Both files of a pair are read from their beginning; of what split they are is not known.
+    assert protocol["real_clips"]["rule"] == "first" and protocol["real_clips"]["split"] == ""
     same = compare_folders("lpips.alex", real, real, "stub")
     assert same["metrics"] == {"lpips": 0.0}
 
@@ -62,7 +65,7 @@ def test_names_without_a_partner_and_other_sizes_are_refused(tmp_path, squared):
     with pytest.raises(UserError, match=r"1 files of .*real have no partner"):
         compare_folders("rfid.coco_5k", made, real, "stub", count=2)
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(made / "b.png")
-    with pytest.raises(UserError, match=r"paired clips must be of one size, got \[1, 64, 64, 3\] and \[1, 8, 9, 3\]"):
+    with pytest.raises(UserError, match="64x64 of real files and 64x64, 8x9 of generated files"):
         compare_folders("lpips.alex", real, made, "stub")
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(made / "b.jpg")
     with pytest.raises(UserError, match="has two files named b"):
@@ -112,9 +115,26 @@ def test_clip_scores_compare_with_captions_and_say_how_many_were_cut(tmp_path, c
     assert record["protocol"]["texts_cut"] == 1 and record["protocol"]["counts"] == {"generated": 2}
 
 
-def test_presets_of_pairs_take_the_same_frames_of_both(tmp_path):
-    preset = PRESETS["lpips.vgg"]
-    for name in ("real", "made"):
-        pictures(tmp_path / name, ["a.png"])
-    real, (made,) = folders.pairs_of(tmp_path / "real", tmp_path / "made", preset, 0)
-    assert real.preset == made.preset and real.preset.real_clips.rule == "first"
+def test_clip_keeps_75_tokens_between_start_and_end(tmp_path):
+    """Case 16, with a network of random weights: the end of a longer caption stays."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    size = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=40)
+    text = transformers.CLIPTextConfig(**size, vocab_size=50, eos_token_id=49, bos_token_id=48)
+    vision = transformers.CLIPVisionConfig(**size, image_size=24, patch_size=8)
+    config = transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
+    theirs = transformers.CLIPModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    words = {f"w{i}": i for i in range(48)} | {"<start>": 48, "<end>": 49}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    ends = [("<start>", 48), ("<end>", 49)]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<start> $A <end>", special_tokens=ends)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    said = [" ".join(f"w{1 + i % 40}" for i in range(length)) for length in (75, 76, 200)]
+    features, cut = measures.load_network("clip", tmp_path, None).texts(said)
+    ids = torch.tensor([[48, *(1 + i % 40 for i in range(75)), 49]])
+    with torch.no_grad():
+        expected = theirs.get_text_features(ids).pooler_output[0].numpy()
+    assert cut == 2
+    for found in features:
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

@@ -3,18 +3,24 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from safetensors.numpy import save_file
 
 from tests.evaluation.networks import Colours
 from tests.training_configs import tiny
+from tests.untrained import save_untrained
 from videogen import data, encoders, tasks
 from videogen.configs import nbp
 from videogen.data.inputs import clip_of
+from videogen.data.shapes_source import ShapesSource
+from videogen.data.text import ByteTokenizer
+from videogen.encoders.vgg import AlexNet
 from videogen.errors import UserError
 from videogen.evaluation import runs
 from videogen.evaluation.presets import PRESETS, GeneratedClips, RealClips, counterpart
@@ -42,8 +48,7 @@ def presets(monkeypatch):
         monkeypatch.setitem(PRESETS, name, preset)
 
 
-def loaded_of(config, frozen=False) -> Loaded:
-    config.data.source.update({"length": 20}) if frozen else None
+def loaded_of(config) -> Loaded:
     task = tasks.build(config)
     return Loaded(Path("run"), config, task, task.init(nnx.Rngs(0)) | task.frozen(None), 3)
 
@@ -68,10 +73,10 @@ def generator():
     return loaded_of(config)
 
 
-def source_of(loaded, split="eval"):
+def source_of(loaded, seed=0):
     clip = dataclasses.replace(clip_of(loaded.config), window="centre", crop="centre")
     settings = loaded.config.data.source.to_dict()
-    return data.build(settings, clip=clip, seed=loaded.config.seed + (split == "eval"), split=split)
+    return data.build(settings, clip=clip, seed=seed, split="eval")
 
 
 def distance(real, generated) -> float:
@@ -81,7 +86,7 @@ def distance(real, generated) -> float:
 
 def test_reconstructions_are_of_exactly_the_real_clips(tokenizer):
     record = evaluate_preset(tokenizer, "rfvd.few", "stub", seed=4, batch_size=2)
-    source = source_of(tokenizer)
+    source = source_of(tokenizer, 4)
     order = np.random.default_rng(4).permutation(len(source))[:5]
     real = np.stack([source[int(i)]["video"] for i in order])
     expected = distance(real, reconstruct(tokenizer.tokenizer, real))
@@ -134,6 +139,20 @@ def test_too_few_clips_of_the_source_are_refused_with_both_numbers(generator):
         evaluate_preset(generator, "fvd.given", "stub", count=9)
 
 
+def test_another_rate_than_the_presets_is_refused(generator, monkeypatch):
+    """Case 12."""
+    for fps, split in ((25.0, "eval"), (8.0, "eval")):
+        preset = dataclasses.replace(PRESETS["fvd.given"], real_clips=RealClips(split, fps=fps))
+        config = generator.config.copy_and_resolve_references()
+        config.data.clip.fps = 8.0
+        run = dataclasses.replace(generator, config=config)
+        if fps == 8:
+            assert runs.real_side(run, "fvd.given", preset, 0, other=False).describe()["fps"] == [8.0]
+        else:
+            with pytest.raises(UserError, match="fvd.given takes 25 frames per second, and this source has 8"):
+                runs.real_side(run, "fvd.given", preset, 0, other=False)
+
+
 def test_given_frames_are_copied_and_counted_and_batches_change_nothing(generator, monkeypatch):
     seen = []
     draw = runs.Drawing.__call__
@@ -156,11 +175,16 @@ def test_given_frames_are_copied_and_counted_and_batches_change_nothing(generato
 
 def test_repeats_are_drawn_with_the_next_seeds_and_the_number_is_their_mean(generator):
     both = evaluate_preset(generator, "fvd.twice", "stub", seed=4, batch_size=4)
-    alone = [evaluate_preset(generator, "fvd.twice", "stub", seed=s, batch_size=4) for s in (4, 5)]
     found = [record["frechet_distance"] for record in both["repeats"]]
     assert [record["seed"] for record in both["repeats"]] == [4, 5] and found[0] != found[1]
-    # Each run alone has its own first repeat.
-    assert found == pytest.approx([record["repeats"][0]["frechet_distance"] for record in alone], rel=1e-6)
+    # The real side stays, and so do the first frames.
+    preset = PRESETS["fvd.twice"]
+    real = runs.real_side(generator, "fvd.twice", preset, 4, other=False)
+    clips = np.stack(real.clips(range(6)))
+    for seed, value in ((4, found[0]), (5, found[1])):
+        draw = runs.Drawing(generator.generator(), generator, real, preset, 4, seed)
+        drawn = np.concatenate([draw(range(0, 4)), draw(range(4, 7))])
+        assert value == pytest.approx(distance(clips, drawn), rel=1e-3)
     assert both["metrics"] == {
         "frechet_distance": pytest.approx(np.mean(found)),
         "frechet_distance_over_repeats": pytest.approx(np.std(found)),
@@ -203,6 +227,42 @@ def test_labels_are_those_of_real_clips_or_every_class_in_turn(generator, rule, 
     assert list(said) == ["label"] and said["label"].tolist() == expected
 
 
+def test_prompts_are_those_of_real_clips(generator):
+    texts, preset = ByteTokenizer(60), PRESETS["fvd.given"]
+    real = runs.real_side(generator, "fvd.given", preset, 0, other=False)
+    run = SimpleNamespace(text=texts, config=SimpleNamespace(classes=None), directory="run")
+    said = runs.Drawing(None, run, real, preset, 8, 0)._said([0, 1, 6])
+    captions = [source_of(generator).caption(real.order[i]) for i in (0, 1, 0)]
+    np.testing.assert_array_equal(said["text_ids"], texts.encode(captions)[0])
+    score = PRESETS["clip_score.vit_b32"]
+    assert runs._texts(run, score, real, 3)[:2] == captions[:2] and runs._texts(run, preset, real, 3) is None
+    with pytest.raises(UserError, match="run was trained without text: its samples have no prompts"):
+        runs._texts(generator, score, real, 3)
+
+
+class Broken(ShapesSource):
+    """Seven clips, of which the second and the fourth cannot be read."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def sample(self, index, rng):
+        if index in (1, 3):
+            raise data.SampleError(f"clip {index}", "damaged")
+        return super().sample(index, rng)
+
+
+def test_clips_that_cannot_be_read_are_left_out_of_both_sides(tokenizer, monkeypatch, caplog):
+    monkeypatch.setitem(PRESETS, "rfvd.few", dataclasses.replace(PRESETS["rfvd.few"], real=None, generated=None))
+    monkeypatch.setattr(data, "build", lambda settings, **how: Broken(**how))
+    monkeypatch.setattr(runs, "reconstructor", lambda model: lambda clips: clips)
+    record = evaluate_preset(tokenizer, "rfvd.few", "stub", batch_size=2)
+    assert record["metrics"] == {"frechet_distance": 0.0} and "left out: clip 3: damaged" in caplog.text
+    for side in ("real", "generated"):
+        found = record["protocol"][side]
+        assert (found["counted"], found["left_out"]) == (5, 2)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_every_grey_level_survives_the_way_to_pixels(dtype):
     """Case 6: by truncation 63 of 256 levels are lost in float32, 131 in float16."""
@@ -210,3 +270,67 @@ def test_every_grey_level_survives_the_way_to_pixels(dtype):
     video = jnp.asarray((levels / 127.5 - 1).astype(dtype))
     np.testing.assert_array_equal(to_pixels(video), levels)
     np.testing.assert_array_equal(to_pixels(jnp.asarray([-1.7, 1.2])), [0, 255])
+
+
+@pytest.mark.slow
+def test_devices_share_the_batches(run_python, tokenizer, generator):
+    names = ("rfvd.few", "fvd.given")
+    alone = [
+        evaluate_preset(run, name, "stub", batch_size=3)["metrics"]["frechet_distance"]
+        for name, run in zip(names, (tokenizer, generator), strict=True)
+    ]
+    code = """
+import json
+import pytest
+import jax
+from tests.evaluation import test_runs as here
+from videogen.evaluation import measuring
+patch, seen, spread = pytest.MonkeyPatch(), [], measuring.spread
+here.presets.__wrapped__(patch)
+measuring.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
+made = here.tokenizer.__wrapped__(), here.generator.__wrapped__()
+found = [
+    here.evaluate_preset(run, name, "stub", batch_size=3)["metrics"]["frechet_distance"]
+    for name, run in zip(("rfvd.few", "fvd.given"), made)
+]
+print(json.dumps([found, seen]))
+"""
+    done = run_python(code, devices=4)
+    assert done.returncode == 0, done.stderr
+    found, seen = json.loads(done.stdout.splitlines()[-1])
+    assert found == pytest.approx(alone, rel=1e-3) and set(seen) == {4}
+
+
+def alexnet(folder) -> str:
+    """The two public files of LPIPS with AlexNet, with random weights."""
+    rng, inputs, trunk, heads = np.random.default_rng(0), 3, {}, {}
+    for k, ((place, width, size, *_),) in enumerate(AlexNet.STAGES):
+        kernel = rng.normal(size=(width, inputs, size, size)) / (inputs * size**2) ** 0.5
+        trunk |= {f"features.{place}.weight": kernel, f"features.{place}.bias": np.zeros(width)}
+        heads[f"lin{k}.model.1.weight"], inputs = np.ones((1, width, 1, 1)), width
+    for name, tensors in (("trunk", trunk), ("heads", heads)):
+        save_file({key: x.astype(np.float32) for key, x in tensors.items()}, folder / f"{name}.safetensors")
+    return f"{folder / 'trunk.safetensors'},{folder / 'heads.safetensors'}"
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_run_and_refuses_what_does_not_fit(run_command, tmp_path):
+    run, out = save_untrained(tiny(), tmp_path / "run"), tmp_path / "lpips.json"
+    weights = f"--weights={alexnet(tmp_path)}"
+    common = [f"--checkpoint={run}", "--protocol=lpips.alex", weights, "--clip=5x32x32", "--count=3", f"--out={out}"]
+    done = run_command("evaluate", *common)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    protocol = record["protocol"]
+    assert record["metrics"]["lpips"] > 0 and protocol["counts"] == {"generated": 3, "real": 3}
+    assert protocol["real"]["size"] == ["32x32"] and protocol["network_hash"] and protocol["step"] == 0
+    assert not (tmp_path / "lpips.json.parts").exists()
+    for flags, words in (
+        ([*common[:1], "--protocol=fvd.styleganv_2048", weights], "use --protocol=rfvd.16f_2048"),
+        ([*common[:1], "--protocol=rfvd.16f_2048", weights], "takes clips of 16 frames, and this run has 5"),
+        ([*common[:1], "--protocol=lpips.alex"], "--weights is missing"),
+        ([*common[:4], f"--pictures={tmp_path}"], "--pictures is for the other protocols"),
+    ):
+        done = run_command("evaluate", *flags, f"--out={tmp_path / 'other.json'}")
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert not (tmp_path / "other.json").exists()

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from videogen.data.captions import read_captions
+from videogen.data.crops import CROPS
 from videogen.data.video_folder import EXTENSIONS
 from videogen.data.video_folder import PICTURES as PICTURE_EXTENSIONS
 from videogen.errors import UserError
@@ -86,12 +87,18 @@ def pairs_of(real: str | Path, generated: str | Path, preset: Preset, seed: int)
         raise UserError(f"there are {len(keys)} pairs, and {fewest} are needed; --count=N takes another number")
     if preset.real is not None:
         keys = [keys[i] for i in np.random.default_rng(seed).permutation(len(keys))[:wanted]]
-    # Both sides take the same frames of a pair.
-    preset = dataclasses.replace(preset, real_clips=dataclasses.replace(preset.real_clips, rule="first"))
     sides = [
         FolderSide(name, tuple(named[name][key] for key in keys), wanted, preset, seed, folders[name])
         for name in ("real", "generated")
     ]
+    sizes = [side.stored.get("size", []) for side in sides]
+    if preset.real_clips.crop in CROPS:
+        sizes[0] = [f"{preset.real_clips.side}x{preset.real_clips.side}"]
+    if sizes[0] != sizes[1]:
+        said = " and ".join(
+            f"{', '.join(found[:3])} of {side.name} files" for side, found in zip(sides, sizes, strict=True)
+        )
+        raise UserError(f"reconstructions are compared with exactly the pixels that were coded, and there are {said}")
     return sides[0], sides[1:]
 
 
@@ -144,6 +151,10 @@ def compare_folders(
     preset = preset_of(name, count)
     measure = MEASURES[preset.measure]
     check_counts(preset)
+    # What split a folder holds is not known, and both files of a pair are read from their beginning.
+    rule = "first" if preset.of == RECONSTRUCTIONS else preset.real_clips.rule
+    taken = dataclasses.replace(preset.real_clips, split="", rule=rule)
+    preset = dataclasses.replace(preset, real_clips=taken)
     for label, folder in (("generated", generated), *([("real", real)] if measure.real else [])):
         if folder is None:
             raise UserError(f"--{label} is missing: the folder of the {label} side")

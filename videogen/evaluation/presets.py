@@ -17,7 +17,7 @@ class RealClips:
     """How clips of the real side are taken.
 
     Attributes:
-      split: of a run's data source: ``train`` or ``eval``.
+      split: of a run's data source: ``train`` or ``eval``; in the record of folders it is empty: not known.
       rule: which frames of a longer video: a name in ``data.clip.WINDOWS``.
       stride: distance of its frames.
       fps: frames per second that files must have; ``None`` where the protocol does not say.
@@ -154,12 +154,14 @@ VIDEOS = {
     ),
     "rfvd.16f_2048": Preset(
         "frechet", **_I3D, frames=16, real=2048, generated=2048, of=RECONSTRUCTIONS, real_clips=_HELD_OUT, biased=True,
-        source="reconstructions of 2048 held-out clips; network and covariance of fvd.styleganv_2048",
+        source="reconstructions of 2048 held-out clips; network and covariance of fvd.styleganv_2048; a protocol of "
+        "our own",
     ),
     "rfvd.17f_2048": Preset(
         "frechet", **_I3D, frames=17, real=2048, generated=2048, of=RECONSTRUCTIONS, real_clips=_HELD_OUT,
         sides=(224, 224), resize="bilinear",
-        source="reconstructions of 2048 held-out clips; network and covariance of fvd.omnitokenizer_17f",
+        source="reconstructions of 2048 held-out clips; network and covariance of fvd.omnitokenizer_17f; a protocol "
+        "of our own",
     ),
 }  # fmt: skip
 
@@ -188,7 +190,8 @@ PICTURES = {
     ),
     "rfid.coco_5k": Preset(
         "frechet", **_INCEPTION, real=5000, generated=5000, of=RECONSTRUCTIONS, real_clips=_HELD_OUT,
-        source="reconstructions of the 5,000 pictures of COCO val2017, at the size the tokenizer is given them",
+        source="reconstructions of the 5,000 pictures of COCO val2017, at the size the tokenizer is given them; a "
+        "protocol of our own",
     ),
     "clip_score.vit_b32": Preset(
         "clip_score", "clip", "openai/clip-vit-base-patch32 with its tokenizer.json", 0, real_clips=_HELD_OUT,

@@ -63,8 +63,8 @@ def real_side(loaded: Loaded, name: str, preset: Preset, seed: int, other: bool)
     config, taken = loaded.config, preset.real_clips
     clip = dataclasses.replace(clip_of(config), window=taken.rule, crop=taken.crop or "centre")
     settings = pixel_source(config)
-    own_seed = config.seed + (taken.split == "eval")
-    source = data.build(settings, clip=clip, seed=own_seed, split=taken.split)
+    # By the seed of the evaluation, so that procedural clips are the same whichever run is measured.
+    source = data.build(settings, clip=clip, seed=seed, split=taken.split)
     if taken.fps and source.fps and abs(source.fps - taken.fps) > 0.01 * taken.fps:
         raise UserError(f"{name} takes {taken.fps:g} frames per second, and this source has {source.fps:g}")
     wanted = preset.real
@@ -124,6 +124,11 @@ class Drawing:
         return said
 
 
+def made_like(real: SourceSide) -> dict[str, Any]:
+    """What the record says of clips that a model made: they have the size and rate of the real ones, and no file."""
+    return {"codec": ["none"], **{name: real.describe()[name] for name in ("size", "fps")}}
+
+
 def drawn_sides(loaded: Loaded, name: str, preset: Preset, real: SourceSide, seed: int, batch_size: int) -> list[Side]:
     """Samples of a generator, a set for each repeat.
 
@@ -137,9 +142,7 @@ def drawn_sides(loaded: Loaded, name: str, preset: Preset, real: SourceSide, see
         raise UserError(
             f"this generator continues {generator.given_frames} given frames, and {name} is of samples without any"
         )
-    clip, count = loaded.config.data.clip, preset.generated or len(real)
-    about = {"codec": ["none"], "size": [f"{clip.height}x{clip.width}"], "fps": real.source.fps}
-    about |= {"first_frames_given": drawn.given}
+    count, about = preset.generated or len(real), made_like(real) | {"first_frames_given": drawn.given}
     sides: list[Side] = []
     for repeat in range(drawn.repeats):
         draw = Drawing(generator, loaded, real, preset, batch_size, seed + repeat)
@@ -201,9 +204,7 @@ def evaluate_preset(
         generated = drawn_sides(loaded, name, preset, real, seed, batch_size)
     else:
         rebuild = reconstructor(loaded.tokenizer)
-        clip = loaded.config.data.clip
-        about = {"codec": ["none"], "size": [f"{clip.height}x{clip.width}"], "fps": real.source.fps}
-        generated = [RebuiltSide(real, rebuild, about)]
+        generated = [RebuiltSide(real, rebuild, made_like(real))]
     mesh = loaded.mesh
     if mesh is None and len(jax.local_devices()) > 1:
         mesh = make_mesh({"data": -1}, jax.local_devices())

@@ -192,7 +192,8 @@ class SourceSide(Side):
     def describe(self) -> dict[str, Any]:
         content = f"{self.about} {self.source.contents()} {self.source.clip} {self.source.seed}"
         clip = self.source.clip
-        found = {"found": len(self.source), "size": [f"{clip.height}x{clip.width}"], "fps": self.source.fps}
+        rates = [] if self.source.fps is None else [self.source.fps]
+        found = {"found": len(self.source), "size": [f"{clip.height}x{clip.width}"], "fps": rates}
         return {**self.about, **found, "hash": hashlib.sha256(content.encode()).hexdigest()[:16]}
 
 
