@@ -235,9 +235,10 @@ def test_prompts_are_those_of_real_clips(generator):
     captions = [source_of(generator).caption(real.order[i]) for i in (0, 1, 0)]
     np.testing.assert_array_equal(said["text_ids"], texts.encode(captions)[0])
     score = PRESETS["clip_score.vit_b32"]
-    assert runs._texts(run, score, real, 3)[:2] == captions[:2] and runs._texts(run, preset, real, 3) is None
+    texts = runs._texts(run, score, real)
+    assert [texts(row) for row in (0, 1, 6)] == captions and runs._texts(run, preset, real) is None
     with pytest.raises(UserError, match="run was trained without text: its samples have no prompts"):
-        runs._texts(generator, score, real, 3)
+        runs._texts(generator, score, real)
 
 
 class Broken(ShapesSource):

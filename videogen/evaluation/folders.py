@@ -1,7 +1,7 @@
 """Presets on two folders of videos or pictures, or on a folder and a file of statistics."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ def pairs_of(real: str | Path, generated: str | Path, preset: Preset, seed: int)
     return sides[0], sides[1:]
 
 
-def captions_of(side: FolderSide) -> Sequence[str]:
-    """What the clips of a folder are to show, by its ``captions.jsonl``.
+def captions_of(side: FolderSide) -> Callable[[int], str]:
+    """Number of a clip of a folder -> what it is to show, by its ``captions.jsonl``.
 
     Raises:
       UserError: a file has no caption there.
@@ -115,7 +115,7 @@ def captions_of(side: FolderSide) -> Sequence[str]:
         raise UserError(
             f"{len(missing)} files of {side.folder} have no caption in captions.jsonl, the first is {missing[0]}"
         )
-    return [entries[name]["caption"] for name in names]
+    return [entries[name]["caption"] for name in names].__getitem__
 
 
 def compare_folders(

@@ -219,7 +219,7 @@ class Measuring:
         return {"values": np.array(values), "cut": np.array(0)}
 
     def _scores(self, real: None, generated: Side, rows: range) -> dict[str, np.ndarray]:
-        texts, cut = self.network.texts([generated.texts[row] for row in rows])
+        texts, cut = self.network.texts([generated.texts(row) for row in rows])
         pairs = zip(generated.clips(rows), texts, strict=True)
         values = [score_of_frames(self._by_frame(clip), text) for clip, text in pairs if clip is not None]
         return {"values": np.array(values), "cut": np.array(cut)}

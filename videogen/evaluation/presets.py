@@ -135,7 +135,7 @@ VIDEOS = {
         "frechet", "videomae_v2", "vit_g_hybrid_pt_1200e_ssv2_ft.pth", 16, generated=2048, biased=True,
         real_clips=_RANDOM, sides=(224, 224), resize="bilinear",
         source="CD-FVD (Ge et al., CVPR 2024): VideoMAE v2 fine-tuned on SSv2, pixels in [0, 1], 2048 samples against "
-        "all real videos",
+        "a random clip of all real videos; both sides are brought to one resolution (128) there before",
     ),
     "jedi.5000": Preset(
         "jedi", "vjepa", "vith16.pth.tar,ssv2-probe.pth.tar", 16, real=5000, generated=5000, real_clips=_RANDOM,

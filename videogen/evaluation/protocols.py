@@ -18,6 +18,7 @@ from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
 from videogen.evaluation.origin import commit, hardware, of_model
+from videogen.evaluation.presets import PRESETS
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics import region_psnr
 from videogen.metrics.judge import fidelity, judge
@@ -370,7 +371,7 @@ def evaluate(
       keep: what is computed of a batch passes through it (``runs.finished``).
     """
     if name not in PROTOCOLS:
-        raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
+        raise UserError(f"unknown protocol {name!r}{near_matches(name, [*PROTOCOLS, *PRESETS])}")
     evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other, keep)
     metrics, pictures = PROTOCOLS[name](evaluation)
     config = loaded.config

@@ -1,7 +1,7 @@
 """Presets on a run or export: samples of a generator, or reconstructions of a tokenizer, and clips of a source."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +146,18 @@ def drawn_sides(loaded: Loaded, name: str, preset: Preset, real: SourceSide, see
     sides: list[Side] = []
     for repeat in range(drawn.repeats):
         draw = Drawing(generator, loaded, real, preset, batch_size, seed + repeat)
-        sides.append(DrawnSide(draw, count, about, _texts(loaded, preset, real, count)))
+        sides.append(DrawnSide(draw, count, about, _texts(loaded, preset, real)))
     return sides
 
 
-def _texts(loaded: Loaded, preset: Preset, real: SourceSide, count: int) -> list[str] | None:
-    """The prompts of all samples, where the measure compares with them."""
+def _texts(loaded: Loaded, preset: Preset, real: SourceSide) -> Callable[[int], str] | None:
+    """Number of a sample -> its prompt, where the measure compares with it."""
     measure = MEASURES[preset.measure]
     if measure.real or not measure.by_clip:
         return None
     if loaded.text is None:
         raise UserError(f"{loaded.directory} was trained without text: its samples have no prompts to compare with")
-    return [real.source.caption(real.place(row)) for row in range(count)]
+    return lambda row: real.source.caption(real.place(row))
 
 
 def evaluate_preset(

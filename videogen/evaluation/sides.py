@@ -31,12 +31,12 @@ class Side:
     Attributes:
       name: ``real`` or ``generated``.
       wanted: clips that count; ``None``: all that can be used.
-      texts: what each clip is to show, where that is known.
+      texts: number of a clip -> what it is to show, where that is known.
     """
 
     name: str
     wanted: int | None
-    texts: Sequence[str] | None = None
+    texts: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -69,7 +69,7 @@ class FolderSide(Side):
       preset: how they are taken.
       seed: decides random windows.
       folder: where the files are.
-      texts: what each clip is to show.
+      texts: number of a clip -> what it is to show.
     """
 
     name: str
@@ -78,7 +78,7 @@ class FolderSide(Side):
     preset: Preset
     seed: int = 0
     folder: Path = Path()
-    texts: Sequence[str] | None = None
+    texts: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -205,13 +205,13 @@ class DrawnSide(Side):
       draw: numbers of samples -> clips.
       wanted: how many.
       about: what the record says of them.
-      texts: what each is to show.
+      texts: number of a clip -> what it is to show.
     """
 
     draw: Callable[[Sequence[int]], Clips]
     wanted: int
     about: Mapping[str, Any]
-    texts: Sequence[str] | None = None
+    texts: Callable[[int], str] | None = None
     name: str = "generated"
 
     def __len__(self) -> int:
