@@ -16,6 +16,8 @@ def test_the_two_rules_give_other_sizes_and_places():
     """Case 9, pictures of width × height 640 × 513 and 500 × 334 at 256 pixels."""
     assert adm(513, 640, 256)[0] == [(256, 320), (256, 320)] and torchvision(513, 640, 256)[0] == [(256, 319)]
     assert adm(334, 500, 256)[1] == (0, 63) and torchvision(334, 500, 256)[1] == (0, 64)
+    # The fraction of the longer side is cut off, and rounded: 385.54.
+    assert torchvision(332, 500, 256)[0] == [(256, 385)] and adm(332, 500, 256)[0] == [(256, 386)]
     # And turned.
     assert adm(500, 334, 256)[1] == (63, 0) and torchvision(640, 513, 256)[0] == [(319, 256)]
 

@@ -185,6 +185,8 @@ def test_repeats_need_files_for_all_of_them(tmp_path, monkeypatch):
     found = [repeat["frechet_distance"] for repeat in two["repeats"]]
     assert two["protocol"]["repeats"] == 2 and found[0] == one["metrics"]["frechet_distance"] != found[1]
     assert two["metrics"]["frechet_distance"] == pytest.approx(np.mean(found))
+    # Kept batches of one repeat are not those of another.
+    assert run(tmp_path, keep=FinishedBatches(tmp_path / "out.json", {"a": 1})) == two
     # The second set are the files behind the first.
     for i in range(5):
         (tmp_path / "generated" / f"{i:02}.mp4").unlink()

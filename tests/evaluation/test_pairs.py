@@ -67,6 +67,11 @@ def test_names_without_a_partner_and_other_sizes_are_refused(tmp_path, squared):
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(made / "b.png")
     with pytest.raises(UserError, match="64x64 of real files and 64x64, 8x9 of generated files"):
         compare_folders("lpips.alex", real, made, "stub")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(made / "b.png")
+    for path in (real / "a.png", made / "b.png"):
+        Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(path)
+    with pytest.raises(UserError, match=r"paired clips must be of one size, got \[1, 32, 48, 3\] and \[1, 64, 64, 3\]"):
+        compare_folders("lpips.alex", real, made, "stub")
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(made / "b.jpg")
     with pytest.raises(UserError, match="has two files named b"):
         compare_folders("lpips.alex", real, made, "stub")

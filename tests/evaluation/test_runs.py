@@ -113,6 +113,20 @@ def test_an_identity_tokenizer_scores_zero_on_pictures_of_any_size(monkeypatch, 
     assert evaluate_preset(run, "rfid.few", "stub")["metrics"] == {"frechet_distance": 0.0}
 
 
+def test_clips_of_the_training_split_are_the_middle_of_what_the_source_has(tmp_path):
+    """Training cuts them at random places."""
+    wide = np.random.default_rng(0).integers(0, 255, (16, 40, 3)).astype(np.uint8)
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    config = tiny()
+    config.data.clip.update({"frames": 1, "height": 16, "width": 16})
+    with config.unlocked():
+        config.data.source = {"name": "video_folder", "path": str(tmp_path), "holdout": 0.0}
+    run, preset = SimpleNamespace(config=config), dataclasses.replace(FVD, real=None, real_clips=RealClips())
+    for seed in range(4):
+        (clip,) = runs.real_side(run, "fvd.free", preset, seed, other=False).clips(range(1))
+        np.testing.assert_array_equal(clip[0], wide[:, 12:28])
+
+
 def test_a_preset_of_the_other_kind_is_refused_with_the_right_name(tokenizer, generator):
     with pytest.raises(
         UserError, match="rfid.imagenet_50k measures reconstructions of a tokenizer, and run holds a gen"
