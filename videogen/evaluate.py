@@ -94,7 +94,9 @@ def _compare_folders() -> None:
             raise UserError(f"--{flag.name} is for a checkpoint, and folders are compared; leave it out")
     asked = {"real": REAL.value, "generated": GENERATED.value, **_asked_of_preset()}
     mesh = make_mesh(parse_mesh(MESH.value)) if MESH.value else None
-    _finish(asked, lambda keep: compare_folders(PROTOCOL.value, **asked, mesh=mesh, keep=keep, **_statistics()))
+    _finish(
+        asked, lambda keep: compare_folders(PROTOCOL.value, **asked, mesh=mesh, keep=keep, statistics=STATISTICS.value)
+    )
 
 
 def _asked_of_preset() -> dict[str, Any]:
@@ -102,10 +104,6 @@ def _asked_of_preset() -> dict[str, Any]:
     if not WEIGHTS.value:
         raise UserError("--weights is missing: the published file of the preset's network")
     return {flag.name: flag.value for flag in (WEIGHTS, COUNT, SEED, BATCH_SIZE)}
-
-
-def _statistics() -> dict[str, str | None]:
-    return {"statistics": STATISTICS.value}
 
 
 def _finish(key: dict[str, Any], measure: Callable[[Any], dict[str, Any]]) -> None:
@@ -130,8 +128,11 @@ def _evaluate_checkpoint() -> None:
     if not CHECKPOINT.value:
         raise UserError("name what to evaluate: --checkpoint=RUN_OR_EXPORT, or --real=DIR --generated=DIR for a preset")
     preset = PROTOCOL.value in PRESETS
-    if preset and PICTURES.value:
-        raise UserError("--pictures is for the other protocols: presets show no clips; leave it out")
+    for flag in [PICTURES] if preset else (WEIGHTS, STATISTICS, BATCH_SIZE):
+        if flag.present:
+            raise UserError(
+                f"--{flag.name} is for {'other protocols than presets' if preset else 'presets'}; leave it out"
+            )
     asked = _asked_of_preset() if preset else {}
     loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value if preset else None)
     if PICTURES.value:
@@ -144,8 +145,9 @@ def _evaluate_checkpoint() -> None:
             loaded.config.sampler[name] = flag.value
     other = use_test_set(loaded, SOURCE.value, PATH.value, CLIP.value)
     if preset:
-        measure = functools.partial(evaluate_preset, loaded, PROTOCOL.value, **asked, other=other, **_statistics())
-        return _finish({**asked, "other": other, **loaded.key}, lambda keep: measure(keep=keep))
+        asked |= {"other": other}
+        measure = functools.partial(evaluate_preset, loaded, PROTOCOL.value, **asked, statistics=STATISTICS.value)
+        return _finish(asked | loaded.key, lambda keep: measure(keep=keep))
     asked = {"protocol": PROTOCOL.value, "count": COUNT.value or HELD_OUT, "seed": SEED.value, "other": other}
     finished = FinishedBatches(OUT.value, {"command": "evaluate", **asked, **loaded.key})
     record, pictures = evaluate(loaded, *asked.values(), finished)

@@ -187,6 +187,35 @@ def test_given_frames_are_copied_and_counted_and_batches_change_nothing(generato
         evaluate_preset(generator, "fvd.free", "stub")
 
 
+class Completes:
+    """A generator that was trained with tasks: what is not given is black."""
+
+    window, given_frames = 5, 0
+
+    def check_task(self, name):
+        assert name == "frame_prediction"
+
+    def complete(self, tasks, videos, seed, story, *, first):
+        assert tasks == ["frame_prediction"] * len(videos) and videos.shape[1] == self.window and seed == 2
+        videos = videos.copy()
+        videos[:, 1:] = 0
+        return videos, videos
+
+
+def test_a_generator_of_tasks_predicts_what_follows_the_given_frame(generator, monkeypatch):
+    made = SimpleNamespace(tasks=[1.0], draws=True)
+    run = SimpleNamespace(task=made, config=generator.config, text=None, generator=Completes)
+    preset = dataclasses.replace(PRESETS["fvd.given"], generated_clips=GeneratedClips(given=1))
+    real = runs.real_side(run, "fvd.bair", preset, 2, other=False)
+    (side,) = runs.drawn_sides(run, "fvd.bair", preset, real, 2, 4)
+    clips, source = side.clips(range(5, 7)), source_of(run, 2)
+    for row, clip in zip((5, 6), clips, strict=True):
+        np.testing.assert_array_equal(clip[0], source[real.order[row % 6]]["video"][0])
+        assert clip.shape == (5, 16, 16, 3) and not clip[1:].any()
+    with pytest.raises(UserError, match="fvd.given gives 3 frames, and frame_prediction of this generator 1"):
+        runs.drawn_sides(run, "fvd.given", PRESETS["fvd.given"], real, 2, 4)
+
+
 def test_repeats_are_drawn_with_the_next_seeds_and_the_number_is_their_mean(generator):
     both = evaluate_preset(generator, "fvd.twice", "stub", seed=4, batch_size=4)
     found = [record["frechet_distance"] for record in both["repeats"]]
@@ -344,7 +373,8 @@ def test_the_command_measures_a_run_and_refuses_what_does_not_fit(run_command, t
         ([*common[:1], "--protocol=fvd.styleganv_2048", weights], "use --protocol=rfvd.16f_2048"),
         ([*common[:1], "--protocol=rfvd.16f_2048", weights], "takes clips of 16 frames, and this run has 5"),
         ([*common[:1], "--protocol=lpips.alex"], "--weights is missing"),
-        ([*common[:4], f"--pictures={tmp_path}"], "--pictures is for the other protocols"),
+        ([*common[:4], f"--pictures={tmp_path}"], "--pictures is for other protocols than presets"),
+        ([*common[:1], "--protocol=reconstruction", weights], "--weights is for presets; leave it out"),
     ):
         done = run_command("evaluate", *flags, f"--out={tmp_path / 'other.json'}")
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -158,20 +158,24 @@ def compare_folders(
     for label, folder in (("generated", generated), *([("real", real)] if measure.real else [])):
         if folder is None:
             raise UserError(f"--{label} is missing: the folder of the {label} side")
-    if mesh is None and len(jax.local_devices()) > 1:
-        mesh = make_mesh({"data": -1}, jax.local_devices())
-    shown: Any = None
-    if measure.real and preset.of == RECONSTRUCTIONS and not _is_file(real):
-        shown, drawn = pairs_of(real, generated, preset, seed)
-    else:
-        drawn = repeats_of(generated, preset, seed)
-        if measure.real:
-            shown = Reference.read(real) if _is_file(real) else side_of("real", real, preset.real, preset, seed)
+    shown, drawn = _sides(real if measure.real else None, generated, preset, seed)
     if measure.by_clip and not measure.real:
         drawn = [dataclasses.replace(side, texts=captions_of(side)) for side in drawn]
+    if mesh is None and len(jax.local_devices()) > 1:
+        mesh = make_mesh({"data": -1}, jax.local_devices())
     network, kept = load_network(preset.network, weights, mesh), StatisticsFolder(statistics)
     return Measuring(name, preset, network, seed, batch_size, mesh, keep, kept).measure(shown, drawn)
 
 
-def _is_file(path: str | Path | None) -> bool:
-    return path is not None and Path(path).suffix == ".npz"
+def _sides(
+    real: str | Path | None, generated: str | Path, preset: Preset, seed: int
+) -> tuple[FolderSide | Reference | None, list[FolderSide]]:
+    """The real side, where there is one, and the sets of the other."""
+    if real is None:
+        return None, repeats_of(generated, preset, seed)
+    if Path(real).suffix == ".npz":
+        return Reference.read(real), repeats_of(generated, preset, seed)
+    if preset.of == RECONSTRUCTIONS:
+        return pairs_of(real, generated, preset, seed)
+    drawn = repeats_of(generated, preset, seed)
+    return side_of("real", real, preset.real, preset, seed), drawn

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from videogen import data
+from videogen.conditioning import TASKS
 from videogen.data.crops import CROPS
 from videogen.data.inputs import clip_of, pixel_source
 from videogen.errors import UserError
@@ -23,6 +24,9 @@ from videogen.parallel import make_mesh
 from videogen.tasks import VideoGenerator, reconstructor
 from videogen.tasks.base import Keep, compute_now
 from videogen.training.loading import Loaded
+
+PREDICTION = "frame_prediction"
+"""How a generator that was trained with ``config.tasks`` goes on with given frames."""
 
 
 def check_kind(loaded: Loaded, name: str) -> None:
@@ -107,8 +111,15 @@ class Drawing:
         given, shown = self.preset.generated_clips.given, None
         if given:
             shown = np.stack([self.real.beginning(row, given) for row in filled])
-        place = {"count": len(filled), "first": rows[0], "first_frames": shown}
-        return self.generator.generate(self._said(filled), self.generator.window, self.seed, **place)[: len(rows)]
+        said, window, first = self._said(filled), self.generator.window, rows[0]
+        if given and self.loaded.task.tasks is not None:
+            rest = ((0, 0), (0, window - given), (0, 0), (0, 0), (0, 0))
+            tasks = [PREDICTION] * len(filled)
+            drawn, _ = self.generator.complete(tasks, np.pad(shown, rest, "edge"), self.seed, said, first=first)
+        else:
+            place = {"count": len(filled), "first": first, "first_frames": shown}
+            drawn = self.generator.generate(said, window, self.seed, **place)
+        return drawn[: len(rows)]
 
     def _said(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Prompts and labels, as far as the generator takes them."""
@@ -136,7 +147,13 @@ def drawn_sides(loaded: Loaded, name: str, preset: Preset, real: SourceSide, see
       UserError: it cannot begin with so many given frames, or is always given others.
     """
     generator, drawn = loaded.generator(), preset.generated_clips
-    if drawn.given:
+    if drawn.given and loaded.task.tasks is not None:
+        generator.check_task(PREDICTION)
+        clip = loaded.config.data.clip
+        known = int(TASKS[PREDICTION].region(generator.window, clip.height, clip.width)[:, 0, 0].sum())
+        if known != drawn.given:
+            raise UserError(f"{name} gives {drawn.given} frames, and {PREDICTION} of this generator {known}")
+    elif drawn.given:
         generator.check_given(drawn.given)
     elif generator.given_frames:
         raise UserError(
@@ -158,6 +175,18 @@ def _texts(loaded: Loaded, preset: Preset, real: SourceSide) -> Callable[[int], 
     if loaded.text is None:
         raise UserError(f"{loaded.directory} was trained without text: its samples have no prompts to compare with")
     return lambda row: real.source.caption(real.place(row))
+
+
+def _fitting(loaded: Loaded, name: str, count: int | None) -> Preset:
+    """A preset that fits a run, with the side of the pictures that it cuts."""
+    preset = preset_of(name, count)
+    check_kind(loaded, name)
+    check_frames(loaded, name, preset)
+    check_counts(preset)
+    if preset.real_clips.crop not in CROPS:
+        return preset
+    cut = dataclasses.replace(preset.real_clips, side=loaded.config.data.clip.height)
+    return dataclasses.replace(preset, real_clips=cut)
 
 
 def evaluate_preset(
@@ -192,13 +221,7 @@ def evaluate_preset(
     Raises:
       UserError: the preset is one of the other kind of model, or clips do not fit it.
     """
-    preset = preset_of(name, count)
-    check_kind(loaded, name)
-    check_frames(loaded, name, preset)
-    check_counts(preset)
-    if preset.real_clips.crop in CROPS:
-        side = loaded.config.data.clip.height
-        preset = dataclasses.replace(preset, real_clips=dataclasses.replace(preset.real_clips, side=side))
+    preset = _fitting(loaded, name, count)
     real = real_side(loaded, name, preset, seed, other)
     if loaded.task.draws:
         generated = drawn_sides(loaded, name, preset, real, seed, batch_size)
