@@ -264,7 +264,7 @@ def test_labels_are_those_of_real_clips_or_every_class_in_turn(generator, rule, 
     run = dataclasses.replace(generator, config=config)
     drawn = dataclasses.replace(PRESETS["fvd.given"], generated_clips=GeneratedClips(labels=rule))
     real = runs.real_side(run, "fvd.given", drawn, 0, other=False)
-    said = runs.Drawing(None, run, real, drawn, 8, 0)._said(range(5))
+    said = runs.Drawing(None, run, real, drawn, 8, 0).said(range(5))
     source = source_of(run)
     expected = expected or [source[real.order[i]]["label"] for i in range(5)]
     assert list(said) == ["label"] and said["label"].tolist() == expected
@@ -274,14 +274,14 @@ def test_prompts_are_those_of_real_clips(generator):
     texts, preset = ByteTokenizer(60), PRESETS["fvd.given"]
     real = runs.real_side(generator, "fvd.given", preset, 0, other=False)
     run = SimpleNamespace(text=texts, config=SimpleNamespace(classes=None), directory="run")
-    said = runs.Drawing(None, run, real, preset, 8, 0)._said([0, 1, 6])
+    said = runs.Drawing(None, run, real, preset, 8, 0).said([0, 1, 6])
     captions = [source_of(generator).caption(real.order[i]) for i in (0, 1, 0)]
     np.testing.assert_array_equal(said["text_ids"], texts.encode(captions)[0])
     score = PRESETS["clip_score.vit_b32"]
-    texts = runs._texts(run, score, real)
-    assert [texts(row) for row in (0, 1, 6)] == captions and runs._texts(run, preset, real) is None
+    texts = runs.texts_of(run, score, real)
+    assert [texts(row) for row in (0, 1, 6)] == captions and runs.texts_of(run, preset, real) is None
     with pytest.raises(UserError, match="run was trained without text: its samples have no prompts"):
-        runs._texts(generator, score, real)
+        runs.texts_of(generator, score, real)
 
 
 class Broken(ShapesSource):

@@ -111,7 +111,7 @@ class Drawing:
         given, shown = self.preset.generated_clips.given, None
         if given:
             shown = np.stack([self.real.beginning(row, given) for row in filled])
-        said, window, first = self._said(filled), self.generator.window, rows[0]
+        said, window, first = self.said(filled), self.generator.window, rows[0]
         if given and self.loaded.task.tasks is not None:
             rest = ((0, 0), (0, window - given), (0, 0), (0, 0), (0, 0))
             tasks = [PREDICTION] * len(filled)
@@ -121,7 +121,7 @@ class Drawing:
             drawn = self.generator.generate(said, window, self.seed, **place)
         return drawn[: len(rows)]
 
-    def _said(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def said(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Prompts and labels, as far as the generator takes them."""
         said = {}
         if self.loaded.text is not None:
@@ -163,12 +163,16 @@ def drawn_sides(loaded: Loaded, name: str, preset: Preset, real: SourceSide, see
     sides: list[Side] = []
     for repeat in range(drawn.repeats):
         draw = Drawing(generator, loaded, real, preset, batch_size, seed + repeat)
-        sides.append(DrawnSide(draw, count, about, _texts(loaded, preset, real)))
+        sides.append(DrawnSide(draw, count, about, texts_of(loaded, preset, real)))
     return sides
 
 
-def _texts(loaded: Loaded, preset: Preset, real: SourceSide) -> Callable[[int], str] | None:
-    """Number of a sample -> its prompt, where the measure compares with it."""
+def texts_of(loaded: Loaded, preset: Preset, real: SourceSide) -> Callable[[int], str] | None:
+    """Number of a sample -> its prompt, where the measure compares with it.
+
+    Raises:
+      UserError: it does, and the generator takes none.
+    """
     measure = MEASURES[preset.measure]
     if measure.real or not measure.by_clip:
         return None
