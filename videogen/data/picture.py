@@ -145,3 +145,10 @@ def read_still(file: BinaryIO, name: str, most_pixels: int) -> Rgb:
             grey = np.asarray(shown, np.int64).clip(0, 65535) // 257
             return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)
         return over_background(np.asarray(shown.convert("RGBA")))
+
+
+def still_coding(file: BinaryIO) -> dict[str, str]:
+    """Container, codec and size (height and width as stored) of a picture file, as ``decode.coding`` gives them."""
+    with warnings.catch_warnings(action="ignore"), Image.open(file, formats=STILLS) as picture:
+        kind, (width, height) = picture.format.lower(), picture.size
+        return {"container": kind, "codec": kind, "size": f"{height}x{width}"}

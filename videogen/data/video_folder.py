@@ -118,7 +118,7 @@ class VideoFolderSource(Source):
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Decodes one window of video ``index``; in 'eval' it does not depend on ``rng``."""
         file, entry = self._files[index], self._entries[index]
-        choice = rng if self.split == "train" else None
+        choice = self.choice(rng)
         name = printable(file)
         decoded = decode_clip(file, name, self.clip, choice, self._pixel_budget)
         sample = {"video": decoded.video, "caption": self.caption(index), "fps": decoded.fps}
@@ -131,6 +131,9 @@ class VideoFolderSource(Source):
 
     def caption(self, index: int) -> str:
         return self._entries[index].get("caption", "")
+
+    def label(self, index: int) -> int:
+        return self.classes.index(self._entries[index]["class"])
 
 
 def _held_out(names: list[str], share: float) -> list[bool]:
