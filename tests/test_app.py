@@ -27,6 +27,8 @@ def main():
 app.run(main)
 """
 
+SLOW = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("ending", "code", "printed"),
@@ -86,7 +88,10 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | head -c 1 >/dev/null"])
+@pytest.mark.parametrize(
+    "streams",
+    ["<&- >&- 2>&-", *(pytest.param(s, marks=SLOW) for s in (">/dev/full 2>/dev/full", "2>&1 | head -c 1 >/dev/null"))],
+)
 def test_closed_and_full_streams_end_no_run(tmp_path, streams):
     (tmp_path / "closed.py").write_text(CLOSED)
     command = f"{sys.executable} {tmp_path}/closed.py {tmp_path}/written {streams}"

@@ -116,3 +116,16 @@ def test_a_student_of_format_2_has_its_teacher_among_its_parts():
 def test_older_generators_of_codes_are_refused_with_the_reason(name, found):
     with pytest.raises(UserError, match="here is of an older format, .* commit da65c3c"):
         to_present({"format": found, "model": {"name": name, "width": 8}}, "here")
+
+
+def test_larps_tokenizer_of_format_3_is_a_setting_of_one_d():
+    old = {"name": "larp", "clip": [4, 24, 24], "patch": [2, 4, 4], "queries": 96, "width": 128, "heads": 4}
+    old |= {"mlp_width": 256, "encoder_layers": 2, "decoder_layers": 2, "query_scale": 1.0}
+    old |= {"quantizer": {"name": "stochastic", "size": 192, "width": 16, "temperature": 0.03}}
+    today = json.loads(json.dumps(larp.larp("debug").to_dict()))
+    assert to_present({"format": 3, "model": old}, "here") == {"model": today}
+    part = {"checkpoint": "x", "hash": "", "model": {"name": "normalised", "tokenizer": old}}
+    new = to_present({"format": 3, "parts": {"tokenizer": part}}, "here")["parts"]["tokenizer"]
+    assert new == part | {"model": {"name": "normalised", "tokenizer": today}}
+    # A stage of that name that is no tokenizer stays.
+    assert to_present({"format": 3, "a": {"name": "larp"}}, "here") == {"a": {"name": "larp"}}

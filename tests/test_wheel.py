@@ -24,6 +24,7 @@ def installed(tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_there_is_one_top_level_package_with_every_module(installed):
     found = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert found == {"videogen"}
@@ -31,6 +32,7 @@ def test_there_is_one_top_level_package_with_every_module(installed):
     assert {str(path.relative_to(installed)) for path in installed.rglob("*.py")} == modules
 
 
+@pytest.mark.slow
 def test_a_config_is_found_by_its_name_outside_the_checkout(installed, tmp_path):
     arguments = ["--config=phenaki:stage=tokenizer,size=debug", "--config.steps=77", "--help_config"]
     done = subprocess.run(

@@ -18,16 +18,28 @@ geneval.shapes (generators on shapes: GenEval's six tasks, answered by the judge
 shapes reconstruction and prompt_fidelity also give frechet.shapes_stand_in, a Fréchet distance on a small classifier
 that comes with this package; it is no FVD.
 
-Presets compare two folders of videos or pictures by a frozen public network, whose weights are a file of yours:
+Presets are distances and scores of a frozen public network, whose weights are a file of yours:
 
+    python -m videogen.evaluate --checkpoint=runs/generator --protocol=fvd.magvit_ucf_10k \\
+        --weights=i3d_torchscript.pt --statistics=statistics --out=fvd.json
     python -m videogen.evaluate --protocol=fvd.styleganv_2048 --real=DIR --generated=DIR \\
         --weights=i3d_torchscript.pt --out=fvd.json
 
-A preset fixes network, clips, resizing, counts and covariance (videogen/evaluation/presets.py lists them); --count=N
-takes other numbers of clips, which are another protocol.
+A preset fixes network, clips, resizing, counts, covariance and repeats (videogen/evaluation/presets.py lists them);
+--count=N takes other numbers of clips, which are another protocol. fvd.*, kvd.*, cdfvd.*, jedi.*, fid.*, kid.*, is.*
+and clip_score.* are of samples, rfvd.*, rfid.* and lpips.* of reconstructions, which are compared with exactly the
+clips that the tokenizer was given. Of a run the real side are clips of its data source (of --source and --path), of
+the split that the preset names; a generator is given the prompts, labels and first frames of these clips.
+
+--real=FILE.npz takes the mean and covariance of a file with mu and sigma (those of ADM and pytorch-fid), and none of
+its pictures. --statistics=DIR keeps what the network makes of the real side, and takes it from there the next time.
+clip_score.* reads the captions of a folder from its captions.jsonl.
 """
 
+import functools
 import json
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags, logging
 
@@ -40,7 +52,7 @@ HELD_OUT = 128
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
 PROTOCOL = flags.DEFINE_string(
-    "protocol", None, "reconstruction, denoising_steps, prompt_fidelity, composition, tasks, or a preset of folders."
+    "protocol", None, "reconstruction, denoising_steps, prompt_fidelity, composition, tasks, or a preset."
 )
 COUNT = flags.DEFINE_integer(
     "count", None, "Held-out clips, or unseen prompts (128); of a preset clips of both sides.", lower_bound=1
@@ -55,9 +67,10 @@ SOURCE = flags.DEFINE_string("source", None, "Name of the data source of another
 PATH = flags.DEFINE_string("path", None, "Path of another test set.")
 CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips, for tokenizers.")
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
-REAL = flags.DEFINE_string("real", None, "Folder of real clips, for presets.")
+REAL = flags.DEFINE_string("real", None, "Folder of real clips, for presets; or an .npz file with mu and sigma.")
 GENERATED = flags.DEFINE_string("generated", None, "Folder of generated or reconstructed clips, for presets.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Published weights of a preset's network: a file or a folder.")
+STATISTICS = flags.DEFINE_string("statistics", None, "Folder that keeps statistics of the real side of presets.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips that a preset's network takes at a time.", lower_bound=1)
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["protocol", "out"])
@@ -76,20 +89,34 @@ def main() -> None:
 def _compare_folders() -> None:
     from videogen.evaluation.folders import compare_folders
     from videogen.parallel import make_mesh, parse_mesh
-    from videogen.runs.finished import FinishedBatches
 
     if CHECKPOINT.value:
         raise UserError("--checkpoint and folders do not go together; videogen.sample writes a folder of samples")
     for flag in (STEPS, GUIDANCE, SOURCE, PATH, CLIP, PICTURES):
         if flag.present:
             raise UserError(f"--{flag.name} is for a checkpoint, and folders are compared; leave it out")
-    if not WEIGHTS.value:
-        raise UserError("--weights is missing: the published file of the preset's network")
-    asked = {"real": REAL.value, "generated": GENERATED.value, "weights": WEIGHTS.value, "count": COUNT.value}
-    asked |= {"seed": SEED.value, "batch_size": BATCH_SIZE.value}
-    finished = FinishedBatches(OUT.value, {"command": "evaluate", "protocol": PROTOCOL.value, **asked})
+    asked = {"real": REAL.value, "generated": GENERATED.value, **_asked_of_preset()}
     mesh = make_mesh(parse_mesh(MESH.value)) if MESH.value else None
-    record = compare_folders(PROTOCOL.value, **asked, mesh=mesh, keep=finished)
+    _finish(
+        asked, lambda keep: compare_folders(PROTOCOL.value, **asked, mesh=mesh, keep=keep, statistics=STATISTICS.value)
+    )
+
+
+def _asked_of_preset() -> dict[str, Any]:
+    """What decides the numbers of a preset beside its sides."""
+    from videogen.evaluation.measures import weights_of
+    from videogen.evaluation.presets import preset_of
+
+    weights = weights_of(preset_of(PROTOCOL.value), WEIGHTS.value)
+    return {"weights": weights, **{flag.name: flag.value for flag in (COUNT, SEED, BATCH_SIZE)}}
+
+
+def _finish(key: dict[str, Any], measure: Callable[[Any], dict[str, Any]]) -> None:
+    """Writes what a preset measures; finished batches are kept until then."""
+    from videogen.runs.finished import FinishedBatches
+
+    finished = FinishedBatches(OUT.value, {"command": "evaluate", "protocol": PROTOCOL.value, **key})
+    record = measure(finished)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
@@ -98,15 +125,21 @@ def _compare_folders() -> None:
 def _evaluate_checkpoint() -> None:
     from videogen.evaluation.presets import PRESETS
     from videogen.evaluation.protocols import evaluate, use_test_set
+    from videogen.evaluation.runs import evaluate_preset
     from videogen.inference.pictures import write_pictures
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
-    if PROTOCOL.value in PRESETS:
-        raise UserError(f"{PROTOCOL.value} compares two folders: --real=DIR --generated=DIR --weights=FILE")
     if not CHECKPOINT.value:
         raise UserError("name what to evaluate: --checkpoint=RUN_OR_EXPORT, or --real=DIR --generated=DIR for a preset")
-    loaded = load_for_command(CHECKPOINT.value, MESH.value)
+    preset = PROTOCOL.value in PRESETS
+    for flag in [PICTURES] if preset else (WEIGHTS, STATISTICS, BATCH_SIZE):
+        if flag.present:
+            raise UserError(
+                f"--{flag.name} is for {'other protocols than presets' if preset else 'presets'}; leave it out"
+            )
+    asked = _asked_of_preset() if preset else {}
+    loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value if preset else None)
     if PICTURES.value:
         check_writable(PICTURES.value, "--pictures", directory=True)
     for name, flag in {"steps": STEPS, "guidance_scale": GUIDANCE}.items():
@@ -116,6 +149,10 @@ def _evaluate_checkpoint() -> None:
             # In the config, so that the record says it.
             loaded.config.sampler[name] = flag.value
     other = use_test_set(loaded, SOURCE.value, PATH.value, CLIP.value)
+    if preset:
+        asked |= {"other": other}
+        measure = functools.partial(evaluate_preset, loaded, PROTOCOL.value, **asked, statistics=STATISTICS.value)
+        return _finish(asked | loaded.key, lambda keep: measure(keep=keep))
     asked = {"protocol": PROTOCOL.value, "count": COUNT.value or HELD_OUT, "seed": SEED.value, "other": other}
     finished = FinishedBatches(OUT.value, {"command": "evaluate", **asked, **loaded.key})
     record, pictures = evaluate(loaded, *asked.values(), finished)

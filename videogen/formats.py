@@ -4,7 +4,7 @@ from typing import Any
 
 from videogen.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 """Of the configs that runs and exports write; one without a number is of format 1."""
 
 
@@ -26,7 +26,9 @@ def to_present(config: dict[str, Any], where: str) -> dict[str, Any]:
         )
     if found == 1:
         config = _terms_by_name(config)
-    return _renamed(_text_encoder(_sections_of_generators(_frozen_parts(config), where))) if found < 3 else config
+    if found < 3:
+        config = _renamed(_text_encoder(_sections_of_generators(_frozen_parts(config), where)))
+    return _one_d(config) if found < 4 else config
 
 
 RENAMED = {"law": "time_distribution", "rest_below": "pause_below"}
@@ -38,6 +40,20 @@ def _renamed(section: Any) -> Any:
     if not isinstance(section, dict):
         return section
     return {RENAMED.get(key, key): _renamed(value) for key, value in section.items()}
+
+
+def _one_d(section: Any) -> Any:
+    """Format 3 -> 4: LARP's tokenizer is a setting of ``one_d``, whose transformers have sections of their own."""
+    if not isinstance(section, dict):
+        return section
+    section = {key: _one_d(value) for key, value in section.items()}
+    if section.get("name") != "larp" or "queries" not in section:
+        return section
+    network = {key: section.pop(key) for key in ("width", "heads", "mlp_width") if key in section}
+    for part in ("encoder", "decoder"):
+        if f"{part}_layers" in section:
+            section[part] = {**network, "layers": section.pop(f"{part}_layers")}
+    return {**section, "name": "one_d"}
 
 
 def _frozen_parts(config: dict[str, Any]) -> dict[str, Any]:

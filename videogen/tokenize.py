@@ -7,6 +7,9 @@ Train on it with --config.data.source.name=tokens --config.data.source.path=cach
 the tokenizer's weights; a generator of another tokenizer refuses it. A killed command goes on where it stopped:
 finished batches stay in OUT.parts/ until the end.
 
+--tokens=K keeps the first K tokens of every clip, of a tokenizer whose tokens are in the order of what they are worth
+(--config=one_d_piece). One pass of the encoder does: nothing is decoded.
+
 --normalise writes latents of mean 0 and variance 1, of a tokenizer without codes. The generator's tokenizer is then the
 one with these statistics: --config.parts.tokenizer.checkpoint=cache/tokenizer.
 """
@@ -27,6 +30,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at a time.", 
 NORMALISE = flags.DEFINE_string(
     "normalise", None, "Normalise latents: channel, frame (by channel and latent frame), or pca:K (K components)."
 )
+TOKENS = flags.DEFINE_integer("tokens", None, "Tokens to keep of every clip; by default all.", lower_bound=1)
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "out"])
 
@@ -43,6 +47,7 @@ def main() -> None:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
     loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
     asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value, "windows": WINDOWS.value}
+    asked["tokens"] = TOKENS.value
     finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
     if finished.found:
         remove_unfinished(OUT.value)

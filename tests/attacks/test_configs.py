@@ -15,6 +15,7 @@ from videogen.planning.programs import complete_for_planning
 from videogen.training import start
 
 SYSTEMS = ("phenaki", "magvit", "magvit2", "omnitokenizer", "nbp", "cdt", "videodit", "larp", "tokenbridge")
+SYSTEMS += ("one_d_piece",)
 VALUES = (
     *(0, -1, 1, 2, 3, 7, 2**20, 2**40, -2.5, 0.0, 0.5, 1.5, 1e30, float("nan"), float("inf"), None, True, False),
     *("", "abc", "none", (), (1,), (0, 0), (2, 2), (-1, 3), (1, 2, 3, 4), ("a",), {"a": 1}, {}),
@@ -76,6 +77,7 @@ def attack(tmp_path, seed: int, count: int) -> dict[str, int]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_some_mutations(tmp_path, alone):
     outcomes = attack(tmp_path, seed=1, count=20)
     assert outcomes["refused"] > 10 and outcomes["sound"] > 2

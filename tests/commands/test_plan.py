@@ -30,9 +30,21 @@ KEYS = {
     ("flags", "words"),
     [
         (["--topology=v5z:4x4x4"], "unknown chip 'v5z'"),
-        (["--topology=v6e:2x2", "--config.parallel.mesh.data=3"], "needs 3 devices but there are 4"),
-        (["--topology=v6e:4x4", "--search", "--config.data.batch_size=7"], "data.batch_size = 7 does not divide"),
-        (["--topology=v6e:2x2", "--out=/proc/absent/plan.json"], "--out: cannot write to /proc/absent"),
+        pytest.param(
+            ["--topology=v6e:2x2", "--config.parallel.mesh.data=3"],
+            "needs 3 devices but there are 4",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--topology=v6e:4x4", "--search", "--config.data.batch_size=7"],
+            "data.batch_size = 7 does not divide",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--topology=v6e:2x2", "--out=/proc/absent/plan.json"],
+            "--out: cannot write to /proc/absent",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @needs_libtpu

@@ -77,7 +77,7 @@ class Turned:
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_all_eight_orientations(matrix):
     image = np.arange(6).reshape(2, 3)
-    swapped, flips = picture._orientation(Turned(*matrix))
+    swapped, flips = picture.orientation(Turned(*matrix))
     got = (image.T if swapped else image)[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
     np.testing.assert_array_equal(got, MATRICES[matrix](image))
 
@@ -94,7 +94,7 @@ def test_orientation_where_side_data_cannot_be_read(angle):
             raise ValueError("31 is not a valid Type")
 
     image = np.arange(6).reshape(2, 3)
-    swapped, flips = picture._orientation(Unreadable())
+    swapped, flips = picture.orientation(Unreadable())
     got = (image.T if swapped else image)[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
     np.testing.assert_array_equal(got, np.rot90(image, angle // 90))
 

@@ -26,8 +26,8 @@ def shapes(weight, **settings):
 
 def parts_of(mixture, indices):
     """Which part each index belongs to, and which sample of it."""
-    located = [mixture._locate(i) for i in indices]
-    return [mixture._parts.index(part) for part, _ in located], [at for _, at in located]
+    located = [mixture.locate(i) for i in indices]
+    return [part for part, _ in located], [at for _, at in located]
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1), (0.1, 0.2, 0.7), (5, 0.01, 2, 2), (1, 1e-6), (4,)])

@@ -12,7 +12,7 @@ from jax._src import xla_bridge
 
 from videogen import data
 from videogen.data.clip import Clip
-from videogen.data.pipeline import Pipeline, _candidates
+from videogen.data.pipeline import Pipeline, candidates
 from videogen.data.source import SampleError, Source
 from videogen.errors import UserError
 
@@ -194,7 +194,7 @@ def test_replacements_are_drawn_from_all_samples():
 def test_every_sample_is_tried_before_giving_up():
     for count in (1, 2, 7, 12):
         for seed in range(5):
-            tried = [*_candidates(count // 2, count, np.random.default_rng(seed))]
+            tried = [*candidates(count // 2, count, np.random.default_rng(seed))]
             assert tried[0] == count // 2 and sorted(tried) == [*range(count)]
     order = ids(take(make(Numbers(12, broken=range(11))), 3))
     assert order == [11] * 12
@@ -230,6 +230,7 @@ def test_a_dead_worker_is_started_again_once(caplog):
     pipeline.close()
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(run_python, tmp_path):
     """After ``kill -9`` they lived on."""
     code = f"""
@@ -282,6 +283,7 @@ def test_all_buckets_share_one_order_of_samples():
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_with_buckets_goes_on_where_it_stopped(workers):
     settings = BUCKETS | {"image_batch_size": 2}

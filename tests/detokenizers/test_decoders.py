@@ -85,6 +85,7 @@ def test_decoding_is_the_same_for_every_place_in_a_batch_and_every_length():
     np.testing.assert_allclose(decode(LATENTS[:, :2]), whole[:, :3], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["diffusion", "regression"])
 @pytest.mark.parametrize("cuts", [(1, 2, 3), (2, 3)])
 def test_chunks_of_any_size_are_the_whole(name, cuts):

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from tests.encoders.oracles import assert_near
 from tests.encoders.test_convolutions import convolve_same, pool_same
 from videogen.encoders.i3d import BLOCKS, BRANCHES, I3d, tf1_bilinear
+from videogen.encoders.preprocessing import in_range
 from videogen.errors import UserError
 
 
@@ -119,6 +120,16 @@ def test_sides_in_time_and_refusals():
         shape("__call__", 8, 64, 64)
     with pytest.raises(UserError, match=r"\[-1, 1\]"):
         nnx.eval_shape(lambda: I3d(rngs=nnx.Rngs(0)))(jnp.full((1, 9, 64, 64, 3), 2.0))
+
+
+@pytest.mark.parametrize("sides", [(17, 40), (256, 256)])
+def test_whole_numbers_and_floats_are_the_same_pixels_of_224(sides):
+    """Case 5 of what users stumble over: clips that were scaled twice, or not at all, gave 0.125 for 0.015."""
+    network = nnx.eval_shape(lambda: I3d(rngs=nnx.Rngs(0)))
+    clips = np.random.default_rng(0).integers(0, 256, (1, 9, *sides, 3))
+    whole = network.resized(in_range(jnp.asarray(clips, jnp.uint8)))
+    assert whole.shape == (1, 9, 224, 224, 3) and abs(whole).max() <= 1
+    np.testing.assert_allclose(network.resized(in_range(jnp.asarray(clips / 127.5 - 1, jnp.float32))), whole, atol=1e-5)
 
 
 def test_resizing_is_that_of_tensorflow_1():

@@ -3,36 +3,26 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
+import av
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
+from tests.evaluation.networks import Colours
 from videogen import encoders
+from videogen.data.clip import WINDOWS
+from videogen.data.crops import CROPS
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
-from videogen.evaluation import folders, presets
-from videogen.evaluation.folders import compare_folders, resized
-from videogen.evaluation.presets import PRESETS, Preset, preset_of
+from videogen.evaluation import folders, measures, presets, sides
+from videogen.evaluation.folders import compare_folders
+from videogen.evaluation.measuring import resized
+from videogen.evaluation.presets import PRESETS, GeneratedClips, Preset, RealClips, preset_of
+from videogen.evaluation.statistics import Statistics
 from videogen.metrics.distributions import Moments, frechet_distance
 from videogen.runs.finished import FinishedBatches
 
 RNG = np.random.default_rng(0)
-
-
-class Colours(nnx.Module):
-    """Mean and deviation of every colour, in the place of a network."""
-
-    hash = "0123"
-
-    def __init__(self):
-        self.scale = nnx.Param(jnp.ones(()))
-
-    def __call__(self, clips):
-        x = folders.in_range(clips) * self.scale
-        axes = tuple(range(1, x.ndim - 1))
-        return jnp.concatenate([x.mean(axes), x.std(axes)], axis=-1)
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +51,9 @@ def test_the_number_is_that_of_the_features_and_the_record_says_how(tmp_path):
     protocol = record["protocol"]
     assert protocol["counts"] == {"generated": 5, "real": 5}
     assert protocol["real"]["found"] == 8 and protocol["real"]["files"] == {".mp4": 8}
-    assert protocol["network_hash"] == "0123" and protocol["biased"] and protocol["rule"] == "random"
-    sides = [folders.side_of(n, tmp_path / n, 5, PRESETS["few"], 0) for n in ("real", "generated")]
-    both = [np.stack([Colours()(side.clip(i)[None])[0] for i in range(5)]) for side in sides]
+    assert protocol["network_hash"] == "0123" and protocol["biased"] and protocol["real_clips"]["rule"] == "random"
+    taken = [folders.side_of(n, tmp_path / n, 5, PRESETS["few"], 0) for n in ("real", "generated")]
+    both = [np.stack([Colours()(side.clip(i)[None])[0] for i in range(5)]) for side in taken]
     expected = frechet_distance(*map(Moments.of, both), biased=True)
     assert record["metrics"] == {"frechet_distance": pytest.approx(expected, rel=1e-4)}
     json.dumps(record)
@@ -89,7 +79,7 @@ def test_real_videos_that_are_too_short_are_left_out_and_counted(tmp_path):
     for batch_size in (1, 2):  # of one, a batch may be left out as a whole
         record = run(tmp_path, batch_size=batch_size)
         assert record["protocol"]["counts"] == {"generated": 5, "real": 5}
-    with pytest.raises(UserError, match="only 5 of the 7 real files can be used, not 6"):
+    with pytest.raises(UserError, match="only 5 of the 7 real clips can be used, not 6"):
         compare_folders("few", tmp_path / "real", videos(tmp_path / "more", 6), "stub", count=6)
 
 
@@ -119,14 +109,14 @@ def test_pictures_of_any_size_and_their_formats(tmp_path, caplog):
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.{suffix}")
     record = run(tmp_path, "pictures")
     assert record["protocol"]["counts"] == {"generated": 4, "real": 4}
-    assert "stored differently (generated: .jpg and real: .png)" in caplog.text
+    assert "the generated side alone is compressed with losses (generated: .jpg and real: .png)" in caplog.text
 
 
 def test_finished_batches_are_not_read_again(tmp_path, monkeypatch):
     videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5)
     expected = run(tmp_path, batch_size=2)["metrics"]
     keep, seen = FinishedBatches(tmp_path / "out.json", {"a": 1}), []
-    read = folders.Side.clip
+    read = sides.FolderSide.clip
 
     def stop(side, index):
         if len(seen) == 7:
@@ -134,12 +124,106 @@ def test_finished_batches_are_not_read_again(tmp_path, monkeypatch):
         seen.append((side.name, index))
         return read(side, index)
 
-    monkeypatch.setattr(folders.Side, "clip", stop)
+    monkeypatch.setattr(sides.FolderSide, "clip", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, batch_size=2, keep=keep)
     seen.clear()
     assert run(tmp_path, batch_size=2, keep=FinishedBatches(tmp_path / "out.json", {"a": 1}))["metrics"] == expected
     assert seen == [("real", 2), ("real", 3), ("real", 4)]
+
+
+def stored(brightness, codec, path, fps=8):
+    """A video of one grey level in a codec."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, {"ffv1": "bgr0"}.get(codec, "yuv420p")
+        for _ in range(4):
+            frame = np.full((16, 16, 3), brightness, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_how_files_are_stored_stands_beside_the_number(tmp_path, caplog):
+    """Case 12: BAIR from mp4 files gave above 1000 where arrays gave 100."""
+    for name, codec, suffix, fps in (("real", "ffv1", "avi", 8), ("generated", "libx264", "mp4", 4)):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            stored(40 * i, codec, tmp_path / name / f"{i}.{suffix}", fps)
+    protocol = run(tmp_path)["protocol"]
+    assert {k: protocol["real"][k] for k in ("container", "codec", "size", "fps")} == {
+        "container": ["avi"], "codec": ["ffv1"], "size": ["16x16"], "fps": [8.0]
+    }  # fmt: skip
+    assert protocol["generated"]["codec"] == ["h264"] and protocol["generated"]["fps"] == [4.0]
+    assert "the generated side alone is compressed with losses" in caplog.text
+    assert "other frames per second (generated: 4 and real: 8)" in caplog.text
+    caplog.clear()
+    compare_folders("few", tmp_path / "real", tmp_path / "real", "stub")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("side", "name"), [("real_clips", "real"), ("generated_clips", "generated")])
+def test_another_rate_than_the_protocols_is_refused(tmp_path, monkeypatch, side, name):
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 5)
+    for fps in (8.0, 25.0):
+        taken = dataclasses.replace(getattr(PRESETS["few"], side), fps=fps)
+        monkeypatch.setitem(PRESETS, "few", dataclasses.replace(PRESETS["few"], **{side: taken}))
+        if fps == 8:
+            assert run(tmp_path)["protocol"][side]["fps"] == 8
+    with pytest.raises(UserError, match=rf"{name}/\d\d.mp4 has 8 frames per second, and the protocol takes 25"):
+        run(tmp_path)
+
+
+def test_repeats_need_files_for_all_of_them(tmp_path, monkeypatch):
+    twice = dataclasses.replace(PRESETS["few"], generated_clips=GeneratedClips(repeats=2))
+    monkeypatch.setitem(PRESETS, "few", twice)
+    videos(tmp_path / "real", 5), videos(tmp_path / "generated", 9, brightness=20)
+    one = run(tmp_path)
+    assert one["protocol"]["repeats"] == 1 and one["protocol"]["generated_clips"]["repeats"] == 2
+    assert set(one["metrics"]) == {"frechet_distance"} and "repeats" not in one
+    write_video(tmp_path / "generated" / "09.mp4", np.full((4, 16, 16, 3), 90, np.uint8), 8.0)
+    two = run(tmp_path)
+    found = [repeat["frechet_distance"] for repeat in two["repeats"]]
+    assert two["protocol"]["repeats"] == 2 and found[0] == one["metrics"]["frechet_distance"] != found[1]
+    assert two["metrics"]["frechet_distance"] == pytest.approx(np.mean(found))
+    # Kept batches of one repeat are not those of another.
+    assert run(tmp_path, keep=FinishedBatches(tmp_path / "out.json", {"a": 1})) == two
+    # The second set are the files behind the first.
+    for i in range(5):
+        (tmp_path / "generated" / f"{i:02}.mp4").unlink()
+    assert run(tmp_path)["metrics"]["frechet_distance"] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_numbers_of_clips_that_cannot_be_are_refused_before_anything_is_read(tmp_path, monkeypatch):
+    """Case 4."""
+    videos(tmp_path / "real", 3), videos(tmp_path / "generated", 3)
+    with pytest.raises(UserError, match="subsets of 1000 examples, and 876 clips are counted"):
+        run(tmp_path, "kvd.styleganv_2048", count=876)
+    with pytest.raises(UserError, match="at least 10 parts, and 5 clips are counted"):
+        compare_folders("is.ucf_2048_10parts", None, tmp_path / "generated", "stub", count=5)
+    with pytest.raises(UserError, match="at least 2 clips, and 1 clips are counted"):
+        run(tmp_path, count=1)
+    monkeypatch.setitem(PRESETS, "all", dataclasses.replace(PRESETS["few"], real=None, generated=None))
+    videos(tmp_path / "more", 4)
+    with pytest.raises(
+        UserError, match="3 real and 4 generated clips are compared, and this protocol takes equally many"
+    ):
+        compare_folders("all", tmp_path / "real", tmp_path / "more", "stub")
+
+
+def test_an_inception_score_over_parts_is_of_a_shuffled_set_and_beside_the_whole(monkeypatch):
+    """Case 2: samples that are stored class by class gave 62 in the place of 298."""
+    preset = PRESETS["is.ucf_2048_10parts"]
+    assert (preset.parts, preset.generated) == (10, 2048)
+    classes = 50 * np.repeat(np.eye(100, dtype=np.float32), 10, axis=0)
+    found = measures.numbers(preset, None, Statistics(1000, 0, features=classes), 3)
+    assert found["inception_score"] == pytest.approx(100, rel=1e-6)
+    assert set(found) == {"inception_score", "inception_score_10parts", "inception_score_10parts_deviation"}
+    # In the order of the files it would be 10; shuffled, a part shows about 63 classes.
+    assert found["inception_score_10parts"] == pytest.approx(100 * (1 - 1 / np.e), rel=0.1)
+    assert measures.numbers(preset, None, Statistics(1000, 0, features=classes), 3) == found
+    assert measures.numbers(preset, None, Statistics(1000, 0, features=classes), 4) != found
+    whole = measures.numbers(PRESETS["is.ucf_10k"], None, Statistics(1000, 0, features=classes), 3)
+    assert set(whole) == {"inception_score"}
 
 
 STEP = np.repeat(np.array([0, 255], np.uint8)[None, None, :, None], 3, axis=-1)
@@ -172,9 +256,9 @@ def test_which_frames_of_a_real_video_count(tmp_path, rule, stride, expected):
     """Of ten frames that get brighter by 20 levels, four count."""
     levels = np.broadcast_to(20 * np.arange(10)[:, None, None, None], (10, 16, 16, 3))
     write_video(tmp_path / "a.mp4", levels.astype(np.uint8), 8.0)
-    preset = Preset("frechet", "i3d", "", 4, "", rule=rule, stride=stride)
+    preset = Preset("frechet", "i3d", "", 4, "", real_clips=RealClips(rule=rule, stride=stride))
     for name, first, step in (("real", expected, stride), ("generated", 0, 1)):
-        clip = folders.Side(name, (tmp_path / "a.mp4",), 1, preset).clip(0)
+        clip = sides.FolderSide(name, (tmp_path / "a.mp4",), 1, preset).clip(0)
         np.testing.assert_allclose(clip.mean((1, 2, 3)), 20 * (first + step * np.arange(4)), atol=4)
 
 
@@ -187,13 +271,21 @@ def test_counts_of_presets_are_those_of_their_names():
 
 def test_presets_name_networks_that_exist():
     for name, preset in PRESETS.items():
-        assert preset.network in encoders.ENCODERS, name
-        assert preset.measure in ("frechet", "kernel", "inception_score") and preset.source, name
-        assert preset.rule in ("first", "centre", "random"), name
+        assert preset.network in {**encoders.ENCODERS, **measures.NETWORKS}, name
+        assert preset.measure in measures.MEASURES and preset.source, name
+        assert preset.real_clips.rule in WINDOWS and preset.real_clips.crop in ("", *CROPS), name
         assert bool(preset.sides) == bool(preset.resize), name  # else the network resizes, and the record says so
     with pytest.raises(UserError, match="did you mean 'fvd.styleganv_2048'"):
         preset_of("fvd.stylegan_2048")
     assert preset_of("fid.clean_50k", 7).generated == 7 and presets.PRESETS["fid.clean_50k"].generated == 50_000
+
+
+def test_the_weights_of_a_stand_in_come_with_the_package():
+    shipped = measures.weights_of(PRESETS["frechet.shapes_stand_in"], None)
+    assert (Path(shipped) / "model.safetensors").is_file()
+    assert measures.weights_of(PRESETS["frechet.shapes_stand_in"], "mine") == "mine"
+    with pytest.raises(UserError, match="--weights is missing"):
+        measures.weights_of(PRESETS["fvd.styleganv_2048"], None)
 
 
 @pytest.mark.slow
@@ -209,8 +301,9 @@ encoders, PRESETS = here.encoders, here.PRESETS
 encoders.load = lambda name, weights: here.Colours()
 PRESETS["few"] = here.dataclasses.replace(PRESETS["fvd.styleganv_2048"], frames=4, real=5, generated=5)
 seen = []
-spread = here.folders.spread
-here.folders.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
+from videogen.evaluation import measuring
+spread = measuring.spread
+measuring.spread = lambda tree, mesh: seen.append(mesh.size) or spread(tree, mesh)
 print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], seen]))
 """
     done = run_python(code, devices=4)
@@ -223,7 +316,7 @@ print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], se
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--protocol=fvd.styleganv_2048"], "compares two folders: --real=DIR"),
+        (["--protocol=fvd.styleganv_2048"], "name what to evaluate"),
         (["--protocol=reconstruction"], "name what to evaluate"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--generated=b"], "--weights is missing"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--steps=3"], "--steps is for a checkpoint"),

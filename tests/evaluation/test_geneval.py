@@ -148,8 +148,8 @@ def scenes():
 def test_rendered_prompts_of_shapes_have_every_task_right(scenes):
     ones, twos = ([c for c in scenes if len(parse(c)["shapes"]) == n] for n in (1, 2))
     prompts = geneval.shapes_prompts(ones, twos, 24)
-    assert {task: sum(p.task == task for p in prompts) for task in geneval.TASKS} == dict.fromkeys(geneval.TASKS, 4)
-    counted = [parse(p.text)["shapes"] for p in prompts if p.task == "counting"]
+    assert {task: sum(p.tag == task for p in prompts) for task in geneval.TASKS} == dict.fromkeys(geneval.TASKS, 4)
+    counted = [parse(p.text)["shapes"] for p in prompts if p.tag == "counting"]
     assert sorted(map(len, counted)) == [1, 1, 2, 2]
     right = [[shows(prompt, geneval.shapes_seen(scenes[prompt.text]))] for prompt in prompts]
     assert geneval.summed(prompts, right)["geneval"]["score"] == 1.0
@@ -176,7 +176,7 @@ def test_each_task_of_shapes_asks_for_one_thing(task, clip, expected):
     caption = "a large red circle moves left quickly on a dark striped background"
     two = "a large red circle moves left quickly and a small blue cross moves up slowly on a dark striped background"
     prompt = next(
-        p for p in geneval.shapes_prompts([caption] * 7, [two] * 5, 12) if p.task == task and p.text == caption
+        p for p in geneval.shapes_prompts([caption] * 7, [two] * 5, 12) if p.tag == task and p.text == caption
     )
     assert shows(prompt, clip) is expected
 

@@ -58,6 +58,7 @@ def test_without_a_critic_everything_is_as_beside_one(off):
     assert total == loss + CRITIC["weight"] * more["critic_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [(6,), (4, 5)])
 def test_generator_and_critic_learn_from_their_own_losses_alone(vocabulary):
     model = build(CRITIC, vocabulary, classes=3)

@@ -150,7 +150,7 @@ def test_cached_decoding_equals_the_full_forward(name, guided):
     steps += [1] * model.block_tokens if model.start == "tokens" else []
     while place < inputs.shape[1]:
         step = steps.pop(0) if steps else model.block_tokens
-        features, caches = decoding._pass(inputs[:, place : place + step], first + place, caches)
+        features, caches = decoding.pass_through(inputs[:, place : place + step], first + place, caches)
         pieces.append(features)
         place += step
     parts = jnp.concatenate(pieces, axis=1)
@@ -201,6 +201,7 @@ def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name)
         np.testing.assert_array_equal(again.only.values, drawn.only.values)
 
 
+@pytest.mark.slow
 def test_a_draw_does_not_depend_on_its_neighbours():
     model, sampler = make("rows"), BlockSampler(guidance_scale=2.0)
     three = jax.tree.map(lambda x: x, text(3))

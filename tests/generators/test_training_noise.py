@@ -120,6 +120,7 @@ def test_accuracy_is_the_share_of_right_codes(monkeypatch):
     np.testing.assert_allclose(value, 20 * (1 - metrics["accuracy"]), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_and_sampling_shift_their_times(monkeypatch):
     from videogen import diffusion
     from videogen.generators import FlowSampler

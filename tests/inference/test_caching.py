@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from videogen import data, tasks
-from videogen.configs import larp, phenaki, tokenbridge, videodit
+from videogen.configs import larp, one_d_piece, phenaki, tokenbridge, videodit
 from videogen.data.inputs import clip_of
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
@@ -25,11 +25,11 @@ def generator_config(system: str):
     config = {"masked": phenaki, "larp": larp, "tokenbridge": tokenbridge, "flow": videodit}[system].get_config(
         "stage=generator,size=debug"
     )
-    config.parts.tokenizer.model.update(NARROW)
     if system == "larp":
-        config.parts.tokenizer.model.update({"queries": 8, "encoder_layers": 1, "decoder_layers": 1})
+        network = {**NARROW, "layers": 1}
+        config.parts.tokenizer.model.update({"queries": 8, "encoder": network, "decoder": dict(network)})
     else:
-        config.parts.tokenizer.model.update({"decoder_layers": (1, 1)})
+        config.parts.tokenizer.model.update({**NARROW, "decoder_layers": (1, 1)})
     config.model.transformer.update({**NARROW, "layers": 1})
     config.text.encoder.update({"width": 16, "heads": 2})
     return config
@@ -157,3 +157,26 @@ def test_only_what_a_killed_command_left_is_removed(tmp_path):
     (tmp_path / "cache" / "notes.txt").unlink()
     remove_unfinished(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_first_tokens_alone_are_kept_where_so_many_are_asked_for(tmp_path):
+    config = one_d_piece.get_config("size=debug")
+    network = {**NARROW, "layers": 1}
+    config.model.update({"queries": 9, "encoder": network, "decoder": dict(network)})
+    run = Loaded(tmp_path, config, tasks.build(config), tasks.build(config).init(nnx.Rngs(0)), step=0)
+    write_token_cache(run, tmp_path / "all", {"name": "shapes"}, clips=3, batch_size=2)
+    write_token_cache(run, tmp_path / "few", {"name": "shapes"}, clips=3, batch_size=2, tokens=4)
+    settings = {"name": "tokens", "tokenizer_hash": run.hash}
+    whole, few = (
+        data.build(settings | {"path": str(tmp_path / name)}, clip=clip_of(config), seed=0, split="train")
+        for name in ("all", "few")
+    )
+    for i in range(3):
+        np.testing.assert_array_equal(few[i]["tokens/video"], whole[i]["tokens/video"])
+        assert few[i]["tokens/video/kept"].tolist() == [True] * 4 + [False] * 5
+    assert "tokens/video/kept" not in whole[0]
+    with pytest.raises(UserError, match="has 1 … 9 tokens for a clip, and 10 are asked for"):
+        write_token_cache(run, tmp_path / "many", {"name": "shapes"}, clips=3, batch_size=2, tokens=10)
+    grid = tokenizer_run(tmp_path, tasks.build(generator_config("masked")))
+    with pytest.raises(UserError, match="CViViT decodes whole clips of tokens only: leave out --tokens"):
+        write_token_cache(grid, tmp_path / "grid", {"name": "shapes"}, clips=3, batch_size=2, tokens=4)

@@ -9,6 +9,7 @@ import pytest
 import videogen
 from tests.processes import REPOSITORY
 from tests.training_configs import tiny
+from tests.untrained import save_untrained
 from videogen.configs import phenaki
 from videogen.data.clip import Clip
 from videogen.data.video_io import read_fitted, read_video, write_video
@@ -23,7 +24,7 @@ from videogen.training.loop import train
 def root(tmp_path_factory):
     """A directory with ``runs/tokenizer``, ``runs/generator`` and a video of 30 frames, wider than clips."""
     root = tmp_path_factory.mktemp("files")
-    train(tiny(), root / "runs" / "tokenizer")
+    save_untrained(tiny(), root / "runs" / "tokenizer", ema=1.0)
     config = phenaki.get_config("stage=generator,size=debug")
     small = {"width": 16, "heads": 2, "layers": 1, "mlp_width": 16}
     config.model.transformer.update(small)
@@ -60,7 +61,7 @@ def test_the_code_of_the_guide_runs(root, monkeypatch, capsys):
 def test_a_loaded_run_says_what_it_is_in_four_lines(root):
     lines = repr(load(root / "runs" / "tokenizer")).splitlines()
     assert len(lines) == 4
-    assert lines[0] == f"tokenizer 'cvivit' of {root}/runs/tokenizer, step 1"
+    assert lines[0] == f"tokenizer 'cvivit' of {root}/runs/tokenizer, step 0"
     assert lines[1] == "clips: 5 frames of 16×16 at 8 frames per second" and lines[3] == "trained on: shapes"
 
 

@@ -162,6 +162,7 @@ def test_prompts_are_read_from_a_file_a_line_each(tmp_path):
         read_prompts(str(tmp_path / "p.txt"))
 
 
+@pytest.mark.slow
 def test_one_file_for_several_videos_is_refused_before_the_work(run_command, tmp_path):
     arguments = [f"--checkpoint={tmp_path}/none", "--prompt=a", "--count=2", f"--out={tmp_path}/d/x.gif"]
     done = run_command("sample", *arguments)

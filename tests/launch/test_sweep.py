@@ -131,6 +131,7 @@ def test_settings_may_name_the_stage_as_for_local_runs(tmp_path):
         assert {variant.steps for variant in sweep.plan(CONFIG, NAME, tmp_path, [setting])} == {30}
 
 
+@pytest.mark.slow
 def test_help_lists_the_flags(run_python):
     done = run_python(["launch/sweep.py", "--help"], devices=1)
     for name in ("config", "workdir", "set", "sweep", "metric"):

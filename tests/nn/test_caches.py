@@ -165,14 +165,14 @@ def test_tags_are_kept_with_the_keys():
 def test_merged_keys_carry_their_size():
     attention = Attention(WIDTH, HEADS, rngs=nnx.Rngs(0))
     x, y = tokens(6), tokens(8)[:, 6:]
-    _, k, v = attention._project(x, None)
+    _, k, v = attention.project(x, None)
     k, v = (a.reshape(2, 3, 2, HEADS, -1).mean(2) for a in (k, v))
     size = jnp.log(jnp.full((2, 3), 2.0))
     cache = attention.empty(2, 6, ()).append(k, v, bias=size, tags={"index": jnp.arange(1, 6, 2)})
     stream = Stream((cache,))
     out = attention(y, mask=Causal(), stream=stream)
     np.testing.assert_array_equal(stream.cache[0].places.index[:, :5], [[1, 3, 5, 6, 7]] * 2)
-    q, new_k, new_v = attention._project(y, None)
+    q, new_k, new_v = attention.project(y, None)
     k, v = jnp.concatenate([k, new_k], 1), jnp.concatenate([v, new_v], 1)
     bias = jnp.pad(size, ((0, 0), (0, 2)))
     index = {"index": jnp.broadcast_to(jnp.array([1, 3, 5, 6, 7]), (2, 5))}

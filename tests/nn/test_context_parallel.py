@@ -79,6 +79,7 @@ for mask, key_mask in ((BlockCausal(128), None), (Window(90), exists)):
 """
 
 
+@pytest.mark.slow
 def test_splash_on_a_mesh_equals_the_reference(run_python):
     # BlockCausal(128) has no partial block, for which splash has no tables when queries are sharded. They are not.
     done = run_python(SPLASH, devices=8)

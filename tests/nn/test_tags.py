@@ -294,6 +294,7 @@ for sizes in ({"context": 4, "data": 2}, {"context": 2, "tensor": 4}, {"context"
 """
 
 
+@pytest.mark.slow
 def test_tags_on_a_mesh_equal_one_device(run_python):
     done = run_python(MESH, devices=8)
     assert done.returncode == 0, done.stderr

@@ -181,7 +181,7 @@ def test_extra_keys_are_seen_whatever_the_mask(mask, static):
     own &= frame[None] <= frame[:, None] if "frame" in mask.needs else True
     own &= kind[None] == 0 if "kind" in mask.needs else True
     seen = jnp.concatenate([own & exists[:, None], jnp.broadcast_to(keys.exists[:, None], (2, LENGTH, 3))], axis=-1)
-    q, k, v = attention._project(X, None)
+    q, k, v = attention.project(X, None)
     k, v = jnp.concatenate([k, keys.key], 1), jnp.concatenate([v, keys.value], 1)
     expected = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
     close(out, attention.out(expected.reshape(X.shape)))
@@ -226,7 +226,7 @@ def test_a_hook_between_selects_by_what_was_attended_to():
     first, second = module.stack.unstacked()
     h = first(X, rotary=ROTARY)
     y = second.attention_norm(h)
-    q, k, _ = second.attention._rotate(*second.attention._project(y, None)[:2], ROTARY) + (None,)
+    q, k, _ = second.attention.rotate(*second.attention.project(y, None)[:2], ROTARY) + (None,)
     weights = jax.nn.softmax(jnp.einsum("bhd,bkhd->bhk", q[:, -1], k) / (WIDTH // 2) ** 0.5, axis=-1).sum(1)
     order = np.sort(np.argsort(-np.asarray(weights), axis=1)[:, :4], axis=1)
     np.testing.assert_array_equal(call["kept"], order)

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from videogen.parallel.hlo import parse
-from videogen.parallel.hlo_cost import _valid_positions, work
+from videogen.parallel.hlo_cost import valid_positions, work
 
 
 def works(body: str, computations: str = "", tile: int = 1):
@@ -53,7 +53,7 @@ def test_valid_positions_by_brute_force(size, kernel, stride, low, holes, dilati
     for o, k in itertools.product(range(out), range(kernel)):
         place = o * stride - low + k * dilation
         expected += 0 <= place <= (size - 1) * holes and place % holes == 0
-    assert _valid_positions(size, kernel, out, window, 0) == expected
+    assert valid_positions(size, kernel, out, window, 0) == expected
 
 
 def test_fusions_move_only_the_slices_they_touch():

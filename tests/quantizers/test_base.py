@@ -211,6 +211,7 @@ for config in configs:
 """
 
 
+@pytest.mark.slow
 def test_results_and_statistics_are_those_of_one_device_on_a_mesh(run_python):
     result = run_python(SHARDED, devices=8)
     assert result.returncode == 0, result.stderr

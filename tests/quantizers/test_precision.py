@@ -50,19 +50,22 @@ def test_products_of_quantizers_and_of_their_gradients(name, largest, monkeypatc
     assert bool(lines) == (name not in ("fsq", "gaussian", "per_dimension"))
 
 
+NETWORK = {"width": 16, "heads": 2, "mlp_width": 16}
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "settings",
     [
-        {"name": "cvivit", "patch": (2, 4, 4), "width": 16, "encoder_layers": (1, 1), "decoder_layers": (1, 1)},
-        {"name": "larp", "clip": (2, 8, 8), "patch": (2, 4, 4), "queries": 3, "width": 16, "encoder_layers": 1,
-         "decoder_layers": 1},
+        {"name": "cvivit", "patch": (2, 4, 4), **NETWORK, "encoder_layers": (1, 1), "decoder_layers": (1, 1)},
+        {"name": "one_d", "clip": (2, 8, 8), "patch": (2, 4, 4), "queries": 3, "encoder": NETWORK | {"layers": 1},
+         "decoder": NETWORK | {"layers": 1}},
     ],
     ids=lambda settings: settings["name"],
 )  # fmt: skip
 def test_projections_around_quantizers(settings, dtype):
     vq = {"name": "vq", "size": 8, "width": 4}
-    config = settings | {"heads": 2, "mlp_width": 16, "quantizer": vq}
+    config = settings | {"quantizer": vq}
     model = tokenizers.build(config, dtype=dtype, remat="none", rngs=nnx.Rngs(0))
     lines = products(lambda x: (model.to_code(x), model.from_code(x[..., :4])), jnp.ones((2, 3, 16)))
     assert len(lines) == 2 * len(PLATFORMS)

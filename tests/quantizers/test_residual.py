@@ -83,7 +83,7 @@ def test_dropout_keeps_first_levels_of_whole_clips_in_training_only():
 
 def test_half_the_clips_are_dropped_at_one_half():
     quantizer = make(dropout=0.5, levels=4)
-    kept = quantizer._kept(4000, jax.random.key(0)).sum(-1)
+    kept = quantizer.kept_levels(4000, jax.random.key(0)).sum(-1)
     np.testing.assert_allclose(np.bincount(kept, minlength=5) / 4000, [0, 0.125, 0.125, 0.125, 0.625], atol=0.03)
 
 

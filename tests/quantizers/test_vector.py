@@ -246,6 +246,7 @@ for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(plain_state), strict=Tru
 """
 
 
+@pytest.mark.slow
 def test_updates_and_restarts_span_the_mesh(run_python):
     result = run_python(SHARDED, devices=8)
     assert result.returncode == 0, result.stderr

@@ -82,6 +82,32 @@ def test_the_field_that_differs_is_named(results, fields, message):
         compare(results)
 
 
+def preset(path, name, **fields):
+    """A result of a preset, as ``videogen.evaluate`` writes it."""
+    real = {"split": fields.pop("split", "eval"), "rule": "centre"}
+    side = {"hash": fields.pop("hash", "abc"), "counted": 100, "split": real["split"]}
+    protocol = {"name": name, "real_clips": real, "counts": {"real": 100, "generated": 100}, "real": side, **fields}
+    protocol |= {"generated": {"counted": 100, "size": [path.stem]}, "step": len(path.stem)}
+    path.write_text(json.dumps({"protocol": protocol, "seed": 0, "metrics": {"frechet_distance": 1.5}}))
+    return path
+
+
+def test_reconstructions_beside_samples_and_train_beside_val_are_refused(tmp_path):
+    """Case 11: an rFID of 2.28 beside a gFID of 1.48; 1.22 on train beside 0.53 on val."""
+    rfid = preset(tmp_path / "a.json", "rfid.imagenet_50k")
+    assert "frechet_distance" in compare([rfid, preset(tmp_path / "other.json", "rfid.imagenet_50k")])
+    gfid = preset(tmp_path / "b.json", "fid.imagenet_50k", split="train")
+    with pytest.raises(UserError, match="protocol.name is rfid.imagenet_50k in the first and fid.imagenet_50k in the"):
+        compare([rfid, gfid])
+    train = preset(tmp_path / "c.json", "rfid.imagenet_50k", split="train")
+    with pytest.raises(UserError, match="protocol.real.split is eval in the first and train in the other"):
+        compare([rfid, train])
+    # Folders do not say of what split they are; their content does.
+    folder = preset(tmp_path / "d.json", "rfid.imagenet_50k", hash="def")
+    with pytest.raises(UserError, match="protocol.real.hash is abc in the first and def in the other"):
+        compare([rfid, folder])
+
+
 def test_what_is_no_result_is_one_line(results, tmp_path):
     for text, message in (("{", "cannot read"), ("[]", "no 'protocol' and 'metrics'"), ('{"metrics": {}}', "no 'prot")):
         (tmp_path / "odd.json").write_text(text)

@@ -59,6 +59,7 @@ def test_parts_of_a_mixture_are_given_on_the_command_line():
     assert source[0]["video"].shape == (5, 24, 24, 3) and source.keeps_apart
 
 
+@pytest.mark.slow
 def test_help_config_prints_the_keys_and_does_nothing_else(run_command, tmp_path):
     done = run_command(
         "train", "--config=phenaki:stage=generator", "--help_config", "--config.steps=77", f"--workdir={tmp_path}/run"
@@ -75,6 +76,7 @@ def test_a_rate_of_none_is_one_line_with_the_remedy(run_command, tmp_path):
     assert "0 takes every frame of a file: --config.data.clip.fps=0" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_remote_work_directory_that_cannot_be_is_one_line(run_command):
     done = run_command("train", "--config=phenaki:stage=tokenizer", "--workdir=nosuch://bucket/run")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such kind of path" in done.stderr, done.stderr

@@ -216,7 +216,7 @@ def test_no_text_of_a_chart_is_cut_or_covers_another(values):
     """Titles ran into what good looks like, and long axis labels out of the picture."""
     steps = 1600.0 * np.arange(1, len(values) + 1)
     series = steps, np.array(values)
-    figure = report._chart({"eval/deterministic_gradient_sharpness": series, "train/learning_rate": series})
+    figure = report.chart({"eval/deterministic_gradient_sharpness": series, "train/learning_rate": series})
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
@@ -238,5 +238,5 @@ def _outside(axis) -> list[Text]:
 
 def test_titles_and_units_are_text_of_the_page():
     for key, (title, unit, good) in report.METRICS.items():
-        shown = report._chart_title(key)
+        shown = report.chart_title(key)
         assert title in shown and unit in shown and good in shown

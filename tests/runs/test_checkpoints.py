@@ -142,6 +142,7 @@ checkpoints.close()
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_write(tmp_path, run_python):
     save(tmp_path, 1)
     script = tmp_path / "killed.py"
@@ -297,6 +298,7 @@ assert {2, 4} <= set(Checkpoints(workdir, read_only=True).steps)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("months", [-3, 3])
 def test_a_clock_that_jumps_by_months_costs_at_most_the_save_under_way(tmp_path, run_python, months):
     script = tmp_path / "clock.py"

@@ -95,6 +95,7 @@ def built() -> tuple[ConfigDict, tasks.Task, dict[str, nnx.Module]]:
     return config, task, {name: with_random_parameters(module) for name, module in abstract.items()}
 
 
+@pytest.mark.slow
 def test_the_loss_is_weighed_and_reaches_every_parameter_of_the_de_tokenizer(built):
     config, task, modules = built
     assert list(task.losses) == ["detokenizer"]
@@ -139,13 +140,13 @@ def test_a_tokenizer_without_places_is_refused(built):
     config = built[0].copy_and_resolve_references()
     with config.unlocked():
         config.parts.tokenizer.model = {
-            "name": "larp",
+            "name": "one_d",
             "clip": (3, 16, 16),
             "patch": (3, 8, 8),
             "queries": 5,
-            "width": 12,
         }
-        config.parts.tokenizer.model.update({"heads": 2, "mlp_width": 24, "encoder_layers": 1, "decoder_layers": 1})
+        for part in ("encoder", "decoder"):
+            config.parts.tokenizer.model[part] = {"width": 12, "layers": 1, "heads": 2, "mlp_width": 24}
         config.parts.tokenizer.model.quantizer = {"name": "stochastic", "size": 64, "width": 6}
     with pytest.raises(UserError, match="no place in the picture"):
         tasks.build(config)

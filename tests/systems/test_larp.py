@@ -21,6 +21,8 @@ from videogen.training.loading import Loaded, export_safetensors, load
 from videogen.training.state import new_state, parameter_count, structure_of
 from videogen.training.step import make_train_step
 
+NETWORK = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 48}
+
 
 def config_of(size: str):
     return larp.get_config(f"stage=tokenizer,size={size}")
@@ -68,7 +70,7 @@ def trained():
     """The debug system, narrower, after two steps with every network."""
     config = config_of("debug")
     config.steps = 10
-    config.model.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1})
+    config.model.update({"encoder": dict(NETWORK), "decoder": dict(NETWORK)})
     config.losses.prior.update({"width": 16, "layers": 1})
     config.losses.adversarial.update({"weight": 0.1})
     config.losses.adversarial.discriminator.update({"width": 24, "layers": 1})
@@ -146,7 +148,7 @@ def test_a_prior_of_a_tokenizer_without_code_vectors_is_refused():
     structure, _ = structure_of(task, config)
     state = jax.eval_shape(lambda: new_state(task, structure, config))
     batch = {"video": jax.ShapeDtypeStruct((1, 5, 24, 24, 3), np.uint8)}
-    with pytest.raises(UserError, match="such as 'larp'"):
+    with pytest.raises(UserError, match="such as 'one_d'"):
         jax.eval_shape(make_train_step(task, structure, {}, config), state, {}, batch)
 
 
@@ -183,9 +185,7 @@ def test_smaller_generators_build(size, codes):
 @pytest.fixture(scope="module")
 def drawing():
     config = larp.get_config("stage=generator,size=debug")
-    config.parts.tokenizer.model.update(
-        {"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1}
-    )
+    config.parts.tokenizer.model.update({"encoder": dict(NETWORK), "decoder": dict(NETWORK)})
     config.parts.tokenizer.model.update({"queries": 8})
     config.model.transformer.update({"width": 32, "layers": 1, "heads": 2, "mlp_width": 32})
     config.text.encoder.update({"width": 32, "heads": 2})

@@ -179,7 +179,7 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
 
     @jax.jit
     def both() -> tuple[jax.Array, jax.Array]:
-        grid, start = student.task._begin(model, latents, key, False, MicroBatch())
+        grid, start = student.task.start_of(model, latents, key, False, MicroBatch())
         end = diffusion.integrate(model.denoiser(conditioning, sampler), model.process, diffusion.Euler(), grid, start)
         keys = MicroBatch().keys(named_key(key, "noise"), 2)
         return model.statistics.restore(end), model.sample(student.task.layout, conditioning, keys, sampler).only.values
@@ -194,7 +194,7 @@ def test_a_student_learns_at_the_times_and_from_the_noise_it_is_drawn_with(stude
 def test_given_frames_are_those_of_the_clip_at_time_0(student):
     model = student.modules(0)["generator"].generator
     latents = jax.random.normal(jax.random.key(0), (32, *student.task.grid.shape, model.channels))
-    grid, start = student.task._begin(model, latents, jax.random.key(3), True, MicroBatch())
+    grid, start = student.task.start_of(model, latents, jax.random.key(3), True, MicroBatch())
     given = np.asarray(grid[0] == 0)
     assert grid.shape == (3, 32, 3) and 0.2 < given.any(axis=1).mean() < 0.8 and not given.all(axis=1).any()
     np.testing.assert_array_equal(np.asarray(start)[given], np.asarray(model.statistics.normalise(latents))[given])

@@ -74,9 +74,7 @@ def test_a_segment_depends_on_the_prompts_up_to_it_only(generator):
 def test_overlap_is_encoded_through_the_first_frame_path(generator):
     """The kept frames enter as a fresh clip: their prefix codes are those of the kept frames alone."""
     video = generator.generate(text(1), WINDOW, seed=0, overlap=3)
-    state = generator._states["tokenizer"]
-    kept = generator._tokenize(state, video[:, -3:])
-    whole = generator._tokenize(state, video)
+    kept, whole = generator.tokenize(video[:, -3:]), generator.tokenize(video)
     assert kept.layout.only.grid.time == 2
     assert (kept.only.values[:, 0] != whole.only.values[:, 1]).any()
 
@@ -102,7 +100,8 @@ def test_impossible_overlaps_are_refused(generator, overlap):
 
 def test_a_window_coded_as_a_whole_does_not_slide():
     tokenizer = larp.larp("debug")
-    tokenizer.update({"width": 24, "heads": 2, "mlp_width": 48, "encoder_layers": 1, "decoder_layers": 1, "queries": 3})
+    network = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 48}
+    tokenizer.update({"encoder": network, "decoder": dict(network), "queries": 3})
     generator = make(4, 24, tokenizer)
     assert generator.generate(text(1, 2), 3, seed=0).shape == (2, 3, 24, 24, 3)
     given = np.zeros((1, 1, 24, 24, 3), np.uint8)
@@ -128,6 +127,7 @@ def test_windows_and_videos_have_noise_of_their_own(generator, monkeypatch):
     assert len({tuple(key) for keys in (*seen[:3], seen[6]) for key in keys}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "legal"), [((2, 1, 4), [3, 7]), pytest.param((1, 1, 4), [1, 3, 5, 7, 9], marks=pytest.mark.slow)]
 )
@@ -179,6 +179,7 @@ def test_pictures_of_clips_of_which_nothing_is_known():
     assert len(picture.rows) == 4 and all(drawn.shape == (5, 16, 16, 3) for _, drawn in picture.rows)
 
 
+@pytest.mark.slow
 def test_pictures_begin_with_the_given_frames_of_held_out_clips_or_codes():
     config = nbp.generator("debug", "700M")
     config.model.update({"start": "given", "given": 2, "block": (1, 1, 4)})

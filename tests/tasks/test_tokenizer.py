@@ -84,6 +84,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(steps, config):
     assert last["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_codebook_statistics_move_with_training_only(config):
     task = tasks.build(config)
     module = task.init(nnx.Rngs(0))["tokenizer"]

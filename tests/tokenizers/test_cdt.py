@@ -118,6 +118,7 @@ COMBINATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [x if x == "latents" else pytest.param(x, marks=pytest.mark.slow) for x in COMBINATIONS],

@@ -82,6 +82,7 @@ def test_codes_of_a_prefix_are_a_prefix_of_the_codes(model, video, frames):
     assert part.layout == model.layout(VideoShape(frames, 16, 16))
 
 
+@pytest.mark.slow
 def test_an_image_is_a_one_frame_video(model, video):
     image = model.tokenize(video[:, :1])
     assert image.layout.only.shape == (1, 4, 4)

@@ -28,6 +28,7 @@ def example() -> type[nnx.Module]:
 
 
 KNOWN = {**TOKENIZERS, "mine": example()}
+NETWORK = {"width": 12, "layers": 1, "heads": 2, "mlp_width": 24}
 VECTORS = {"name": "vq", "size": 64, "width": 6, "codebook_update": "gradient"}
 CONVOLUTIONAL = {"name": "convolutional", "width": 4, "norm_groups": 2, "quantizer": {"name": "lfq", "bits": 6}}
 CONFIGS = {
@@ -55,19 +56,29 @@ CONFIGS = {
     "cdt": {"name": "cdt", "quantizer": {"name": "lfq", "bits": 6}}
     | {"pyramid": {"widths": (4, 6), "spatial_strides": (2, 1), "temporal_strides": (2, 2), "edge_kernel": (3, 3, 3)}}
     | {"decoder": {"name": "diffusion", "widths": (4, 6, 8), "context_width": 3, "noise_steps": 64}},
-    "larp": {"name": "larp", "clip": (4, 8, 8), "patch": (2, 4, 4), "queries": 5, "width": 12, "heads": 2}
-    | {"mlp_width": 24, "encoder_layers": 1, "decoder_layers": 1}
+    "larp": {
+        "name": "one_d",
+        "clip": (4, 8, 8),
+        "patch": (2, 4, 4),
+        "queries": 5,
+        "encoder": NETWORK,
+        "decoder": NETWORK,
+    }
     | {"quantizer": {"name": "stochastic", "size": 64, "width": 6}},
+    "one_d": {"name": "one_d", "clip": (1, 8, 8), "patch": (1, 2, 4), "queries": 6, "encoder": NETWORK}
+    | {"decoder": {"width": 16, "layers": 1, "heads": 2, "mlp_width": 24}, "query_scale": 1.0}
+    | {"lengths": {"name": "tail_drop"}, "quantizer": VECTORS},
     "the guide's": {"name": "mine", "width": 16, "heads": 2, "quantizer": VECTORS},
 }
-FIXED = ("larp",)
+FIXED = ("larp", "one_d")
 """Clips of one length only."""
+SECOND_TIER = ("convolutional, blurred", "cdt")
 SIDE = 8
 
 
 def tiered(names: Iterable[str]) -> list:
-    """The second kind of convolutions is compiled in the second tier."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name == "convolutional, blurred" else name for name in names]
+    """What compiles longest is left to the second tier."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SECOND_TIER else name for name in names]
 
 
 def make(config: dict, seed: int = 1, **changes) -> nnx.Module:

@@ -89,6 +89,7 @@ def test_clips_that_are_coded_as_a_whole_take_window_after_window(name):
     assert videos.decode(codes, videos.frames + 1).shape[1] == videos.frames + 1
 
 
+@pytest.mark.slow
 def test_latents_of_a_tokenizer_without_codes_come_back():
     videos = long_of("kl")
     video = video_of(videos.frames)

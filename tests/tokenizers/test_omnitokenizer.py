@@ -101,6 +101,7 @@ def gradients(model: nnx.Module, video: jax.Array) -> dict:
     return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
 
 
+@pytest.mark.slow
 def test_image_steps_never_touch_the_tubelet_projections_and_video_steps_touch_both():
     model = make(CONFIG)
     image, video = (gradients(model, jnp.asarray(random(1, frames, 8, 8, 3))) for frames in (1, 3))

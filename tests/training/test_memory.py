@@ -65,6 +65,7 @@ def test_what_the_compiler_or_the_device_says_becomes_one_line(words, said):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+@pytest.mark.slow
 def test_a_step_that_needs_more_than_a_device_has_is_refused_before_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "memory_of_a_device", lambda: 2**14)
     with pytest.raises(OutOfMemory, match="out of memory: a device needs .* MiB and has 0.0 MiB: ") as error:

@@ -108,6 +108,7 @@ def test_other_steps_move_the_learning_rate_which_is_said_with_the_horizon(finis
     assert "learning rate" not in caplog.text
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_finds_wrong_costs_no_state(tmp_path):
     with pytest.raises(
         UserError, match="keep_best.metric='psn' is not evaluated; did you mean 'psnr'.*saved at step 2"

@@ -122,6 +122,7 @@ def test_an_export_is_an_origin_too(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state["params"], origin["params"])
 
 
+@pytest.mark.slow
 def test_an_inflated_tokenizer_treats_images_as_the_image_run_does(tmp_path, caplog):
     write_run(tmp_path / "image", convolutional("image"))
     image = load(tmp_path / "image").modules["tokenizer"]
@@ -228,6 +229,7 @@ def test_a_branch_begins_as_the_copy_of_another_one_and_everything_else_as_witho
     assert changed(new, drawn) == {f"{DECODER}.{name}" for name in copied}
 
 
+@pytest.mark.slow
 def test_branches_come_from_two_runs_and_a_longer_path_counts(tmp_path):
     first = flat(write_run(tmp_path / "a", transformer())["params"])
     other = transformer()

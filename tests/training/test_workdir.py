@@ -1,5 +1,6 @@
 """What a stage takes from the run directories that its command names."""
 
+import pytest
 from etils import epath
 
 from tests.training_configs import tiny
@@ -41,6 +42,7 @@ def test_a_tokenizer_itself_and_a_start_without_one_are_left_alone(tmp_path):
         assert config.to_json_best_effort() == before
 
 
+@pytest.mark.slow
 def test_the_command_keeps_what_it_says_itself(run_command, tmp_path):
     done = run_command(
         "train",

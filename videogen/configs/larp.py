@@ -117,16 +117,17 @@ def larp(size: str) -> ConfigDict:
         quantizer |= {"size": 192}
         # A patch has fewer values than a token, as in the paper (equally many): with more, pixels blur.
         shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 96}
-        depth = {"width": 128, "heads": 4, "mlp_width": 256, "encoder_layers": 2, "decoder_layers": 2}
+        network = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 256}
     elif size == "small":
         shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 256}
-        depth = {"width": 384, "heads": 6, "mlp_width": 1536, "encoder_layers": 6, "decoder_layers": 6}
+        network = {"width": 384, "layers": 6, "heads": 6, "mlp_width": 1536}
     else:
         shape = {"clip": (16, 128, 128), "patch": (4, 8, 8), "queries": 1024}
-        depth = {"width": 768, "heads": 12, "mlp_width": 3072, "encoder_layers": 12, "decoder_layers": 12}
+        network = {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
     # A short run has no time to tell queries apart that begin as near zero as the published ones.
     scale = 0.02 if size == "paper" else 1.0
-    return ConfigDict({"name": "larp", **shape, **depth, "query_scale": scale, "quantizer": quantizer})
+    parts = {"encoder": network, "decoder": dict(network), "quantizer": quantizer}
+    return ConfigDict({"name": "one_d", **shape, **parts, "query_scale": scale})
 
 
 def generator(size: str, model: str) -> ConfigDict:

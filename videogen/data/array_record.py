@@ -100,7 +100,7 @@ class ArrayRecordSource(Source):
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Decodes one window of clip ``index``; in 'eval' it does not depend on ``rng``."""
         header, (_, encoded) = self._header(index), self._clips[index]
-        choice = rng if self.split == "train" else None
+        choice = self.choice(rng)
         decoded = decode_clip(encoded, self._name(index), self.clip, choice, self._pixel_budget)
         sample = {"video": decoded.video, "caption": header["caption"], "fps": decoded.fps}
         return sample | {"label": header["label"]} if self.classes else sample

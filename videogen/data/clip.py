@@ -9,26 +9,34 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from jaxtyping import UInt8
 
-from videogen.errors import UserError
+from videogen.data.crops import CROPS, centre_crop
+from videogen.errors import UserError, near_matches
+
+WINDOWS = ("first", "centre", "random")
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
     """The size every sample of a source has.
 
-    Frames are resized, aspect kept, until they just cover ``height × width``; what hangs over is cropped.
+    Frames are resized, aspect kept, until they just cover ``height × width``; what hangs over is cropped. Without names
+    for window and crop both are random in training and central elsewhere.
 
     Attributes:
       frames: number of frames.
       height: rows in pixels.
       width: columns in pixels.
       fps: frames per second the clip is sampled at; ``None`` keeps every frame of the file.
+      window: which frames of a longer video: a name in ``WINDOWS``.
+      crop: ``centre``, or for square pictures a name in ``crops.CROPS``, which resizes by its own rule.
     """
 
     frames: int
     height: int
     width: int
     fps: float | None = None
+    window: str | None = None
+    crop: str | None = None
 
     def __post_init__(self):
         for side in ("frames", "height", "width"):
@@ -36,6 +44,24 @@ class Clip:
                 raise UserError(f"clip.{side} must be at least 1, got {getattr(self, side)}")
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise UserError(f"clip.fps must be positive, or None for the file's own rate, got {self.fps}")
+        for name, known in (("window", WINDOWS), ("crop", ("centre", *CROPS))):
+            if (value := getattr(self, name)) not in (None, *known):
+                raise UserError(f"unknown {name} {value!r} of clips{near_matches(value, known)}")
+        if self.crop in CROPS and (self.frames > 1 or self.height != self.width):
+            size = f"{self.frames} frames of {self.height}×{self.width}"
+            raise UserError(f"the crop {self.crop!r} is one of square pictures, and clips have {size}")
+
+    def start(self, low: float, high: float, rng: np.random.Generator | None) -> float:
+        """Where the window of a video begins, between the first and the latest place."""
+        if self.window == "first":
+            return low
+        return (low + high) / 2 if rng is None or self.window == "centre" else float(rng.uniform(low, high))
+
+    def start_frame(self, spare: int, rng: np.random.Generator | None) -> int:
+        """The same, counted in frames, where a video has so many more than the window."""
+        if self.window == "first":
+            return 0
+        return spare // 2 if rng is None or self.window == "centre" else int(rng.integers(spare + 1))
 
     def cover(self, height: int, width: int) -> tuple[int, int]:
         """The size (height, width) a ``height × width`` frame is resized to before the crop."""
@@ -51,6 +77,8 @@ class Clip:
           UserError: ``frames`` are no such array.
         """
         check_frames(frames)
+        if self.crop in CROPS:
+            return np.stack([centre_crop(frame, self.height, self.crop) for frame in frames])
         resized = resize(frames, *self.cover(*frames.shape[1:3]))
         cut = self.cutter(rng)
         return np.stack([cut(frame) for frame in resized])
@@ -59,7 +87,7 @@ class Clip:
         self, rng: np.random.Generator | None
     ) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "height width 3"]]:
         """Cuts ``height × width`` out of frames at least that large: at one place, or where sizes differ alike."""
-        place: list[tuple[int, int]] = []
+        rng, place = None if self.crop == "centre" else rng, []
 
         def cut(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
             spare = frame.shape[0] - self.height, frame.shape[1] - self.width

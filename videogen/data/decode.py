@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ from jaxtyping import Float32, UInt8
 
 from videogen.data.clip import Clip
 from videogen.data.media import PIXEL_BUDGET, Encoded, border, open_bytes, open_container
-from videogen.data.picture import upright
+from videogen.data.picture import is_still, still_coding, upright
 from videogen.data.source import SampleError
 from videogen.data.video import Stopped, Untrusted, Video, open_video
 
@@ -59,7 +60,7 @@ def decode_clip(
         span = (clip.frames - 1) / (clip.fps or video.rate)
         latest = end - span - 0.5 / video.rate
         while True:
-            start = first if latest - first < 1 / video.rate else _choose(first, latest, rng)
+            start = first if latest - first < 1 / video.rate else clip.start(first, latest, rng)
             try:
                 return _window(video, clip, start if start > first else None, rng)
             except Stopped as stopped:
@@ -157,6 +158,22 @@ def frame_rate(encoded: Encoded, name: str) -> float:
         return 1.0 if isinstance(video, np.ndarray) else video.rate
 
 
+def coding(encoded: Encoded, name: str) -> dict[str, Any]:
+    """How a file is stored, by its header: ``container``, ``codec``, ``size`` of its frames and ``fps``; of a picture
+    the first three, its format standing for both.
+
+    Raises:
+      SampleError: it cannot be opened.
+    """
+    with border(name), open_bytes(encoded, name) as file:
+        head = file.read(16)
+        file.seek(0)
+        if not is_still(head):
+            with contextlib.closing(Video(file, name, PIXEL_BUDGET)) as video:
+                return video.coding()
+        return still_coding(file)
+
+
 def decode_audio(
     encoded: Encoded, name: str, start: float, seconds: float, rate: int
 ) -> Float32[np.ndarray, "samples 1"]:
@@ -187,10 +204,6 @@ def decode_audio(
         except (av.FFmpegError, OSError) as error:
             raise SampleError(name, "decode error in the audio stream") from error
     return out[:, None]
-
-
-def _choose(low: float, high: float, rng: np.random.Generator | None) -> float:
-    return (low + high) / 2 if rng is None else float(rng.uniform(low, high))
 
 
 def _window(video: Video, clip: Clip, start: float | None, rng: np.random.Generator | None) -> Decoded:

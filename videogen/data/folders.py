@@ -155,10 +155,12 @@ class FolderSource(Source):
     def caption(self, index: int) -> str:
         return self._entries[index].get("caption", "")
 
+    def label(self, index: int) -> int:
+        return self.classes.index(self._entries[index]["class"])
+
     def labelled(self, index: int, sample: dict[str, Any]) -> dict[str, Any]:
         """A sample with the caption of file ``index``, and its label where there are classes."""
-        label = {"label": self.classes.index(self._entries[index]["class"])} if self.classes else {}
-        return {**sample, "caption": self.caption(index), **label}
+        return {**sample, "caption": self.caption(index), **({"label": self.label(index)} if self.classes else {})}
 
 
 def _class_folder(name: str, choice: Choice) -> str:

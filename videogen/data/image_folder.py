@@ -60,6 +60,6 @@ class ImageFolderSource(FolderSource):
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Decodes picture ``index``; in 'eval' it does not depend on ``rng``."""
-        file, choice = self._files[index], rng if self.split == "train" else None
+        file, choice = self._files[index], self.choice(rng)
         decoded = decode_clip(file, printable(file), self.clip, choice, self._pixel_budget)
         return self.labelled(index, {"video": decoded.video, "fps": decoded.fps})

@@ -88,27 +88,27 @@ class MixtureSource(Source):
     def __len__(self) -> int:
         return self._length
 
-    def _locate(self, index: int) -> tuple[Source, int]:
-        """The part that ``index`` belongs to, and the index there.
+    def locate(self, index: int) -> tuple[int, int]:
+        """The number of the part that ``index`` belongs to, and the index there.
 
         The first part takes its share of all indices as evenly as whole numbers allow, the second its share
         of those that are left, and so on; the last takes all that are left.
         """
         left = sum(self._weights)
-        for part, weight in zip(self._parts[:-1], self._weights, strict=False):
+        for number, weight in enumerate(self._weights[:-1]):
             before = index * weight // left
             if (index + 1) * weight // left > before:
-                return part, before % len(part)
+                return number, before % len(self._parts[number])
             index -= before
             left -= weight
-        return self._parts[-1], index % len(self._parts[-1])
+        return len(self._parts) - 1, index % len(self._parts[-1])
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Reads the sample of the part that ``index`` belongs to."""
-        part, at = self._locate(int(index))
-        sample = part.sample(at, rng)
+        number, at = self.locate(int(index))
+        sample = self._parts[number].sample(at, rng)
         return sample if self.classes else {key: sample[key] for key in sample if key != "label"}
 
     def caption(self, index: int) -> str:
-        part, at = self._locate(int(index))
-        return part.caption(at)
+        number, at = self.locate(int(index))
+        return self._parts[number].caption(at)

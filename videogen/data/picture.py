@@ -46,7 +46,7 @@ def upright(frame: av.VideoFrame, aspect: Fraction | None, size: Size) -> Rgb:
       aspect: width of a pixel by its height; ``None`` or absurd values are 1.
       size: gives the size wanted from the size as shown.
     """
-    swapped, flips = _orientation(frame)
+    swapped, flips = orientation(frame)
     width = shown_width(frame.width, aspect)
     height, width = size(*((width, frame.height) if swapped else (frame.height, width)))
     rgb = _rgb(frame, *((width, height) if swapped else (height, width)))
@@ -59,7 +59,7 @@ def shown_width(width: int, aspect: Fraction | None) -> int:
     return max(round(width * aspect), 1) if believed else width
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, tuple[bool, bool]]:
+def orientation(frame: av.VideoFrame) -> tuple[bool, tuple[bool, bool]]:
     """Whether rows and columns are swapped, and then which of the two axes are flipped."""
     try:
         entry = frame.side_data.get("DISPLAYMATRIX")
@@ -145,3 +145,10 @@ def read_still(file: BinaryIO, name: str, most_pixels: int) -> Rgb:
             grey = np.asarray(shown, np.int64).clip(0, 65535) // 257
             return np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8)
         return over_background(np.asarray(shown.convert("RGBA")))
+
+
+def still_coding(file: BinaryIO) -> dict[str, str]:
+    """Container, codec and size (height and width as stored) of a picture file, as ``decode.coding`` gives them."""
+    with warnings.catch_warnings(action="ignore"), Image.open(file, formats=STILLS) as picture:
+        kind, (width, height) = picture.format.lower(), picture.size
+        return {"container": kind, "codec": kind, "size": f"{height}x{width}"}

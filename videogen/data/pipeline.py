@@ -59,7 +59,7 @@ class Readable:
         """
         skipped = []
         count = len(self._source)
-        for candidate in _candidates(int(index), count, rng):
+        for candidate in candidates(int(index), count, rng):
             try:
                 sample = self._source.sample(candidate, rng)
             except SampleError as error:
@@ -75,7 +75,7 @@ class Readable:
         raise UserError(f"no sample of the {count} in the data set could be read; the first is {name}: {reason}")
 
 
-def _candidates(index: int, count: int, rng: np.random.Generator) -> Iterator[int]:
+def candidates(index: int, count: int, rng: np.random.Generator) -> Iterator[int]:
     """``index``, and then every other number below ``count`` once, in an order drawn from ``rng``."""
     yield index
     first, stride = int(rng.integers(count)), int(rng.integers(1, count + 1))

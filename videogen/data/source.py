@@ -97,6 +97,14 @@ class Source:
             raise IndexError(f"index {index} of {len(self)} samples")
         return self.sample(index, np.random.default_rng([self.seed, index]))
 
+    def choice(self, rng: np.random.Generator) -> np.random.Generator | None:
+        """What decides window and crop: a generator in 'train' and where windows are random by name, else nothing."""
+        return rng if self.split == "train" or self.clip.window == "random" else None
+
+    def label(self, index: int) -> int:
+        """The label of sample ``index``, of a source with ``classes``; without decoding where it can be had so."""
+        return self[index]["label"]
+
     def caption(self, index: int) -> str:
         """The caption of sample ``index``; sources do without decoding where they can."""
         return self[index]["caption"]

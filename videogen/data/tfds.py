@@ -132,14 +132,14 @@ class TFDSSource(Source):
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Cuts one window out of video ``index``; in 'eval' it does not depend on ``rng``."""
         record = self._record(index)
-        choice = rng if self.split == "train" else None
+        choice = self.choice(rng)
         frames = [record[self._field]] if self._single else record[self._field]
         offsets = np.floor(np.arange(self.clip.frames) * self._stride + 1e-6).astype(int)
         spare = len(frames) - 1 - offsets[-1]
         if spare < 0:
             reason = f"too short, {len(frames)} frames where a clip needs {offsets[-1] + 1}"
             raise SampleError(self._name(index), reason)
-        start = spare // 2 if choice is None else int(choice.integers(spare + 1))
+        start = self.clip.start_frame(spare, choice)
         try:
             window = np.stack([self._decode(frames[start + offset]) for offset in offsets])
         except (ValueError, OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError

@@ -5,7 +5,7 @@ Where what a seek finds cannot be trusted to equal the whole decode, the file is
 
 import contextlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -108,6 +108,13 @@ class Video:
             rates.append(stream.frames / float(stream.duration * stream.time_base))
         low, high = _RATES
         return next((float(rate) for rate in rates if rate and low <= rate <= high), _DEFAULT_RATE)
+
+    def coding(self) -> dict[str, Any]:
+        """How it is stored, as ``decode.coding`` gives it."""
+        context = self._stream.codec_context
+        size = f"{context.height}x{context.width}"
+        container = self._container.format.name.split(",")[0]
+        return {"container": container, "codec": context.codec.name, "size": size, "fps": round(self.rate, 3)}
 
     def extent(self) -> tuple[float, float]:
         """When the stream begins and is said to end, in seconds."""

@@ -84,7 +84,7 @@ class VideoFolderSource(FolderSource):
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Decodes one window of video ``index``; in 'eval' it does not depend on ``rng``."""
         file = self._files[index]
-        choice = rng if self.split == "train" else None
+        choice = self.choice(rng)
         name = printable(file)
         decoded = decode_clip(file, name, self.clip, choice, self._pixel_budget)
         sample = self.labelled(index, {"video": decoded.video, "fps": decoded.fps})

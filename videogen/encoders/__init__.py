@@ -26,9 +26,10 @@ from videogen.encoders.t5 import T5, T5Config
 from videogen.encoders.transnetv2 import TransNetV2
 from videogen.encoders.vgg import AlexNet, Vgg16
 from videogen.encoders.video_swin import VideoSwin
-from videogen.encoders.videomae import VideoMae
+from videogen.encoders.videomae import VideoMae, VideoMaeV2
 from videogen.encoders.vit import Seen
-from videogen.encoders.vjepa2 import Vjepa2
+from videogen.encoders.vjepa import Vjepa
+from videogen.encoders.vjepa2 import Vjepa2, Vjepa2Pooled
 
 ENCODERS: dict[str, type[Published]] = {
     "alexnet": AlexNet,
@@ -50,7 +51,10 @@ ENCODERS: dict[str, type[Published]] = {
     "vgg16": Vgg16,
     "video_swin": VideoSwin,
     "videomae": VideoMae,
+    "videomae_v2": VideoMaeV2,
+    "vjepa": Vjepa,
     "vjepa2": Vjepa2,
+    "vjepa2_pooled": Vjepa2Pooled,
 }
 """Public name -> class."""
 
@@ -111,8 +115,11 @@ __all__ = [
     "TransNetV2",
     "Vgg16",
     "VideoMae",
+    "VideoMaeV2",
     "VideoSwin",
+    "Vjepa",
     "Vjepa2",
+    "Vjepa2Pooled",
     "Weights",
     "build",
     "describe",

@@ -1,5 +1,8 @@
 """VideoMAE (Tong et al., 2022): a vision transformer over boxes of two frames."""
 
+import re
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -139,3 +142,62 @@ class VideoMae(Seen):
     def __call__(self, clips: Float[Array, "batch time height width 3"]) -> Float[Array, "batch embed"]:
         """One vector for each clip, pixels in [-1, 1], of the network's number of frames."""
         return self.encode(self.preprocessing(clips))
+
+
+HEADS = {384: 6, 768: 12}
+"""Width -> heads of the published sizes of VideoMAE v2; the larger ones have 16."""
+
+
+class VideoMaeV2(VideoMae):
+    """VideoMAE v2 (Wang et al., 2023), fine-tuned, from its own file: the network of CD-FVD.
+
+    Pixels are in [0, 1] without further normalisation, as CD-FVD gives them. Args as of ``VideoMae``.
+    """
+
+    CONFIGURED = False
+    PREFIXES = ("", "module.", "model.")
+    SKIPPED = ("*head.weight", "*head.bias")
+
+    def __init__(self, *, rngs: nnx.Rngs, **settings: Any):
+        super().__init__(**settings, rngs=rngs)
+        self.pooled_norm = nnx.data(LayerNorm(self.width, epsilon=settings["epsilon"], rngs=rngs))
+        none = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        self.preprocessing = Preprocessing(self.side, self.side, "linear", **none)
+
+    @classmethod
+    def sizes(cls, weights):
+        """Those of an encoder of 16 frames of 224 × 224 pixels, by its tensors."""
+        prefix = next((p for p in cls.PREFIXES if f"{p}patch_embed.proj.weight" in weights), None)
+        if prefix is None:
+            raise UserError("this file has no patch_embed.proj.weight; is it one of VideoMAE v2?")
+        width, _, tubelet, patch, _ = weights[f"{prefix}patch_embed.proj.weight"].shape
+        layer = re.compile(rf"{re.escape(prefix)}blocks\.\d+\.mlp\.fc1\.weight")
+        return dict(
+            frames=16,
+            image_size=224,
+            tubelet=tubelet,
+            patch=patch,
+            width=width,
+            layers=len([name for name in weights if layer.fullmatch(name)]),
+            heads=HEADS.get(width, 16),
+            hidden=weights[f"{prefix}blocks.0.mlp.fc1.weight"].shape[0],
+            epsilon=1e-6,
+        )
+
+    def names(self):
+        layer, stack = "blocks.{}", "transformer.stack.layers.attention"
+        return {
+            **Patches.names("patches", "patch_embed.proj"),
+            **block_names(
+                **dict.fromkeys(("query", "key", "value"), f"{layer}.attn.qkv"),
+                out=f"{layer}.attn.proj",
+                attention_norm=f"{layer}.norm1",
+                mlp_norm=f"{layer}.norm2",
+                up=f"{layer}.mlp.fc1",
+                down=f"{layer}.mlp.fc2",
+            ),
+            f"{stack}.query_key_value.kernel": f"{layer}.attn.qkv.weight",
+            f"{stack}.query_bias": f"{layer}.attn.q_bias",
+            f"{stack}.value_bias": f"{layer}.attn.v_bias",
+            **norm_names("pooled_norm", "fc_norm"),
+        }

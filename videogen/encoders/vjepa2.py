@@ -1,11 +1,14 @@
 """V-JEPA 2 (Assran et al., 2025): a video transformer with rotary positions along time, height and width."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from videogen.encoders.loading import block_names, norm_names
+from videogen.encoders.attentive import AttentivePooling
+from videogen.encoders.loading import block_names, linear_names, norm_names
 from videogen.encoders.preprocessing import IMAGENET_STATISTICS, Preprocessing
 from videogen.encoders.vit import Patches, Seen, activation, tower
 from videogen.nn.attention import PROJECTIONS
@@ -118,3 +121,50 @@ class Vjepa2(Seen):
     def __call__(self, clips: Float[Array, "batch time height width 3"]) -> Float[Array, "batch embed"]:
         """The mean over the tokens of clips in [-1, 1]."""
         return self.encode(self.preprocessing(clips))
+
+
+class Vjepa2Pooled(Vjepa2):
+    """The encoder with the pooling of a probe that was trained on it (a checkpoint for video classification).
+
+    Args:
+      pooling: self-attention layers of the probe.
+      settings: as ``Vjepa2`` takes them.
+    """
+
+    PREFIXES = ("vjepa2.encoder.",)
+    SKIPPED = ("*predictor.*", "classifier.*")
+
+    def __init__(self, *, pooling: int, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **settings: Any):
+        super().__init__(**settings, dtype=dtype, rngs=rngs)
+        sizes = dict(layers=pooling, epsilon=settings.get("epsilon", 1e-6))
+        self.pooling = AttentivePooling(settings["width"], settings["heads"], **sizes, dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def settings(cls, config):
+        return super().settings(config) | {"pooling": int(config.get("num_pooler_layers", 3))}
+
+    def names(self):
+        layer, cross = "/pooler.self_attention_layers.{}", "/pooler.cross_attention_layer"
+        blocks = block_names(
+            **{name: f"{layer}.self_attn.{name[0]}_proj" for name in ("query", "key", "value")},
+            out=f"{layer}.self_attn.out_proj",
+            attention_norm=f"{layer}.layer_norm1",
+            mlp_norm=f"{layer}.layer_norm2",
+            up=f"{layer}.mlp.fc1",
+            down=f"{layer}.mlp.fc2",
+            ours="pooling.tower.stack.layers",
+        )
+        return {
+            **super().names(),
+            **blocks,
+            **AttentivePooling.names("pooling", "/pooler.query_tokens", f"{cross}.layer_norm", f"{cross}.mlp"),
+            **{
+                path: source
+                for name in ("query", "key", "value")
+                for path, source in linear_names(f"pooling.{name}", f"{cross}.cross_attn.{name[0]}_proj").items()
+            },
+        }
+
+    def encode(self, pixels: Float[Array, "batch time height width 3"]) -> Float[Array, "batch embed"]:
+        """What the probe's query finds in preprocessed clips."""
+        return self.pooling(self.tokens(pixels))

@@ -81,9 +81,9 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a picture must show (``include``), and of what there may be fewer alone (``exclude``)."""
+    """What a picture must show (``include``), and of what there may be fewer alone (``exclude``); ``tag`` is the task."""
 
-    task: str
+    tag: str
     text: str
     include: tuple[Wanted, ...]
     exclude: tuple[Wanted, ...] = ()
@@ -113,8 +113,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                     raise ValueError("a position must be from an earlier entry")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number} is no prompt of GenEval ({error!r})") from error
-        if prompt.task not in TASKS:
-            raise UserError(f"{path}, line {number}: unknown task {prompt.task!r}{near_matches(prompt.task, TASKS)}")
+        if prompt.tag not in TASKS:
+            raise UserError(f"{path}, line {number}: unknown task {prompt.tag!r}{near_matches(prompt.tag, TASKS)}")
         prompts.append(prompt)
     return prompts
 
@@ -131,7 +131,7 @@ def shows(prompt: Prompt, seen: Iterable[Detection]) -> bool:
     Of each class the most confident objects count, as many as are asked for; all of them must have the colour, and the
     place, that is asked for.
     """
-    least = CONFIDENT_TO_COUNT if prompt.task == "counting" else CONFIDENT
+    least = CONFIDENT_TO_COUNT if prompt.tag == "counting" else CONFIDENT
     objects: dict[str, list[Detection]] = collections.defaultdict(list)
     for one in sorted(seen, key=lambda one: -one.confidence):
         if one.confidence > least:
@@ -185,7 +185,7 @@ def summed(prompts: Sequence[Prompt], verdicts: Sequence[Sequence[bool | None]])
     """
     by_task: dict[str, list[bool | None]] = {task: [] for task in TASKS}
     for prompt, found in zip(prompts, verdicts, strict=True):
-        by_task[prompt.task] += found
+        by_task[prompt.tag] += found
     shares = {task: sum(map(bool, found)) / len(found) for task, found in by_task.items() if found}
     if len(shares) == len(TASKS):
         shares["score"] = sum(shares.values()) / len(TASKS)

@@ -4,8 +4,11 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
+
+from videogen.training.loading import Loaded
 
 
 def commit() -> str:
@@ -21,6 +24,13 @@ def commit() -> str:
         return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def of_model(loaded: Loaded) -> dict[str, Any]:
+    """The fields of a protocol that say which model was measured."""
+    config = loaded.config
+    weights = {"weights": "ema" if config.ema.decay else "last", "step": loaded.step}
+    return weights | ({"sampler": config.sampler.to_dict()} if "sampler" in config else {})
 
 
 def hardware() -> str:

@@ -17,7 +17,8 @@ from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import geneval, stand_in
 from videogen.evaluation.completion import completion
-from videogen.evaluation.origin import commit, hardware
+from videogen.evaluation.origin import commit, hardware, of_model
+from videogen.evaluation.presets import PRESETS
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics.judge import fidelity, judge
 from videogen.shapes import VideoShape
@@ -327,7 +328,7 @@ def evaluate(
       keep: what is computed of a batch passes through it (``runs.finished``).
     """
     if name not in PROTOCOLS:
-        raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
+        raise UserError(f"unknown protocol {name!r}{near_matches(name, [*PROTOCOLS, *PRESETS])}")
     evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other, keep)
     metrics, pictures = PROTOCOLS[name](evaluation)
     config = loaded.config
@@ -338,9 +339,7 @@ def evaluate(
         "clip": config.data.clip.to_dict(),
         "count": metrics.get("prompts", metrics.get("clips")),
         **evaluation.used(),
-        "weights": "ema" if config.ema.decay else "last",
-        "step": loaded.step,
-        **({"sampler": config.sampler.to_dict()} if "sampler" in config else {}),
+        **of_model(loaded),
         "measured": {key: words for key, words in MEASURED.items() if key in _names(metrics)},
         **({"beside": evaluation.beside} if evaluation.beside else {}),
     }

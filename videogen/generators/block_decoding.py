@@ -78,7 +78,7 @@ class Decoding(Stepper):
             return jax.lax.fori_loop(0, size, self._token, (values, caches))
         first, place = size if model.start == "given" else 0, self.known_places
         x = model.inputs(values, self.grid)[:, : place + size - first]
-        features, caches = self._pass(jnp.tile(x, (1 + self.guided, 1, 1)), first, caches)
+        features, caches = self.pass_through(jnp.tile(x, (1 + self.guided, 1, 1)), first, caches)
         return self._write(values, self._draw(features[:, -size:], place), place), caches
 
     def advance(self, memory: tuple[Values, tuple], at: Int[Array, ""]) -> tuple[tuple[Values, tuple], Tokens]:
@@ -95,7 +95,7 @@ class Decoding(Stepper):
             exists = jax.lax.dynamic_slice_in_dim(exists, place, blocks * size, axis=1)
         return memory, self.model.tokens(drawn, self.layout.with_time(self.frames), exists)
 
-    def _pass(
+    def pass_through(
         self, x: Float[Array, "batch inputs width"], place: Int[Array, ""] | int, caches: tuple
     ) -> tuple[Float[Array, "batch inputs width"], tuple]:
         """Features of the inputs that stand from ``place`` on."""
@@ -137,7 +137,7 @@ class Decoding(Stepper):
         last = jnp.maximum(place - 1, 0)
         before = jax.lax.dynamic_slice_in_dim(values, last, 1, axis=1)
         x = jnp.where(place == 0, self._starts(0, 1), self._embed(before, last))
-        features, caches = self._pass(x, place, caches)
+        features, caches = self.pass_through(x, place, caches)
         return self._write(values, self._draw(features, place), place), caches
 
     def _block(self, index: Int[Array, ""], carry: tuple) -> tuple:
@@ -148,7 +148,7 @@ class Decoding(Stepper):
         x = self._embed(jax.lax.dynamic_slice_in_dim(values, place - size, size, axis=1), place - size)
         if self.model.start == "tokens":
             x = jnp.where(index == 1, jnp.concatenate([x[:, -1:], self._starts(1, size)], axis=1), x)
-        features, caches = self._pass(x, place, caches)
+        features, caches = self.pass_through(x, place, caches)
         return self._write(values, self._draw(features, place), place), caches
 
     def _write(self, values: Values, drawn: Values, place: Int[Array, ""] | int) -> Values:

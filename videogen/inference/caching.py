@@ -17,6 +17,7 @@ from videogen.data.inputs import build_source, clip_of
 from videogen.data.records import check_new
 from videogen.data.token_files import MASKS, SPACES, TOKENIZER
 from videogen.data.tokens import TokenWriter
+from videogen.errors import UserError
 from videogen.inference.normalising import Arrays, fit_normaliser
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
@@ -36,6 +37,7 @@ def write_token_cache(
     windows: int = 1,
     keep: Keep = compute_now,
     normalise: str | None = None,
+    tokens: int | None = None,
 ) -> int:
     """Encodes the training split of a source, in order, into a token cache, on the mesh that the tokenizer lies on.
 
@@ -51,20 +53,23 @@ def write_token_cache(
       windows: clips drawn from each sample, at random places; all samples come before any comes again.
       keep: a finished batch passes through it (``runs.finished``).
       normalise: the statistics, as ``read_normaliser`` reads them; ``None``: latents stay raw.
+      tokens: how many tokens of a clip are kept, the first ones; ``None``: all.
 
     Returns:
       The number of clips written.
 
     Raises:
-      UserError: ``out`` exists, or there is nothing to normalise.
+      UserError: ``out`` exists, there is nothing to normalise, or the tokenizer cannot do without some tokens.
     """
     check_new(out)
     config, model = loaded.config, loaded.tokenizer
+    if tokens is not None and not model.drops:
+        raise UserError(f"{type(model).__name__} decodes whole clips of tokens only: leave out --tokens")
     if source is not None:
         config.data.source = source
     reader, clip = build_source(config, "train"), clip_of(config)
     total, shape = _total(len(reader), windows, clips), VideoShape(clip.frames, clip.height, clip.width)
-    batches = functools.partial(_batches, reader, _encoder(model, batch_size), total, batch_size, keep)
+    batches = functools.partial(_batches, reader, _encoder(model, batch_size, tokens), total, batch_size, keep)
     if normalise is None:
         return _write(loaded, out, shape, reader, batches())
     loaded, change = fit_normaliser(loaded, normalise, shape, batches())
@@ -141,11 +146,13 @@ def _read(reader: data.Source, indices: Iterable[int]) -> list[dict[str, Any]]:
     return samples
 
 
-def _encoder(model: Tokenizer, batch_size: int) -> Callable[[list[dict[str, Any]]], dict[str, np.ndarray]]:
+def _encoder(
+    model: Tokenizer, batch_size: int, request: int | None
+) -> Callable[[list[dict[str, Any]]], dict[str, np.ndarray]]:
     """Compiled: clips -> the arrays of their tokens, their captions and labels."""
     graph, state = nnx.split(model)
     mesh = mesh_of(state)
-    tokenize = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels)))
+    tokenize = jax.jit(lambda state, pixels: nnx.merge(graph, state).tokenize(to_video(pixels), request))
 
     def encode(samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         labels = {LABELS: _packed([[sample["caption"], sample.get("label")] for sample in samples])}

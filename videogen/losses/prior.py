@@ -173,7 +173,7 @@ class LearnedPrior(Term):
     def _predict(self, modules: Modules, outputs: Outputs, keys: jax.Array, step: Int[Array, ""]) -> Prediction:
         """The prediction of the codes of clips, in raster order."""
         if outputs.codebook is None:
-            raise UserError("the prior needs a tokenizer whose latents are single code vectors, such as 'larp'")
+            raise UserError("the prior needs a tokenizer whose latents are single code vectors, such as 'one_d'")
         vectors = outputs.vectors.reshape(len(outputs.vectors), -1, outputs.codebook.shape[-1])
         ids, ratio = outputs.ids.reshape(len(vectors), -1), mixing_ratio(step, self.setting.steps)
         return modules[self.group](vectors, ids, outputs.codebook, ratio=ratio, key=keys)

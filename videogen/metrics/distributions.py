@@ -14,6 +14,9 @@ from videogen.errors import UserError
 
 Features = Num[np.ndarray, "examples dimensions"]
 
+KID_SIZE = 1000
+"""Examples of a subset of the kernel distance."""
+
 ROUNDING = 1e-6
 """A Fréchet distance below this share of the traces is rounding, and 0."""
 
@@ -85,7 +88,24 @@ class Moments:
         return self.scatter / (self.count if biased else self.count - 1)
 
 
-def frechet_distance(first: Moments, second: Moments, *, biased: bool = False) -> float:
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Mean and covariance as a file holds them, which does not say what was divided by.
+
+    Attributes:
+      mean: of each dimension.
+      matrix: the covariance.
+    """
+
+    mean: Float[np.ndarray, "dimensions"]
+    matrix: Float[np.ndarray, "dimensions dimensions"]
+
+    def covariance(self, biased: bool = False) -> Float[np.ndarray, "dimensions dimensions"]:
+        """The covariance, whichever is asked for."""
+        return self.matrix
+
+
+def frechet_distance(first: Moments | Gaussian, second: Moments | Gaussian, *, biased: bool = False) -> float:
     """``|m1 - m2|² + tr(S1 + S2 - 2·(S1·S2)^½)``, the squared Fréchet distance of two Gaussians (Heusel et al., 2017).
 
     FID with Inception features, FVD with those of I3D. The trace of the root is the sum of the roots of the eigenvalues
@@ -156,7 +176,7 @@ def discrepancy(first: Features, second: Features, kernel: PolynomialKernel, *, 
 
 
 def kernel_distance(
-    first: Features, second: Features, *, subsets: int = 100, size: int = 1000, seed: int = 0
+    first: Features, second: Features, *, subsets: int = 100, size: int = KID_SIZE, seed: int = 0
 ) -> tuple[float, float]:
     """KID of images, KVD of videos: mean and standard deviation of the unbiased discrepancy over random subsets.
 

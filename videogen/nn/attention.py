@@ -234,11 +234,11 @@ class Attention(nnx.Module):
             # No grid axis is sharded, so they may be merged: dense attention is fastest on one sequence axis.
             x, axes, attended_axes = x.reshape(-1, math.prod(attended), shape[-1]), ("sequence",), 1
             attended = x.shape[1:-1]
-        q, k, v = self._project(x, context)
+        q, k, v = self.project(x, context)
         if rotary is not None:
             # Angles of examples have a row for each of them and of the grid axes that are not attended.
             leading = () if rotary.ndim == 2 else x.shape[: x.ndim - 1 - len(attended)]
-            q, k = self._rotate(q, k, rotary.reshape(*leading, *attended, rotary.shape[-1]))
+            q, k = self.rotate(q, k, rotary.reshape(*leading, *attended, rotary.shape[-1]))
         if self.null_keys is not None:
             k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
         q = q * jnp.asarray(self.scale, q.dtype)
@@ -256,7 +256,7 @@ class Attention(nnx.Module):
         out = self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
         return out if probe is None else (out, attended)
 
-    def _project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
+    def project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
         """Normalised queries, keys and values, split into heads."""
         shared = self.key_value_heads
         if self.cross:
@@ -276,7 +276,8 @@ class Attention(nnx.Module):
             return x if norm is None else norm(x)
         return norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
 
-    def _rotate(self, q: Array, k: Array, rotary: Array | None) -> tuple[Array, Array]:
+    def rotate(self, q: Array, k: Array, rotary: Array | None) -> tuple[Array, Array]:
+        """Queries and keys turned by the angles of their positions; as they are where there are none."""
         if rotary is None:
             return q, k
         return tuple(rotate(x, rotary, interleaved=self.interleaved) for x in (q, k))
@@ -310,8 +311,8 @@ class Attention(nnx.Module):
             if key_mask is not None and self.null_keys is not None:
                 key_mask = jnp.pad(key_mask, ((0, 0), (self.null_keys.get_value().shape[1], 0)), constant_values=True)
         else:
-            q, k, v = self._project(x, None)
-            q, k = self._rotate(q, k, rotary)
+            q, k, v = self.project(x, None)
+            q, k = self.rotate(q, k, rotary)
             if cache.places is not None:
                 new, key_mask = new | {"exists": key_mask}, None
                 asking = cache.places.next(x.shape[1], **new)

@@ -151,13 +151,13 @@ def _convolution(instruction: Instruction, computation: Computation, tile: int) 
         label = str(axis)
         sizes = [side[names.index(label)] for side, names in zip((left, right, out), labels, strict=True)]
         places *= sizes[2]
-        pairs *= _valid_positions(*sizes, window, axis)
+        pairs *= valid_positions(*sizes, window, axis)
     # The kernel's places belong to the depth of the product (they are all of it in a weight gradient).
     filled = _filled(1, batch * places, columns, depth * pairs / places, tile)
     return 2 * batch * depth * columns * pairs, filled
 
 
-def _valid_positions(size: int, kernel: int, out: int, window: dict[str, str], axis: int) -> float:
+def valid_positions(size: int, kernel: int, out: int, window: dict[str, str], axis: int) -> float:
     """Pairs (output place, kernel place) along one axis that meet an input value rather than padding or a hole."""
 
     def setting(name: str, default: str) -> str:

@@ -74,7 +74,7 @@ class ResidualQuantizer(Quantizer):
             total = total + self.scale**m * self.quantizers[m].lookup(indices[..., m : m + 1])
         return total
 
-    def _kept(self, items: int, key: jax.Array | None) -> Bool[Array, "items levels"]:
+    def kept_levels(self, items: int, key: jax.Array | None) -> Bool[Array, "items levels"]:
         """Which levels are in the sum of each item."""
         levels = len(self.quantizers)
         keys = example_keys(require_key(key, "quantizer dropout"), items)
@@ -95,7 +95,7 @@ class ResidualQuantizer(Quantizer):
         """Quantises ``latents``; with ``train`` ``key``, one or one of each example, decides what is dropped."""
         z = latents.astype(jnp.float32)
         keys = split_key(key, len(self.quantizers))
-        kept = self._kept(z.shape[0], key) if train and self.dropout else None
+        kept = self.kept_levels(z.shape[0], key) if train and self.dropout else None
         residual, total, losses, results = z, jnp.zeros_like(z), {}, []
         for m, quantizer in enumerate(self.quantizers):
             scale = self.scale**m

@@ -111,7 +111,7 @@ class Curves:
         for key in self.keys:
             lines = {name: points for name, points in series.items() if name.rpartition("/")[2] == key}
             if lines:
-                charts.append(f"<figure>{_chart_title(key)}{_svg(_chart(lines))}</figure>")
+                charts.append(f"<figure>{chart_title(key)}{_svg(chart(lines))}</figure>")
         return f'<div class="charts">{"".join(charts)}</div>'
 
 
@@ -216,14 +216,14 @@ def _series(path: epath.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {name: tuple(np.array(points, float).T) for name, points in series.items()}
 
 
-def _chart_title(key: str) -> str:
+def chart_title(key: str) -> str:
     """What a chart shows, in which unit, and what good looks like: text of the page, which breaks where it must."""
     title, unit, good = METRICS.get(key, (key.replace("_", " "), "", ""))
     unit = f" ({unit})" if unit else ""
     return f"<figcaption><b>{html.escape(title + unit)}</b><small>{html.escape(good)}</small></figcaption>"
 
 
-def _chart(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def chart(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """One metric against the step; long noisy series get a thick running mean."""
     figure = Figure(figsize=(3.5, 2.1), layout="constrained")
     axes = figure.subplots()

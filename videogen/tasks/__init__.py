@@ -9,7 +9,7 @@ from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGener
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
 from videogen.tasks.stand_ins import CaptionsTask, ClassifierTask
-from videogen.tasks.tokenizer import TokenizerTask, reconstruct
+from videogen.tasks.tokenizer import TokenizerTask, reconstruct, reconstructor
 
 TASKS = {
     "captions": CaptionsTask,
@@ -58,6 +58,7 @@ __all__ = [
     "build",
     "class_of",
     "reconstruct",
+    "reconstructor",
     "to_pixels",
     "to_video",
 ]

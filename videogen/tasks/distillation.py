@@ -122,7 +122,7 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
         taught = {**modules, "generator": modules["teacher"]}
         latents = jax.lax.stop_gradient(self.tokens(modules, part)).only.values
         model = modules["generator"].generator
-        grid, start = self._begin(model, latents, named_key(key, "begin"), train, micro)
+        grid, start = self.start_of(model, latents, named_key(key, "begin"), train, micro)
 
         def denoiser(modules: Modules, sampler: generators.FlowSampler) -> Any:
             return modules["generator"].generator.denoiser(self.conditioning(modules, part), sampler)
@@ -140,7 +140,7 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
             micro=micro,
         )
 
-    def _begin(
+    def start_of(
         self, model: generators.FlowTransformer, latents: Latents, key: jax.Array, train: bool, micro: MicroBatch
     ) -> tuple[diffusion.distillation.Grid, Latents]:
         """The times of every example and what its sampling begins with: noise, after the frames that are given."""

@@ -72,6 +72,10 @@ class VideoGenerator:
 
         return complete
 
+    def tokenize(self, pixels: Pixels) -> Tokens:
+        """The tokens of clips as training has them, beginning with their first frame."""
+        return self._tokenize(self._states["tokenizer"], pixels)
+
     @functools.cached_property
     def _tokenize(self) -> Any:
         graph = self._graphs["tokenizer"]
@@ -149,7 +153,7 @@ class VideoGenerator:
         for segment in progress(range(segments)):
             kept = given if segment == 0 else extension.overlap
             shown = spread(video[:, -kept:], self.mesh)
-            prefix = self._tokenize(self._states["tokenizer"], shown) if kept else None
+            prefix = self.tokenize(shown) if kept else None
             layout = self.layout.with_time(min(self.grid.time, shortest))
             said = story[min(segment, len(story) - 1)]
             segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)

@@ -12,11 +12,11 @@ from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.detokenized import Detokenized
-from videogen.tokenizers.larp import Larp
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
+from videogen.tokenizers.one_d import OneD
 from videogen.tokenizers.tiling import Tiled
 
 
@@ -52,10 +52,10 @@ TOKENIZERS = {
     "convolutional": ConvolutionalTokenizer,
     "cvivit": CViViT,
     "detokenized": build_detokenized,
-    "larp": Larp,
     "magvit": Magvit,
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
+    "one_d": OneD,
 }
 
 
@@ -71,10 +71,10 @@ __all__ = [
     "ConvolutionalTokenizer",
     "Detokenized",
     "Encoded",
-    "Larp",
     "Magvit",
     "Normalised",
     "OmniTokenizer",
+    "OneD",
     "Tiled",
     "Tokenizer",
     "build",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from videogen.errors import UserError
 from videogen.nn import Mean, MicroBatch, whole
 from videogen.shapes import Compression, Latents, TokenGrid, Video, VideoShape, check_video
-from videogen.tokenizers.lengths import All, LengthRule
+from videogen.tokenizers.lengths import ASKED, All, LengthRule
 from videogen.tokens import GRID, Layout, Segment, SegmentLayout, Tokens
 
 SEGMENT = "video"
@@ -153,8 +153,10 @@ class Tokenizer(nnx.Module):
         """Quantises latents: ``(quantised latents, tokens, losses, Quantized.measured)``, called as a quantizer is."""
         values = encoded.values.astype(jnp.float32)
         quantized = self.quantizer(values, key=key, train=train, mean=mean, exists=encoded.exists)
-        known = {"exists": encoded.exists, "extra": encoded.extra}
-        kept = self.lengths.kept(values.shape[:-1], **known, key=key, train=train)
+        kept = encoded.extra.get(ASKED)
+        if kept is None:
+            known = {"exists": encoded.exists, "extra": encoded.extra}
+            kept = self.lengths.kept(values.shape[:-1], **known, key=key, train=train)
         layout = self.layout_of(values.shape[1:-1])
         values = quantized.indices if self.vocabulary else quantized.latents
         segments = {name: Segment(values, segment, encoded.exists, kept) for name, segment in layout.segments}

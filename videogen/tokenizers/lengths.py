@@ -28,6 +28,9 @@ HALTING = "halting"
 
 DISTRIBUTIONS = ("uniform", "power_of_two", "uniform_power_of_two")
 
+ASKED = "asked"
+"""The name in ``Encoded.extra`` of the tokens that the request asks for ``[batch, *sides]``: the rule is not asked."""
+
 Kept = Bool[Array, "batch ..."] | None
 
 

@@ -1,0 +1,62 @@
+"""Every size of the One-D-Piece config, and what its losses and stages promise."""
+
+import functools
+
+import pytest
+from flax import nnx
+
+from videogen import tasks
+from videogen.configs import one_d_piece
+from videogen.shapes import VideoShape
+from videogen.training.state import parameter_count
+
+
+@functools.cache
+def task_of(argument: str):
+    return tasks.build(one_d_piece.get_config(argument))
+
+
+def count(argument: str) -> int:
+    model = nnx.eval_shape(lambda: task_of(argument).init(nnx.Rngs(0)))["tokenizer"]
+    return parameter_count(nnx.state(model, nnx.Param))
+
+
+@pytest.mark.parametrize(("model", "expected"), [("S", 51.3e6), ("B", 171.4e6), ("L", 606.1e6)])
+def test_paper_sizes(model, expected):
+    """Encoder and decoder of 12 · width² a layer, and little beside them."""
+    argument = f"size=paper,model={model}"
+    section = one_d_piece.MODELS[model]
+    assert count(argument) == pytest.approx(2 * 12 * section["width"] ** 2 * section["layers"], rel=0.03)
+    assert count(argument) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_published_recipe():
+    config = one_d_piece.get_config("size=paper")
+    model = nnx.eval_shape(lambda: task_of("size=paper").init(nnx.Rngs(0)))["tokenizer"]
+    layout = model.layout(VideoShape(1, 256, 256)).only
+    # 256 codes of 12 bits are 384 bytes, k of them 1.5 k.
+    assert (layout.tokens, layout.bits, layout.tokens * layout.bits / 8) == (256, 12.0, 384.0)
+    assert model.places == (1, 16, 16) and model.quantizer.width == 12
+    assert (config.steps, config.data.batch_size, config.ema.decay) == (500_000, 512, 0.999)
+    adversarial = config.losses.adversarial
+    assert (adversarial.objective, adversarial.weight, adversarial.start) == ("hinge", 0.01, 20_000)
+    assert (config.losses.l2.weight, adversarial.lecam) == (1.0, 0.001)
+    rate = config.optimizer.tokenizer
+    assert (rate.learning_rate, rate.b1, rate.b2, rate.weight_decay, rate.warmup) == (1e-4, 0.9, 0.99, 1e-4, 5000)
+    assert rate.learning_rate * rate.final == pytest.approx(1e-5)
+    lengths = config.model.lengths
+    assert (lengths.name, lengths.distribution, lengths.minimum) == ("tail_drop", "uniform", 1)
+
+
+@pytest.mark.parametrize("size", ["debug", "small"])
+def test_smaller_sizes_build(size):
+    assert count(f"size={size}") > 5e5
+
+
+@pytest.mark.parametrize("name", one_d_piece.SWEEPS)
+def test_every_variant_of_the_sweeps_builds(name):
+    for change in one_d_piece.SWEEPS[name]:
+        config = one_d_piece.get_config("size=debug")
+        config.update_from_flattened_dict(change)
+        (value,) = change.values()
+        assert tasks.build(config).config.model.lengths.distribution == value

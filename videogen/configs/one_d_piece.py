@@ -1,0 +1,107 @@
+"""One-D-Piece (Miwa et al., 2025): a row of codes in the order of what they are worth, of which any first part decodes.
+
+    --config=one_d_piece:stage=tokenizer,size=debug|small|paper,model=S|B|L
+
+``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` has the published
+networks and the recipe of the second stage. The tail of the codes is dropped in training after a number of codes that
+is drawn for each clip (the paper draws one for all clips of a device). Where --config.model.lengths.minimum is the
+number of all codes, none is dropped. ``debug`` and ``small`` code clips, which is our extension; ``paper`` codes images
+of 256 × 256 as clips of one frame.
+
+What differs from the paper: the decoder writes pixels, where the published one predicts the codes of a frozen image
+tokenizer in a first stage and tunes that tokenizer's decoder in a second; positions are sines and not learned. The
+perceptual loss, published weight 0.1 on ConvNeXt-S, is off until the user names a file:
+--config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=0.1
+"""
+
+from ml_collections import ConfigDict
+
+from videogen.configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configuration import parse_argument
+
+STAGES = ("tokenizer",)
+
+MODELS = {
+    "S": {"width": 512, "layers": 8, "heads": 8, "mlp_width": 2048},
+    "B": {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072},
+    "L": {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096},
+}
+"""The published encoders; the decoders are their equals."""
+
+SWEEPS = {
+    "lengths": [{"model.lengths.distribution": name} for name in ("uniform", "power_of_two", "uniform_power_of_two")],
+}
+"""Name -> variants, for launch/sweep.py."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=("L", "B", "S"))
+    size = chosen["size"]
+    config = base(dtype="float32" if size == "debug" else "bfloat16")
+    config.task = "tokenizer"
+    transformer = {"name": "transformer", "patch": (4, 8, 8), "width": 384, "layers": 6, "heads": 6}
+    config.losses = loss_terms(l2=1.0, adversarial=adversarial(transformer, objective="hinge", lecam=0.001))
+    config.model = one_d_piece(size, chosen["model"])
+    # A clip of one fixed shape: an image is no clip here, but where clips are images.
+    config.data.image_batch_size = 0
+    config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
+    if size == "debug":
+        config.steps = 5000
+        config.eval_every = 2500
+        config.checkpoint_every = 2500
+        config.losses.adversarial.discriminator.update({"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2})
+        config.optimizer = {
+            "tokenizer": optimizer("muon", learning_rate=1e-2, adam_share=0.3, warmup=50, final=0.02, weight_decay=0.0),
+            "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5),
+        }
+    elif size == "small":
+        config.steps = 30_000
+        config.eval_every = 1000
+        config.checkpoint_every = 1000
+        config.data.batch_size = 32
+        config.data.workers = 8
+        config.ema.decay = 0.999
+        config.optimizer = published(warmup=1000, final=0.1)
+    else:
+        config.steps = 500_000
+        config.eval_every = 5000
+        config.checkpoint_every = 5000
+        config.data.source.name = "video_folder"
+        config.data.batch_size = 512
+        config.data.workers = 16
+        config.losses.adversarial.update({"weight": 0.01, "start": 20_000})
+        config.losses.adversarial.discriminator.patch = (1, 16, 16)
+        config.ema.decay = 0.999
+        config.parallel.mesh.update({"data": 1, "fsdp": -1})
+        config.parallel.remat = "dots"
+        config.optimizer = published(warmup=5000, final=0.1)
+    return config
+
+
+def published(**schedule: float) -> dict[str, ConfigDict]:
+    """AdamW (0.9, 0.99) at 1e-4 with a cosine to 1e-5 for both networks."""
+    rates = {"learning_rate": 1e-4, "b1": 0.9, "b2": 0.99, "weight_decay": 1e-4, "schedule": "half_cosine"}
+    return {name: optimizer(**rates, **schedule) for name in ("tokenizer", "discriminator")}
+
+
+def one_d_piece(size: str, model: str) -> ConfigDict:
+    """The tokenizer at each size (paper: 256 patches, 256 codes of 12 bits)."""
+    quantizer = {"name": "vq", "size": 4096, "width": 12}
+    if size == "debug":
+        # A short run needs a codebook that follows it and restarts what it does not use.
+        quantizer |= {"size": 512, "decay": 0.95, "restart_threshold": 0.05}
+        shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 64}
+        network = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 256}
+    elif size == "small":
+        quantizer |= {"restart_threshold": 0.01}
+        shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 256}
+        network = {"width": 384, "layers": 6, "heads": 6, "mlp_width": 1536}
+    else:
+        quantizer |= {"codebook_update": "gradient"}
+        shape, network = {"clip": (1, 256, 256), "patch": (1, 16, 16), "queries": 256}, MODELS[model]
+    # A short run has no time to tell queries apart that begin as near zero as the published ones.
+    scale = 0.02 if size == "paper" else 1.0
+    parts = {"encoder": dict(network), "decoder": dict(network), "quantizer": quantizer}
+    lengths = {"name": "tail_drop", "distribution": "uniform", "minimum": 1}
+    return ConfigDict({"name": "one_d", **shape, **parts, "lengths": lengths, "query_scale": scale})
