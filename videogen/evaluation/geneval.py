@@ -81,7 +81,7 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a picture must show (``include``), and of what there may be fewer alone (``exclude``); ``tag`` is the task."""
+    """What a picture must show (``include``), and of what it must have fewer (``exclude``); ``tag`` is the task."""
 
     tag: str
     text: str
