@@ -123,9 +123,11 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """
     if len(a) != len(b):
         raise UserError(f"a rank correlation needs two values for each thing, got {len(a)} and {len(b)}")
+    if len(a) < 2:
+        return None
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (a, b)]
     x, y = (r - r.mean() for r in ranks)
-    scale = np.sqrt((x @ x) * (y @ y)) if len(a) else 0.0
+    scale = np.sqrt((x @ x) * (y @ y))
     return float(np.clip(x @ y / scale, -1, 1)) if scale > 0 else None
 
 
