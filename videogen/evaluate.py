@@ -10,7 +10,8 @@ FILE.json.parts/ until the end.
 
 Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
 judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
-sharpness by the number of steps), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
+sharpness by the number of steps), downstream (how often EfficientNet-lite0 finds the same class in originals and
+reconstructions), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
 of unseen prompts, or of class labels; whether the shape is there in every frame, keeps its form and moves evenly),
 composition (the same for colours, forms and directions that never come together in training), tasks (generators trained
 with config.tasks or on given frames: PSNR of what each task leaves unknown, beside copies of the nearest given pixel).
@@ -166,7 +167,7 @@ def _evaluate_checkpoint() -> None:
     other = use_test_set(loaded, SOURCE.value, PATH.value, CLIP.value)
     asked = {"protocol": PROTOCOL.value, "count": COUNT.value or HELD_OUT, "seed": SEED.value, "other": other}
     finished = FinishedBatches(OUT.value, {"command": "evaluate", **asked, **loaded.key})
-    record, pictures = evaluate(loaded, *asked.values(), finished)
+    record, pictures = evaluate(loaded, *asked.values(), finished, WEIGHTS.value)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))

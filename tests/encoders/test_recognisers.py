@@ -201,6 +201,17 @@ def face_api():
 
 
 @pytest.mark.slow
+def test_the_real_face_network_gives_what_its_package_gives(face_api):
+    """The first five numbers for a picture of stripes, as the package computed them in JavaScript."""
+    rows, columns, channels = np.ogrid[:SIDE, :SIDE, :3]
+    stripes = ((7 * columns + 13 * rows + 29 * channels) % 256).astype(np.uint8)
+    found = np.asarray(FaceApi.load(face_api).encode(stripes[None]))[0]
+    expected = [-0.04688975, 0.12886070, 0.06123971, -0.01211422, -0.03938553]
+    np.testing.assert_allclose(found[:5], expected, atol=1e-5)
+    assert np.abs(found).max() == pytest.approx(0.3517934, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_real_faces_are_told_apart_and_suffer_from_compression(face_api):
     from videogen.evaluation import codecs
 

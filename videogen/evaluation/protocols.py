@@ -17,6 +17,7 @@ from videogen.conditioning import TASKS
 from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
+from videogen.evaluation.downstream import class_agreement, classifier
 from videogen.evaluation.origin import commit, hardware
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics import region_psnr
@@ -37,6 +38,7 @@ MEASURED = {
     "psnr": "PSNR of pixels clamped and rounded to uint8, per frame; mean over frames, then clips",
     "ssim": "SSIM per frame and RGB channel, window 11; mean over frames, then clips",
     "gradient_sharpness": "1-Wasserstein distance of the frames' gradient magnitudes, in grey levels",
+    "class_agreement": "share of frames with the same likeliest class of EfficientNet-lite0 before and after",
     "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
 }
 """Metric -> how it is measured, for the record of those that were."""
@@ -56,6 +58,7 @@ class Evaluation:
       split: where prompts come from.
       other: whether the clips are of another test set than the run's own.
       keep: what is computed of a batch passes through it.
+      weights: file of the frozen network of a protocol that has one; ``None``: that of the installed package.
     """
 
     loaded: Loaded
@@ -64,6 +67,7 @@ class Evaluation:
     split: str = "eval"
     other: bool = False
     keep: Keep = compute_now
+    weights: str | None = None
 
     @property
     def batch_size(self) -> int:
@@ -142,6 +146,15 @@ def reconstruction(evaluation: Evaluation) -> Result:
             metrics[f"judge_on_{name}"] = fidelity(videos, captions)
     pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
     return metrics, {"originals": evaluation.videos[:SHOWN], **pictures, "captions": np.array(captions[:SHOWN])}
+
+
+def downstream(evaluation: Evaluation) -> Result:
+    """Share of frames of held-out clips in whose reconstruction EfficientNet-lite0 finds the same class again."""
+    classify, digest = classifier(evaluation.weights)
+    rebuilt = evaluation.rebuilt(evaluation.loaded.tokenizer, "rebuilt_reconstructions")
+    share = class_agreement(evaluation.videos, rebuilt, classify)
+    metrics = {"class_agreement": share, "network_hash": digest, "clips": len(rebuilt)}
+    return metrics, {"originals": evaluation.videos[:SHOWN], "reconstructions": rebuilt[:SHOWN]}
 
 
 def denoising_steps(evaluation: Evaluation) -> Result:
@@ -318,6 +331,7 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
     "composition": prompt_fidelity,
     "tasks": completion,
     "denoising_steps": denoising_steps,
+    "downstream": downstream,
 }
 
 
@@ -357,7 +371,13 @@ def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str
 
 
 def evaluate(
-    loaded: Loaded, name: str, count: int, seed: int, other: bool = False, keep: Keep = compute_now
+    loaded: Loaded,
+    name: str,
+    count: int,
+    seed: int,
+    other: bool = False,
+    keep: Keep = compute_now,
+    weights: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Runs a protocol; the record holds the numbers and everything needed to read them.
 
@@ -368,10 +388,11 @@ def evaluate(
       seed: decides every draw.
       other: whether its config names another test set (``use_test_set``).
       keep: what is computed of a batch passes through it (``runs.finished``).
+      weights: file of the frozen network of a protocol that has one; ``None``: that of the installed package.
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, PROTOCOLS)}")
-    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other, keep)
+    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other, keep, weights)
     metrics, pictures = PROTOCOLS[name](evaluation)
     config = loaded.config
     protocol = {
