@@ -45,6 +45,27 @@ def test_metrics_do_not_depend_on_the_batch(loaded):
     assert parts["metrics"]["psnr"] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
+def test_downstream_compares_classes_of_clips_and_reconstructions(loaded, monkeypatch):
+    """With a classifier that sees nothing but brightness, and reconstructions that are darker in every other clip."""
+    asked = []
+
+    def classifier(path):
+        asked.append(path)
+        return lambda pictures: np.stack([pictures.mean((1, 2, 3)) > 0, pictures.mean((1, 2, 3)) == 0], axis=-1), "0123"
+
+    monkeypatch.setattr("videogen.evaluation.downstream.classifier", classifier)
+    monkeypatch.setattr(
+        protocols, "reconstruct", lambda model, v: v * (np.arange(len(v)) % 2 == 0)[:, None, None, None, None]
+    )
+    loaded.config.data.eval_batch_size = 4
+    record, pictures = protocols.evaluate(loaded, "downstream", 4, 0, weights="file")
+    assert record["metrics"] == {"class_agreement": 0.5, "network_hash": "0123", "clips": 4} and asked == ["file"]
+    assert set(record["protocol"]["measured"]) == {"class_agreement"} and set(pictures) == {
+        "originals",
+        "reconstructions",
+    }
+
+
 def test_no_more_clips_than_a_batch_are_coded_at_a_time(loaded, monkeypatch):
     sizes = []
     reconstruct = protocols.reconstruct

@@ -77,7 +77,7 @@ def moments(encode, inputs):
 @pytest.mark.slow
 def test_transnetv2_sees_noise_blur_dropped_and_shuffled_frames(videos):
     encode = jax.jit(encoders.load("transnetv2", weights("transnetv2")).__call__)
-    real = [clip for name in ("bikes", "bigbuckbunny") for clip in clips(videos[name], 54, 96)[::4]]
+    real = [clip for name in ("bikes", "bigbuckbunny") for clip in clips(videos[name], 54, 96)[::8]]
     expected = moments(encode, real)
     assert frechet_distance(expected, moments(encode, real)) == 0
     families = {noise: (5, 15, 45), blur: (1, 2, 5), drop: (0.2, 0.45, 0.75), shuffle: (0.25, 0.5, 1)}
@@ -90,14 +90,14 @@ def test_transnetv2_sees_noise_blur_dropped_and_shuffled_frames(videos):
 def test_efficientnet_sees_noise_blur_and_compression(videos):
     encode = jax.jit(encoders.load("efficientnet_lite0", weights("efficientnet_lite0")).__call__)
     frames = [frame for name in ("bikes", "bigbuckbunny") for frame in clips(videos[name], 128, 192)]
-    frames = [clip[0] for clip in frames]
+    frames = [clip[0] for clip in frames[::4]]
     expected = moments(encode, frames)
     for change, strengths in {noise: (5, 15, 45), blur: (0.5, 1.5, 4)}.items():
         found = [
             frechet_distance(expected, moments(encode, [change(x[None], s)[0] for x in frames])) for s in strengths
         ]
         assert 0 < found[0] < found[1] < found[2], (change.__name__, found)
-    pristine, distorted = (videos[f"carphone_{name}"][::6] for name in ("pristine", "distorted"))
+    pristine, distorted = (videos[f"carphone_{name}"][::12] for name in ("pristine", "distorted"))
     moment = [moments(encode, part) for part in (pristine[::2], pristine[1::2], distorted[1::2])]
     # Two halves of the pristine video are nearer to each other than to the distorted one.
     assert frechet_distance(moment[0], moment[1]) < 0.5 * frechet_distance(moment[0], moment[2])
@@ -108,10 +108,10 @@ def test_transnetv2_orders_the_pristine_and_the_distorted_video(videos):
     """The more clips are distorted, the farther; and all of them are nearer than another scene."""
     encode = jax.jit(encoders.load("transnetv2", weights("transnetv2")).__call__)
     pristine, distorted, other = (
-        clips(videos[name], 54, 96)[:7] for name in ("carphone_pristine", "carphone_distorted", "bikes")
+        clips(videos[name][:48], 54, 96) for name in ("carphone_pristine", "carphone_distorted", "bikes")
     )
     expected = moments(encode, pristine)
-    mixed = [pristine, distorted[:3] + pristine[3:], distorted, other]
+    mixed = [pristine, distorted[:1] + pristine[1:], distorted, other]
     found = [frechet_distance(expected, moments(encode, part)) for part in mixed]
     assert found[0] == 0 and (np.diff(found) > 0).all(), found
 

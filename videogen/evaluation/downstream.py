@@ -4,6 +4,7 @@ A tokenizer that loses what a network needs lowers the agreement, whatever its P
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,8 +16,14 @@ from videogen.encoders.installed import how_to_install, installed_weights
 from videogen.errors import UserError
 from videogen.metrics.features import agreement
 
+if TYPE_CHECKING:
+    from videogen.evaluation.protocols import Evaluation
+
 CLASSIFIER = "efficientnet_lite0"
 """The network that reads ImageNet's classes from single frames."""
+
+SHOWN = 12
+"""Clips to look at."""
 
 OVERLAP = 0.5
 """Intersection over union from which two boxes are of one object."""
@@ -106,3 +113,12 @@ def detection_agreement(
                 expected.pop(best)
                 matched += 1
     return 2 * matched / total if total else None
+
+
+def downstream(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Share of frames of held-out clips in whose reconstruction EfficientNet-lite0 finds the same class again."""
+    classify, digest = classifier(evaluation.weights)
+    rebuilt = evaluation.rebuilt(evaluation.loaded.tokenizer, "rebuilt_reconstructions")
+    share = class_agreement(evaluation.videos, rebuilt, classify)
+    metrics = {"class_agreement": share, "network_hash": digest, "clips": len(rebuilt)}
+    return metrics, {"originals": evaluation.videos[:SHOWN], "reconstructions": rebuilt[:SHOWN]}

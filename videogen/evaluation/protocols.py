@@ -17,7 +17,7 @@ from videogen.conditioning import TASKS
 from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
-from videogen.evaluation.downstream import class_agreement, classifier
+from videogen.evaluation.downstream import downstream
 from videogen.evaluation.origin import commit, hardware
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics import region_psnr
@@ -38,7 +38,7 @@ MEASURED = {
     "psnr": "PSNR of pixels clamped and rounded to uint8, per frame; mean over frames, then clips",
     "ssim": "SSIM per frame and RGB channel, window 11; mean over frames, then clips",
     "gradient_sharpness": "1-Wasserstein distance of the frames' gradient magnitudes, in grey levels",
-    "class_agreement": "share of frames with the same likeliest class of EfficientNet-lite0 before and after",
+    "class_agreement": "share of frames whose likeliest class of EfficientNet-lite0 is the same before and after",
     "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
 }
 """Metric -> how it is measured, for the record of those that were."""
@@ -146,15 +146,6 @@ def reconstruction(evaluation: Evaluation) -> Result:
             metrics[f"judge_on_{name}"] = fidelity(videos, captions)
     pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
     return metrics, {"originals": evaluation.videos[:SHOWN], **pictures, "captions": np.array(captions[:SHOWN])}
-
-
-def downstream(evaluation: Evaluation) -> Result:
-    """Share of frames of held-out clips in whose reconstruction EfficientNet-lite0 finds the same class again."""
-    classify, digest = classifier(evaluation.weights)
-    rebuilt = evaluation.rebuilt(evaluation.loaded.tokenizer, "rebuilt_reconstructions")
-    share = class_agreement(evaluation.videos, rebuilt, classify)
-    metrics = {"class_agreement": share, "network_hash": digest, "clips": len(rebuilt)}
-    return metrics, {"originals": evaluation.videos[:SHOWN], "reconstructions": rebuilt[:SHOWN]}
 
 
 def denoising_steps(evaluation: Evaluation) -> Result:
