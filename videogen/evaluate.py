@@ -121,6 +121,9 @@ def _tokbench() -> None:
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
+    for flag in (GENERATED, STEPS, GUIDANCE, SOURCE, CLIP):
+        if flag.present:
+            raise UserError(f"--{flag.name} means nothing to {PROTOCOL.value}; leave it out")
     request = Request(
         PROTOCOL.value,
         CODEC.value or "",

@@ -66,6 +66,29 @@ def test_downstream_compares_classes_of_clips_and_reconstructions(loaded, monkey
     }
 
 
+@pytest.mark.slow
+def test_tokbench_judges_a_tokenizer(loaded, monkeypatch):
+    """Pictures and videos of 256 pixels, whatever size and number of frames it was trained on."""
+    from videogen.evaluation import tokbench_request
+
+    class Reader:
+        hash = "0123"
+
+        def __init__(self, path):
+            pass
+
+        def __call__(self, crop):
+            return "x" * crop.shape[0]
+
+    monkeypatch.setitem(tokbench_request.READERS, "ppocrv6", Reader)
+    request = tokbench_request.Request("tokbench.256.ppocrv6", count=1, weights="file")
+    record, examples = tokbench_request.measure(request, loaded)
+    assert record["protocol"]["step"] == loaded.step and "codec" not in record["protocol"]
+    assert 5 < record["metrics"]["psnr"] < 60 and examples
+    with pytest.raises(UserError, match="name what to judge"):
+        tokbench_request.measure(tokbench_request.Request("tokbench.256.ppocrv6", codec="identity"), loaded)
+
+
 def test_no_more_clips_than_a_batch_are_coded_at_a_time(loaded, monkeypatch):
     sizes = []
     reconstruct = protocols.reconstruct

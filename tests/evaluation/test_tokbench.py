@@ -220,7 +220,13 @@ def blurred(frames):
 
 
 def test_a_run_says_how_it_was_measured_and_gives_all_numbers():
-    by = Recognisers(match, moments, hashes={"match": "0"})
+
+    def distance(one, other):
+        """Of pictures in [-1, 1]."""
+        assert one.shape == other.shape and float(abs(one).max()) <= 1
+        return abs(one - other).mean((1, 2, 3)) / 2
+
+    by = Recognisers(match, moments, distance, hashes={"match": "0"})
     how, metrics, examples = run("tokbench.256.ppocrv6", Pages(), blurred, by)
     assert how["name"] == "tokbench.256.ppocrv6" and how["setting"] == 256 and how["recogniser"] == "ppocrv6"
     assert how["data"] == {"name": "pages"} and how["networks"] == {"match": "0"} and how["rejected_words"] == 0
@@ -233,6 +239,9 @@ def test_a_run_says_how_it_was_measured_and_gives_all_numbers():
     expected = (metrics["faces"]["videos"]["f_sim"] - floor) / (1 - floor)
     assert metrics["faces"]["f_sim_above_floor_of_videos"] == pytest.approx(expected)
     assert 10 < metrics["psnr"] < 60 and 0 < metrics["ssim"] < 1
+    samples = Pages().samples
+    each = [np.abs(s.frames.astype(float) - blurred(s.frames)).mean() / 255 for s in samples]
+    assert metrics["lpips"] == pytest.approx(np.mean(each), rel=1e-5)
     tiles, text, before, after = examples[0]
     assert tiles.shape == (2, 32, 160, 3) and text == before and len(examples) == 24
 
