@@ -103,7 +103,7 @@ class FaceReference:
 
 def test_the_face_network_is_the_published_graph(tmp_path):
     reference = FaceReference()
-    faces = np.random.default_rng(1).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    faces = np.random.default_rng(1).integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)
     expected = reference(faces.astype(np.float32))
     write_manifest(tmp_path, reference.weights, quantised=False)
     ours = FaceApi.load(tmp_path)

@@ -82,12 +82,12 @@ def stub(monkeypatch):
 
 
 def test_a_request_is_measured_whole(stub):
-    request = Request("tokbench.256.ppocrv6", codec="identity", count=2, seed=5, weights="file")
+    request = Request("tokbench.256.ppocrv6", codec="identity", count=1, seed=5, weights="file")
     record, examples = measure(request)
     protocol = record["protocol"]
     assert protocol["codec"] == "identity" and protocol["networks"] == {"ppocrv6": "0123"} and protocol["cleaned"]
     data = protocol["data"]
-    assert (data["name"], data["pictures"], data["videos"], data["seed"]) == ("rendered", 2, 1, 5)
+    assert (data["name"], data["pictures"], data["videos"], data["seed"]) == ("rendered", 1, 1, 5)
     assert record["seed"] == 5 and record["metrics"]["psnr"] == 100 and len(examples) == 24
     json.dumps(record)
 
