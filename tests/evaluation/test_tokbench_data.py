@@ -83,6 +83,8 @@ def test_frames_of_videos_are_backgrounds(tmp_path):
     one, other = RenderedSet(256, pictures=2, videos=0, words=0, folder=str(tmp_path))
     np.testing.assert_allclose(one.frames[0].mean((0, 1)), (200, 30, 30), atol=6)
     assert abs(other.frames[0].mean((0, 1)) - (200, 30, 30)).max() > 20
+    found = RenderedSet(256, folder=str(tmp_path)).describe()
+    assert found["backgrounds"]["videos"] == 1 and len(found["backgrounds"]["hash"]) == 16
     with pytest.raises(UserError, match="no video in"):
         RenderedSet(256, folder=str(tmp_path / "absent")).describe()
 

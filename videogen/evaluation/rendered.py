@@ -6,11 +6,13 @@ carries.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import PIL
 from PIL import Image, ImageDraw, ImageFont
 
 from videogen.data.clip import Clip
@@ -86,7 +88,11 @@ class RenderedSet:
     def describe(self) -> dict[str, object]:
         """What the set is, for the record of a result."""
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("setting", "folder")}
-        return {"name": "rendered", **fields, "backgrounds": [path.name for path in self.files] or "shapes"}
+        listed = "\n".join(f"{path.name} {path.stat().st_size}" for path in self.files)
+        backgrounds = {"videos": len(self.files), "hash": hashlib.sha256(listed.encode()).hexdigest()[:16]}
+        # Its version decides the edges of letters.
+        drawn_by = f"Pillow {PIL.__version__}"
+        return {"name": "rendered", **fields, "drawn_by": drawn_by, "backgrounds": backgrounds if listed else "shapes"}
 
     def __getitem__(self, index: int) -> Sample:
         """The sample of a place; pictures come first."""

@@ -35,7 +35,7 @@ def write_readings(path: epath.PathLike, examples: Sequence[Example]) -> None:
             # Names of fonts and letters that they lack must not stop a report; $ would begin a formula.
             shown = read.replace("$", r"\$") or "(nothing)"
             colour = "black" if read == text else "firebrick"
-            place.set_title(shown, fontsize=9, color=colour, y=-0.45)
+            place.set_title(shown, fontsize=9, color=colour, y=-0.45, loc="left")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=90)
     epath.Path(path).write_bytes(content.getvalue())
