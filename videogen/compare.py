@@ -4,6 +4,10 @@
 
 Results are compared only where they were measured alike: the same protocol, clips, counts and seed. Otherwise the first
 field that differs is named. What differs between the models (step, sampler, averaged weights) is no reason to refuse.
+
+Results of tokbench protocols are also ranked, by every measure that all have, with the rank correlations of these:
+
+    python -m videogen.compare runs/*/tokbench.json --ranking=ranking.html
 """
 
 from absl import flags, logging
@@ -11,18 +15,24 @@ from absl import flags, logging
 from videogen import app
 
 OUT = flags.DEFINE_string("out", None, "HTML file to write as well.")
+RANKING = flags.DEFINE_string("ranking", None, "File for the ranking of tokbench results: .json, .md or .html.")
 
 
 def main(files: list[str]) -> None:
     """Runs the command."""
     from videogen.configuration import check_writable
     from videogen.reporting.comparison import compare
+    from videogen.reporting.ranking import write_ranking
 
-    if OUT.value:
-        check_writable(OUT.value, "--out")
+    for flag in (OUT, RANKING):
+        if flag.value:
+            check_writable(flag.value, f"--{flag.name}")
     print(compare(files, OUT.value))
     if OUT.value:
         logging.info("wrote %s", OUT.value)
+    if RANKING.value:
+        print(write_ranking(files, RANKING.value))
+        logging.info("wrote %s", RANKING.value)
 
 
 if __name__ == "__main__":

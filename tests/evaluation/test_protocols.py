@@ -45,6 +45,50 @@ def test_metrics_do_not_depend_on_the_batch(loaded):
     assert parts["metrics"]["psnr"] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
+def test_downstream_compares_classes_of_clips_and_reconstructions(loaded, monkeypatch):
+    """With a classifier that sees nothing but brightness, and reconstructions that are darker in every other clip."""
+    asked = []
+
+    def classifier(path):
+        asked.append(path)
+        return lambda pictures: np.stack([pictures.mean((1, 2, 3)) > 0, pictures.mean((1, 2, 3)) == 0], axis=-1), "0123"
+
+    monkeypatch.setattr("videogen.evaluation.downstream.classifier", classifier)
+    monkeypatch.setattr(
+        protocols, "reconstruct", lambda model, v: v * (np.arange(len(v)) % 2 == 0)[:, None, None, None, None]
+    )
+    loaded.config.data.eval_batch_size = 4
+    record, pictures = protocols.evaluate(loaded, "downstream", 4, 0, weights="file")
+    assert record["metrics"] == {"class_agreement": 0.5, "network_hash": "0123", "clips": 4} and asked == ["file"]
+    assert set(record["protocol"]["measured"]) == {"class_agreement"} and set(pictures) == {
+        "originals",
+        "reconstructions",
+    }
+
+
+@pytest.mark.slow
+def test_tokbench_judges_a_tokenizer(loaded, monkeypatch):
+    """Pictures and videos of 256 pixels, whatever size and number of frames it was trained on."""
+    from videogen.evaluation import tokbench_request
+
+    class Reader:
+        hash = "0123"
+
+        def __init__(self, path):
+            pass
+
+        def __call__(self, crop):
+            return "x" * crop.shape[0]
+
+    monkeypatch.setitem(tokbench_request.READERS, "ppocrv6", Reader)
+    request = tokbench_request.Request("tokbench.256.ppocrv6", count=1, weights="file")
+    record, examples = tokbench_request.measure(request, loaded)
+    assert record["protocol"]["step"] == loaded.step and "codec" not in record["protocol"]
+    assert 5 < record["metrics"]["psnr"] < 60 and examples
+    with pytest.raises(UserError, match="name what to judge"):
+        tokbench_request.measure(tokbench_request.Request("tokbench.256.ppocrv6", codec="identity"), loaded)
+
+
 def test_no_more_clips_than_a_batch_are_coded_at_a_time(loaded, monkeypatch):
     sizes = []
     reconstruct = protocols.reconstruct

@@ -24,7 +24,7 @@ SMALLEST_SIDE = 128
 """Smaller clips are enlarged by a whole factor when written: encoders and eyes dislike 32-pixel videos."""
 
 
-def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | None = None) -> None:
+def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | None = None, crf: int = 12) -> None:
     """Writes an H.264 mp4 (yuv420p, BT.709, tagged so); odd sides are padded by repeating the edge.
 
     Args:
@@ -32,6 +32,7 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
       frames: the clip.
       fps: frames per second.
       scale: whole factor every pixel is repeated by; by default small clips grow to at least 128 pixels.
+      crf: constant rate factor, 0 (best) to 51.
 
     Raises:
       UserError: ``frames`` are no RGB clip, or no positive rate.
@@ -48,7 +49,7 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "12"}
+        stream.options = {"crf": str(crf)}
         # Untagged, players take small videos for BT.601 and large ones for BT.709, and shift the colours of one kind.
         codec = stream.codec_context
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG

@@ -13,9 +13,11 @@ from videogen.encoders.c3d import C3d
 from videogen.encoders.clip import ClipImage, ClipText
 from videogen.encoders.decoders import Decoder
 from videogen.encoders.dinov2 import DinoV2
+from videogen.encoders.efficientnet import EfficientNetLite0
 from videogen.encoders.files import Weights, read_config
 from videogen.encoders.i3d import I3d
 from videogen.encoders.inception import Inception
+from videogen.encoders.installed import installed_weights
 from videogen.encoders.loading import Published
 from videogen.encoders.lpips import Lpips
 from videogen.encoders.preprocessing import Preprocessing
@@ -39,6 +41,7 @@ ENCODERS: dict[str, type[Published]] = {
     "clip_text": ClipText,
     "decoder": Decoder,
     "dinov2": DinoV2,
+    "efficientnet_lite0": EfficientNetLite0,
     "i3d": I3d,
     "inception": Inception,
     "resnet": ResNet,
@@ -100,6 +103,7 @@ __all__ = [
     "ClipText",
     "Decoder",
     "DinoV2",
+    "EfficientNetLite0",
     "I3d",
     "Inception",
     "Lpips",
@@ -124,6 +128,7 @@ __all__ = [
     "build",
     "describe",
     "described",
+    "installed_weights",
     "load",
     "read_archive",
     "read_config",

