@@ -16,8 +16,8 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont
 
 from videogen.data.clip import Clip
+from videogen.data.folders import VIDEOS
 from videogen.data.shapes_source import ShapesSource
-from videogen.data.video_folder import EXTENSIONS
 from videogen.data.video_io import read_beginning
 from videogen.errors import UserError
 from videogen.evaluation.instances import Box, Frames, Sample, Word
@@ -80,7 +80,7 @@ class RenderedSet:
         """
         if self.folder is None:
             return ()
-        found = sorted(path for path in Path(self.folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
+        found = sorted(path for path in Path(self.folder).rglob("*") if path.suffix.lower() in VIDEOS)
         if not found:
             raise UserError(f"no video in {self.folder}; name a folder of videos to draw words on, or none")
         return found
