@@ -10,14 +10,15 @@ FILE.json.parts/ until the end.
 
 Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
 judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
-sharpness by the number of steps), downstream (how often EfficientNet-lite0 finds the same class in originals and
-reconstructions), prompt_fidelity (generators on shapes: colour, form, direction read back from samples
-of unseen prompts, or of class labels; whether the shape is there in every frame, keeps its form and moves evenly),
-composition (the same for colours, forms and directions that never come together in training), tasks (generators trained
-with config.tasks or on given frames: PSNR of what each task leaves unknown, beside copies of the nearest given pixel),
-geneval.shapes (generators on shapes: GenEval's six tasks, answered by the judge; equally many prompts of each). On
-shapes reconstruction and prompt_fidelity also give frechet.shapes_stand_in, a Fréchet distance on a small classifier
-that comes with this package; it is no FVD.
+sharpness by the number of steps), rate_distortion (tokenizers of codes: PSNR and SSIM against the bits really written,
+by the number of tokens where fewer will do, beside JPEG, WebP, H.264 and HEVC), downstream (how often
+EfficientNet-lite0 finds the same class in originals and reconstructions), prompt_fidelity (generators on shapes:
+colour, form, direction read back from samples of unseen prompts, or of class labels; whether the shape is there in
+every frame, keeps its form and moves evenly), composition (the same for colours, forms and directions that never come
+together in training), tasks (generators trained with config.tasks or on given frames: PSNR of what each task leaves
+unknown, beside copies of the nearest given pixel), geneval.shapes (generators on shapes: GenEval's six tasks, answered
+by the judge; equally many prompts of each). On shapes reconstruction and prompt_fidelity also give
+frechet.shapes_stand_in, a Fréchet distance on a small classifier that comes with this package; it is no FVD.
 
 Presets are distances and scores of a frozen public network, whose weights are a file of yours:
 
@@ -181,6 +182,7 @@ def _evaluate_checkpoint() -> None:
     from videogen.evaluation.protocols import READ_WEIGHTS, evaluate, use_test_set
     from videogen.evaluation.runs import evaluate_preset
     from videogen.inference.pictures import write_pictures
+    from videogen.reporting import rates
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
@@ -214,6 +216,8 @@ def _evaluate_checkpoint() -> None:
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))
+        if (curves := record["metrics"].get(rates.PROTOCOL)) is not None:
+            rates.write_rates(Path(PICTURES.value) / f"{rates.PROTOCOL}.png", curves)
     finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
 

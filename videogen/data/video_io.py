@@ -24,8 +24,10 @@ SMALLEST_SIDE = 128
 """Smaller clips are enlarged by a whole factor when written: encoders and eyes dislike 32-pixel videos."""
 
 
-def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | None = None, crf: int = 12) -> None:
-    """Writes an H.264 mp4 (yuv420p, BT.709, tagged so); odd sides are padded by repeating the edge.
+def write_video(
+    path: epath.PathLike, frames: Frames, fps: float, scale: int | None = None, crf: int = 12, encoder: str = "libx264"
+) -> None:
+    """Writes an mp4: yuv420p, BT.709, tagged so; odd sides are padded by repeating the edge.
 
     Args:
       path: the file; its directory must exist.
@@ -33,6 +35,7 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
       fps: frames per second.
       scale: whole factor every pixel is repeated by; by default small clips grow to at least 128 pixels.
       crf: constant rate factor, 0 (best) to 51.
+      encoder: of FFmpeg: ``libx264`` or ``libx265`` (HEVC).
 
     Raises:
       UserError: ``frames`` are no RGB clip, or no positive rate.
@@ -46,10 +49,10 @@ def write_video(path: epath.PathLike, frames: Frames, fps: float, scale: int | N
     rate = Fraction(float(fps)).limit_denominator(1001)
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate)
+        stream = container.add_stream(encoder, rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf)}
+        stream.options = {"crf": str(crf), **({"x265-params": "log-level=none"} if encoder == "libx265" else {})}
         # Untagged, players take small videos for BT.601 and large ones for BT.709, and shift the colours of one kind.
         codec = stream.codec_context
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG

@@ -1,9 +1,10 @@
-"""What is judged by recognisers: tokenizers, and beside them JPEG, H.264 and down-sampling at any strength."""
+"""JPEG, WebP, H.264, HEVC and down-sampling at any strength, and tokenizers as codecs."""
 
 import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -19,32 +20,64 @@ Codec = Callable[[Frames], Frames]
 """Frames -> what is left of them, in the same shape."""
 
 
-def identity(frames: Frames, strength: int) -> Frames:
+class Coded(NamedTuple):
+    """A clip after a codec.
+
+    Attributes:
+      frames: what is left of it, in the same shape.
+      size: bytes of its files, headers included; ``None`` where there is no file.
+    """
+
+    frames: Frames
+    size: int | None = None
+
+
+def identity(frames: Frames, strength: int) -> Coded:
     """The frames themselves."""
-    return frames
+    return Coded(frames)
 
 
-def jpeg(frames: Frames, quality: int) -> Frames:
-    """Every frame through a JPEG file of this quality, 1 to 95."""
-
-    def one(frame: np.ndarray) -> np.ndarray:
+def _pictures(frames: Frames, kind: str, quality: int) -> Coded:
+    """Every frame through a file of its own."""
+    size, found = 0, []
+    for frame in frames:
         content = io.BytesIO()
-        Image.fromarray(frame).save(content, "jpeg", quality=quality)
-        return np.asarray(Image.open(content))
+        Image.fromarray(frame).save(content, kind, quality=quality)
+        size += len(content.getvalue())
+        found.append(np.asarray(Image.open(content).convert("RGB")))
+    return Coded(np.stack(found), size)
 
-    return np.stack([one(frame) for frame in frames])
+
+def jpeg(frames: Frames, quality: int) -> Coded:
+    """Every frame through a JPEG file of this quality, 1 to 95."""
+    return _pictures(frames, "jpeg", quality)
 
 
-def h264(frames: Frames, crf: int) -> Frames:
-    """The clip through an H.264 file of this constant rate factor, 0 (best) to 51; colours have half the sides."""
+def webp(frames: Frames, quality: int) -> Coded:
+    """Every frame through a lossy WebP file of this quality, 1 to 100."""
+    return _pictures(frames, "webp", quality)
+
+
+def _video(frames: Frames, encoder: str, crf: int) -> Coded:
+    """The clip through an mp4 file; colours have half the sides."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_video(path, frames, 8.0, scale=1, crf=crf)
+        write_video(path, frames, 8.0, scale=1, crf=crf, encoder=encoder)
         decoded, _ = read_video(path)
-    return decoded[:, : frames.shape[1], : frames.shape[2]]
+        return Coded(decoded[:, : frames.shape[1], : frames.shape[2]], path.stat().st_size)
 
 
-def downsample(frames: Frames, factor: int) -> Frames:
+def h264(frames: Frames, crf: int) -> Coded:
+    """The clip through an H.264 file of this constant rate factor, 0 (best) to 51; colours have half the sides."""
+    return _video(frames, "libx264", crf)
+
+
+def hevc(frames: Frames, crf: int) -> Coded:
+    """The same of HEVC, which not every build of FFmpeg can write."""
+    return _video(frames, "libx265", crf)
+
+
+def downsample(frames: Frames, factor: int) -> Coded:
     """Every frame with its sides divided by this factor, and back: averages, then bilinear."""
 
     def one(frame: np.ndarray) -> np.ndarray:
@@ -52,13 +85,15 @@ def downsample(frames: Frames, factor: int) -> Frames:
         small = picture.resize((max(width // factor, 1), max(height // factor, 1)), Image.Resampling.BOX)
         return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
-    return np.stack([one(frame) for frame in frames])
+    return Coded(np.stack([one(frame) for frame in frames]))
 
 
-CODECS: dict[str, tuple[Callable[[Frames, int], Frames], int, int]] = {
+CODECS: dict[str, tuple[Callable[[Frames, int], Coded], int, int]] = {
     "identity": (identity, 0, 0),
     "jpeg": (jpeg, 1, 95),
+    "webp": (webp, 1, 100),
     "h264": (h264, 0, 51),
+    "hevc": (hevc, 0, 51),
     "downsample": (downsample, 1, 64),
 }
 """Name -> the codec, and the smallest and largest strength."""
@@ -82,7 +117,7 @@ def build(text: str) -> Codec:
         raise UserError(
             f"--codec={text}: write {name}:N with N from {low} to {high}, such as {name}:{(low + high) // 2}"
         )
-    return lambda frames: run(frames, int(strength or low))
+    return lambda frames: run(frames, int(strength or low)).frames
 
 
 FILLED = 64

@@ -20,6 +20,7 @@ from videogen.evaluation.completion import completion
 from videogen.evaluation.downstream import downstream
 from videogen.evaluation.origin import commit, hardware, of_model
 from videogen.evaluation.presets import PRESETS
+from videogen.evaluation.rate_distortion import rate_distortion
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics.judge import fidelity, judge
 from videogen.shapes import VideoShape
@@ -281,6 +282,7 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
     "tasks": completion,
     "denoising_steps": denoising_steps,
     "downstream": downstream,
+    "rate_distortion": rate_distortion,
 }
 
 READ_WEIGHTS = ("downstream",)

@@ -1,0 +1,111 @@
+"""Points of tokenizers and codecs: bits that were really written, errors against the array that was coded."""
+
+import logging
+
+import numpy as np
+import pytest
+from flax import nnx
+from matplotlib.image import imread
+
+from videogen import tasks
+from videogen.configs import one_d_piece, phenaki
+from videogen.errors import UserError
+from videogen.evaluation import codecs, rate_distortion
+from videogen.evaluation.protocols import Evaluation
+from videogen.metrics import psnr, to_unit
+from videogen.reporting.rates import write_rates
+from videogen.tasks import reconstruct, to_video
+from videogen.training.loading import Loaded
+
+NETWORK = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
+QUERIES = 10
+
+
+def loaded_of(config, tmp_path) -> Loaded:
+    config.data.eval_batch_size = 2
+    task = tasks.build(config)
+    return Loaded(tmp_path, config, task, task.init(nnx.Rngs(0)), step=0)
+
+
+def ordered(tmp_path) -> Loaded:
+    config = one_d_piece.get_config("size=debug")
+    config.model.update({"queries": QUERIES, "encoder": dict(NETWORK), "decoder": dict(NETWORK)})
+    return loaded_of(config, tmp_path)
+
+
+@pytest.fixture
+def few_strengths(monkeypatch):
+    monkeypatch.setattr(rate_distortion, "STRENGTHS", {"jpeg": (95, 10), "webp": (100, 1)})
+
+
+def test_points_of_an_ordered_tokenizer_are_by_the_number_of_tokens(tmp_path, few_strengths):
+    loaded = ordered(tmp_path)
+    evaluation = Evaluation(loaded, 3, 0)
+    metrics, pictures = rate_distortion.rate_distortion(evaluation)
+    found = metrics["rate_distortion"]
+    assert list(found["tokenizer"]) == ["1", "2", "4", "8", "10"] and metrics["clips"] == 3
+    for name, point in found["tokenizer"].items():
+        # Codes of 9 bits, and 4 bits that say how many there are.
+        assert point["bytes"] == -(-(int(name) * 9 + 4) // 8)
+        assert point["bits_per_pixel"] == pytest.approx(8 * point["bytes"] / (4 * 24 * 24))
+    whole = reconstruct(loaded.tokenizer, evaluation.videos)
+    np.testing.assert_array_equal(pictures["reconstructions"], whole)
+    expected = psnr(to_unit(to_video(whole)), to_unit(to_video(evaluation.videos)))
+    assert found["tokenizer"]["10"]["psnr"] == pytest.approx(float(np.mean(expected)), rel=1e-5)
+
+
+def test_codecs_stand_beside_with_their_whole_files(tmp_path, few_strengths):
+    loaded = ordered(tmp_path)
+    evaluation = Evaluation(loaded, 2, 0)
+    found = rate_distortion.rate_distortion(evaluation)[0]["rate_distortion"]
+    for codec in ("jpeg", "webp"):
+        best, worst = found[codec].values()
+        assert best["bytes"] > worst["bytes"] and best["psnr"] > worst["psnr"]
+        assert best["frechet.shapes_stand_in"] < worst["frechet.shapes_stand_in"]
+    sizes = [codecs.jpeg(video, 95).size for video in evaluation.videos]
+    assert found["jpeg"]["95"]["bytes"] == pytest.approx(np.mean(sizes))
+    # The smallest JPEG of a picture is larger than all tokens of a clip: headers are counted.
+    assert codecs.jpeg(np.zeros((1, 64, 64, 3), np.uint8), 1).size > 600
+
+
+def test_a_tokenizer_that_needs_all_its_codes_has_one_point(tmp_path, few_strengths):
+    config = phenaki.get_config("stage=tokenizer,size=debug")
+    config.data.clip.update({"frames": 5, "height": 16, "width": 16})
+    config.model.update({"width": 16, "heads": 2, "mlp_width": 16, "encoder_layers": (0, 1), "decoder_layers": (1, 0)})
+    config.model.quantizer.size = 8
+    loaded = loaded_of(config, tmp_path)
+    found = rate_distortion.rate_distortion(Evaluation(loaded, 2, 0))[0]["rate_distortion"]["tokenizer"]
+    tokens = loaded.tokenizer.layout(rate_distortion.VideoShape(5, 16, 16)).only.tokens
+    assert list(found) == [str(tokens)] and found[str(tokens)]["bytes"] == -(-tokens * 3 // 8)
+
+
+def test_a_codec_that_cannot_has_no_point_and_the_others_have_theirs(tmp_path, few_strengths, monkeypatch, caplog):
+    def broken(frames, strength):
+        raise ValueError("no such encoder")
+
+    monkeypatch.setitem(codecs.CODECS, "jpeg", (broken, 1, 95))
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        found = rate_distortion.rate_distortion(Evaluation(ordered(tmp_path), 2, 0))[0]["rate_distortion"]
+    assert "jpeg" not in found and "webp" in found
+    assert "jpeg:95 cannot code these clips and has no point: no such encoder" in caplog.text
+
+
+def test_continuous_latents_have_no_bits(tmp_path):
+    config = phenaki.get_config("stage=tokenizer,size=debug")
+    config.model.quantizer = {"name": "gaussian", "width": 4}
+    with pytest.raises(UserError, match="continuous latents have no bits"):
+        rate_distortion.rate_distortion(Evaluation(loaded_of(config, tmp_path), 2, 0))
+
+
+@pytest.mark.parametrize(("name", "strengths"), [("webp", (100, 50, 1)), ("hevc", (6, 30, 51)), ("h264", (6, 30, 51))])
+def test_files_of_codecs_shrink_with_the_strength(name, strengths):
+    video = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
+    coded = [codecs.CODECS[name][0](video, strength) for strength in strengths]
+    assert all(c.frames.shape == video.shape for c in coded) and (np.diff([c.size for c in coded]) < 0).all()
+
+
+def test_the_picture_has_a_chart_of_each_measure(tmp_path):
+    points = {"1": {"bits_per_pixel": 0.1, "psnr": 20.0, "ssim": 0.5}, "2": {"bits_per_pixel": 0.2, "psnr": 25.0}}
+    write_rates(tmp_path / "rates.png", {"tokenizer": points})
+    height, width, _ = imread(tmp_path / "rates.png").shape
+    assert width / height == pytest.approx(2 * 4.6 / 3.6, rel=0.01)

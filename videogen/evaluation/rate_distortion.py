@@ -1,0 +1,131 @@
+"""How good reconstructions are at how many bits, of a tokenizer and of codecs beside it.
+
+The bits are those really written: of a tokenizer its packed codes (``data.bits``), of a codec its files with all their
+headers. What is compared with is the array that was coded, so no resizing or second codec stands in between.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from absl import logging
+from av.error import FFmpegError
+from flax import nnx
+
+from videogen import data
+from videogen.data import bits
+from videogen.errors import UserError
+from videogen.evaluation import stand_in
+from videogen.evaluation.codecs import CODECS
+from videogen.evaluation.instances import Frames
+from videogen.metrics import to_unit
+from videogen.parallel import inside, mesh_of, on_host, padded, spread
+from videogen.shapes import VideoShape
+from videogen.tasks import to_pixels, to_video
+from videogen.tasks.tokenizer import FIDELITY, measurable
+
+if TYPE_CHECKING:
+    from videogen.evaluation.protocols import Evaluation
+
+STRENGTHS = {
+    "jpeg": (95, 75, 50, 25, 10, 1),
+    "webp": (100, 75, 50, 25, 10, 1),
+    "h264": (6, 15, 24, 33, 42, 51),
+    "hevc": (6, 15, 24, 33, 42, 51),
+}
+"""Codec -> its strengths, the best first."""
+
+MEASURES = ("psnr", "ssim")
+SHOWN = 12
+
+Point = dict[str, float]
+"""``bits_per_pixel`` and ``bytes`` of a clip, and what its reconstruction is measured by: means over the clips."""
+
+
+def counts(model: nnx.Module, tokens: int) -> list[int | None]:
+    """Numbers of tokens that are tried: the powers of two and all; ``None`` is what the tokenizer does by itself."""
+    if not model.drops:
+        return [None]
+    return [2**i for i in range(tokens.bit_length()) if 2**i < tokens] + [tokens]
+
+
+def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Points of a tokenizer, by the number of its tokens where it can do with fewer, and of codecs by their strength.
+
+    A codec that this FFmpeg cannot write, or that refuses clips of this size, has no points, and the log says so.
+
+    Raises:
+      UserError: a tokenizer of continuous latents, which have no bits.
+    """
+    model, videos = evaluation.loaded.tokenizer, evaluation.videos
+    if not model.vocabulary:
+        raise UserError("rate_distortion needs a tokenizer of codes: continuous latents have no bits to write")
+    judged = data.class_of(evaluation.loaded.config.data.source).judged
+    found: dict[str, dict[str, Point]] = {"tokenizer": {}}
+    layout = model.layout(VideoShape(*videos.shape[1:4])).only
+    pictures = {"originals": videos[:SHOWN]}
+    for count in counts(model, layout.tokens):
+        name = str(count or layout.tokens)
+        rebuilt, sizes = _coded(evaluation, model, count, name)
+        found["tokenizer"][name] = _point(videos, rebuilt, sizes, judged)
+        pictures["reconstructions"] = rebuilt[:SHOWN]
+    for codec, strengths in STRENGTHS.items():
+        points = {str(strength): _of_codec(evaluation, codec, strength, judged) for strength in strengths}
+        if points := {name: point for name, point in points.items() if point}:
+            found[codec] = points
+    return {"rate_distortion": found, "clips": len(videos)}, pictures
+
+
+def _coded(evaluation: "Evaluation", model: nnx.Module, count: int | None, name: str) -> tuple[Frames, list[int]]:
+    """All clips after the tokenizer, and the bytes of each."""
+    graph, state = nnx.split(model)
+    mesh = mesh_of(state)
+
+    @jax.jit
+    def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        model = nnx.merge(graph, state)
+        latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels), count))
+        return model.decode(latents, **model.seen(tokens)), tokens.only.kept
+
+    def code(video: Frames) -> dict[str, np.ndarray]:
+        with inside(mesh):
+            rebuilt, kept = run(state, spread(padded(video, mesh), mesh))
+        some = {} if kept is None else {"kept": on_host(kept)[: len(video)]}
+        return {"videos": to_pixels(rebuilt)[: len(video)], **some}
+
+    layout = model.layout(VideoShape(*evaluation.videos.shape[1:4])).only
+    parts, sizes = [], []
+    for i, batch in enumerate(evaluation.batches()):
+        part = evaluation.keep(f"rate_{name}_{i}", functools.partial(code, batch["video"]))
+        parts.append(part["videos"])
+        for row in range(len(parts[-1])):
+            kept = None if "kept" not in part else int(part["kept"][row].sum())
+            # What a length rule chooses need be no first part of all.
+            sizes.append(bits.size(layout.tokens, layout.vocabulary, kept, prefix=count is not None))
+    return np.concatenate(parts), sizes
+
+
+def _of_codec(evaluation: "Evaluation", codec: str, strength: int, judged: bool) -> Point | None:
+    def code() -> dict[str, np.ndarray]:
+        coded = [CODECS[codec][0](video, strength) for video in evaluation.videos]
+        return {"videos": np.stack([c.frames for c in coded]), "sizes": np.array([c.size for c in coded])}
+
+    try:
+        found = evaluation.keep(f"{codec}_{strength}", code)
+    except (FFmpegError, ValueError, OSError, UserError) as error:
+        logging.warning("%s:%d cannot code these clips and has no point: %s", codec, strength, error)
+        return None
+    return _point(evaluation.videos, found["videos"], found["sizes"].tolist(), judged)
+
+
+def _point(originals: Frames, rebuilt: Frames, sizes: list[int], judged: bool) -> Point:
+    size, pixels = float(np.mean(sizes)), np.prod(originals.shape[1:4])
+    point = {"bits_per_pixel": 8 * size / float(pixels), "bytes": size}
+    for name in set(MEASURES) & set(measurable(*originals.shape[2:4])):
+        values = [
+            np.asarray(FIDELITY[name](*(to_unit(to_video(clip[None])) for clip in pair)))
+            for pair in zip(rebuilt, originals, strict=True)
+        ]
+        point[name] = float(np.mean(values))
+    return point | (stand_in.distance(originals, rebuilt) if judged else {})
