@@ -123,8 +123,11 @@ class ShapesClassifier(StandIn):
         x = self.preprocessing(clips)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = jax.nn.gelu(norm(convolution(x)))
-        most, mean = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        pooled = jnp.concatenate([most.max((1, 2, 3)), mean.mean((1, 2, 3))], axis=-1)
+        most, mean = jnp.split(x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), 2, axis=-1)
+        # Picked by its place: the gradient of a maximum looks for equal numbers, and where the compiler computes these
+        # twice in different ways it finds none and divides by 0.
+        place = jax.lax.stop_gradient(most).argmax(axis=1, keepdims=True)
+        pooled = jnp.concatenate([jnp.take_along_axis(most, place, axis=1)[:, 0], mean.mean(axis=1)], axis=-1)
         return self.embed(pooled).astype(jnp.float32)
 
     def logits(self, features: Float[Array, "batch width"]) -> Float[Array, "batch classes"]:
