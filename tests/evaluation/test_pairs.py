@@ -9,6 +9,7 @@ import tokenizers
 from PIL import Image
 
 from videogen.data.text import train_bpe
+from videogen.data.video_io import write_video
 from videogen.encoders.lpips import Lpips
 from videogen.errors import UserError
 from videogen.evaluation import folders, measures
@@ -143,3 +144,19 @@ def test_clip_keeps_75_tokens_between_start_and_end(tmp_path):
     assert cut == 2
     for found in features:
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_consistency_is_of_the_frames_of_each_clip(tmp_path, monkeypatch):
+    """Frames of two colours in turn: the cosine with the frame before is 0, with the first one 0 and 1."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    colours = np.zeros((4, 64, 64, 3), np.uint8)
+    colours[::2, ..., 0], colours[1::2, ..., 2] = 255, 255
+    write_video(folder / "turns.mp4", colours, 8)
+    write_video(folder / "stays.mp4", colours[[0, 0, 0, 0]], 8)
+    encode = lambda frames: jnp.round(jnp.asarray(frames, jnp.float32).mean((1, 2)) / 255)  # noqa: E731
+    monkeypatch.setattr(folders, "load_network", lambda name, weights, mesh: Network(encode, "0123"))
+    record = compare_folders("consistency.clip_b32", None, folder, "stub", batch_size=3)
+    turns = np.mean([0, 0.5, 0])
+    assert record["metrics"]["consistency"] == pytest.approx((turns + 1) / 2)
+    assert record["protocol"]["counts"] == {"generated": 2} and "texts_cut" not in record["protocol"]

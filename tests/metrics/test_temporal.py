@@ -65,3 +65,14 @@ def test_agreement_and_entropy():
     assert entropy_bits(np.array([2, 1, 1, 0])) == pytest.approx(1.5)
     with pytest.raises(UserError, match="at least one code"):
         entropy_bits(np.zeros(3))
+
+
+def test_in_time_names_every_measure_and_flicker_is_below_0_where_it_grows():
+    reference = np.zeros((1, 4, 2, 2, 3), np.float32) + 0.5
+    video = reference + np.float32([0.1, 0.3, 0.1, 0.3])[None, :, None, None, None]
+    found = {name: float(value[0]) for name, value in temporal.in_time(video, reference).items()}
+    assert found["flicker_difference"] == pytest.approx(-0.2, rel=1e-5)
+    # Differences are off by 0.2, the first frame by 0.1, the others by 0.3, 0.1 and 0.3.
+    assert found["difference_psnr"] == pytest.approx(-20 * np.log10(0.2), rel=1e-5)
+    assert found["first_frame_psnr"] == pytest.approx(20.0, rel=1e-5)
+    assert found["later_frames_psnr"] == pytest.approx((-2 * 20 * np.log10(0.3) + 20) / 3, rel=1e-5)

@@ -159,7 +159,7 @@ def compare_folders(
         if folder is None:
             raise UserError(f"--{label} is missing: the folder of the {label} side")
     shown, drawn = _sides(real if measure.real else None, generated, preset, seed)
-    if measure.by_clip and not measure.real:
+    if measure.texts:
         drawn = [dataclasses.replace(side, texts=captions_of(side)) for side in drawn]
     if mesh is None and len(jax.local_devices()) > 1:
         mesh = make_mesh({"data": -1}, jax.local_devices())

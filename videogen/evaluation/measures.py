@@ -20,7 +20,7 @@ from videogen.errors import UserError
 from videogen.evaluation.presets import Preset
 from videogen.evaluation.statistics import Reference, Statistics
 from videogen.metrics.distributions import KID_SIZE, frechet_distance, inception_score, jedi, kernel_distance
-from videogen.metrics.features import clip_score
+from videogen.metrics.features import clip_score, consistency
 
 Numbers = dict[str, float]
 Encode = Callable[..., Any]
@@ -37,12 +37,14 @@ class Measure:
       whole: the features themselves are needed, not their moments alone.
       fewest: clips of a side.
       by_clip: it is a value of every clip, or pair of clips, and the mean of these.
+      texts: every clip is compared with its text.
     """
 
     real: bool = True
     whole: bool = True
     fewest: int = 2
     by_clip: bool = False
+    texts: bool = False
 
 
 MEASURES = {
@@ -51,7 +53,8 @@ MEASURES = {
     "jedi": Measure(),
     "inception_score": Measure(real=False),
     "lpips": Measure(fewest=1, by_clip=True),
-    "clip_score": Measure(real=False, fewest=1, by_clip=True),
+    "clip_score": Measure(real=False, fewest=1, by_clip=True, texts=True),
+    "consistency": Measure(real=False, fewest=1, by_clip=True),
 }
 """Name -> what is asked of the sides."""
 
@@ -178,6 +181,11 @@ NETWORKS: Mapping[str, Callable[[str | Path, Mesh | None], Network]] = {
     "clip": _clip,
 }
 """Those that are more than one encoder."""
+
+
+def consistency_of(frames: np.ndarray) -> float:
+    """How alike the frames of a clip stay, from the features of each."""
+    return float(consistency(frames[None])[0])
 
 
 def score_of_frames(frames: np.ndarray, text: np.ndarray) -> float:

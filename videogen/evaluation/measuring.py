@@ -21,6 +21,7 @@ from videogen.evaluation.measures import (
     MEASURES,
     Network,
     Numbers,
+    consistency_of,
     numbers,
     over_repeats,
     score_of_frames,
@@ -206,7 +207,8 @@ class Measuring:
             raise UserError(f"only {len(values)} of the {len(generated)} clips can be used, not {wanted}")
         counts = {"counted": len(values), "left_out": left_out}
         sides = {"generated": counts} | ({} if real is None else {"real": counts})
-        return [{self.preset.measure: float(np.mean(values))}], sides, {"texts_cut": cut} if real is None else {}
+        more = {"texts_cut": cut} if MEASURES[self.preset.measure].texts else {}
+        return [{self.preset.measure: float(np.mean(values))}], sides, more
 
     def _pairs(self, real: Side, generated: Side, rows: range) -> dict[str, np.ndarray]:
         values = []
@@ -219,6 +221,9 @@ class Measuring:
         return {"values": np.array(values), "cut": np.array(0)}
 
     def _scores(self, real: None, generated: Side, rows: range) -> dict[str, np.ndarray]:
+        if not MEASURES[self.preset.measure].texts:
+            values = [consistency_of(self._by_frame(clip)) for clip in generated.clips(rows) if clip is not None]
+            return {"values": np.array(values), "cut": np.array(0)}
         texts, cut = self.network.texts([generated.texts(row) for row in rows])
         pairs = zip(generated.clips(rows), texts, strict=True)
         values = [score_of_frames(self._by_frame(clip), text) for clip, text in pairs if clip is not None]

@@ -204,6 +204,16 @@ PICTURES = {
         source="CLIPSIM (Wu et al., 2021), CLIPScore (Hessel et al., 2021) without their factor of 2.5: mean over "
         "frames, then clips; captions are cut to 75 tokens between start and end",
     ),
+    "consistency.clip_b32": Preset(
+        "consistency", "clip_image", "openai/clip-vit-base-patch32", 0, real_clips=_HELD_OUT,
+        source="background consistency of VBench (Huang et al., CVPR 2024): cosines of a frame with the one before and "
+        "with the first one; here a mean of clips, where the published script pools all frames",
+    ),
+    "consistency.dinov2": Preset(
+        "consistency", "dinov2", "facebook/dinov2-base", 0, real_clips=_HELD_OUT,
+        source="the same with DINOv2; VBench's subject consistency takes the first DINO, so this is a protocol of our "
+        "own",
+    ),
     "lpips.alex": Preset(
         "lpips", "lpips_alex", "alexnet-owt-7be5be79.pth,alex.pth", 0, of=RECONSTRUCTIONS, real_clips=_HELD_OUT,
         source="LPIPS v0.1 (Zhang et al., 2018), AlexNet, scalar mode: mean over frames, then clips",

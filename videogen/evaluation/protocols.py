@@ -23,6 +23,7 @@ from videogen.evaluation.presets import PRESETS
 from videogen.evaluation.rate_distortion import rate_distortion
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics.judge import fidelity, judge
+from videogen.metrics.temporal import in_time
 from videogen.shapes import VideoShape
 from videogen.tasks import reconstruct
 from videogen.tasks.base import Keep, compute_now
@@ -40,6 +41,8 @@ MEASURED = {
     "ssim": "SSIM per frame and RGB channel, window 11; mean over frames, then clips",
     "gradient_sharpness": "1-Wasserstein distance of the frames' gradient magnitudes, in grey levels",
     "class_agreement": "share of frames whose likeliest class of EfficientNet-lite0 is the same before and after",
+    "difference_psnr": "PSNR of the differences of neighbouring frames, a mean in dB over clips",
+    "flicker_difference": "1 - mean absolute difference of neighbouring frames: of reconstructions less of originals",
     "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
 }
 """Metric -> how it is measured, for the record of those that were."""
@@ -150,6 +153,8 @@ def reconstruction(evaluation: Evaluation) -> Result:
         models = {DETERMINISTIC: loaded.tokenizer.coder, **models}
     rebuilt = {name: evaluation.rebuilt(model, f"rebuilt_{name}") for name, model in models.items()}
     metrics["clips"] = len(evaluation.clips.samples)
+    if evaluation.videos.shape[1] > 1:
+        metrics |= {f"in_time_of_{name}": _in_time(videos, evaluation.videos) for name, videos in rebuilt.items()}
     captions = [sample["caption"] for sample in evaluation.clips.samples]
     if data.class_of(loaded.config.data.source).judged:
         for name, videos in rebuilt.items():
@@ -157,6 +162,13 @@ def reconstruction(evaluation: Evaluation) -> Result:
         metrics |= evaluation.from_real(evaluation.videos, videos, "clips and their reconstructions")
     pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
     return metrics, {"originals": evaluation.videos[:SHOWN], **pictures, "captions": np.array(captions[:SHOWN])}
+
+
+def _in_time(videos: Pixels, originals: Pixels) -> dict[str, float]:
+    """Means over the clips, one by one so that few are floats at a time."""
+    pairs = zip(videos, originals, strict=True)
+    each = [in_time(*(clip[None].astype(np.float32) / 255 for clip in pair)) for pair in pairs]
+    return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
 
 
 def denoising_steps(evaluation: Evaluation) -> Result:

@@ -173,8 +173,7 @@ def texts_of(loaded: Loaded, preset: Preset, real: SourceSide) -> Callable[[int]
     Raises:
       UserError: it does, and the generator takes none.
     """
-    measure = MEASURES[preset.measure]
-    if measure.real or not measure.by_clip:
+    if not MEASURES[preset.measure].texts:
         return None
     if loaded.text is None:
         raise UserError(f"{loaded.directory} was trained without text: its samples have no prompts to compare with")

@@ -48,6 +48,23 @@ def first_and_later_psnr(video: UnitVideo, reference: UnitVideo) -> tuple[Float[
     return values[:, 0], values[:, 1:].mean(-1)
 
 
+def in_time(video: UnitVideo, reference: UnitVideo) -> dict[str, Float[Array, "batch"]]:
+    """What a reconstruction does in time, by name: ``difference_psnr``, PSNR of the first frame and of the others, and
+    ``flicker`` of the reconstruction less that of the original, which is below 0 where it flickers more.
+
+    Args:
+      video: the clips to judge, in [0, 1].
+      reference: the originals, same shape.
+    """
+    first, later = first_and_later_psnr(video, reference)
+    return {
+        "difference_psnr": difference_psnr(video, reference),
+        "first_frame_psnr": first,
+        "later_frames_psnr": later,
+        "flicker_difference": flicker(video) - flicker(reference),
+    }
+
+
 def _decibel(error: Array) -> Array:
     return -10 * jnp.log10(jnp.maximum(error, 10 ** (-PSNR_CAP / 10)))
 
