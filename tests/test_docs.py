@@ -12,6 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from videogen import generators, heads, losses
+from videogen.evaluation.presets import PRESETS
 from videogen.nn import MicroBatch
 from videogen.shapes import VideoShape
 
@@ -102,3 +103,12 @@ def test_the_head_of_the_guide_works(monkeypatch):
     config = ConfigDict({"model": {}})
     exec(section, {"config": config})
     assert heads.build(config.model.head, channels=1, width=2, rngs=nnx.Rngs(0)).components == 8
+
+
+def test_the_guide_of_evaluation_names_every_preset_and_no_other():
+    text = (REPOSITORY / "docs" / "evaluation.md").read_text()
+    table = text[text.index("## The presets") : text.index("```bash")]
+    assert set(re.findall(r"`([a-z_]+\.\w+)`", table)) - {"presets.py"} == set(PRESETS)
+    families = {f"{name.partition('.')[0]}." for name in PRESETS}
+    asked = text[text.index("## Which number to report") : text.index("## The presets")]
+    assert {family for family in families if f"`{family}" not in asked} == {"frechet."}
