@@ -43,7 +43,8 @@ def test_downsampling_averages():
 
 
 @pytest.mark.parametrize(
-    "text", ["jpeg", "jpeg:0", "jpeg:96", "jpeg:x", "h264:52", "jepg:10", "downsample:", "jpeg:-1"]
+    "text",
+    ["jpeg", "jpeg:0", "jpeg:96", "webp:0", "webp:101", "jpeg:x", "h264:52", "jepg:10", "downsample:", "jpeg:-1"],
 )
 def test_strengths_that_there_are_not(text):
     with pytest.raises(UserError, match="codec") as error:
@@ -83,3 +84,10 @@ def test_a_size_that_a_tokenizer_cannot_take_is_its_own_message(monkeypatch):
     monkeypatch.setattr(codecs, "reconstructor", lambda model: None)
     with pytest.raises(UserError, match="no clip of 48 rows"):
         codecs.of_tokenizer(Never(), 5)(clip(1))
+
+
+def test_the_smallest_and_largest_strengths_are_taken_and_hevc_is_not_h264():
+    video = clip(1, 64, 64)
+    for text in ("webp:1", "webp:100", "jpeg:1", "jpeg:95", "h264:0", "h264:51", "hevc:51"):
+        assert codecs.build(text)(video).shape == video.shape
+    assert (codecs.h264(video, 40).frames != codecs.hevc(video, 40).frames).any()

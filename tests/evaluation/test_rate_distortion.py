@@ -109,3 +109,11 @@ def test_the_picture_has_a_chart_of_each_measure(tmp_path):
     write_rates(tmp_path / "rates.png", {"tokenizer": points})
     height, width, _ = imread(tmp_path / "rates.png").shape
     assert width / height == pytest.approx(2 * 4.6 / 3.6, rel=0.01)
+
+
+def test_numbers_of_tokens_that_are_tried():
+    model = type("Model", (), {"drops": True})()
+    assert rate_distortion.counts(model, 8) == [1, 2, 4, 8] and rate_distortion.counts(model, 10) == [1, 2, 4, 8, 10]
+    assert rate_distortion.counts(model, 1) == [1]
+    model.drops = False
+    assert rate_distortion.counts(model, 8) == [None]

@@ -183,3 +183,9 @@ def test_tokens_are_not_mixed_on_their_way_to_the_quantizer():
 def test_an_unknown_way_to_drop_is_named():
     with pytest.raises(UserError, match="unknown dropped of tokenizer 'one_d' 'gone'; known: hidden, replaced"):
         build(ORDERED | {"dropped": "gone"}, rngs=nnx.Rngs(0))
+
+
+def test_fresh_queries_have_the_published_scale_unless_told_otherwise():
+    many = {key: value for key, value in ORDERED.items() if key != "query_scale"} | {"queries": 4000}
+    for config, scale in ((many, 0.02), (many | {"query_scale": 1.0}, 1.0)):
+        assert float(build(config, rngs=nnx.Rngs(0)).queries.get_value().std()) == pytest.approx(scale, rel=0.02)
