@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from av.error import FFmpegError
 from flax import nnx
 
 from videogen.errors import UserError
@@ -88,6 +89,15 @@ def test_a_size_that_a_tokenizer_cannot_take_is_its_own_message(monkeypatch):
 
 def test_the_smallest_and_largest_strengths_are_taken_and_hevc_is_not_h264():
     video = clip(1, 64, 64)
-    for text in ("webp:1", "webp:100", "jpeg:1", "jpeg:95", "h264:0", "h264:51", "hevc:51"):
+    for text in ("webp:1", "webp:100", "jpeg:1", "jpeg:95", "h264:0", "h264:51", "hevc:0"):
         assert codecs.build(text)(video).shape == video.shape
     assert (codecs.h264(video, 40).frames != codecs.hevc(video, 40).frames).any()
+
+
+def test_what_ffmpeg_cannot_do_is_one_line(monkeypatch):
+    def broken(*arguments, **settings):
+        raise FFmpegError(1, "not implemented")
+
+    monkeypatch.setattr(codecs, "write_video", broken)
+    with pytest.raises(UserError, match="cannot write and read a clip by libx265 at 51: .*not implemented"):
+        codecs.build("hevc:51")(clip(1))

@@ -81,7 +81,7 @@ def test_a_tokenizer_that_needs_all_its_codes_has_one_point(tmp_path, few_streng
 
 def test_a_codec_that_cannot_has_no_point_and_the_others_have_theirs(tmp_path, few_strengths, monkeypatch, caplog):
     def broken(frames, strength):
-        raise ValueError("no such encoder")
+        raise UserError("no such encoder")
 
     monkeypatch.setitem(codecs.CODECS, "jpeg", (broken, 1, 95))
     with caplog.at_level(logging.WARNING, logger="absl"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from av.error import FFmpegError
 from flax import nnx
 from PIL import Image
 
@@ -62,8 +63,11 @@ def _video(frames: Frames, encoder: str, crf: int) -> Coded:
     """The clip through an mp4 file; colours have half the sides."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_video(path, frames, 8.0, scale=1, crf=crf, encoder=encoder)
-        decoded, _ = read_video(path)
+        try:
+            write_video(path, frames, 8.0, scale=1, crf=crf, encoder=encoder)
+            decoded, _ = read_video(path)
+        except FFmpegError as error:
+            raise UserError(f"this FFmpeg cannot write and read a clip by {encoder} at {crf}: {error}") from error
         return Coded(decoded[:, : frames.shape[1], : frames.shape[2]], path.stat().st_size)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from absl import logging
-from av.error import FFmpegError
 from flax import nnx
 
 from videogen import data
@@ -113,7 +112,7 @@ def _of_codec(evaluation: "Evaluation", codec: str, strength: int, judged: bool)
 
     try:
         found = evaluation.keep(f"{codec}_{strength}", code)
-    except (FFmpegError, ValueError, OSError, UserError) as error:
+    except (OSError, UserError) as error:
         logging.warning("%s:%d cannot code these clips and has no point: %s", codec, strength, error)
         return None
     return _point(evaluation.videos, found["videos"], found["sizes"].tolist(), judged)
