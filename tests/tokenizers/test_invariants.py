@@ -68,9 +68,11 @@ CONFIGS = {
     "one_d": {"name": "one_d", "clip": (1, 8, 8), "patch": (1, 2, 4), "queries": 6, "encoder": NETWORK}
     | {"decoder": {"width": 16, "layers": 1, "heads": 2, "mlp_width": 24}, "query_scale": 1.0}
     | {"lengths": {"name": "tail_drop"}, "quantizer": VECTORS},
+    "karl": {"name": "karl", "clip": (4, 8, 8), "patch": (2, 4, 4), "queries": 5, "longest": 7, "query_scale": 1.0}
+    | {"encoder": NETWORK, "decoder": NETWORK, "quantizer": VECTORS, "halting_width": 8},
     "the guide's": {"name": "mine", "width": 16, "heads": 2, "quantizer": VECTORS},
 }
-FIXED = ("larp", "one_d")
+FIXED = ("larp", "one_d", "karl")
 """Clips of one length only."""
 SECOND_TIER = ("convolutional, blurred", "cdt")
 SIDE = 8
@@ -251,8 +253,10 @@ def test_gradient_reaches_every_parameter(name):
 
     def loss(params):
         model, video = nnx.merge(graph, params, rest), video_of(name)
-        latents, _, losses, _ = model.bottleneck(model.encode(video))
-        return jnp.mean((model.decode(latents) - video) ** 2) + sum(losses.values())
+        encoded = model.encode(video)
+        latents, _, losses, _ = model.bottleneck(encoded)
+        more = sum(jnp.sum(jnp.sin(found)) for found in encoded.extra.values())
+        return jnp.mean((model.decode(latents) - video) ** 2) + sum(losses.values()) + more
 
     grads = jax.jit(jax.grad(loss))(params)
     assert not [path for path, g in nnx.to_flat_state(grads) if not jnp.abs(g.get_value()).max() > 0]
