@@ -16,7 +16,6 @@ from videogen import building
 from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.tokenizers import TOKENIZERS
-from videogen.tokenizers.base import Encoded
 
 
 def example() -> type[nnx.Module]:
@@ -111,15 +110,20 @@ def video_of(name: str) -> jax.Array:
 @functools.cache
 def run(name: str):
     """Jitted encoder, to latents, and ``decode``."""
-    model = model_of(name)
-    return jax.jit(lambda video: model.encode(video).values), jax.jit(model.decode)
+    encode = encoder_of(name)
+    return lambda video: encode(video).values, jax.jit(model_of(name).decode)
+
+
+@functools.cache
+def encoder_of(name: str):
+    return jax.jit(model_of(name).encode)
 
 
 @functools.cache
 def latents_of(name: str) -> tuple[jax.Array, jax.Array]:
     """Latents of the video before and after quantisation."""
-    latents = run(name)[0](video_of(name))
-    return latents, model_of(name).bottleneck(Encoded(latents))[0]
+    encoded = encoder_of(name)(video_of(name))
+    return encoded.values, model_of(name).bottleneck(encoded)[0]
 
 
 def influence(function, x: jax.Array) -> np.ndarray:
@@ -243,7 +247,7 @@ def test_codes_say_all_that_the_decoder_gets(name):
     latents, quantized = latents_of(name)
     assert latents.dtype == quantized.dtype == jnp.float32
     assert (latents.shape[-1], quantized.shape[-1]) == (model.quantizer.input_width, model.quantizer.width)
-    codes = model.bottleneck(Encoded(latents))[1]
+    codes = model.bottleneck(encoder_of(name)(video_of(name)))[1]
     np.testing.assert_allclose(jax.jit(model.detokenize)(codes), jnp.clip(run(name)[1](quantized), -1, 1), atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Properties of KARL's sheet beyond what every tokenizer promises; the numbers are those of its checkable properties."""
+"""Properties of KARL's sheet beyond what every tokenizer promises; the numbers are those of the checkable ones."""
 
 import functools
 
@@ -36,7 +36,7 @@ def halting(logits: list[list[float]], model: nnx.Module) -> nnx.Module:
     graph, state = nnx.split(model)
     model = nnx.merge(graph, state)
     read = model.read
-    model.read = lambda *arguments: (e := read(*arguments))._replace(extra={HALTING: jnp.asarray(logits)})
+    model.read = lambda *arguments: read(*arguments)._replace(extra={HALTING: jnp.asarray(logits)})
     return model
 
 
@@ -85,8 +85,7 @@ def test_a_dropped_token_sees_itself_alone():
     seen = np.asarray([1, 0, 1, 0], bool)
     np.testing.assert_array_equal(mask[0], seen[:, None] & seen | np.eye(4, dtype=bool))
     x = jax.random.normal(jax.random.key(0), (1, 4, 1, 8))
-    tags = {name: told["tags"] for name in ("tags", "key_tags")}
-    found = attend(x, x, x, mask=told["mask"], **tags)
+    found = attend(x, x, x, mask=told["mask"], tags=told["tags"], key_tags=told["tags"])
     np.testing.assert_allclose(found[0, [1, 3]], x[0, [1, 3]], rtol=1e-6)
 
 

@@ -18,6 +18,8 @@ published ones were not found. The perceptual losses, published weight 1, are of
 --config.losses.estimate_perceptual.weight=1, and the same of ``complete_perceptual``.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from videogen.configs.common import adversarial, base, optimizer
@@ -80,8 +82,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.data.batch_size = 144
         config.data.workers = 16
         weight = {"start": 0.2, "final": 0.8, "steps": 100 * EPOCH}
-        for name in ("estimate_adversarial", "complete_adversarial"):
-            config.losses[name].update({"weight": dict(weight), "start": 20 * EPOCH, "adaptive": True})
+        config.losses = two_passes(queries, weight=weight, start=20 * EPOCH, adaptive=True)
         config.losses.estimate_adversarial.discriminator.of.patch = (1, 16, 16)
         config.losses.complete_adversarial.discriminator.patch = (1, 16, 16)
         config.ema.decay = 0.9999
@@ -102,7 +103,7 @@ def optimizers(tokenizer: ConfigDict, **discriminators: float) -> dict[str, Conf
     }
 
 
-def two_passes(queries: int) -> ConfigDict:
+def two_passes(queries: int, **judged: Any) -> ConfigDict:
     """The losses of both passes, each of weight 1, and the adversarial ones, which are off until they get a weight."""
     transformer = {"name": "transformer", "patch": (4, 8, 8), "width": 384, "layers": 6, "heads": 6}
     by_tokens = {"name": "by_tokens", "buckets": 8, "size": queries // 8, "of": dict(transformer)}
@@ -114,7 +115,7 @@ def two_passes(queries: int) -> ConfigDict:
         terms[f"{name}_l1"] = {"name": "l1", "weight": 1.0, "reads": name}
         terms[f"{name}_halting"] = {"name": "halting", "weight": 1.0, "reads": f"{name}_halting"}
         terms[f"{name}_perceptual"] = {"name": "untrained", "weight": 0.0, "path": "", "reads": name}
-        terms[f"{name}_adversarial"] = adversarial(judge, objective="hinge", reads=name, group=group)
+        terms[f"{name}_adversarial"] = adversarial(judge, objective="hinge", reads=name, group=group, **judged)
     return ConfigDict(terms)
 
 
