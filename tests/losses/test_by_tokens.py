@@ -38,18 +38,24 @@ def test_a_number_of_tokens_has_its_bucket():
 def test_the_discriminator_of_the_bucket_judges_and_learns():
     judged = term(discriminator={"name": "by_tokens", "of": JUDGE, "buckets": 3, "size": 2})
     module = judged.module(nnx.Rngs(0))
-    for tokens, bucket in ((2, 0), (4, 1), (99, 2)):
-        alone = module.stack.layer(bucket)
-        expected = -np.mean(alone(VIDEO))
-        value, _ = judged.value({judged.group: module}, outputs(tokens), KEY, FIRST, MicroBatch())
-        assert float(value) == pytest.approx(float(expected), rel=1e-5)
-        graph, state = nnx.split(module)
+    graph, state = nnx.split(module)
 
-        def loss(state, tokens=tokens, graph=graph):
+    @jax.jit
+    def found(state, tokens) -> tuple:
+        """The value of the term, and the gradient of what the discriminators learn."""
+
+        def loss(state):
             modules = {judged.group: nnx.merge(graph, state)}
             return judged.group_value(modules, outputs(tokens), KEY, FIRST, MicroBatch())[0]
 
-        gradient = np.asarray(jax.grad(loss)(state)["stack"]["layers"]["logit"]["kernel"][...])
+        modules = {judged.group: nnx.merge(graph, state)}
+        return judged.value(modules, outputs(tokens), KEY, FIRST, MicroBatch())[0], jax.grad(loss)(state)
+
+    alone = jax.jit(lambda state, bucket: nnx.merge(graph, state).stack.layer(bucket)(VIDEO))
+    for tokens, bucket in ((2, 0), (4, 1), (99, 2)):
+        value, gradient = found(state, tokens)
+        assert float(value) == pytest.approx(-float(np.mean(alone(state, bucket))), rel=1e-5)
+        gradient = np.asarray(gradient["stack"]["layers"]["logit"]["kernel"][...])
         assert (np.abs(gradient).reshape(3, -1).max(1) > 0).tolist() == [i == bucket for i in range(3)]
     # Each began with weights of its own.
     kernels = np.asarray(module.stack.layers.logit.kernel[...]).reshape(3, -1)
