@@ -178,6 +178,7 @@ def test_the_first_tokens_alone_are_kept_where_so_many_are_asked_for(tmp_path):
     assert "tokens/video/kept" not in whole[0]
     with pytest.raises(UserError, match="has 1 … 9 tokens for a clip, and 10 are asked for"):
         write_token_cache(run, tmp_path / "many", {"name": "shapes"}, clips=3, batch_size=2, tokens=10)
+    assert not (tmp_path / "many").exists()
     grid = tokenizer_run(tmp_path, tasks.build(generator_config("masked")))
     with pytest.raises(UserError, match="CViViT decodes whole clips of tokens only: leave out --tokens"):
         write_token_cache(grid, tmp_path / "grid", {"name": "shapes"}, clips=3, batch_size=2, tokens=4)
@@ -208,6 +209,9 @@ def test_the_tokens_that_an_error_needs_are_kept(tmp_path):
         assert both[i]["tokens/video/exists"].tolist() == [True] * 4 + [False] * 5
         kept.append(error[i]["tokens/video/kept"])
     assert 0 < np.mean(kept) < 1 and own[0]["tokens/video/kept"].shape == (9,)
+    with pytest.raises(UserError, match="asked for must be above 0"):
+        write_token_cache(run, tmp_path / "none", {"name": "shapes"}, clips=3, batch_size=2, max_error=0.0)
+    assert not (tmp_path / "none").exists()
     ordered = one_d_piece.get_config("size=debug")
     other = Loaded(tmp_path, ordered, tasks.build(ordered), tasks.build(ordered).init(nnx.Rngs(0)), step=0)
     with pytest.raises(UserError, match="OneD does not decide how many tokens an error needs: leave out --max_error"):

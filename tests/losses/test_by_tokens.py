@@ -35,6 +35,7 @@ def test_a_number_of_tokens_has_its_bucket():
     assert found == [0, 0, 0, 1, 2, 3, 6, 7, 7, 7]
 
 
+@pytest.mark.slow
 def test_the_discriminator_of_the_bucket_judges_and_learns():
     judged = term(discriminator={"name": "by_tokens", "of": JUDGE, "buckets": 3, "size": 2})
     module = judged.module(nnx.Rngs(0))

@@ -206,3 +206,47 @@ def test_micro_batches_are_the_whole_batch(small_errors):
         assert float(others[name]) == pytest.approx(float(metrics[name]), rel=1e-4), name
     for a, b in zip(*(jax.tree.leaves(state["variables"]) for state in (one, two)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+MESH = """
+import jax, numpy as np
+from flax import nnx
+from tests.tasks.test_adaptive import batch, config
+from videogen import tasks
+from videogen.parallel import batch_sharding, make_mesh
+from videogen.tasks import adaptive
+from videogen.training.state import new_state, structure_of
+from videogen.training.step import make_train_step
+found = adaptive.clip_errors
+adaptive.clip_errors = lambda prediction, video: 0.05 * found(prediction, video)
+setting = config()
+task = tasks.build(setting)
+structure, _ = structure_of(task, setting)
+state = jax.jit(lambda: new_state(task, structure, setting))()
+step = jax.jit(make_train_step(task, structure, {}, setting))
+# Each device has clips of its own: the smallest error is that of a grey clip of the last one.
+examples = batch()
+examples["video"][-1] = 132
+expected, metrics = step(state, {}, examples)
+mesh = make_mesh({"data": 4})
+with jax.set_mesh(mesh):
+    placed = {"video": jax.device_put(examples["video"], batch_sharding(mesh, 4))}
+    got, others = step(state, {}, placed)
+for a, b in zip(*(jax.tree.leaves(s["variables"]) for s in (got, expected)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+assert float(metrics["budget"]) == float(others["budget"])
+shares = jax.tree.leaves(got["variables"]["tokenizer"]["requested"])[0]
+# 0.05 · (132 - 127.5) / 127.5 is below all bins, so nothing moved; without that clip it would have.
+np.testing.assert_allclose(shares[:5], 0.2, rtol=1e-5)
+alone = batch()
+moved = step(state, {}, alone)[0]
+assert jax.tree.leaves(moved["variables"]["tokenizer"]["requested"])[0][0] > 0.2
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_the_smallest_error_is_that_of_all_devices(run_python):
+    """Users' case 3: one distribution for the whole mesh."""
+    result = run_python(MESH, devices=4)
+    assert result.returncode == 0 and "equal" in result.stdout, result.stderr

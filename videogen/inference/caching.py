@@ -75,6 +75,10 @@ def write_token_cache(
         config.data.source = source
     reader, clip = build_source(config, "train"), clip_of(config)
     total, shape = _total(len(reader), windows, clips), VideoShape(clip.frames, clip.height, clip.width)
+    if request is not None:
+        # What cannot be is refused before anything is written.
+        video = jax.ShapeDtypeStruct((1, clip.frames, clip.height, clip.width, 3), np.float32)
+        jax.eval_shape(lambda video: model.encode(video, request).values, video)
     batches = functools.partial(_batches, reader, _encoder(model, batch_size, request), total, batch_size, keep)
     if normalise is None:
         return _write(loaded, out, shape, reader, batches())
