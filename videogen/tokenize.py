@@ -10,6 +10,11 @@ finished batches stay in OUT.parts/ until the end.
 --tokens=K keeps the first K tokens of every clip, of a tokenizer whose tokens are in the order of what they are worth
 (--config=one_d_piece). One pass of the encoder does: nothing is decoded.
 
+--max_error=E keeps of every clip the tokens that it needs for an error of E, the mean difference of values in [-1, 1],
+of a tokenizer that decides so in one pass (--config=karl); with --tokens=K of the first K. E is rounded up to one of
+0.005 … 0.38. It is what is asked for and no promise: videogen.evaluate --protocol=reconstruction says how many clips
+miss it.
+
 --normalise writes latents of mean 0 and variance 1, of a tokenizer without codes. The generator's tokenizer is then the
 one with these statistics: --config.parts.tokenizer.checkpoint=cache/tokenizer.
 """
@@ -31,6 +36,7 @@ NORMALISE = flags.DEFINE_string(
     "normalise", None, "Normalise latents: channel, frame (by channel and latent frame), or pca:K (K components)."
 )
 TOKENS = flags.DEFINE_integer("tokens", None, "Tokens to keep of every clip; by default all.", lower_bound=1)
+MAX_ERROR = flags.DEFINE_float("max_error", None, "Error to keep enough tokens for.", lower_bound=0.0)
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "out"])
 
@@ -47,7 +53,7 @@ def main() -> None:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
     loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
     asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value, "windows": WINDOWS.value}
-    asked["tokens"] = TOKENS.value
+    asked |= {"tokens": TOKENS.value, "max_error": MAX_ERROR.value}
     finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
     if finished.found:
         remove_unfinished(OUT.value)

@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from videogen import data, tasks
-from videogen.configs import larp, one_d_piece, phenaki, tokenbridge, videodit
+from videogen.configs import karl, larp, one_d_piece, phenaki, tokenbridge, videodit
 from videogen.data.inputs import clip_of
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.inference.caching import remove_unfinished, write_token_cache
 from videogen.runs.finished import FinishedBatches
 from videogen.tasks import GeneratorTask
+from videogen.tokenizers import Request
 from videogen.training.loading import Loaded
 
 NARROW = {"width": 16, "heads": 2, "mlp_width": 16}
@@ -177,6 +178,41 @@ def test_the_first_tokens_alone_are_kept_where_so_many_are_asked_for(tmp_path):
     assert "tokens/video/kept" not in whole[0]
     with pytest.raises(UserError, match="has 1 … 9 tokens for a clip, and 10 are asked for"):
         write_token_cache(run, tmp_path / "many", {"name": "shapes"}, clips=3, batch_size=2, tokens=10)
+    assert not (tmp_path / "many").exists()
     grid = tokenizer_run(tmp_path, tasks.build(generator_config("masked")))
     with pytest.raises(UserError, match="CViViT decodes whole clips of tokens only: leave out --tokens"):
         write_token_cache(grid, tmp_path / "grid", {"name": "shapes"}, clips=3, batch_size=2, tokens=4)
+
+
+def test_the_tokens_that_an_error_needs_are_kept(tmp_path):
+    config = karl.get_config("size=debug")
+    network = {**NARROW, "layers": 1}
+    config.model.update({"queries": 9, "longest": 0, "encoder": network, "decoder": dict(network)})
+    config.passes.step = 3
+    run = Loaded(tmp_path, config, tasks.build(config), tasks.build(config).init(nnx.Rngs(0)), step=0)
+    # As if some logits were above the threshold of log 3.
+    run.modules["tokenizer"].halting.bias.set_value(jnp.full(1, 1.1))
+    for name, asked in {"own": {}, "error": {"max_error": 0.2}, "both": {"max_error": 0.2, "tokens": 4}}.items():
+        write_token_cache(run, tmp_path / name, {"name": "shapes"}, clips=3, batch_size=2, **asked)
+    settings = {"name": "tokens", "tokenizer_hash": run.hash}
+    own, error, both = (
+        data.build(settings | {"path": str(tmp_path / name)}, clip=clip_of(config), seed=0, split="train")
+        for name in ("own", "error", "both")
+    )
+    pixels = data.build({"name": "shapes"}, clip=clip_of(config), seed=0, split="train")
+    kept = []
+    for i in range(3):
+        video = tasks.to_video(jnp.asarray(pixels[i]["video"])[None])
+        expected = jax.jit(lambda video: run.tokenizer.tokenize(video, Request(0.2)))(video).only
+        assert error[i]["tokens/video/kept"].tolist() == expected.kept[0].tolist()
+        np.testing.assert_array_equal(error[i]["tokens/video"], expected.values[0])
+        assert both[i]["tokens/video/exists"].tolist() == [True] * 4 + [False] * 5
+        kept.append(error[i]["tokens/video/kept"])
+    assert 0 < np.mean(kept) < 1 and own[0]["tokens/video/kept"].shape == (9,)
+    with pytest.raises(UserError, match="asked for must be above 0"):
+        write_token_cache(run, tmp_path / "none", {"name": "shapes"}, clips=3, batch_size=2, max_error=0.0)
+    assert not (tmp_path / "none").exists()
+    ordered = one_d_piece.get_config("size=debug")
+    other = Loaded(tmp_path, ordered, tasks.build(ordered), tasks.build(ordered).init(nnx.Rngs(0)), step=0)
+    with pytest.raises(UserError, match="OneD does not decide how many tokens an error needs: leave out --max_error"):
+        write_token_cache(other, tmp_path / "no", {"name": "shapes"}, clips=3, batch_size=2, max_error=0.1)

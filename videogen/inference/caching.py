@@ -23,7 +23,7 @@ from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_video
 from videogen.tasks.base import Keep, compute_now
-from videogen.tokenizers import Tokenizer
+from videogen.tokenizers import Request, Tokenizer
 from videogen.tokens import Tokens
 from videogen.training.loading import Loaded, export_safetensors
 
@@ -38,6 +38,7 @@ def write_token_cache(
     keep: Keep = compute_now,
     normalise: str | None = None,
     tokens: int | None = None,
+    max_error: float | None = None,
 ) -> int:
     """Encodes the training split of a source, in order, into a token cache, on the mesh that the tokenizer lies on.
 
@@ -54,22 +55,31 @@ def write_token_cache(
       keep: a finished batch passes through it (``runs.finished``).
       normalise: the statistics, as ``read_normaliser`` reads them; ``None``: latents stay raw.
       tokens: how many tokens of a clip are kept, the first ones; ``None``: all.
+      max_error: keep the tokens that this error needs, of the first ``tokens`` (``tokenizers.Request``).
 
     Returns:
       The number of clips written.
 
     Raises:
-      UserError: ``out`` exists, there is nothing to normalise, or the tokenizer cannot do without some tokens.
+      UserError: ``out`` exists, there is nothing to normalise, the tokenizer cannot do without some tokens, or it does
+        not know which an error needs.
     """
     check_new(out)
     config, model = loaded.config, loaded.tokenizer
     if tokens is not None and not model.drops:
         raise UserError(f"{type(model).__name__} decodes whole clips of tokens only: leave out --tokens")
+    if max_error is not None and not model.adapts:
+        raise UserError(f"{type(model).__name__} does not decide how many tokens an error needs: leave out --max_error")
+    request = tokens if max_error is None else Request(max_error, tokens)
     if source is not None:
         config.data.source = source
     reader, clip = build_source(config, "train"), clip_of(config)
     total, shape = _total(len(reader), windows, clips), VideoShape(clip.frames, clip.height, clip.width)
-    batches = functools.partial(_batches, reader, _encoder(model, batch_size, tokens), total, batch_size, keep)
+    if request is not None:
+        # What cannot be is refused before anything is written.
+        video = jax.ShapeDtypeStruct((1, clip.frames, clip.height, clip.width, 3), np.float32)
+        jax.eval_shape(lambda video: model.encode(video, request).values, video)
+    batches = functools.partial(_batches, reader, _encoder(model, batch_size, request), total, batch_size, keep)
     if normalise is None:
         return _write(loaded, out, shape, reader, batches())
     loaded, change = fit_normaliser(loaded, normalise, shape, batches())
@@ -147,7 +157,7 @@ def _read(reader: data.Source, indices: Iterable[int]) -> list[dict[str, Any]]:
 
 
 def _encoder(
-    model: Tokenizer, batch_size: int, request: int | None
+    model: Tokenizer, batch_size: int, request: Request | int | None
 ) -> Callable[[list[dict[str, Any]]], dict[str, np.ndarray]]:
     """Compiled: clips -> the arrays of their tokens, their captions and labels."""
     graph, state = nnx.split(model)

@@ -21,6 +21,7 @@ from videogen.losses.commitment import codebook_loss, commitment
 from videogen.losses.discriminators import StyleDiscriminator, VideoDiscriminator
 from videogen.losses.distillation import OBJECTIVES, Distillation, Projection
 from videogen.losses.entropy import entropy
+from videogen.losses.halting import Halting
 from videogen.losses.perceptual import (
     I3dFeatures,
     Lpips,
@@ -57,6 +58,7 @@ TERMS: dict[str, type[Term]] = {
     "prior": LearnedPrior,
     "quantizer": QuantizerLoss,
     "distillation": Distillation,
+    "halting": Halting,
 }
 
 
@@ -103,6 +105,7 @@ __all__ = [
     "AdversarialLoss",
     "AutoregressivePrior",
     "Distillation",
+    "Halting",
     "I3dFeatures",
     "LeCam",
     "LearnedPrior",

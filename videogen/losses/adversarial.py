@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.building import build
 from videogen.errors import UserError, near_matches
+from videogen.losses.by_tokens import ByTokens, TokenBuckets
 from videogen.losses.discriminators import StyleDiscriminator, VideoDiscriminator
-from videogen.losses.terms import Metrics, Modules, Outputs, Scalar, Setting, Term
+from videogen.losses.terms import RECONSTRUCTION, Metrics, Modules, Outputs, Pass, Scalar, Setting, Term
 from videogen.losses.transformer_discriminator import TransformerDiscriminator
 from videogen.nn import MicroBatch, draw, example_keys, named_key
-from videogen.ranges import Count, Natural, Share, Weight
+from videogen.ranges import Count, Natural, OneOf, Share, Weight
 from videogen.shapes import Video
 
 Logits = Float[Array, "..."]
@@ -132,13 +133,19 @@ def adversarial_loss(name: str, label_smoothing: float = 0.0) -> AdversarialLoss
 DISCRIMINATORS = {"frame": StyleDiscriminator, "clip": VideoDiscriminator, "transformer": TransformerDiscriminator}
 """What is judged: one random frame of every clip; the clip, by convolutions; the clip, by a transformer."""
 
+BY_TOKENS = "by_tokens"
+"""The name of one discriminator for each range of numbers of tokens: ``{name, of: {name, …}, buckets, size}``."""
+
+GROUPS = ("discriminator", "second_discriminator")
+"""The parameter groups that a discriminator may be; a second one is for another pass."""
+
 
 class Adversarial(Term):
     """How real a discriminator finds the prediction; the discriminator is a parameter group of its own.
 
     Args:
       objective: form of the loss, a name in ``ADVERSARIAL``: hinge or nonsaturating.
-      discriminator: what judges: ``{name, …}``, a name in ``DISCRIMINATORS`` and its settings.
+      discriminator: what judges: ``{name, …}``, a name in ``DISCRIMINATORS`` and its settings, or ``by_tokens``.
       start: the first step that counts; before it the discriminator rests too: it would only learn to win.
       adaptive: the weight follows the gradients at the decoder's last layer (``terms.combine``).
       every: the discriminator is updated in one of so many steps …
@@ -147,9 +154,9 @@ class Adversarial(Term):
       r1_every: the penalty is taken in one of so many updates, and is so many times as heavy (StyleGAN2's lazy R1).
       lecam: weight of ``LeCam``; 0 leaves its averages out.
       label_smoothing: how far the targets of real clips are below 1.
+      reads: the pass that is judged.
+      group: the parameter group of the discriminator, one of ``GROUPS``.
     """
-
-    group = "discriminator"
 
     def __init__(
         self,
@@ -166,11 +173,17 @@ class Adversarial(Term):
         r1_every: Count = 1,
         lecam: Weight = 0.0,
         label_smoothing: Share = 0.0,
+        reads: str = RECONSTRUCTION,
+        group: Annotated[str, OneOf(*GROUPS)] = GROUPS[0],
     ):
         super().__init__(weight, setting)
+        self.reads, self.group, self.by_tokens = reads, group, None
         self.objective, self.adaptive, self.start = adversarial_loss(objective, label_smoothing), adaptive, start
         self.every, self.pause_below = every, pause_below
         self.r1, self.r1_every, self.lecam = r1, r1_every, lecam
+        if discriminator.get("name") == BY_TOKENS:
+            self.by_tokens = build({BY_TOKENS: TokenBuckets}, discriminator, "discriminator")
+            discriminator = self.by_tokens.of
         if (name := discriminator.get("name", "")) not in DISCRIMINATORS:
             raise UserError(f"unknown discriminator {name!r}{near_matches(name, DISCRIMINATORS)}")
         self.discriminator, self.judges_clips = discriminator, name != "frame"
@@ -179,8 +192,11 @@ class Adversarial(Term):
         setting, clip = self.setting, self.setting.clip
         sized = {"height": clip.height, "width": clip.width}
         shared = {"remat": setting.remat} if self.discriminator["name"] == "transformer" else sized
-        common = dict(dtype=setting.dtype, rngs=rngs)
-        module = build(DISCRIMINATORS, self.discriminator, "discriminator", **shared, **common)
+
+        def make(rngs: nnx.Rngs) -> nnx.Module:
+            return build(DISCRIMINATORS, self.discriminator, "discriminator", **shared, dtype=setting.dtype, rngs=rngs)
+
+        module = make(rngs) if self.by_tokens is None else ByTokens(make, self.by_tokens, rngs=rngs)
         if self.lecam:
             module.lecam = LeCam()
         return module
@@ -189,9 +205,20 @@ class Adversarial(Term):
         return jnp.where(step >= self.start, super().weight_at(step), 0.0)
 
     def value(self, modules, outputs, key, step, micro):
-        prediction = outputs.passes[self.reads].prediction
-        keys = micro.keys(named_key(key, "frame"), len(prediction))
-        return self.objective.generator(modules[self.group](self.discriminator_input(prediction, keys))), {}
+        compared = self.compared(outputs)
+        keys = micro.keys(named_key(key, "frame"), len(compared.prediction))
+        judge = self._judging(modules[self.group], compared)
+        return self.objective.generator(judge(self.discriminator_input(compared.prediction, keys))), {}
+
+    def _judging(self, discriminator: nnx.Module, compared: Pass) -> Callable[[Array], Logits]:
+        """What gives the logits of clips of a pass."""
+        if self.by_tokens is None:
+            return discriminator
+        if compared.tokens is None:
+            raise UserError(
+                f"the pass {self.reads!r} tells no number of tokens, which {BY_TOKENS!r} needs: leave it out"
+            )
+        return functools.partial(discriminator, tokens=compared.tokens)
 
     def discriminator_input(self, video: Video, keys: jax.Array) -> Array:
         """What the discriminator sees of clips: all of it, or a random frame; resized to the clips it was built for."""
@@ -203,10 +230,11 @@ class Adversarial(Term):
         self, modules: Modules, outputs: Outputs, key: jax.Array, step: Int[Array, ""], micro: MicroBatch
     ) -> tuple[Scalar, Metrics, dict[str, Array]]:
         """The discriminator's loss; 0 in the steps that ``every`` leaves out, and not computed."""
-        compared = outputs.passes[self.reads]
+        compared = self.compared(outputs)
         keys = micro.keys(key, len(compared.target))
         real, fake = (self.discriminator_input(x, keys) for x in (compared.target, compared.prediction))
-        judge = functools.partial(self._judge, modules[self.group], real, fake, step)
+        judging = self._judging(modules[self.group], compared)
+        judge = functools.partial(self._judge, modules[self.group], judging, real, fake, step)
         if self.every == 1:
             loss, metrics, sums = judge()
         else:
@@ -225,14 +253,19 @@ class Adversarial(Term):
         return self._updates(step) & (metrics[f"{self.group}_loss"] >= self.pause_below)
 
     def _judge(
-        self, discriminator: nnx.Module, real: Array, fake: Array, step: Int[Array, ""]
+        self,
+        discriminator: nnx.Module,
+        judging: Callable[[Array], Logits],
+        real: Array,
+        fake: Array,
+        step: Int[Array, ""],
     ) -> tuple[Scalar, Metrics, dict[str, Array]]:
         """Discriminator loss, its metrics, and for LeCam's averages the sums of the logits of real and fake ones."""
-        real_logits, fake_logits = discriminator(real), discriminator(fake)
+        real_logits, fake_logits = judging(real), judging(fake)
         loss, sums = self.objective.discriminator(real_logits, fake_logits), {}
-        metrics = {"discriminator_real": real_logits.mean(), "discriminator_fake": fake_logits.mean()}
+        metrics = {f"{self.group}_real": real_logits.mean(), f"{self.group}_fake": fake_logits.mean()}
         if self.r1:
-            metrics["r1"] = self._penalty(discriminator, real, step)
+            metrics["r1"] = self._penalty(judging, real, step)
             loss += 0.5 * self.r1 * metrics["r1"]
         if self.lecam:
             metrics["lecam"] = discriminator.lecam(real_logits, fake_logits)
@@ -241,11 +274,11 @@ class Adversarial(Term):
             sums["count"] = jnp.asarray(len(real_logits), jnp.float32)
         return loss, metrics, sums
 
-    def _penalty(self, discriminator: nnx.Module, real: Array, step: Int[Array, ""]) -> Scalar:
+    def _penalty(self, judging: Callable[[Array], Logits], real: Array, step: Int[Array, ""]) -> Scalar:
         """The gradient penalty, where it is due ``r1_every`` times."""
 
         def penalty() -> Scalar:
-            return r1_penalty(discriminator, real)
+            return r1_penalty(judging, real)
 
         if self.r1_every == 1:
             return penalty()

@@ -14,7 +14,7 @@ from videogen.encoders.lpips import check_sides
 from videogen.encoders.preprocessing import IMAGENET_STATISTICS
 from videogen.errors import UserError
 from videogen.losses.discriminators import Image, convolve
-from videogen.losses.terms import Setting, Term
+from videogen.losses.terms import RECONSTRUCTION, Setting, Term
 from videogen.nn import l2_normalize
 from videogen.ranges import Weight
 from videogen.shapes import Video
@@ -116,14 +116,17 @@ class Perceptual(Term):
 
     Args:
       path: file with the network's weights, or two with a comma between; 'untrained' has none.
+      reads: the pass that is compared.
     """
 
-    def __init__(self, weight: Weight | Mapping[str, Any], setting: Setting, *, path: str = ""):
+    def __init__(
+        self, weight: Weight | Mapping[str, Any], setting: Setting, *, path: str = "", reads: str = RECONSTRUCTION
+    ):
         super().__init__(weight, setting)
-        self.path = path
+        self.path, self.reads = path, reads
 
     def value(self, modules, outputs, key, step, micro):
-        compared = outputs.passes[self.reads]
+        compared = self.compared(outputs)
         return modules[self.label](compared.prediction, compared.target), {}
 
 

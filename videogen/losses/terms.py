@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from videogen.building import check_fields
 from videogen.errors import UserError, near_matches
@@ -33,10 +34,14 @@ class Pass:
 
     Attributes:
       prediction, target: arrays of one shape, such as clips in [-1, 1].
+      exists: which places count, where that is not all; its axes are the first ones of these arrays.
+      tokens: how many tokens the prediction was made from at most, one number for all examples; where that varies.
     """
 
     prediction: Array
     target: Array
+    exists: Bool[Array, "*places"] | None = None
+    tokens: Int[Array, ""] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -136,6 +141,12 @@ class Term:
             return ramp(self.weight.start, self.weight.final, self.weight.steps, step)
         return self.weight
 
+    def compared(self, outputs: Outputs) -> Pass:
+        """The pass that it ``reads``; raises ``UserError`` where there is none of that name."""
+        if self.reads not in outputs.passes:
+            raise UserError(f"there is no pass {self.reads!r} to compare{near_matches(self.reads, outputs.passes)}")
+        return outputs.passes[self.reads]
+
     def value(
         self, modules: Modules, outputs: Outputs, key: jax.Array, step: Int[Array, ""], micro: MicroBatch
     ) -> tuple[Scalar, Metrics]:
@@ -187,9 +198,7 @@ class Pixels(Term):
         self.reads = reads
 
     def value(self, modules, outputs, key, step, micro):
-        if self.reads not in outputs.passes:
-            raise UserError(f"there is no pass {self.reads!r} to compare{near_matches(self.reads, outputs.passes)}")
-        compared = outputs.passes[self.reads]
+        compared = self.compared(outputs)
         return type(self).distance(compared.prediction, compared.target), {}
 
 
@@ -251,7 +260,7 @@ def combine(
     key: jax.Array,
     step: Int[Array, ""],
     micro: MicroBatch,
-    pull: Callable[[Array], Any] | None = None,
+    pulls: Mapping[str, Callable[[Array], Any]] = MappingProxyType({}),
 ) -> tuple[Scalar, Metrics]:
     """The weighted sum of all terms and of the quantizer's losses, and the value of each.
 
@@ -261,7 +270,8 @@ def combine(
 
     Args:
       terms: by name.
-      pull: gradient of the reconstruction -> gradient of the decoder's last layer; needed where a term is adaptive.
+      pulls: of each pass that an adaptive term reads, what maps a gradient of its prediction to one of the decoder's
+        last layer.
     """
     arguments = (key, step, micro)
     named = {term.loss for term in terms.values() if isinstance(term, QuantizerLoss)}
@@ -279,7 +289,7 @@ def combine(
     plain = {name: term for name, term in terms.items() if not term.adaptive}
     for name, term in adaptive.items():
         others = {other: plain.pop(other) for other in [n for n, t in plain.items() if t.reads == term.reads]}
-        prediction = outputs.passes[term.reads].prediction
+        prediction, pull = term.compared(outputs).prediction, pulls[term.reads]
         pixels = jax.lax.stop_gradient(prediction)
 
         def of_others(x: Array, term: Term = term, others: Mapping[str, Term] = others) -> tuple[Scalar, Metrics]:

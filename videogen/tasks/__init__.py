@@ -3,6 +3,7 @@
 from typing import Any
 
 from videogen.errors import UserError, near_matches
+from videogen.tasks.adaptive import AdaptiveTokenizerTask
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, Task, to_pixels, to_video
 from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
@@ -12,6 +13,7 @@ from videogen.tasks.stand_ins import CaptionsTask, ClassifierTask
 from videogen.tasks.tokenizer import TokenizerTask, reconstruct, reconstructor
 
 TASKS = {
+    "adaptive": AdaptiveTokenizerTask,
     "captions": CaptionsTask,
     "classifier": ClassifierTask,
     "detokenizer": DetokenizerTask,
@@ -42,6 +44,7 @@ def class_of(config: Any) -> type[Task]:
 __all__ = [
     "STUDENTS",
     "TASKS",
+    "AdaptiveTokenizerTask",
     "Batch",
     "CaptionsTask",
     "ClassifierTask",

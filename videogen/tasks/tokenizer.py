@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from videogen.metrics.fidelity import SSIM_WINDOW
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.quantizers import UsageWatch, codebook_health, evaluated_health
-from videogen.shapes import Video, VideoShape
+from videogen.shapes import Latents, Video, VideoShape
 from videogen.tasks.base import (
     PUBLISHED,
     Batch,
@@ -34,6 +34,8 @@ from videogen.tasks.base import (
     to_pixels,
     to_video,
 )
+from videogen.tokenizers import Encoded
+from videogen.tokens import Tokens
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
@@ -45,6 +47,24 @@ SMALLEST = {"ssim": SSIM_WINDOW, "gradient_sharpness": 2}
 def measurable(height: int, width: int) -> list[str]:
     """Names in ``FIDELITY`` of what can be measured of clips of this size."""
     return [name for name in FIDELITY if min(height, width) >= SMALLEST.get(name, 1)]
+
+
+class Reconstruction(NamedTuple):
+    """What becomes of encoded clips.
+
+    Attributes:
+      prediction: what is compared with the clips.
+      latents: quantised ones.
+      tokens: theirs.
+      losses: of the quantizer.
+      measured: ``Quantized.measured``.
+    """
+
+    prediction: Video
+    latents: Latents
+    tokens: Tokens
+    losses: dict[str, Float[Array, ""]]
+    measured: dict[str, Any]
 
 
 class TokenizerTask(Task):
@@ -132,46 +152,66 @@ class TokenizerTask(Task):
 
     def forward(
         self, modules: Modules, batch: Batch, key: jax.Array, micro: MicroBatch
-    ) -> tuple[losses.Outputs, Callable[[Video], Any] | None]:
-        """What the terms of the losses read of clips; and what maps a gradient of the reconstruction to one of the
-        decoder's last layer, where a term asks for it."""
+    ) -> tuple[losses.Outputs, dict[str, Callable[[Video], Any]]]:
+        """What the terms of the losses read of clips; and of each pass that a term asks it of, what maps a gradient of
+        the reconstruction to one of the decoder's last layer."""
         model, video = self.assembled(modules), to_video(batch["video"])
-        keys = micro.keys(named_key(key, "quantizer"), len(video))
-        encoded = model.encode(video)
-        latents, tokens, of_quantizer, measured = model.bottleneck(encoded, key=keys, train=True, mean=micro.mean)
+        encoded, name = model.encode(video), losses.RECONSTRUCTION
+        made, pull = self.reconstruction(model, encoded, video, key, micro, name)
+        passes = {name: losses.Pass(made.prediction, video)}
+        return self.outputs(modules, video, passes, encoded, made), {name: pull}
 
+    def reconstruction(
+        self, model: nnx.Module, encoded: Encoded, video: Video, key: jax.Array, micro: MicroBatch, name: str
+    ) -> tuple[Reconstruction, Callable[[Video], Any] | None]:
+        """What becomes of encoded clips in a pass; and what maps its gradients, where a term asks for that."""
+        keys = micro.keys(named_key(key, "quantizer"), len(video))
+        latents, tokens, of_quantizer, measured = model.bottleneck(encoded, key=keys, train=True, mean=micro.mean)
         seen = model.seen(tokens)
 
         def decode(model: nnx.Module) -> Video:
             return model.denoise(latents, video, named_key(key, "decoder"), micro, **seen)
 
-        pull = None
-        if any(term.adaptive for term in self.terms.values()):
-            reconstruction, pull = _to_last_layer(model, decode)
+        if any(term.adaptive and term.reads == name for term in self.terms.values()):
+            prediction, pull = _to_last_layer(model, decode)
         else:
-            reconstruction = decode(model)
-        quantizer, codebook = model.quantizer, None
+            prediction, pull = decode(model), None
+        return Reconstruction(prediction, latents, tokens, of_quantizer, measured), pull
+
+    def outputs(
+        self,
+        modules: Modules,
+        video: Video,
+        passes: dict[str, losses.Pass],
+        encoded: Encoded,
+        made: Reconstruction,
+    ) -> losses.Outputs:
+        """What the terms read, where passes, latents and tokens are these."""
+        quantizer, codebook = self.assembled(modules).quantizer, None
         if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
-        passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
-        features = {"encoded": encoded.values, "vectors": latents, **encoded.extra}
+        features = {"encoded": encoded.values, "vectors": made.latents, **encoded.extra}
         for term in self.terms.values():
             features |= term.features(modules, video)
-        return losses.Outputs(
-            passes, latents, tokens.only.values, codebook, features, quantizer=of_quantizer, measured=measured
-        ), pull
+        ids = made.tokens.only.values
+        found = {"quantizer": made.losses, "measured": made.measured}
+        return losses.Outputs(passes, made.latents, ids, codebook, features, **found)
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
     ) -> tuple[Float[Array, ""], Outcome]:
         """The weighted sum of the terms and of the quantizer's losses."""
         micro = micro or MicroBatch()
-        outputs, pull = self.forward(modules, batch, key, micro)
-        total, metrics = losses.combine(self.terms, modules, outputs, key, step, micro, pull)
-        sums = dict(outputs.measured)
-        rows = sums.pop("candidates")
+        outputs, pulls = self.forward(modules, batch, key, micro)
+        total, metrics = losses.combine(self.terms, modules, outputs, key, step, micro, pulls)
+        more, sums, rows = self.found(outputs)
         for_groups = {"outputs": outputs.detached()} if len(self.losses) > 1 else {}
-        return total, Outcome(metrics, for_groups, sums, rows)
+        return total, Outcome({**metrics, **more}, for_groups, sums, rows)
+
+    def found(self, outputs: losses.Outputs) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Further metrics, and the sums and rows that ``_update_quantizer`` needs."""
+        sums = dict(outputs.measured)
+        return {}, sums, sums.pop("candidates")
 
     def _update_quantizer(
         self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array

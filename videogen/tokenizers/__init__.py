@@ -12,11 +12,13 @@ from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.detokenized import Detokenized
+from videogen.tokenizers.karl import Karl
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.one_d import OneD
+from videogen.tokenizers.requests import Request
 from videogen.tokenizers.tiling import Tiled
 
 
@@ -52,6 +54,7 @@ TOKENIZERS = {
     "convolutional": ConvolutionalTokenizer,
     "cvivit": CViViT,
     "detokenized": build_detokenized,
+    "karl": Karl,
     "magvit": Magvit,
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
@@ -71,10 +74,12 @@ __all__ = [
     "ConvolutionalTokenizer",
     "Detokenized",
     "Encoded",
+    "Karl",
     "Magvit",
     "Normalised",
     "OmniTokenizer",
     "OneD",
+    "Request",
     "Tiled",
     "Tokenizer",
     "build",

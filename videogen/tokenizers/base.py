@@ -45,6 +45,7 @@ class Tokenizer(nnx.Module):
       sides: names of the sides that tokens lie along.
       prefix_equal: tokens of the first frames of a clip are the first tokens of the clip.
       drops: the decoder can do without some of the tokens (``Segment.kept``).
+      adapts: it decides by itself which tokens a clip needs for an error that may be asked for (``Request``).
       lengths: decides which tokens the decoder sees; all, but of tokenizers with ``drops``.
       normalised: tokens are normalised latents, of mean 0 and variance 1; ``lookup`` gives the raw ones.
       streams: there are ``encode_chunk`` and ``decode_chunk``, so that a video may be longer than memory.
@@ -58,6 +59,7 @@ class Tokenizer(nnx.Module):
     sides: tuple[str, ...] = GRID
     prefix_equal: bool = False
     drops: bool = False
+    adapts: bool = False
     lengths: LengthRule = All()
     normalised: bool = False
     streams: bool = False
@@ -69,7 +71,8 @@ class Tokenizer(nnx.Module):
 
         Args:
           video: in [-1, 1].
-          request: how many tokens, or how good a reconstruction is asked for; of tokenizers that let one choose.
+          request: how many tokens are asked for, or how good a reconstruction (``requests.Request``); of tokenizers
+            that let one choose.
         """
         raise NotImplementedError
 

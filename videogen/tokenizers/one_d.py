@@ -1,6 +1,6 @@
 """Tokens without a place: learned queries gather a whole clip into a row of codes, of which a part may be enough.
 
-LARP (Wang et al., ICLR 2025) and One-D-Piece (Miwa et al., 2025) are settings of it.
+LARP (Wang et al., ICLR 2025) and One-D-Piece (Miwa et al., 2025) are settings of it; KARL (``karl``) adds to it.
 """
 
 import math
@@ -85,6 +85,7 @@ class OneD(Tokenizer):
         self.clip, self.patch, self.dtype = VideoShape(*clip), tuple(patch), dtype
         self.compression = Compression(*clip, first_alone=False)
         self.places = self.clip.grid(Compression(*patch, first_alone=False)).shape
+        self.codes = queries
         self.lengths = length_rules.build(lengths or {"name": "all"})
         area = math.prod(patch) * channels
         read, write = (read_transformer(section, norm="layer") for section in (encoder, decoder))
@@ -109,7 +110,7 @@ class OneD(Tokenizer):
         if shape != self.clip:
             built, got = ("×".join(map(str, (s.frames, s.height, s.width))) for s in (self.clip, shape))
             raise UserError(f"this tokenizer codes clips of {built} as a whole, got {got}; set data.clip to that")
-        return self.layout_of(self.queries.get_value().shape[:1])
+        return self.layout_of((self.codes,))
 
     def encode(self, video: Video, request: int | None = None) -> Encoded:
         """Pixels to ``[batch, queries, code]`` before quantisation, float32.
@@ -119,19 +120,22 @@ class OneD(Tokenizer):
           request: how many codes the decoder is to see, the first ones; ``None`` leaves it to the length rule. The
             latents are the same for all.
         """
-        self.layout(VideoShape(*video.shape[1:4]))
-        patches = self.patches(patchify(video.astype(self.dtype), self.patch))
-        patches = patches.reshape(video.shape[0], -1, patches.shape[-1]) + self._places(patches.shape[-1])
+        patches = self._patches(video)
         queries = jnp.broadcast_to(self.queries.get_value().astype(self.dtype), (len(video), *self.queries.shape))
         x = self.encoder(jnp.concatenate([patches, queries], axis=1))[:, patches.shape[1] :]
         extra = {} if request is None else {length_rules.ASKED: self._asked(request, len(video))}
         return Encoded(self.to_code(self.encoder_norm(x).astype(jnp.float32)), extra=extra)
 
+    def _patches(self, video: Video) -> Float[Array, "batch patches width"]:
+        """Patches of clips, with their places; raises ``UserError`` for clips of another shape."""
+        self.layout(VideoShape(*video.shape[1:4]))
+        patches = self.patches(patchify(video.astype(self.dtype), self.patch))
+        return patches.reshape(video.shape[0], -1, patches.shape[-1]) + self._places(patches.shape[-1])
+
     def _asked(self, request: int, batch: int) -> Bool[Array, "batch queries"]:
-        queries = self.queries.shape[0]
-        if not 1 <= request <= queries:
-            raise UserError(f"this tokenizer has 1 … {queries} tokens for a clip, and {request} are asked for")
-        return length_rules.first(jnp.full(batch, request), (batch, queries))
+        if not 1 <= request <= self.codes:
+            raise UserError(f"this tokenizer has 1 … {self.codes} tokens for a clip, and {request} are asked for")
+        return length_rules.first(jnp.full(batch, request), (batch, self.codes))
 
     def decode(self, latents: Latents, kept: Bool[Array, "batch queries"] | None = None) -> Video:
         """Quantised latents to pixels; every pixel may depend on every code that is kept, and on no other."""
@@ -144,8 +148,12 @@ class OneD(Tokenizer):
             seen = jnp.concatenate([kept, jnp.ones((batch, len(patches)), bool)], axis=1)
         codes = codes + jnp.asarray(sincos_positions([count], width), codes.dtype)
         x = jnp.concatenate([codes, jnp.broadcast_to(patches, (batch, *patches.shape))], axis=1)
-        x = self.pixels(self.decoder_norm(self.decoder(x, key_mask=seen)[:, count:]))
+        x = self.pixels(self.decoder_norm(self.decoder(x, **self._hiding(seen))[:, count:]))
         return unpatchify(x.reshape(batch, *self.places, -1), self.patch).astype(jnp.float32)
+
+    def _hiding(self, seen: Bool[Array, "batch tokens"] | None) -> dict[str, Any]:
+        """What a transformer is told so that it sees these tokens only; ``None``: all."""
+        return {"key_mask": seen}
 
     def _places(self, width: int) -> Float[Array, "patches width"]:
         """Fixed features of every patch's place."""
