@@ -8,9 +8,15 @@ from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
+from videogen.tasks.latent_tokenizer import LatentTokenizerTask
 from videogen.tasks.tokenizer import TokenizerTask, reconstruct, reconstructor
 
-TASKS = {"tokenizer": TokenizerTask, "detokenizer": DetokenizerTask, "generator": GeneratorTask}
+TASKS = {
+    "tokenizer": TokenizerTask,
+    "latent_tokenizer": LatentTokenizerTask,
+    "detokenizer": DetokenizerTask,
+    "generator": GeneratorTask,
+}
 STUDENTS = {GeneratorTask: DistilledGeneratorTask, DetokenizerTask: DistilledDetokenizerTask}
 """Task -> the task that learns in few steps what it has trained."""
 
@@ -40,6 +46,7 @@ __all__ = [
     "DistilledDetokenizerTask",
     "DistilledGeneratorTask",
     "GeneratorTask",
+    "LatentTokenizerTask",
     "Modules",
     "Outcome",
     "Picture",

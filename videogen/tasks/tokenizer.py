@@ -34,6 +34,7 @@ from videogen.tasks.base import (
     to_pixels,
     to_video,
 )
+from videogen.tokenizers import Compared
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
 """What reconstructions are measured by, clip by clip."""
@@ -86,7 +87,7 @@ class TokenizerTask(Task):
         self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
         built_for = dict(remat=parallel.remat, dtype=dtype_of(self.config))
         teachers = {name: nnx.eval_shape(lambda n=name: self.structure_of_part(n)) for name in self.teachers}
-        about = dict(features=model.features, parts=teachers, compression=model.compression)
+        about = dict(features=model.features, parts=teachers, compression=model.feature_compression)
         setting = losses.Setting(shape, self.tokens, model.quantizer.width, self.config.steps, **about, **built_for)
         return losses.build(self.config.losses, setting)
 
@@ -142,19 +143,21 @@ class TokenizerTask(Task):
 
         seen = model.seen(tokens)
 
-        def decode(model: nnx.Module) -> Video:
-            return model.denoise(latents, video, named_key(key, "decoder"), micro, **seen)
+        def compare(model: nnx.Module) -> Compared:
+            return model.compare(encoded, latents, video, named_key(key, "decoder"), micro, **seen)
 
         pull = None
         if any(term.adaptive for term in self.terms.values()):
-            reconstruction, pull = _to_last_layer(model, decode)
+            compared, pull = _to_last_layer(model, compare)
         else:
-            reconstruction = decode(model)
+            compared = compare(model)
         quantizer, codebook = model.quantizer, None
         if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
-        passes = {losses.RECONSTRUCTION: losses.Pass(reconstruction, video)}
-        features = {"encoded": encoded.values, "vectors": latents, **encoded.extra}
+        passes = {losses.RECONSTRUCTION: losses.Pass(compared.video, video)}
+        passes |= {name: losses.Pass(*pair) for name, pair in compared.passes.items()}
+        features = {"encoded": encoded.values, "vectors": latents, **encoded.extra, **compared.features}
+        measured["compared"] = dict(compared.sums)
         for term in self.terms.values():
             features |= term.features(modules, video)
         return losses.Outputs(
@@ -177,9 +180,9 @@ class TokenizerTask(Task):
         self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
     ) -> dict[str, Float[Array, ""]]:
         """Moves what the quantizer measures, by all videos and images of the step; its health."""
-        quantizer = self.assembled(modules).quantizer
-        quantizer.update(sums["update_sums"], rows, named_key(key, "update"))
-        return codebook_health(sums["counts"], quantizer.vocabulary)
+        model = self.assembled(modules)
+        model.update(sums, rows, named_key(key, "update"))
+        return codebook_health(sums["counts"], model.vocabulary)
 
     def _group_loss(
         self, term: losses.Term, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch
@@ -246,12 +249,19 @@ class TokenizerTask(Task):
         return [Picture("reconstructions", list(zip(video, rebuilt, strict=True)), [""] * len(video))]
 
 
-def _to_last_layer(model: nnx.Module, decode: Callable[[nnx.Module], Video]) -> tuple[Video, Callable[[Video], Any]]:
-    """What the model decodes, and pixel gradient -> gradient of the decoder's last layer; a constant."""
+def _to_last_layer(
+    model: nnx.Module, compare: Callable[[nnx.Module], Compared]
+) -> tuple[Compared, Callable[[Video], Any]]:
+    """What the model gives, and pixel gradient -> gradient of the decoder's last layer; a constant."""
     path = model.last_layer
     graph, last, rest = nnx.split(model, lambda at, _: tuple(at[: len(path)]) == path, ...)
-    reconstruction, pull = jax.vjp(lambda last: decode(nnx.merge(graph, last, rest)), last)
-    return reconstruction, lambda gradient: jax.lax.stop_gradient(pull(gradient))
+
+    def of_last(last: nnx.State) -> tuple[Video, Compared]:
+        compared = compare(nnx.merge(graph, last, rest))
+        return compared.video, compared
+
+    video, pull, compared = jax.vjp(of_last, last, has_aux=True)
+    return compared._replace(video=video), lambda gradient: jax.lax.stop_gradient(pull(gradient))
 
 
 def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
