@@ -180,7 +180,7 @@ class TokenizerTask(Task):
         self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
     ) -> dict[str, Float[Array, ""]]:
         """Moves what the quantizer measures, by all videos and images of the step; its health."""
-        model = self.assembled(modules)
+        model = modules[self.group]
         model.update(sums, rows, named_key(key, "update"))
         return codebook_health(sums["counts"], model.vocabulary)
 
