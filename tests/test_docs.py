@@ -47,7 +47,7 @@ def test_the_first_page_names_every_system_and_every_guide():
     text = (REPOSITORY / "docs" / "index.md").read_text()
     names = {"cdt": "CDT", "larp": "LARP", "magvit": "MAGVIT", "magvit2": "MAGVIT-v2", "nbp": "NBP"}
     names |= {"phenaki": "Phenaki", "omnitokenizer": "OmniTokenizer", "tokenbridge": "TokenBridge"}
-    names |= {"videodit": "video diffusion transformer", "one_d_piece": "One-D-Piece"}
+    names |= {"videodit": "video diffusion transformer", "one_d_piece": "One-D-Piece", "flextok": "FlexTok"}
     configs = {path.stem for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")} - {"common", "networks"}
     assert configs == set(names) and [name for name in names.values() if name not in text] == []
     guides = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"index.md"}

@@ -100,9 +100,9 @@ def tokenizer(size: str, model: str, decoder: str, space: str, repa: str) -> Con
     config.data.image_batch_size = 0
     config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
     if size == "debug":
-        config.steps = 5000
-        config.eval_every = 2500
-        config.checkpoint_every = 2500
+        config.steps = 4500
+        config.eval_every = 1500
+        config.checkpoint_every = 1500
         config.ema.decay = 0.998
         rates = {"name": "muon", "learning_rate": 1e-2, "adam_share": 0.2, "warmup": 50, "final": 0.02}
     elif size == "small":
@@ -137,7 +137,7 @@ def flextok(size: str, model: str, decoder: str, space: str) -> ConfigDict:
     """The tokenizer at each size (paper: 256 patches, 256 codes of 16 bits)."""
     levels = (8, 5, 5, 5) if size == "debug" else (8, 8, 8, 5, 5, 5)
     if size == "debug":
-        shape = {"clip": (5, 24, 24), "patch": (1, 1, 1), "queries": 64}
+        shape = {"clip": (5, 24, 24), "patch": (1, 2, 2), "queries": 64}
         networks = [network(width=128, layers=layers, heads=4) for layers in (2, 4)]
     elif size == "small":
         shape = {"clip": (17, 64, 64), "patch": (1, 2, 2), "queries": 256}
