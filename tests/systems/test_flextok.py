@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import videogen
+from launch import local
 from tests.parameters import with_random_parameters
 from tests.training_configs import tiny
 from videogen import encoders, tasks, tokenizers
@@ -95,6 +96,14 @@ def test_every_variant_of_the_sweeps_builds(name):
         config = flextok.get_config("size=debug")
         config.update_from_flattened_dict(change)
         tasks.build(config)
+
+
+def test_the_vae_of_a_local_run_is_its_first_stage(tmp_path):
+    stages = local.plan("flextok:size=debug", tmp_path, [], clip="5x16x24")
+    assert [stage.name for stage in stages] == ["vae", "tokenizer"]
+    assert stages[1].config.parts.vae.checkpoint == str(tmp_path / "vae")
+    assert tuple(stages[1].config.model.clip) == (5, 16, 24) and stages[0].config.data.clip.height == 16
+    assert "--protocol=reconstruction" in stages[1].evaluate
 
 
 def narrow(**changes) -> ConfigDict:

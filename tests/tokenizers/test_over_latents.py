@@ -82,9 +82,11 @@ def test_velocities_are_of_latents_and_no_gradient_passes_the_encoder_of_the_vae
         latents = model.bottleneck(encoded)[0]
         found = model.compare(encoded, latents, VIDEO, jax.random.key(0))
         value, target = found.passes[VELOCITY]
-        return jnp.mean((value - target) ** 2) + jnp.mean(found.video**2), (found, encoded.extra[LATENTS])
+        seen = model.denoise(latents, VIDEO, jax.random.key(0))
+        return jnp.mean((value - target) ** 2) + jnp.mean(found.video**2), (found, encoded.extra[LATENTS], seen)
 
-    gradient, (found, raw) = run(params)
+    gradient, (found, raw, seen) = run(params)
+    np.testing.assert_allclose(seen, found.video, atol=1e-4 * np.abs(seen).max())
     value, target = found.passes[VELOCITY]
     assert value.shape == target.shape == raw.shape == (1, 3, 2, 2, 4) and found.video.shape == VIDEO.shape
     assert found.features[EARLY].shape == (1, 3, 2, 2, NETWORK["width"])
@@ -105,6 +107,7 @@ def test_a_vae_that_is_normalised_needs_no_statistics():
     [
         ({"vae": CONFIGS["cvivit"]}, "gives codes, and continuous latents are needed"),
         ({"vae": CONFIGS["one_d"]}, "have no place in the picture"),
+        ({"tokenizer": FLOW | {"clip": (5, 8)}}, "clip of the tokenizer must have 3 entries"),
         ({"tokenizer": VAE}, "'cvivit' has no setting 'clip'"),
         ({"tokenizer": FLOW | {"patch": (3, 1, 1)}}, "make patches of one latent frame"),
         ({"tokenizer": FLOW | {"clip": (4, 8, 8)}}, r"1 \+ 2·k frames, got 4"),

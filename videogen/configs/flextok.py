@@ -10,8 +10,8 @@ drawn for each clip are one learned vector (nested dropout), so any first part o
 every clip, guided by --config.model.flow.guidance_scale (1: not at all).
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` has the published
-networks: encoder and decoder of 12, 18 or 28 layers of 64 channels each. ``debug`` and ``small`` code clips, which is
-our extension; ``paper`` codes images of 256 × 256 as clips of one frame. For comparison:
+networks: encoder and decoder of 12, 18 or 28 layers, 64 channels wide for each of these. ``debug`` and ``small`` code
+clips, which is our extension; ``paper`` codes images of 256 × 256 as clips of one frame. For comparison:
 decoder=deterministic          the decoder of One-D-Piece, as large, with squared errors of pixels and no noise
 space=pixels                   velocities of noisy pixels, without a VAE
 repa=dinov2                    REPA: the decoder's states behind its second layer become like the vectors of DINOv2,
@@ -20,8 +20,9 @@ repa=dinov2                    REPA: the decoder's states behind its second laye
 What differs from the paper: initial weights and learning rates do not follow muP; norms of the encoder have learned
 scales and shifts; times are embedded with wavelengths up to 2π·10⁴; codes are never left as they are nor exchanged in
 training. The VAE has the published widths but is trained with the losses of ``magvit2``; its latents are normalised by
-the statistics of the first 500 steps. Optimizer, batch, steps, the share of null registers and the weight of REPA were
-not found: those here are ours. The published time distribution, FSQ levels, steps and guidance are those of ``paper``.
+the statistics of the first 500 steps. REPA compares at the places of the decoder's patches. Optimizer, batch, steps,
+the share of null registers and the weight of REPA were not found: those here are ours. The published time distribution,
+FSQ levels, steps and guidance are those of ``paper``.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 
+from videogen import building
 from videogen.errors import UserError
 from videogen.nn import MicroBatch
+from videogen.ranges import Triple
 from videogen.shapes import Compression, Latents, Video, VideoShape
 from videogen.tokenizers.base import Compared, Encoded, Tokenizer, Wrapped
 from videogen.tokenizers.one_d import check_clip
@@ -29,6 +31,7 @@ def of_latents(config: Mapping[str, Any], vae: Tokenizer) -> dict[str, Any]:
     """
     if "clip" not in config:
         raise UserError(f"a tokenizer of latents has clips of one shape; {config.get('name')!r} has no setting 'clip'")
+    building.check_value("clip of the tokenizer", Triple, config["clip"])
     if not vae.on_grid:
         raise UserError("the latents of this tokenizer have no place in the picture; take a VAE with a grid")
     layout = vae.layout(VideoShape(*config["clip"])).only
@@ -92,9 +95,13 @@ class OverLatents(Wrapped):
 
     def encode(self, video: Video, request: Any = None) -> Encoded:
         check_clip(VideoShape(*video.shape[1:4]), self.clip)
-        latents = jax.lax.stop_gradient(self.vae.bottleneck(self.vae.encode(video))[1].only.values)
+        latents = self.latents(video)
         encoded = self.tokenizer.encode(latents, request)
         return encoded._replace(extra={**encoded.extra, LATENTS: latents})
+
+    def latents(self, video: Video) -> Latents:
+        """What the frozen tokenizer makes of clips; no gradient leads back."""
+        return jax.lax.stop_gradient(self.vae.bottleneck(self.vae.encode(video))[1].only.values)
 
     def pixels(self, latents: Latents) -> Video:
         """Latents as the frozen tokenizer gives them to pixels."""
@@ -111,6 +118,11 @@ class OverLatents(Wrapped):
     ) -> Compared:
         compared = self.tokenizer.compare(encoded, latents, encoded.extra[LATENTS], key, micro, **seen)
         return compared._replace(video=self.pixels(compared.video))
+
+    def denoise(
+        self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None, **seen: Any
+    ) -> Video:
+        return self.pixels(self.tokenizer.denoise(latents, self.latents(video), key, micro, **seen))
 
     def decode(self, latents: Latents, kept: Any = None, **settings: Any) -> Video:
         """Quantised latents to pixels; ``settings`` go to the tokenizer's ``decode``."""
