@@ -71,6 +71,7 @@ def test_codes_say_all_that_the_decoder_gets(name):
     np.testing.assert_array_equal(model.bottleneck(model.encode(VIDEO, 2))[1].only.kept, [[True, True, False]])
 
 
+@pytest.mark.slow
 def test_velocities_are_of_latents_and_no_gradient_passes_the_encoder_of_the_vae():
     graph, params, rest = nnx.split(model_of(), nnx.Param, ...)
 
