@@ -48,7 +48,12 @@ def test_the_first_page_names_every_system_and_every_guide():
     text = (REPOSITORY / "docs" / "index.md").read_text()
     names = {"cdt": "CDT", "larp": "LARP", "magvit": "MAGVIT", "magvit2": "MAGVIT-v2", "nbp": "NBP"}
     names |= {"phenaki": "Phenaki", "omnitokenizer": "OmniTokenizer", "tokenbridge": "TokenBridge"}
-    names |= {"videodit": "video diffusion transformer", "one_d_piece": "One-D-Piece", "karl": "KARL"}
+    names |= {
+        "videodit": "video diffusion transformer",
+        "one_d_piece": "One-D-Piece",
+        "karl": "KARL",
+        "flextok": "FlexTok",
+    }
     configs = {path.stem for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")}
     configs -= {"common", "data_sets", "networks", "stand_ins"}
     assert configs == set(names) and [name for name in names.values() if name not in text] == []

@@ -22,6 +22,7 @@ from videogen.diffusion.guidance import (
     RisingClassifierFree,
     with_memory,
 )
+from videogen.diffusion.latent_statistics import LatentStatistics, NormalisedLatents
 from videogen.diffusion.predictions import PREDICTIONS, WEIGHTS
 from videogen.diffusion.processes import (
     BETAS,
@@ -98,6 +99,15 @@ def build(part: str, config: Mapping[str, Any], **shared: Any) -> Any:
     return building.build(PARTS[part], settings, part, **shared)
 
 
+def build_guidance(config: Mapping[str, Any], scale: float) -> Guidance:
+    """A guidance from ``{name, …}``, with a scale that stands elsewhere in the config; an ``inner`` one has it, too."""
+
+    def scaled(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {**config, **({"inner": scaled(config["inner"])} if "inner" in config else {"scale": scale})}
+
+    return build("guidance", scaled(config))
+
+
 __all__ = [
     "BETAS",
     "BIT_PROCESSES",
@@ -123,12 +133,14 @@ __all__ = [
     "Heun",
     "Interval",
     "KarrasGrid",
+    "LatentStatistics",
     "LinearQuadraticGrid",
     "LogNormalSigma",
     "LogSNRGrid",
     "LogitNormal",
     "Mode",
     "Noisy",
+    "NormalisedLatents",
     "Process",
     "RectifiedFlow",
     "Rescale",
@@ -141,6 +153,7 @@ __all__ = [
     "VariancePreserving",
     "ancestral",
     "build",
+    "build_guidance",
     "check_student",
     "check_times",
     "distillation_loss",

@@ -148,9 +148,10 @@ def reconstruction(evaluation: Evaluation) -> Result:
     metrics: dict[str, Any] = loaded.task.evaluate(
         loaded.modules, evaluation.batches(), evaluation.seed, evaluation.keep
     )
-    models = {"reconstructions": loaded.tokenizer}
-    if loaded.tokenizer.coder is not loaded.tokenizer:
-        models = {DETERMINISTIC: loaded.tokenizer.coder, **models}
+    model = loaded.tokenizer
+    models = {"reconstructions": model}
+    if model.coder is not model:
+        models = {DETERMINISTIC: model.coder, **models}
     rebuilt = {name: evaluation.rebuilt(model, f"rebuilt_{name}") for name, model in models.items()}
     metrics["clips"] = len(evaluation.clips.samples)
     if evaluation.videos.shape[1] > 1:

@@ -6,11 +6,11 @@ from typing import Any
 from flax import nnx
 
 from videogen import building
+from videogen.diffusion.latent_statistics import NormalisedLatents
 from videogen.errors import UserError
 from videogen.generators.flow import FlowTransformer
 from videogen.generators.flow_sampling import FlowSampler, TrainingNoise
 from videogen.generators.frame_queue import FrameQueue
-from videogen.generators.latent_statistics import NormalisedLatents
 from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer

@@ -19,10 +19,10 @@ from jaxtyping import Array, Bool, Float
 
 from videogen import building, diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
+from videogen.diffusion.latent_statistics import LatentStatistics
 from videogen.errors import UserError, near_matches
 from videogen.generators.flow_sampling import SHIFTS, FlowSampler, FlowWindow, TrainingNoise, frame_noise
 from videogen.generators.frame_queue import FrameQueue
-from videogen.generators.latent_statistics import LatentStatistics
 from videogen.generators.stepping import At, Generator
 from videogen.nn import (
     MODULATIONS,

@@ -109,12 +109,7 @@ class FlowSampler(Sampler):
 
     def build_guidance(self) -> diffusion.Guidance:
         """The guidance with its scale."""
-
-        def scaled(config: Mapping[str, Any]) -> dict[str, Any]:
-            inner = {"inner": scaled(config["inner"])} if "inner" in config else {"scale": self.guidance_scale}
-            return {**config, **inner}
-
-        return diffusion.build("guidance", scaled(self.guidance))
+        return diffusion.build_guidance(self.guidance, self.guidance_scale)
 
     def points(self, process: diffusion.Gaussian, shift: float) -> Float[np.ndarray, "points"]:
         """The times of a frame, falling to 0.

@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from videogen import building, heads
 from videogen.conditioning import Conditioning, Given, NullableContext
+from videogen.diffusion.latent_statistics import LatentStatistics
 from videogen.errors import UserError, near_matches
 from videogen.generators.critic import TokenCritic
-from videogen.generators.latent_statistics import LatentStatistics
 from videogen.generators.maskgit import MaskedWindow, MaskGITSampler
 from videogen.generators.stepping import Generator
 from videogen.heads import HeadSampler

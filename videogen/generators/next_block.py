@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from videogen import heads
 from videogen.conditioning import Conditioning, NullableContext
+from videogen.diffusion.latent_statistics import LatentStatistics
 from videogen.errors import UserError, near_matches
 from videogen.generators.block_decoding import Decoding
-from videogen.generators.latent_statistics import LatentStatistics
 from videogen.generators.sampling import BlockSampler
 from videogen.generators.sequences import absent, block_order, delay, inverse, tokens_of, undelay
 from videogen.generators.stepping import Generator

@@ -88,7 +88,7 @@ class Setting:
       steps: of the run.
       features: channels of the network's features, by name.
       parts: the structure of the task's frozen parts, by name.
-      compression: pixels per latent.
+      compression: pixels per place of those features that have places.
       remat, dtype: of networks that a term brings.
     """
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen.nn.linear import Linear, normal, parameter, zeros
+from videogen.ranges import Count
 
 TIME_SCALE = 1000.0
 """Times in [0, 1] are embedded as the indices of a discrete process of so many steps."""
@@ -44,14 +45,16 @@ class ZeroModulation(nnx.Module):
     Args:
       width: of the condition and of the tokens.
       parts: vectors to make.
+      kinds: kinds of tokens with vectors of their own. With more than one the condition has one row, and the result
+        has a row for each kind, which ``group_of`` lays out on the tokens.
     """
 
-    def __init__(self, width: int, parts: int, *, rngs: nnx.Rngs):
-        self.parts = parts
-        self.linear = Linear(width, parts * width, axes=("embed", None), initializer=zeros, rngs=rngs)
+    def __init__(self, width: int, parts: int, *, kinds: Count = 1, rngs: nnx.Rngs):
+        self.parts, self.width = parts, width
+        self.linear = Linear(width, kinds * parts * width, axes=("embed", None), initializer=zeros, rngs=rngs)
 
-    def __call__(self, condition: Float[Array, "batch groups width"]) -> Float[Array, "batch groups parts width"]:
-        return self.linear(jax.nn.silu(condition)).reshape(*condition.shape[:-1], self.parts, -1)
+    def __call__(self, condition: Float[Array, "batch groups width"]) -> Float[Array, "batch rows parts width"]:
+        return self.linear(jax.nn.silu(condition)).reshape(len(condition), -1, self.parts, self.width)
 
 
 class SingleModulation(nnx.Module):

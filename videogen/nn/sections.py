@@ -54,7 +54,7 @@ class TransformerSection:
         self,
         *,
         context_width: int | None = None,
-        modulation: str | None = None,
+        modulation: str | Mapping[str, Any] | None = None,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -63,7 +63,7 @@ class TransformerSection:
 
         Args:
           context_width: of the keys of a cross-attention; ``None`` leaves it out.
-          modulation: a name in ``nn.MODULATIONS``, or none.
+          modulation: a name in ``nn.MODULATIONS``, ``{name, …}``, or none.
           remat: what the backward pass keeps, a name in ``nn.REMAT_POLICIES``.
           dtype: of the products.
           rngs: random streams.

@@ -53,8 +53,8 @@ class Block(nnx.Module):
         ``{context_width, null_keys}``; ``None`` leaves it out.
       position_generator: ``"causal"`` or ``"bidirectional"`` in time; ``None`` leaves it out.
       time_axis: grid axis (1 or 3) of time, for the position generator.
-      modulation: a name in ``MODULATIONS``: a condition sets shift, scale and gate of self-attention and MLP. The
-        block's norms then have no parameters, and its cross-attention begins at 0.
+      modulation: a name in ``MODULATIONS``, or ``{name, …}``: a condition sets shift, scale and gate of self-attention
+        and MLP. The block's norms then have no parameters, and its cross-attention begins at 0.
       depth: number of layers of the stack; residual outputs start at 1/sqrt(2·depth).
       dropout: rate on the residual branches.
     """
@@ -70,14 +70,12 @@ class Block(nnx.Module):
         cross_attention: Mapping[str, Any] | None = None,
         position_generator: str | None = None,
         time_axis: int = 1,
-        modulation: str | None = None,
+        modulation: str | Mapping[str, Any] | None = None,
         depth: int = 1,
         dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if modulation not in (*MODULATIONS, None):
-            raise UserError(f"unknown modulation {modulation!r}{near_matches(modulation, MODULATIONS)}")
         if norm_after and (modulation or cross_attention is not None):
             raise UserError("norm_after goes with neither modulation nor cross_attention")
         common = dict(width=width, out_scale=(2 * depth) ** -0.5, dtype=dtype, rngs=rngs)
@@ -88,7 +86,9 @@ class Block(nnx.Module):
             else None
         )
         plain = modulation is None
-        self.modulation = None if plain else MODULATIONS[modulation](width, 6, rngs=rngs)
+        named = {"name": modulation} if isinstance(modulation, str) else modulation
+        made_for = dict(width=width, parts=6, rngs=rngs)
+        self.modulation = None if plain else building.build(MODULATIONS, named, "modulation", **made_for)
         self.attention_norm = build_norm(norm, width, affine=plain, rngs=rngs)
         self.attention = _part(Attention, "attention", attention, common)
         cross = cross_attention is not None

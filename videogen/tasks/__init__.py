@@ -9,6 +9,7 @@ from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
+from videogen.tasks.latent_tokenizer import LatentTokenizerTask
 from videogen.tasks.stand_ins import CaptionsTask, ClassifierTask
 from videogen.tasks.tokenizer import TokenizerTask, reconstruct, reconstructor
 
@@ -18,6 +19,7 @@ TASKS = {
     "classifier": ClassifierTask,
     "detokenizer": DetokenizerTask,
     "generator": GeneratorTask,
+    "latent_tokenizer": LatentTokenizerTask,
     "tokenizer": TokenizerTask,
 }
 STUDENTS = {GeneratorTask: DistilledGeneratorTask, DetokenizerTask: DistilledDetokenizerTask}
@@ -52,6 +54,7 @@ __all__ = [
     "DistilledDetokenizerTask",
     "DistilledGeneratorTask",
     "GeneratorTask",
+    "LatentTokenizerTask",
     "Modules",
     "Outcome",
     "Picture",

@@ -34,7 +34,7 @@ from videogen.tasks.base import (
     to_pixels,
     to_video,
 )
-from videogen.tokenizers import Encoded
+from videogen.tokenizers import Compared, Encoded
 from videogen.tokens import Tokens
 
 FIDELITY = {"psnr": psnr, "ssim": ssim, "gradient_sharpness": gradient_sharpness}
@@ -53,18 +53,23 @@ class Reconstruction(NamedTuple):
     """What becomes of encoded clips.
 
     Attributes:
-      prediction: what is compared with the clips.
+      compared: what is compared with the clips.
       latents: quantised ones.
       tokens: theirs.
       losses: of the quantizer.
       measured: ``Quantized.measured``.
     """
 
-    prediction: Video
+    compared: Compared
     latents: Latents
     tokens: Tokens
     losses: dict[str, Float[Array, ""]]
     measured: dict[str, Any]
+
+    @property
+    def prediction(self) -> Video:
+        """What stands beside the clips."""
+        return self.compared.video
 
 
 class TokenizerTask(Task):
@@ -106,7 +111,7 @@ class TokenizerTask(Task):
         self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
         built_for = dict(remat=parallel.remat, dtype=dtype_of(self.config))
         teachers = {name: nnx.eval_shape(lambda n=name: self.structure_of_part(n)) for name in self.teachers}
-        about = dict(features=model.features, parts=teachers, compression=model.compression)
+        about = dict(features=model.features, parts=teachers, compression=model.feature_compression)
         setting = losses.Setting(shape, self.tokens, model.quantizer.width, self.config.steps, **about, **built_for)
         return losses.build(self.config.losses, setting)
 
@@ -159,6 +164,7 @@ class TokenizerTask(Task):
         encoded, name = model.encode(video), losses.RECONSTRUCTION
         made, pull = self.reconstruction(model, encoded, video, key, micro, name)
         passes = {name: losses.Pass(made.prediction, video)}
+        passes |= {name: losses.Pass(*pair) for name, pair in made.compared.passes.items()}
         return self.outputs(modules, video, passes, encoded, made), {name: pull}
 
     def reconstruction(
@@ -169,14 +175,15 @@ class TokenizerTask(Task):
         latents, tokens, of_quantizer, measured = model.bottleneck(encoded, key=keys, train=True, mean=micro.mean)
         seen = model.seen(tokens)
 
-        def decode(model: nnx.Module) -> Video:
-            return model.denoise(latents, video, named_key(key, "decoder"), micro, **seen)
+        def compare(model: nnx.Module) -> Compared:
+            return model.compare(encoded, latents, video, named_key(key, "decoder"), micro, **seen)
 
         if any(term.adaptive and term.reads == name for term in self.terms.values()):
-            prediction, pull = _to_last_layer(model, decode)
+            compared, pull = _to_last_layer(model, compare)
         else:
-            prediction, pull = decode(model), None
-        return Reconstruction(prediction, latents, tokens, of_quantizer, measured), pull
+            compared, pull = compare(model), None
+        measured = {**measured, "compared": dict(compared.sums)}
+        return Reconstruction(compared, latents, tokens, of_quantizer, measured), pull
 
     def outputs(
         self,
@@ -190,7 +197,7 @@ class TokenizerTask(Task):
         quantizer, codebook = self.assembled(modules).quantizer, None
         if len(quantizer.vocabulary) == 1:
             codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
-        features = {"encoded": encoded.values, "vectors": made.latents, **encoded.extra}
+        features = {"encoded": encoded.values, "vectors": made.latents, **encoded.extra, **made.compared.features}
         for term in self.terms.values():
             features |= term.features(modules, video)
         ids = made.tokens.only.values
@@ -217,9 +224,9 @@ class TokenizerTask(Task):
         self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
     ) -> dict[str, Float[Array, ""]]:
         """Moves what the quantizer measures, by all videos and images of the step; its health."""
-        quantizer = self.assembled(modules).quantizer
-        quantizer.update(sums["update_sums"], rows, named_key(key, "update"))
-        return codebook_health(sums["counts"], quantizer.vocabulary)
+        model = modules[self.group]
+        model.update(sums, rows, named_key(key, "update"))
+        return codebook_health(sums["counts"], model.vocabulary)
 
     def _group_loss(
         self, term: losses.Term, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch
@@ -286,12 +293,19 @@ class TokenizerTask(Task):
         return [Picture("reconstructions", list(zip(video, rebuilt, strict=True)), [""] * len(video))]
 
 
-def _to_last_layer(model: nnx.Module, decode: Callable[[nnx.Module], Video]) -> tuple[Video, Callable[[Video], Any]]:
-    """What the model decodes, and pixel gradient -> gradient of the decoder's last layer; a constant."""
+def _to_last_layer(
+    model: nnx.Module, compare: Callable[[nnx.Module], Compared]
+) -> tuple[Compared, Callable[[Video], Any]]:
+    """What the model gives, and pixel gradient -> gradient of the decoder's last layer; a constant."""
     path = model.last_layer
     graph, last, rest = nnx.split(model, lambda at, _: tuple(at[: len(path)]) == path, ...)
-    reconstruction, pull = jax.vjp(lambda last: decode(nnx.merge(graph, last, rest)), last)
-    return reconstruction, lambda gradient: jax.lax.stop_gradient(pull(gradient))
+
+    def of_last(last: nnx.State) -> tuple[Video, Compared]:
+        compared = compare(nnx.merge(graph, last, rest))
+        return compared.video, compared
+
+    video, pull, compared = jax.vjp(of_last, last, has_aux=True)
+    return compared._replace(video=video), lambda gradient: jax.lax.stop_gradient(pull(gradient))
 
 
 def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videogen import building, detokenizers
-from videogen.tokenizers.base import Encoded, Tokenizer
+from videogen.tokenizers.base import Compared, Encoded, Tokenizer
 from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
@@ -18,6 +18,8 @@ from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.one_d import OneD
+from videogen.tokenizers.one_d_flow import OneDFlow
+from videogen.tokenizers.over_latents import OverLatents, of_latents
 from videogen.tokenizers.requests import Request
 from videogen.tokenizers.tiling import Tiled
 
@@ -49,6 +51,20 @@ def build_normalised(
     return Normalised(model, build_normaliser(normaliser, model.quantizer.width))
 
 
+def build_over_latents(
+    vae: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    *,
+    remat: str = "none",
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+) -> OverLatents:
+    """A tokenizer of the latents of a VAE, from the configs ``{name, …}`` of both; the clip of it is in pixels."""
+    common = dict(remat=remat, dtype=dtype, rngs=rngs)
+    frozen = build(vae, **common)
+    return OverLatents(frozen, build(of_latents(tokenizer, frozen), **common))
+
+
 TOKENIZERS = {
     "cdt": Cdt,
     "convolutional": ConvolutionalTokenizer,
@@ -59,6 +75,8 @@ TOKENIZERS = {
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
     "one_d": OneD,
+    "one_d_flow": OneDFlow,
+    "over_latents": build_over_latents,
 }
 
 
@@ -71,6 +89,7 @@ __all__ = [
     "TOKENIZERS",
     "CViViT",
     "Cdt",
+    "Compared",
     "ConvolutionalTokenizer",
     "Detokenized",
     "Encoded",
@@ -80,8 +99,11 @@ __all__ = [
     "OmniTokenizer",
     "OneD",
     "Request",
+    "OneDFlow",
+    "OverLatents",
     "Tiled",
     "Tokenizer",
     "build",
     "build_normaliser",
+    "of_latents",
 ]

@@ -32,6 +32,22 @@ class Encoded(NamedTuple):
     extra: Mapping[str, Any] = {}
 
 
+class Compared(NamedTuple):
+    """What training compares, and what else it needs of the examples.
+
+    Attributes:
+      video: stands beside the clips; of a decoder that diffuses, what it sees in noisy ones.
+      passes: further predictions by name, each with what it should be.
+      features: what else terms of losses read, by name.
+      sums: what ``update`` needs of the examples, added up over those of a step.
+    """
+
+    video: Video
+    passes: Mapping[str, tuple[Array, Array]] = {}
+    features: Mapping[str, Array] = {}
+    sums: Mapping[str, Array] = {}
+
+
 class Tokenizer(nnx.Module):
     """Video -> latents -> tokens -> video.
 
@@ -111,6 +127,37 @@ class Tokenizer(nnx.Module):
         """What training compares with ``video``; of a decoder that diffuses, the video that it sees in a noisy one."""
         return self.decode(latents, **seen)
 
+    def compare(
+        self,
+        encoded: Encoded,
+        latents: Latents,
+        video: Video,
+        key: jax.Array,
+        micro: MicroBatch | None = None,
+        **seen: Any,
+    ) -> Compared:
+        """What training compares; ``denoise`` for those whose losses are of pixels.
+
+        Args:
+          encoded: of the video.
+          latents: the same, quantised.
+          video: in [-1, 1].
+          key: decides what is drawn.
+          micro: which examples of the batch these are; ``None`` means all.
+          **seen: what ``seen`` gives.
+        """
+        return Compared(self.denoise(latents, video, key, micro, **seen))
+
+    def update(self, sums: Mapping[str, Any], candidates: Any, key: jax.Array | None = None) -> None:
+        """Moves what is measured and not trained, once per step.
+
+        Args:
+          sums: ``update_sums`` of the quantizer, and ``compared``: ``Compared.sums``.
+          candidates: as ``Quantizer.update`` takes them.
+          key: for what is drawn at random.
+        """
+        self.quantizer.update(sums["update_sums"], candidates, key)
+
     @property
     def vocabulary(self) -> tuple[int, ...]:
         """Number of codes of each level; empty where latents are continuous."""
@@ -121,6 +168,11 @@ class Tokenizer(nnx.Module):
         """Channels of what terms of losses can read, by name: latents before (``encoded``) and behind the quantizer
         (``vectors``), and of a system of its own what else it gives as ``Encoded.extra``."""
         return {"encoded": self.quantizer.input_width, "vectors": self.quantizer.width}
+
+    @property
+    def feature_compression(self) -> Compression:
+        """Pixels per place of those features that have places."""
+        return self.compression
 
     @property
     def coder(self) -> "Tokenizer":
@@ -253,6 +305,9 @@ class Wrapped(Tokenizer):
         self, encoded: Encoded, **settings: Any
     ) -> tuple[Latents, Tokens, dict[str, Float[Array, ""]], dict[str, Any]]:
         return self.tokenizer.bottleneck(encoded, **settings)
+
+    def update(self, sums: Mapping[str, Any], candidates: Any, key: jax.Array | None = None) -> None:
+        self.tokenizer.update(sums, candidates, key)
 
     def lookup(self, tokens: Tokens) -> Latents:
         return self.tokenizer.lookup(tokens)
