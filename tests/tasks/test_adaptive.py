@@ -16,6 +16,7 @@ from videogen.errors import UserError
 from videogen.nn import MicroBatch
 from videogen.tasks import adaptive
 from videogen.tasks.adaptive import COMPLETE, ESTIMATE, HALTS
+from videogen.tokenizers import Request
 from videogen.tokenizers.lengths import HALTING
 from videogen.tokenizers.requests import BINS, bin_of
 from videogen.training.loop import train
@@ -250,3 +251,44 @@ def test_the_smallest_error_is_that_of_all_devices(run_python):
     """Users' case 3: one distribution for the whole mesh."""
     result = run_python(MESH, devices=4)
     assert result.returncode == 0 and "equal" in result.stdout, result.stderr
+
+
+def pictures(kind: str, seed: int, count: int) -> np.ndarray:
+    """Pictures of one colour, of stripes of two, or of noise."""
+    random = np.random.default_rng(seed)
+    if kind == "noise":
+        return random.integers(0, 256, (count, *CLIP, 3), np.uint8)
+    colours = random.integers(30, 226, (2, count, 1, 1, 1, 3))
+    widths = random.integers(2, 5, (count, 1, 1, 1, 1)) if kind == "stripes" else 99
+    second = np.arange(CLIP[2])[None, None, None, :, None] // widths % 2
+    return (np.where(second, *colours) + np.zeros((count, *CLIP, 3))).astype(np.uint8)
+
+
+@pytest.mark.slow
+def test_what_is_needed_falls_with_the_error_and_rises_with_what_there_is_to_see():
+    """Checkable 1 and the order of 12: how many tokens the logits expect to be needed, after a short training."""
+    setting = config(steps=600, **{"optimizer.tokenizer.learning_rate": 3e-3, "optimizer.tokenizer.warmup": 20})
+    setting.model.encoder.update({"width": 32, "mlp_width": 64, "layers": 2})
+    setting.model.quantizer.size = 64
+    task = tasks.build(setting)
+    structure, _ = structure_of(task, setting)
+    state = jax.jit(lambda: new_state(task, structure, setting))()
+    step = jax.jit(make_train_step(task, structure, {}, setting), donate_argnums=0)
+    kinds = ("constant", "stripes", "noise")
+    for i in range(setting.steps):
+        state, _ = step(state, {}, {"video": np.concatenate([pictures(kind, i, 8) for kind in kinds])})
+    model = structure.modules(state["params"], state["variables"])["tokenizer"]
+
+    @jax.jit
+    def needed(model: nnx.Module, video: jax.Array, error: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(-model.encode(video, Request(error)).extra[HALTING]).sum(-1).mean()
+
+    expected = {}
+    for kind in kinds:
+        video = tasks.to_video(jnp.asarray(pictures(kind, 9999, 32)))
+        expected[kind] = [float(needed(model, video, jnp.full(32, error))) for error in (0.01, 0.05, 0.1, 0.2, 0.38)]
+    for counts in expected.values():
+        assert all(0 <= count <= QUERIES for count in counts), expected
+        assert (np.diff(counts) <= 0.02 * QUERIES).all(), expected
+    assert expected["constant"][0] - expected["constant"][-1] > 0.1 * QUERIES, expected
+    assert expected["constant"][3] < expected["noise"][3], expected
