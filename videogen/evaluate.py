@@ -28,10 +28,10 @@ Presets are distances and scores of a frozen public network, whose weights are a
         --weights=i3d_torchscript.pt --out=fvd.json
 
 A preset fixes network, clips, resizing, counts, covariance and repeats (videogen/evaluation/presets.py lists them);
---count=N takes other numbers of clips, which are another protocol. fvd.*, kvd.*, cdfvd.*, jedi.*, fid.*, kid.*, is.*
-and clip_score.* are of samples, rfvd.*, rfid.* and lpips.* of reconstructions, which are compared with exactly the
-clips that the tokenizer was given. Of a run the real side are clips of its data source (of --source and --path), of
-the split that the preset names; a generator is given the prompts, labels and first frames of these clips.
+--count=N takes other numbers of clips, which are another protocol. fvd.*, kvd.*, cdfvd.*, jedi.*, fid.*, kid.*, is.*,
+clip_score.* and consistency.* are of samples, rfvd.*, rfid.* and lpips.* of reconstructions, which are compared with
+exactly the clips that the tokenizer was given. Of a run the real side are clips of its data source (of --source and
+--path), of the split that the preset names; a generator is given the prompts, labels and first frames of these clips.
 
 --real=FILE.npz takes the mean and covariance of a file with mu and sigma (those of ADM and pytorch-fid), and none of
 its pictures. --statistics=DIR keeps what the network makes of the real side, and takes it from there the next time.
@@ -66,7 +66,10 @@ HELD_OUT = 128
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
 PROTOCOL = flags.DEFINE_string(
-    "protocol", None, "reconstruction, denoising_steps, prompt_fidelity, composition, tasks, or a preset."
+    "protocol",
+    None,
+    "reconstruction, denoising_steps, rate_distortion, downstream, prompt_fidelity, composition, tasks, "
+    "geneval.shapes, a preset, or tokbench.SIZE.ppocrv6.",
 )
 COUNT = flags.DEFINE_integer(
     "count", None, "Held-out clips, or unseen prompts (128); of a preset clips of both sides.", lower_bound=1
@@ -217,7 +220,9 @@ def _evaluate_checkpoint() -> None:
     if PICTURES.value:
         write_pictures(PICTURES.value, pictures, shown_rate(loaded.config))
         if (curves := record["metrics"].get(rates.PROTOCOL)) is not None:
-            rates.write_rates(Path(PICTURES.value) / f"{rates.PROTOCOL}.png", curves)
+            clip = record["protocol"]["clip"]
+            title = f"{record['metrics']['clips']} clips of {clip['frames']}x{clip['height']}x{clip['width']}"
+            rates.write_rates(Path(PICTURES.value) / f"{rates.PROTOCOL}.png", curves, title)
     finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
 

@@ -29,5 +29,5 @@ def test_built_by_name(tmp_path):
         encoders.load("t5", tmp_path)
     with pytest.raises(UserError, match="config.json"):
         encoders.load("dinov2", tmp_path / "absent")
-    with pytest.raises(UserError, match="lacks the tensors .*is it a I3d"):
+    with pytest.raises(UserError, match="lacks the tensors .*is it a published file of I3d"):
         encoders.load("i3d", tmp_path)

@@ -197,7 +197,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
     for change, message in (
-        ({"visual_projection.weight": None}, "lacks the tensors visual_projection.weight; is it a ClipImage"),
+        ({"visual_projection.weight": None}, "lacks the tensors visual_projection.weight; is it a published file"),
         ({"visual_projection.weight": np.zeros((12, 25), np.float32)}, r"has shape \[12, 25\]"),
         ({"visual_projection.weight": np.zeros((24, 12), np.float32)}, r"has shape \[24, 12\]"),
         ({"surprise": np.zeros(1, np.float32)}, "1 tensors that are not known, the first is 'surprise'"),

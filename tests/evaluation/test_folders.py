@@ -159,7 +159,7 @@ def test_how_files_are_stored_stands_beside_the_number(tmp_path, caplog):
     assert "other frames per second (generated: 4 and real: 8)" in caplog.text
     caplog.clear()
     compare_folders("few", tmp_path / "real", tmp_path / "real", "stub")
-    assert not caplog.records
+    assert not [r for r in caplog.records if "covariance" not in r.msg]
 
 
 @pytest.mark.parametrize(("side", "name"), [("real_clips", "real"), ("generated_clips", "generated")])
@@ -287,6 +287,34 @@ def test_the_weights_of_a_stand_in_come_with_the_package():
     assert measures.weights_of(PRESETS["frechet.shapes_stand_in"], "mine") == "mine"
     with pytest.raises(UserError, match="--weights is missing"):
         measures.weights_of(PRESETS["fvd.styleganv_2048"], None)
+
+
+def test_where_the_length_is_open_all_clips_have_that_of_the_first(tmp_path, monkeypatch):
+    """A folder of longer or larger clips gave a distance without a word."""
+    preset = dataclasses.replace(PRESETS["fvd.styleganv_2048"], frames=0, real=3, generated=3)
+    monkeypatch.setitem(PRESETS, "open", preset)
+    videos(tmp_path / "real", 3), videos(tmp_path / "generated", 3, brightness=20)
+    assert run(tmp_path, "open")["protocol"]["clip"] == [6, 128, 128]
+    for name, settings, shape in (("longer", {"frames": 7}, "7x128x128"), ("larger", {"side": 48}, "6x144x144")):
+        videos(tmp_path / name, 3, **settings)
+        with pytest.raises(UserError, match=f"there are 6x128x128 and, of the real side, {shape}"):
+            compare_folders("open", tmp_path / name, tmp_path / "generated", "stub")
+
+
+def test_fewer_clips_than_features_are_warned_of(tmp_path, caplog):
+    """Six features: their covariance needs more than six clips."""
+    for count, warned in ((6, True), (7, False)):
+        monkeypatch = pytest.MonkeyPatch()
+        few = dataclasses.replace(PRESETS["fvd.styleganv_2048"], frames=4, real=count, generated=count)
+        monkeypatch.setitem(PRESETS, "few", few)
+        root = tmp_path / str(count)
+        root.mkdir()
+        videos(root / "real", count), videos(root / "generated", count, brightness=20)
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="absl"):
+            run(root)
+        monkeypatch.undo()
+        assert (f"{count} real clips say little of a covariance of 6 features" in caplog.text) == warned
 
 
 @pytest.mark.slow

@@ -9,12 +9,14 @@ import pytest
 
 from tests.training_configs import tiny
 from videogen import tasks
+from videogen.configs import phenaki
 from videogen.data import SampleError, inputs
 from videogen.data.inputs import build_source, held_out
 from videogen.data.shapes_source import ShapesSource
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.evaluation import protocols
+from videogen.metrics.judge import fidelity
 from videogen.runs.finished import FinishedBatches
 from videogen.training.loading import Loaded, load
 from videogen.training.loop import train
@@ -123,6 +125,28 @@ def test_the_record_says_what_was_asked_for_found_skipped_and_counted(loaded, mo
     order = [0, 2, 4, 5]
     expected = np.stack([ShapesSource.__getitem__(broken, index)["video"] for index in order])
     np.testing.assert_array_equal(np.concatenate([batch["video"] for batch in batches]), expected)
+
+
+@pytest.mark.parametrize("name", ["prompt_fidelity", "composition", "geneval.shapes", "tasks"])
+def test_protocols_of_generators_refuse_a_tokenizer(loaded, name):
+    with pytest.raises(UserError, match=f"holds a tokenizer, and {name} is for a generator"):
+        protocols.evaluate(loaded, name, 2, 0)
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "denoising_steps", "rate_distortion", "downstream"])
+def test_protocols_of_tokenizers_refuse_a_generator(tmp_path, name):
+    config = phenaki.get_config("stage=generator,size=debug")
+    generator = Loaded(tmp_path, config, tasks.build(config), {}, step=0)
+    with pytest.raises(UserError, match=f"holds a generator, and {name} is for a tokenizer"):
+        protocols.evaluate(generator, name, 2, 0)
+
+
+def test_what_the_judge_reads_in_the_originals_stands_beside(loaded):
+    found = measured(loaded, 5)["metrics"]
+    assert set(found["judge_on_originals"]) == set(found["judge_on_reconstructions"])
+    originals = held_out(build_source(loaded.config, "eval"), 5).samples
+    expected = fidelity(np.stack([s["video"] for s in originals]), [s["caption"] for s in originals])
+    assert found["judge_on_originals"] == expected
 
 
 def test_a_split_without_a_readable_clip_is_one_line(loaded):

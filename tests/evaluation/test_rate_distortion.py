@@ -47,7 +47,7 @@ def test_points_of_an_ordered_tokenizer_are_by_the_number_of_tokens(tmp_path, fe
     for name, point in found["tokenizer"].items():
         # Codes of 9 bits, and 4 bits that say how many there are.
         assert point["bytes"] == -(-(int(name) * 9 + 4) // 8)
-        assert point["bits_per_pixel"] == pytest.approx(8 * point["bytes"] / (4 * 24 * 24))
+        assert point["written_bits_per_pixel"] == pytest.approx(8 * point["bytes"] / (4 * 24 * 24))
     whole = reconstruct(loaded.tokenizer, evaluation.videos)
     np.testing.assert_array_equal(pictures["reconstructions"], whole)
     expected = psnr(to_unit(to_video(whole)), to_unit(to_video(evaluation.videos)))
@@ -105,7 +105,10 @@ def test_files_of_codecs_shrink_with_the_strength(name, strengths):
 
 
 def test_the_picture_has_a_chart_of_each_measure(tmp_path):
-    points = {"1": {"bits_per_pixel": 0.1, "psnr": 20.0, "ssim": 0.5}, "2": {"bits_per_pixel": 0.2, "psnr": 25.0}}
+    points = {
+        "1": {"written_bits_per_pixel": 0.1, "psnr": 20.0, "ssim": 0.5},
+        "2": {"written_bits_per_pixel": 0.2, "psnr": 25.0},
+    }
     write_rates(tmp_path / "rates.png", {"tokenizer": points})
     height, width, _ = imread(tmp_path / "rates.png").shape
     assert width / height == pytest.approx(2 * 4.6 / 3.6, rel=0.01)

@@ -121,5 +121,5 @@ def test_presets_of_real_networks_say_that_they_are_neither_fvd_nor_fid():
     for name, other in {"frechet.transnetv2": "not FVD", "frechet.efficientnet_lite0": "not FID"}.items():
         assert other in PRESETS[name].source and PRESETS[name].network in encoders.installed.PACKAGES
     assert PRESETS["frechet.transnetv2"].frames == 16 and PRESETS["frechet.efficientnet_lite0"].frames == 1
-    with pytest.raises(UserError, match="published file of the preset's network; or download it"):
+    with pytest.raises(UserError, match="--weights is missing: i3d_torchscript.pt, the published file .*; download it"):
         weights_of(preset_of("fvd.styleganv_2048"), None)

@@ -188,7 +188,9 @@ def fill(
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         kind = type(network).__name__
-        raise UserError(f"{reader.where} lacks the tensors {', '.join(missing[:3])}{more}; is it a {kind}?")
+        raise UserError(
+            f"{reader.where} lacks the tensors {', '.join(missing[:3])}{more}; is it a published file of {kind}?"
+        )
     for path, variable in flat.items():
         old = variable.get_value()
         variable.set_value(jnp.asarray(reader.read(sources[path], old.shape, path[-1] == "kernel"), old.dtype))

@@ -144,7 +144,10 @@ def weights_of(preset: Preset, given: str | None) -> str:
     found = given or (shipped if shipped.is_dir() else installed_weights(preset.network))
     if not found:
         todo = how_to_install(preset.network)
-        raise UserError(f"--weights is missing: the published file of the preset's network; or {todo}")
+        raise UserError(
+            f"--weights is missing: {preset.published}, the published file of the preset's network (of several with "
+            f"commas between); {todo}"
+        )
     return str(found)
 
 

@@ -70,6 +70,7 @@ class Measuring:
       mesh: the devices that share a batch; ``None``: one.
       keep: what is computed of a batch passes through it.
       statistics: keeps those of the real side.
+      alike: length and size of the clips, once one was seen, where the preset does not say.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Measuring:
     mesh: Mesh | None = None
     keep: Keep = compute_now
     statistics: StatisticsFolder = StatisticsFolder(None)
+    alike: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def measure(self, real: Side | Reference | None, generated: Sequence[Side]) -> dict[str, Any]:
         """Measures, and says everything that decides the numbers.
@@ -108,6 +110,7 @@ class Measuring:
             "network_hash": self.network.hash,
             "counts": {name: count["counted"] for name, count in counts.items()},
             "repeats": len(each),
+            **({"clip": list(self.alike["shape"])} if "shape" in self.alike else {}),
             **about,
             **more,
         }
@@ -153,6 +156,12 @@ class Measuring:
           UserError: fewer clips can be used than are wanted.
         """
         found = Statistics.of(self._features(side, label), MEASURES[self.preset.measure].whole)
+        if found.moments is not None and found.count <= len(found.moments.mean):
+            dimensions = len(found.moments.mean)
+            logging.warning(
+                "%d %s clips say little of a covariance of %d features: the distance grows as clips become fewer",
+                *(found.count, side.name, dimensions),
+            )
         wanted = max(side.wanted or 0, MEASURES[self.preset.measure].fewest)
         if found.count < wanted:
             raise UserError(f"only {found.count} of the {len(side)} {side.name} clips can be used, not {wanted}")
@@ -165,7 +174,9 @@ class Measuring:
             for start in range(0, len(side), self.batch_size):
                 rows = range(start, min(start + self.batch_size, len(side)))
                 compute = functools.partial(self._batch, side, rows)
-                usable = self.keep(f"{label}_{start}", compute)["features"]
+                kept = self.keep(f"{label}_{start}", compute)
+                usable = kept["features"]
+                self._check_alike(side, kept["shapes"])
                 found = usable[:missing]
                 missing -= len(found)
                 bar.update(len(found))
@@ -173,14 +184,31 @@ class Measuring:
                 if not missing:
                     break
 
+    def _check_alike(self, side: Side, shapes: np.ndarray) -> None:
+        """Where a preset leaves length and size open, those of the first clip are those of all.
+
+        Raises:
+          UserError: names both.
+        """
+        for shape in map(tuple, shapes.tolist()) if not self.preset.frames else ():
+            first = self.alike.setdefault("shape", shape)
+            if shape != first:
+                one, other = ("x".join(map(str, clip)) for clip in (first, shape))
+                raise UserError(
+                    f"{self.name} compares clips of one length and size, and there are {one} and, of the {side.name} "
+                    f"side, {other}"
+                )
+
     def _batch(self, side: Side, rows: range) -> dict[str, np.ndarray]:
         clips = [resized(clip, self.preset) for clip in side.clips(rows) if clip is not None]
+        shapes = np.array([clip.shape[:3] for clip in clips], np.int32).reshape(-1, 3)
         found = []
         # Clips of one size are encoded together.
         for _, group in itertools.groupby(clips, key=lambda clip: (clip.shape, clip.dtype)):
             stacked = np.stack(list(group))
             found.append(self._encoded(stacked[:, 0] if self.preset.frames == 1 else stacked))
-        return {"features": np.concatenate(found).astype(np.float32) if found else np.zeros((0, 1), np.float32)}
+        features = np.concatenate(found).astype(np.float32) if found else np.zeros((0, 1), np.float32)
+        return {"features": features, "shapes": shapes}
 
     def _encoded(self, *inputs: np.ndarray) -> np.ndarray:
         """What the network makes of a few rows, filled up to the batch so that one program serves all."""

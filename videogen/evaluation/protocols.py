@@ -43,6 +43,9 @@ MEASURED = {
     "class_agreement": "share of frames whose likeliest class of EfficientNet-lite0 is the same before and after",
     "difference_psnr": "PSNR of the differences of neighbouring frames, a mean in dB over clips",
     "flicker_difference": "1 - mean absolute difference of neighbouring frames: of reconstructions less of originals",
+    "written_bits_per_pixel": "bits of packed codes, or of a codec's files with headers, over the pixels of a clip",
+    "prompt_fidelity": "shares of samples in which the judge reads what the prompt says, or of their frames",
+    "geneval": "of each task the share of samples that the judge finds right, and the mean of the six",
     "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
 }
 """Metric -> how it is measured, for the record of those that were."""
@@ -160,6 +163,8 @@ def reconstruction(evaluation: Evaluation) -> Result:
     if data.class_of(loaded.config.data.source).judged:
         for name, videos in rebuilt.items():
             metrics[f"judge_on_{name}"] = fidelity(videos, captions)
+        # What the judge cannot read in the originals says nothing of the tokenizer.
+        metrics["judge_on_originals"] = fidelity(evaluation.videos, captions)
         metrics |= evaluation.from_real(evaluation.videos, videos, "clips and their reconstructions")
     pictures = {name: videos[:SHOWN] for name, videos in rebuilt.items()}
     return metrics, {"originals": evaluation.videos[:SHOWN], **pictures, "captions": np.array(captions[:SHOWN])}
@@ -259,6 +264,8 @@ def geneval_of_shapes(evaluation: Evaluation) -> Result:
     There are as many prompts as are asked for, less what is no multiple of 12.
     """
     loaded, count = evaluation.loaded, evaluation.count // geneval.EQUALLY * geneval.EQUALLY
+    if not count:
+        raise UserError(f"geneval.shapes takes at least {geneval.EQUALLY} prompts, and --count={evaluation.count}")
     if (name := pixel_source(loaded.config)["name"]) != "shapes":
         raise UserError(f"geneval.shapes needs a generator trained on shapes, not on {name}")
     captions = [unseen_prompts(loaded, count, evaluation.split, second_shape=share) for share in (0.0, 1.0)]
@@ -297,6 +304,9 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
     "downstream": downstream,
     "rate_distortion": rate_distortion,
 }
+
+OF_GENERATORS = ("prompt_fidelity", "composition", "geneval.shapes", "tasks")
+"""Protocols of what a generator draws; the others are of what a tokenizer reconstructs."""
 
 READ_WEIGHTS = ("downstream",)
 """Protocols with a frozen network, whose weights may be named."""
@@ -359,6 +369,10 @@ def evaluate(
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, [*PROTOCOLS, *PRESETS])}")
+    if loaded.task.draws != (name in OF_GENERATORS):
+        kinds = ("generator", "tokenizer")
+        found, wanted = kinds if loaded.task.draws else reversed(kinds)
+        raise UserError(f"{loaded.directory} holds a {found}, and {name} is for a {wanted}")
     split = COMPOSITION if name == "composition" else "eval"
     evaluation = Evaluation(loaded, count, seed, split, other, keep, weights=weights)
     metrics, pictures = PROTOCOLS[name](evaluation)

@@ -35,11 +35,19 @@ STRENGTHS = {
 }
 """Codec -> its strengths, the best first."""
 
+WORDS = {
+    "jpeg": "Pillow's JPEG of every frame, by quality",
+    "webp": "Pillow's lossy WebP of every frame, by quality",
+    "h264": "an mp4 of the clip by x264 with its default preset, 4:2:0, by constant rate factor",
+    "hevc": "an mp4 of the clip by x265 with its default preset, 4:2:0, by constant rate factor",
+}
+"""Codec -> how it is used, for the record; of small clips its files are mostly headers."""
+
 MEASURES = ("psnr", "ssim")
 SHOWN = 12
 
 Point = dict[str, float]
-"""``bits_per_pixel`` and ``bytes`` of a clip, and what its reconstruction is measured by: means over the clips."""
+"""``written_bits_per_pixel``, ``bytes`` and what a reconstruction is measured by: means over the clips."""
 
 
 def counts(model: nnx.Module, tokens: int) -> list[int | None]:
@@ -73,6 +81,10 @@ def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str,
         points = {str(strength): _of_codec(evaluation, codec, strength, judged) for strength in strengths}
         if points := {name: point for name, point in points.items() if point}:
             found[codec] = points
+    evaluation.beside["codecs"] = WORDS
+    if judged and videos.shape[1] > 1:
+        rebuilt = "clips and what is left of them"
+        evaluation.beside[stand_in.PRESET] = stand_in.protocol(videos, videos, rebuilt)
     return {"rate_distortion": found, "clips": len(videos)}, pictures
 
 
@@ -120,7 +132,7 @@ def _of_codec(evaluation: "Evaluation", codec: str, strength: int, judged: bool)
 
 def _point(originals: Frames, rebuilt: Frames, sizes: list[int], judged: bool) -> Point:
     size, pixels = float(np.mean(sizes)), np.prod(originals.shape[1:4])
-    point = {"bits_per_pixel": 8 * size / float(pixels), "bytes": size}
+    point = {"written_bits_per_pixel": 8 * size / float(pixels), "bytes": size}
     for name in set(MEASURES) & set(measurable(*originals.shape[2:4])):
         values = [
             np.asarray(FIDELITY[name](*(to_unit(to_video(clip[None])) for clip in pair)))

@@ -94,8 +94,10 @@ class FolderSide(Side):
             try:
                 found.append(self.clip(row))
             except UserError as error:
-                if self.name == "generated" or isinstance(error, WrongRate):
+                if isinstance(error, WrongRate):
                     raise
+                if self.name == "generated":
+                    raise UserError(f"{error}; every generated file counts: make it again, or remove it") from error
                 logging.warning("left out: %s", error)
                 found.append(None)
         return found

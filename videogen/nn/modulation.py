@@ -54,7 +54,7 @@ class ZeroModulation(nnx.Module):
         self.linear = Linear(width, kinds * parts * width, axes=("embed", None), initializer=zeros, rngs=rngs)
 
     def __call__(self, condition: Float[Array, "batch groups width"]) -> Float[Array, "batch rows parts width"]:
-        return self.linear(jax.nn.silu(condition)).reshape(len(condition), -1, self.parts, self.width)
+        return self.linear(jax.nn.silu(condition)).reshape(*condition.shape[:-2], -1, self.parts, self.width)
 
 
 class SingleModulation(nnx.Module):

@@ -7,6 +7,9 @@ from jaxtyping import Array, Float, Num
 from videogen.metrics import codebook_usage, expected_usage, perplexity
 from videogen.quantizers.base import Quantizer
 
+FEWEST = 256
+"""Tokens of an evaluation that say something of a codebook: those of a clip or two are alike."""
+
 COLLAPSED = 0.1
 """A codebook has collapsed when its perplexity is below this share of the codes that even use would show."""
 
@@ -76,6 +79,8 @@ class UsageWatch:
             even = expected_usage(draws, size) * size
             found = float(perplexity(level_counts))
             share = (found - 1) / (even - 1) if even > 1 else 1.0
+            if draws < FEWEST:
+                continue
             best = self.best[level] = max(share, self.best.get(level, 0.0))
             if share >= COLLAPSED and share >= FALLEN * best:
                 continue
