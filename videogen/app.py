@@ -89,10 +89,19 @@ def run(main: Callable[..., None], distributed: bool = False, takes_files: bool 
         app.run(guarded, flags_parser=_parse)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else BAD_INPUT * bool(error.code)
+        if code == 1 and _asks_for_help(sys.argv[1:]):
+            # absl ends with 1 where it has shown what was asked for.
+            code = 0
+            raise SystemExit(0) from None
         if code == STOPPED:
             # Clean-up by the libraries would meet the same fault and hide our line under its stacks.
             exit_at_once(code)
         raise
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether one of the flags is for the help text."""
+    return any(argument.lstrip("-") in ("help", "helpfull", "helpshort", "h", "?") for argument in arguments)
 
 
 class _Surviving:

@@ -60,4 +60,4 @@ def test_required_flags_are_named(run_command):
 
 def test_help_teaches(run_command):
     done = run_command("sample", "--help")
-    assert "--story" in done.stdout and "animates a picture" in done.stdout
+    assert done.returncode == 0 and "--story" in done.stdout and "animates a picture" in done.stdout

@@ -73,6 +73,7 @@ def test_results_are_called_by_what_their_paths_do_not_share(results, monkeypatc
         ),
         ({"clip": {"frames": 17, "height": 24}}, "protocol.clip.frames is 5 in the first and 17 in the other"),
         ({"clips": {"counted": 127, "skipped": {}}}, "protocol.clips.counted is 128 in the first and 127"),
+        ({"beside": {"clip": [9]}, "clip": {"frames": 17, "height": 24}}, "protocol.clip.frames is 5 in the first"),
         ({"split": "train"}, "protocol.split is nothing in the first and train in the other"),
     ],
 )

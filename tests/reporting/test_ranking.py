@@ -32,6 +32,11 @@ def test_ranks_and_correlations():
     assert "| a | 30 (1) | 0.1 (1) | 0.5 (3) |" in as_markdown(found)
 
 
+def test_two_results_have_no_correlation():
+    found = ranking({name: RESULTS[name] for name in ("a", "b")})
+    assert set(found["rank_correlations"]["PSNR"].values()) == {None} and "| PSNR | – | – | – |" in as_markdown(found)
+
+
 @pytest.mark.parametrize("suffix", [".json", ".md", ".html"])
 def test_files(tmp_path, suffix):
     paths = []

@@ -54,13 +54,19 @@ def check_alike(results: Mapping[str, Result]) -> None:
     expected = _how(result)
     for name, other in others:
         found = _how(other)
-        for field in sorted(expected.keys() | found.keys(), key=lambda name: (name != "name", name)):
-            a, b = (fields.get(field, "nothing") for fields in (expected, found))
+        fields = sorted(expected.keys() | found.keys(), key=_order)
+        for field in fields:
+            a, b = (known.get(field, "nothing") for known in (expected, found))
             if a != b:
                 raise UserError(
                     f"{first} and {name} were not measured alike: protocol.{field} is {a} in the first and {b} in the "
                     "other; evaluate both with the same protocol"
                 )
+
+
+def _order(field: str) -> tuple[bool, bool, str]:
+    """The name first, and last what was measured beside."""
+    return field != "name", field.startswith("beside."), field
 
 
 def _how(result: Result) -> dict[str, Any]:

@@ -51,8 +51,11 @@ def ranking(results: Mapping[str, Result]) -> dict[str, Any]:
     for k, (name, values) in enumerate(numbers.items()):
         ranks = {MEASURES[key][0]: 1 + sum(other > better[key][k] for other in better[key]) for key in used}
         rows.append({"name": name, "values": {MEASURES[key][0]: values[key] for key in used}, "ranks": ranks})
+    # Two always rank alike, or the other way round.
+    tells = len(results) > 2
     correlations = {
-        MEASURES[a][0]: {MEASURES[b][0]: rank_correlation(better[a], better[b]) for b in used} for a in used
+        MEASURES[a][0]: {MEASURES[b][0]: rank_correlation(better[a], better[b]) if tells else None for b in used}
+        for a in used
     }
     protocol = next(iter(results.values()))["protocol"]["name"]
     return {"protocol": protocol, "rows": rows, "rank_correlations": correlations}
