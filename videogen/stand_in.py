@@ -19,12 +19,10 @@ The stages are those of --config=stand_ins:stage=classifier|captions; videogen.t
 """
 
 import json
-import math
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags, logging
 
@@ -46,6 +44,7 @@ def main() -> None:
     # Imported late so that --help and bad flags answer at once.
     from videogen.data.inputs import TEXT_DIRECTORY, build_source, held_out
     from videogen.evaluation.origin import commit, hardware
+    from videogen.tasks.stand_ins import grammar
     from videogen.training.loading import load
     from videogen.training.loop import train
 
@@ -74,20 +73,6 @@ def main() -> None:
     del settings["name"]
     loaded.trained.save(out, settings, made)
     logging.info("wrote %s\n%s", out, json.dumps(made, indent=2))
-
-
-def grammar(metrics: dict[str, float], *sources: Any) -> dict[str, float]:
-    """Perplexity of a token, and the one of the grammar itself: of a draw among all captions of the sources.
-
-    A model that has learned the grammar, but not which captions were kept from it, is as sure as a draw among those of
-    both splits.
-    """
-    entropy = math.log(sum(len(source.captions()) for source in sources))
-    return {
-        "perplexity": math.exp(metrics["loss"] / metrics["tokens"]),
-        "perplexity_of_the_grammar": math.exp(entropy / metrics["tokens"]),
-        "entropy_of_the_grammar": entropy,
-    }
 
 
 if __name__ == "__main__":

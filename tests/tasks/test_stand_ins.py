@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen import encoders, stand_in, tasks
+from videogen import encoders, tasks
 from videogen.configs import stand_ins
 from videogen.data import Clip
 from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS, ShapesSource
 from videogen.errors import UserError
+from videogen.tasks.stand_ins import grammar
 
 
 def test_labels_tell_colour_form_and_direction():
@@ -58,7 +59,7 @@ def test_the_loss_of_captions_is_the_likelihood_of_each(monkeypatch):
 
 def test_the_perplexity_of_the_grammar_is_that_of_a_draw_among_all_captions():
     sources = [types.SimpleNamespace(captions=lambda n=n: ["x"] * n) for n in (700, 324)]
-    found = stand_in.grammar({"loss": 10 * np.log(3), "tokens": 10.0}, *sources)
+    found = grammar({"loss": 10 * np.log(3), "tokens": 10.0}, *sources)
     assert found["perplexity"] == pytest.approx(3) and found["entropy_of_the_grammar"] == pytest.approx(np.log(1024))
     assert found["perplexity_of_the_grammar"] == pytest.approx(2)
 

@@ -22,7 +22,10 @@ from videogen import (
     quantizers,
     tokenizers,
 )
+from videogen.losses.by_tokens import TokenBuckets
+from videogen.tasks.adaptive import Passes
 from videogen.tokenizers import lengths, normaliser
+from videogen.tokenizers.one_d_flow import Flow
 
 MEANINGS = {
     "seed": "decides weights, noise and the order of the data",
@@ -89,6 +92,7 @@ MEANINGS = {
     "sampler.guidance_scale": "how strongly samples follow the conditioning",
     "*.spatial_strides": "factor that every level shrinks height and width by",
     "*.temporal_strides": "factor that every level shrinks time by",
+    "*.mlp.kind": "of the MLPs: gelu, swiglu, geglu, …",
     "*.heads": "attention heads",
     "*.layers": "layers",
     "*.width": "channels",
@@ -110,6 +114,7 @@ TABLES = {
     "normaliser": normaliser.NORMALISERS,
     "lengths": lengths.LENGTHS,
     "discriminator": losses.DISCRIMINATORS,
+    "of": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder},
@@ -117,7 +122,10 @@ TABLES = {
 }
 """Section -> its parts by name."""
 
-SHARED = (nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise)
+SHARED = (
+    *(nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise),
+    *(Flow, TokenBuckets, Passes),
+)
 """Parts whose settings stand in sections of other parts, or without a name."""
 
 

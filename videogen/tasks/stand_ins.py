@@ -1,5 +1,6 @@
 """Stand-ins for public networks as stages: a classifier of clips and a language model of captions."""
 
+import math
 from typing import Any
 
 import jax
@@ -85,3 +86,17 @@ class CaptionsTask(StandInTask):
     def values(self, model, batch):
         ids, mask = batch["text_ids"], batch["text_mask"]
         return {"loss": -model.log_likelihood(ids, mask), "tokens": mask.sum(1) + 1.0}
+
+
+def grammar(metrics: dict[str, float], *sources: Any) -> dict[str, float]:
+    """Perplexity of a token, and the one of the grammar itself: of a draw among all captions of the sources.
+
+    A model that has learned the grammar, but not which captions were kept from it, is as sure as a draw among those of
+    both splits.
+    """
+    entropy = math.log(sum(len(source.captions()) for source in sources))
+    return {
+        "perplexity": math.exp(metrics["loss"] / metrics["tokens"]),
+        "perplexity_of_the_grammar": math.exp(entropy / metrics["tokens"]),
+        "entropy_of_the_grammar": entropy,
+    }
