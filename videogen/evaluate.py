@@ -175,7 +175,8 @@ def _tokbench() -> None:
     record, examples = measure(request, loaded, finished)
     replace_text(OUT.value, json.dumps(record, indent=2) + "\n")
     if PICTURES.value:
-        write_readings(Path(PICTURES.value) / "readings.png", examples)
+        title = f"{PROTOCOL.value} of {CODEC.value or CHECKPOINT.value}"
+        write_readings(Path(PICTURES.value) / "readings.png", examples, title)
     finished.remove()
     logging.info("%s", json.dumps(record["metrics"], indent=2))
 

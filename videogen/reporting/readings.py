@@ -15,10 +15,10 @@ Example = tuple[UInt8[np.ndarray, "2 height width 3"], str, str, str]
 COLUMNS = 4
 
 
-def write_readings(path: epath.PathLike, examples: Sequence[Example]) -> None:
+def write_readings(path: epath.PathLike, examples: Sequence[Example], title: str = "") -> None:
     """Writes a png: for each word the crop of the original above that of the reconstruction, each over its reading.
 
-    A reading that is wrong is red. Without examples nothing is written.
+    A reading that is wrong is red. ``title`` says what was judged. Without examples nothing is written.
     """
     if not examples:
         return
@@ -36,6 +36,9 @@ def write_readings(path: epath.PathLike, examples: Sequence[Example]) -> None:
             shown = read.replace("$", r"\$") or "(nothing)"
             colour = "black" if read == text else "firebrick"
             place.set_title(shown, fontsize=9, color=colour, y=-0.45, loc="left")
+    figure.suptitle(
+        f"{title}\nEach word in the original, and below it in the reconstruction; red: read wrongly.".strip()
+    )
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=90)
     epath.Path(path).write_bytes(content.getvalue())
