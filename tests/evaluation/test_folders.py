@@ -299,6 +299,11 @@ def test_where_the_length_is_open_all_clips_have_that_of_the_first(tmp_path, mon
         videos(tmp_path / name, 3, **settings)
         with pytest.raises(UserError, match=f"there are 6x128x128 and, of the real side, {shape}"):
             compare_folders("open", tmp_path / name, tmp_path / "generated", "stub")
+    # Statistics of the real side that are kept are of its size, too.
+    kept = {"statistics": tmp_path / "kept"}
+    compare_folders("open", tmp_path / "real", tmp_path / "generated", "stub", **kept)
+    with pytest.raises(UserError, match="there are 6x144x144 and, of the real side, 6x128x128"):
+        compare_folders("open", tmp_path / "real", tmp_path / "larger", "stub", **kept)
 
 
 def test_fewer_clips_than_features_are_warned_of(tmp_path, caplog):

@@ -79,6 +79,11 @@ def frozen(model: dict | ConfigDict | None = None) -> dict:
     return {"checkpoint": "", "model": model or {}, "hash": ""}
 
 
+def take_clip_of(config: ConfigDict, model: ConfigDict) -> None:
+    """Gives the data the one shape of clips that a tokenizer takes; of images, a batch has none beside them."""
+    config.data.clip.update(dict(zip(("frames", "height", "width"), model.clip, strict=True)))
+
+
 def loss_terms(l2: float = 0.0, l1: float = 0.0, **terms: dict) -> dict:
     """The section ``losses``: terms of ``videogen.losses.TERMS`` by name. A weight of 0 leaves a term out.
 

@@ -28,7 +28,7 @@ FSQ levels, steps and guidance are those of ``paper``.
 from ml_collections import ConfigDict
 
 from videogen.configs import magvit2, videodit
-from videogen.configs.common import base, frozen, loss_terms, optimizer
+from videogen.configs.common import base, frozen, loss_terms, optimizer, take_clip_of
 from videogen.configuration import parse_argument
 
 STAGES = ("vae", "tokenizer")
@@ -97,9 +97,7 @@ def tokenizer(size: str, model: str, decoder: str, space: str, repa: str) -> Con
     config.model = flextok(size, model, decoder, space)
     flow = {"name": "l2", "reads": "velocity", "weight": 1.0}
     config.losses = loss_terms(flow=flow) if decoder == "flow" else loss_terms(l2=1.0)
-    # A clip of one fixed shape: an image is no clip here, but where clips are images.
-    config.data.image_batch_size = 0
-    config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
+    take_clip_of(config, config.model)
     if size == "debug":
         config.steps = 4500
         config.eval_every = 1500

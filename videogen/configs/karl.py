@@ -22,7 +22,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, optimizer
+from videogen.configs.common import adversarial, base, optimizer, take_clip_of
+from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer",)
@@ -53,9 +54,7 @@ def get_config(argument: str = "") -> ConfigDict:
     # Multiples of a sixteenth of all tokens; the published ones are 16 … 368 of 256.
     config.passes = {"step": queries // 16, "easier_at": queries // 8, "replaced": 0.45}
     config.losses = two_passes(queries)
-    # A clip of one fixed shape: an image is no clip here, but where clips are images.
-    config.data.image_batch_size = 0
-    config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
+    take_clip_of(config, config.model)
     if size == "debug":
         config.steps = 5000
         config.eval_every = 2500
@@ -120,24 +119,11 @@ def two_passes(queries: int, **judged: Any) -> ConfigDict:
 
 
 def karl(size: str, model: str) -> ConfigDict:
-    """The tokenizer at each size (paper: 256 patches, at most 256 codes of 12 bits)."""
-    quantizer = {"name": "vq", "size": 4096, "width": 12}
-    if size == "debug":
-        # A short run needs a codebook that follows it and restarts what it does not use.
-        quantizer |= {"size": 512, "decay": 0.95, "restart_threshold": 0.05}
-        shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 64}
-        network = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 256}
-    elif size == "small":
-        quantizer |= {"restart_threshold": 0.01}
-        shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 256}
-        network = {"width": 384, "layers": 6, "heads": 6, "mlp_width": 1536}
-    else:
-        quantizer |= {"codebook_update": "gradient"}
-        shape, network = {"clip": (1, 256, 256), "patch": (1, 16, 16), "queries": 256}, MODELS[model]
+    """The tokenizer at each size, told an error and asked which codes it needs."""
+    config = one_d(size, MODELS[model])
+    config.name = "karl"
     # The first pass of training draws up to 23 sixteenths of the codes.
-    shape["longest"] = shape["queries"] // 16 * 23
-    # A short run has no time to tell queries apart that begin as near zero as the published ones.
-    scale = 0.02 if size == "paper" else 1.0
-    parts = {"encoder": dict(network), "decoder": dict(network), "quantizer": quantizer}
-    lengths = {"name": "halting", "threshold": 0.75, "cut": False}
-    return ConfigDict({"name": "karl", **shape, **parts, "error": 0.05, "lengths": lengths, "query_scale": scale})
+    config.longest = config.queries // 16 * 23
+    config.error = 0.05
+    config.lengths = {"name": "halting", "threshold": 0.75, "cut": False}
+    return config

@@ -22,7 +22,7 @@ whose layers those counts leave out.
 from ml_collections import ConfigDict, config_dict
 
 from videogen.configs import data_sets
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, no_text, optimizer
+from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, no_text, optimizer, take_clip_of
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -62,9 +62,7 @@ def tokenizer(size: str) -> ConfigDict:
         prior={"name": "prior", "weight": 0.06, "width": 384, "layers": 12, "heads": 6, "temperature": 1.0},
     )
     config.model = larp(size)
-    # A clip of one fixed shape: an image is no clip here.
-    config.data.image_batch_size = 0
-    config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
+    take_clip_of(config, config.model)
     if size == "debug":
         config.steps = 5000
         config.eval_every = 2000
@@ -137,7 +135,7 @@ def generator(size: str, model: str) -> ConfigDict:
     config.classes = config_dict.placeholder(int)
     # Model and hash are filled in from the checkpoint when the run starts.
     config.parts.tokenizer = frozen(larp(size))
-    config.data.clip.update(dict(zip(("frames", "height", "width"), config.parts.tokenizer.model.clip, strict=True)))
+    take_clip_of(config, config.parts.tokenizer.model)
     config.model = {"name": "next_block", "block": (1, 1, 1), "condition_drop": 0.1}
     config.model.head = {"name": "categorical"}
     config.sampler = {

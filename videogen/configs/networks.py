@@ -100,3 +100,27 @@ CODES = {
     },
 }
 """Quantizer -> size -> its config: 10, 14 and 18 bits; the paper's is LFQ."""
+
+
+def one_d(size: str, network: dict) -> ConfigDict:
+    """Learned queries beside patches, then a row of cosine-VQ codes (paper: 256 patches, 256 codes of 12 bits).
+
+    Used by one_d_piece and karl; ``network`` is the published transformer of encoder and decoder.
+    """
+    quantizer = {"name": "vq", "size": 4096, "width": 12}
+    if size == "debug":
+        # A short run needs a codebook that follows it and restarts what it does not use.
+        quantizer |= {"size": 512, "decay": 0.95, "restart_threshold": 0.05}
+        shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 64}
+        network = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 256}
+    elif size == "small":
+        quantizer |= {"restart_threshold": 0.01}
+        shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 256}
+        network = {"width": 384, "layers": 6, "heads": 6, "mlp_width": 1536}
+    else:
+        quantizer |= {"codebook_update": "gradient"}
+        shape = {"clip": (1, 256, 256), "patch": (1, 16, 16), "queries": 256}
+    # A short run has no time to tell queries apart that begin as near zero as the published ones.
+    scale = 0.02 if size == "paper" else 1.0
+    parts = {"encoder": dict(network), "decoder": dict(network), "quantizer": quantizer, "query_scale": scale}
+    return ConfigDict({"name": "one_d", **shape, **parts})

@@ -16,7 +16,8 @@ perceptual loss, published weight 0.1 on ConvNeXt-S, is off until the user names
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs.common import adversarial, base, loss_terms, optimizer, take_clip_of
+from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer",)
@@ -43,9 +44,7 @@ def get_config(argument: str = "") -> ConfigDict:
     transformer = {"name": "transformer", "patch": (4, 8, 8), "width": 384, "layers": 6, "heads": 6}
     config.losses = loss_terms(l2=1.0, adversarial=adversarial(transformer, objective="hinge", lecam=0.001))
     config.model = one_d_piece(size, chosen["model"])
-    # A clip of one fixed shape: an image is no clip here, but where clips are images.
-    config.data.image_batch_size = 0
-    config.data.clip.update(dict(zip(("frames", "height", "width"), config.model.clip, strict=True)))
+    take_clip_of(config, config.model)
     if size == "debug":
         config.steps = 5000
         config.eval_every = 2500
@@ -86,22 +85,7 @@ def published(**schedule: float) -> dict[str, ConfigDict]:
 
 
 def one_d_piece(size: str, model: str) -> ConfigDict:
-    """The tokenizer at each size (paper: 256 patches, 256 codes of 12 bits)."""
-    quantizer = {"name": "vq", "size": 4096, "width": 12}
-    if size == "debug":
-        # A short run needs a codebook that follows it and restarts what it does not use.
-        quantizer |= {"size": 512, "decay": 0.95, "restart_threshold": 0.05}
-        shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 64}
-        network = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 256}
-    elif size == "small":
-        quantizer |= {"restart_threshold": 0.01}
-        shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 256}
-        network = {"width": 384, "layers": 6, "heads": 6, "mlp_width": 1536}
-    else:
-        quantizer |= {"codebook_update": "gradient"}
-        shape, network = {"clip": (1, 256, 256), "patch": (1, 16, 16), "queries": 256}, MODELS[model]
-    # A short run has no time to tell queries apart that begin as near zero as the published ones.
-    scale = 0.02 if size == "paper" else 1.0
-    parts = {"encoder": dict(network), "decoder": dict(network), "quantizer": quantizer}
-    lengths = {"name": "tail_drop", "distribution": "uniform", "minimum": 1}
-    return ConfigDict({"name": "one_d", **shape, **parts, "lengths": lengths, "query_scale": scale})
+    """The tokenizer at each size, with the drop of tails."""
+    config = one_d(size, MODELS[model])
+    config.lengths = {"name": "tail_drop", "distribution": "uniform", "minimum": 1}
+    return config

@@ -11,9 +11,8 @@ from av.error import FFmpegError
 from flax import nnx
 from PIL import Image
 
-from videogen.data.video_io import read_video, write_video
+from videogen.data.video_io import Frames, read_video, write_video
 from videogen.errors import UserError, near_matches
-from videogen.evaluation.instances import Frames
 from videogen.shapes import VideoShape
 from videogen.tasks import reconstructor
 

@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 
 from videogen.data.captions import read_captions
 from videogen.data.crops import CROPS
-from videogen.data.folders import PICTURES as PICTURE_EXTENSIONS
-from videogen.data.folders import VIDEOS as EXTENSIONS
+from videogen.data.folders import PICTURES, VIDEOS
 from videogen.errors import UserError
 from videogen.evaluation.measures import MEASURES, check_counts, load_network
 from videogen.evaluation.measuring import Measuring
@@ -30,7 +29,7 @@ def files_of(name: str, folder: str | Path, preset: Preset) -> list[Path]:
       UserError: there is no such folder.
     """
     folder = Path(folder)
-    extensions = {0: EXTENSIONS + PICTURE_EXTENSIONS, 1: PICTURE_EXTENSIONS}.get(preset.frames, EXTENSIONS)
+    extensions = {0: VIDEOS + PICTURES, 1: PICTURES}.get(preset.frames, VIDEOS)
     if not folder.is_dir():
         raise UserError(f"--{name}={folder} is no folder")
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())

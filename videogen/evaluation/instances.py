@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from videogen.data.video_io import Frames
 from videogen.errors import UserError
 
 Picture = UInt8[np.ndarray, "height width 3"]
-Frames = UInt8[np.ndarray, "time height width 3"]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels; the last two are just outside."""
 

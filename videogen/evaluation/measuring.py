@@ -144,7 +144,8 @@ class Measuring:
     def _real_statistics(self, real: Side) -> Statistics:
         preset = self.preset
         taken = {name: getattr(preset, name) for name in ("network", "frames", "sides", "resize", "real", "measure")}
-        protocol = taken | {"real_clips": dataclasses.asdict(preset.real_clips)}
+        # Where the preset leaves length and size open, they are those of the generated side, which was read before.
+        protocol = taken | {"real_clips": dataclasses.asdict(preset.real_clips), "clip": self.alike.get("shape")}
         data = real.describe()["hash"]
         key = {"data": data, "protocol": protocol, "network_hash": self.network.hash, "seed": self.seed}
         return self.statistics(key, lambda: self._statistics(real, "real"))

@@ -14,10 +14,10 @@ from flax import nnx
 
 from videogen import data
 from videogen.data import bits
+from videogen.data.video_io import Frames
 from videogen.errors import UserError
 from videogen.evaluation import stand_in
 from videogen.evaluation.codecs import CODECS
-from videogen.evaluation.instances import Frames
 from videogen.metrics import to_unit
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape

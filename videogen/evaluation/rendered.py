@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from videogen.data.clip import Clip
 from videogen.data.folders import VIDEOS
 from videogen.data.shapes_source import ShapesSource
-from videogen.data.video_io import read_beginning
+from videogen.data.video_io import Frames, read_beginning
 from videogen.errors import UserError
-from videogen.evaluation.instances import Box, Frames, Sample, Word
+from videogen.evaluation.instances import Box, Sample, Word
 from videogen.evaluation.tokbench import EDGES
 
 FONTS = (

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from videogen.data.video_io import read_video
+from videogen.data.video_io import Frames, read_video
 from videogen.errors import UserError, shown
-from videogen.evaluation.instances import Face, Frames, Sample, Word
+from videogen.evaluation.instances import Face, Sample, Word
 
 SUFFIX = re.compile(r"(\.(?:jpe?g|png|webp|bmp))(?:\.(?:jpe?g|png|webp|bmp))+$", re.IGNORECASE)
 

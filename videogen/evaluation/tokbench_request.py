@@ -10,18 +10,14 @@ import numpy as np
 from videogen import encoders
 from videogen.encoders.face_api import FaceApi
 from videogen.encoders.installed import how_to_install, installed_weights
-from videogen.encoders.ppocr import PpOcr
 from videogen.errors import UserError
 from videogen.evaluation import codecs
-from videogen.evaluation.origin import commit, hardware
+from videogen.evaluation.origin import commit, hardware, of_model
 from videogen.evaluation.rendered import RenderedSet
 from videogen.evaluation.tokbench_folder import PublishedFolder
-from videogen.evaluation.tokbench_run import Recognisers, run, setting_of
+from videogen.evaluation.tokbench_run import READERS, Recognisers, run, setting_of
 from videogen.tasks.base import Keep, compute_now
 from videogen.training.loading import Loaded
-
-READERS = {"ppocrv6": PpOcr}
-"""The last part of a protocol's name -> the reader of text."""
 
 PICTURES, PICTURES_TO_A_VIDEO = 64, 8
 """Pictures of a rendered set, and how many of them there are for each video."""
@@ -105,8 +101,7 @@ def measure(
         codec, judged = codecs.build(request.codec), {"codec": request.codec}
     else:
         codec = codecs.of_tokenizer(loaded.tokenizer, loaded.config.data.clip.frames)
-        weights = "ema" if loaded.config.ema.decay else "last"
-        judged = {"step": loaded.step, "weights": weights}
+        judged = of_model(loaded)
     samples, by = request.samples(), request.recognisers()
     # Nobody has read the rendered words; the published labels were cleaned.
     how, metrics, examples = run(request.protocol, samples, codec, by, cleaned=request.published is None, keep=keep)

@@ -11,9 +11,11 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from videogen.data.video_io import Frames
+from videogen.encoders.ppocr import PpOcr
 from videogen.errors import UserError, near_matches
 from videogen.evaluation.codecs import Codec
-from videogen.evaluation.instances import Frames, Sample, crop, fitted
+from videogen.evaluation.instances import Sample, crop, fitted
 from videogen.evaluation.tokbench import (
     EDGES,
     SETTINGS,
@@ -35,10 +37,10 @@ LOW = 0.9
 SHOWN, TILE = 24, (32, 160)
 """Words of the picture table, and the height and width of their crops there."""
 
-RECOGNISERS = ("ppocrv6",)
-"""Names of the readers of text that the package knows; the last part of a protocol's name."""
+READERS: dict[str, Callable[[Any], Any]] = {"ppocrv6": PpOcr}
+"""The last part of a protocol's name -> the reader of text, from its file."""
 
-PROTOCOLS = tuple(f"tokbench.{setting}.{reader}" for setting in SETTINGS for reader in RECOGNISERS)
+PROTOCOLS = tuple(f"tokbench.{setting}.{reader}" for setting in SETTINGS for reader in READERS)
 
 
 class Set(Protocol):
