@@ -105,6 +105,8 @@ def main() -> None:
     check_writable(OUT.value, "--out")
     if PROTOCOL.value.startswith("tokbench."):
         _tokbench()
+    elif given := [flag.name for flag in (CODEC, FACES, LPIPS) if flag.present]:
+        raise UserError(f"--{given[0]} is for tokbench protocols, and this is {PROTOCOL.value}; leave it out")
     elif GENERATED.value is None and REAL.value is None:
         _evaluate_checkpoint()
     else:

@@ -355,6 +355,14 @@ print(json.dumps([here.run(Path({str(tmp_path)!r}), batch_size=2)["metrics"], se
         (["--protocol=fvd.styleganv_2048", "--real=a", "--generated=b"], "--weights is missing"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--steps=3"], "--steps is for a checkpoint"),
         (["--protocol=fvd.styleganv_2048", "--real=a", "--checkpoint=c"], "do not go together"),
+        (
+            ["--protocol=fvd.styleganv_2048", "--real=a", "--codec=jpeg:9"],
+            "--codec is for tokbench protocols, and this is",
+        ),
+        (
+            ["--protocol=reconstruction", "--checkpoint=a", "--lpips=b,c"],
+            "--lpips is for tokbench protocols, and this is",
+        ),
         (["--protocol=tokbench.256.ppocr", "--codec=identity"], "did you mean 'tokbench.256.ppocrv6'"),
         (["--protocol=tokbench.256.ppocrv6"], "name what to judge: --checkpoint=TOKENIZER or --codec"),
         (["--protocol=tokbench.256.ppocrv6", "--codec=jpeg"], "--codec=jpeg: write jpeg:N with N from 1 to 95"),
