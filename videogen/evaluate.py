@@ -8,17 +8,22 @@ for a tokenizer's clips.
 A killed evaluation goes on where it stopped when the same command is started again: batches that are finished stay in
 FILE.json.parts/ until the end.
 
-Protocols: reconstruction (tokenizers: PSNR, SSIM, sharpness, codebook usage, bits per pixel; on shapes also what a
-judge reads back; de-tokenizers beside the decoder they replace), denoising_steps (diffusion decoders: PSNR, SSIM and
-sharpness by the number of steps), rate_distortion (tokenizers of codes: PSNR and SSIM against the bits really written,
-by the number of tokens where fewer will do, beside JPEG, WebP, H.264 and HEVC), downstream (how often
-EfficientNet-lite0 finds the same class in originals and reconstructions), prompt_fidelity (generators on shapes:
-colour, form, direction read back from samples of unseen prompts, or of class labels; whether the shape is there in
-every frame, keeps its form and moves evenly), composition (the same for colours, forms and directions that never come
-together in training), tasks (generators trained with config.tasks or on given frames: PSNR of what each task leaves
-unknown, beside copies of the nearest given pixel), geneval.shapes (generators on shapes: GenEval's six tasks, answered
-by the judge; equally many prompts of each). On shapes reconstruction and prompt_fidelity also give
-frechet.shapes_stand_in, a Fréchet distance on a small classifier that comes with this package; it is no FVD.
+Protocols of tokenizers:
+    reconstruction     PSNR, SSIM, sharpness, what happens in time, codebook usage, bits per pixel; on shapes also what
+                       a judge reads back; a de-tokenizer stands beside the decoder it replaces
+    rate_distortion    PSNR and SSIM against the bits really written, by the number of tokens where fewer will do, beside
+                       JPEG, WebP, H.264 and HEVC
+    denoising_steps    of diffusion decoders: PSNR, SSIM and sharpness by the number of steps
+    downstream         how often EfficientNet-lite0 finds the same class in originals and reconstructions
+Protocols of generators:
+    prompt_fidelity    on shapes: colour, form and direction read back from samples of unseen prompts, or of labels;
+                       whether the shape is there in every frame, keeps its form and moves evenly
+    composition        the same for colours, forms and directions that never come together in training
+    geneval.shapes     on shapes: GenEval's six tasks, answered by the judge; equally many prompts of each
+    tasks              with config.tasks or given frames: PSNR of what each task leaves unknown, beside copies of the
+                       nearest given pixel
+On shapes reconstruction and prompt_fidelity also give frechet.shapes_stand_in, a Fréchet distance on a small classifier
+that comes with this package; it is no FVD.
 
 Presets are distances and scores of a frozen public network, whose weights are a file of yours:
 
