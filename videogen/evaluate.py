@@ -11,8 +11,8 @@ FILE.json.parts/ until the end.
 Protocols of tokenizers:
     reconstruction     PSNR, SSIM, sharpness, what happens in time, codebook usage, bits per pixel; on shapes also what
                        a judge reads back; a de-tokenizer stands beside the decoder it replaces
-    rate_distortion    PSNR and SSIM against the bits really written, by the number of tokens where fewer will do, beside
-                       JPEG, WebP, H.264 and HEVC
+    rate_distortion    PSNR and SSIM against the bits really written, by the number of tokens where fewer will do,
+                       beside JPEG, WebP, H.264 and HEVC
     denoising_steps    of diffusion decoders: PSNR, SSIM and sharpness by the number of steps
     downstream         how often EfficientNet-lite0 finds the same class in originals and reconstructions
 Protocols of generators:
