@@ -79,8 +79,12 @@ def attack(tmp_path, seed: int, count: int) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_some_mutations(tmp_path, alone):
-    outcomes = attack(tmp_path, seed=1, count=20)
-    assert outcomes["refused"] > 10 and outcomes["sound"] > 2
+    assert attack(tmp_path, seed=1, count=20)["refused"] > 5
+
+
+@pytest.mark.slow
+def test_a_config_without_a_mutation_is_sound(tmp_path, alone):
+    start.prepare(importlib.import_module("videogen.configs.nbp").get_config("size=debug"), epath.Path(tmp_path / "run"))
 
 
 @pytest.mark.attack
