@@ -69,6 +69,27 @@ def test_bits_are_those_of_the_tokens_that_are_seen():
     np.testing.assert_array_equal(Tokens.of(a=video(), b=video(kept=jnp.asarray(kept))).bits(), [160.0, 125.0])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary", "pixels", "rate"),
+    [
+        (32, (4096,), 256 * 256, 384 / 65536),
+        (4 * 16 * 16, (1024,), 16 * 128 * 128, 0.0390625),
+        (10, (8, 4), 100, 0.5),
+    ],
+)
+def test_bits_per_pixel_of_published_settings(tokens, vocabulary, pixels, rate):
+    segment = SegmentLayout((("query", tokens),), vocabulary)
+    assert Layout.of(video=segment).bits / pixels == pytest.approx(rate)
+    assert Layout.of(a=segment, b=segment).bits / pixels == pytest.approx(2 * rate)
+
+
+def test_segments_one_after_another():
+    a, b = SegmentLayout((("height", 2), ("width", 2)), (9,)), SegmentLayout((("query", 3),), (9,))
+    values = jnp.arange(8).reshape(2, 2, 2, 1), jnp.arange(8, 14).reshape(2, 3, 1)
+    tokens = Tokens.of(a=Segment(values[0], a), b=Segment(values[1], b))
+    np.testing.assert_array_equal(tokens.flat[..., 0], [[0, 1, 2, 3, 8, 9, 10], [4, 5, 6, 7, 11, 12, 13]])
+
+
 def test_values_and_masks_have_the_shape_of_the_layout():
     video(exists=jnp.ones((2, *VIDEO.shape), bool)).check()
     with pytest.raises(UserError, match=r"tokens are \[2, 3, 2, 4, 2\], got \[2, 3, 2, 4\]"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from videogen.errors import UserError
 from videogen.shapes import TokenGrid
@@ -159,6 +159,11 @@ class Tokens:
         return self.segments[0]
 
     @property
+    def flat(self) -> Shaped[Array, "batch tokens width"]:
+        """The values of all segments, one after another; they must be of one width."""
+        return jnp.concatenate([s.values.reshape(len(s.values), s.layout.tokens, -1) for s in self.segments], axis=1)
+
+    @property
     def layout(self) -> "Layout":
         """The layouts of all segments."""
         return Layout(tuple((name, segment.layout) for name, segment in self.items()))
@@ -215,3 +220,8 @@ class Layout:
     def tokens(self) -> int:
         """Number of tokens of all segments."""
         return sum(layout.tokens for _, layout in self.segments)
+
+    @property
+    def bits(self) -> float:
+        """Bits of all tokens when all codes are equally likely; infinite for floats."""
+        return sum(layout.tokens * layout.bits for _, layout in self.segments)

@@ -84,7 +84,8 @@ def test_some_mutations(tmp_path, alone):
 
 @pytest.mark.slow
 def test_a_config_without_a_mutation_is_sound(tmp_path, alone):
-    start.prepare(importlib.import_module("videogen.configs.nbp").get_config("size=debug"), epath.Path(tmp_path / "run"))
+    config = importlib.import_module("videogen.configs.nbp").get_config("size=debug")
+    start.prepare(config, epath.Path(tmp_path / "run"))
 
 
 @pytest.mark.attack

@@ -8,7 +8,6 @@ from scipy import ndimage
 
 from videogen.errors import UserError
 from videogen.metrics import (
-    bits_per_pixel,
     codebook_usage,
     expected_usage,
     gradient_sharpness,
@@ -18,7 +17,6 @@ from videogen.metrics import (
     ssim,
     to_unit,
 )
-from videogen.shapes import VideoShape
 
 
 def clips(seed: int = 0, shape: tuple[int, ...] = (2, 3, 16, 14, 3)) -> np.ndarray:
@@ -194,12 +192,6 @@ def test_expected_usage_at_the_borders():
     assert expected_usage(1, 1) == 1
     with pytest.raises(UserError):
         expected_usage(3, 0)
-
-
-def test_bits_per_pixel_of_published_settings():
-    assert bits_per_pixel(32, [4096], VideoShape(1, 256, 256)) == pytest.approx(384 / 65536)
-    assert bits_per_pixel(4 * 16 * 16, [1024], VideoShape(16, 128, 128)) == pytest.approx(0.0390625)
-    assert bits_per_pixel(10, [8, 4], VideoShape(1, 10, 10)) == pytest.approx(0.5)
 
 
 def test_region_psnr_pools_the_region_of_each_clip():

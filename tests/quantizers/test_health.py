@@ -9,20 +9,28 @@ from videogen.quantizers import UsageWatch, build, codebook_health, evaluated_he
 
 
 def test_figures_are_means_over_levels():
-    health = codebook_health(jnp.array([5.0, 5, 5, 5, 0, 7]), (4, 2))
+    health = codebook_health(jnp.array([5.0, 5, 5, 5, 0, 7]), {"coarse": 4, "fine": 2})
     expected = {"codebook_usage": 0.75, "codebook_perplexity": 2.5, "codebook_entropy": 0.5}
     assert {name: float(value) for name, value in health.items()} == pytest.approx(expected)
 
 
 def test_evaluation_adds_dead_codes_and_what_even_draws_would_use():
-    health = evaluated_health(np.array([5.0, 5, 0, 10]), (4,))
+    health = evaluated_health(np.array([5.0, 5, 0, 10]), {"level_0": 4})
     assert health["codebook_dead"] == 1
     assert health["codebook_expected_usage"] == pytest.approx(1 - 0.75**20)
 
 
+def test_one_level_that_collapsed_is_seen_beside_the_others():
+    health = evaluated_health(np.array([5.0, 5, 5, 5, 20, 0, 0, 0]), {"coarse": 4, "fine": 4})
+    assert health["codebook_usage_coarse"] == 1 and health["codebook_usage_fine"] == 0.25
+    assert health["codebook_perplexity_coarse"] == pytest.approx(4) and health["codebook_perplexity_fine"] == 1
+    assert health["codebook_expected_usage_fine"] == pytest.approx(1 - 0.75**20)
+    assert not any("level" in name for name in evaluated_health(np.array([5.0, 5]), {"level_0": 2}))
+
+
 def test_continuous_latents_have_no_health_and_no_alarm():
     quantizer = build({"name": "gaussian", "width": 2}, rngs=nnx.Rngs(0))
-    assert codebook_health(jnp.zeros(0), ()) == {} and evaluated_health(np.zeros(0), ()) == {}
+    assert codebook_health(jnp.zeros(0), {}) == {} and evaluated_health(np.zeros(0), {}) == {}
     assert UsageWatch().warning(quantizer, np.zeros(0)) is None
 
 

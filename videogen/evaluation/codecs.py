@@ -156,7 +156,7 @@ def _frames(model: nnx.Module, shape: VideoShape) -> int:
     refused = None
     for frames in range(shape.frames, shape.frames + FILLED):
         try:
-            model.grid(VideoShape(frames, shape.height, shape.width))
+            model.layout(VideoShape(frames, shape.height, shape.width))
             return frames
         except UserError as error:
             refused = refused or error

@@ -334,7 +334,7 @@ def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", clip):
             raise UserError(f"--clip={clip} must be FRAMESxHEIGHTxWIDTH, e.g. --clip=9x64x64")
         shape = VideoShape(*map(int, clip.split("x")))
-        loaded.tokenizer.grid(shape)
+        loaded.tokenizer.layout(shape)
         section.clip.update({"frames": shape.frames, "height": shape.height, "width": shape.width})
     if source is None and path is None:
         return False

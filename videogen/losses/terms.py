@@ -52,7 +52,7 @@ class Outputs:
     Attributes:
       passes: predictions by name.
       vectors: quantised latents, with the gradient to what made them.
-      ids: their codes.
+      ids: their codes, of all segments one after another.
       codebook: the vector of every code; ``None`` where a place is not one code vector.
       features: what else terms read, by name: latents, hidden states, masks, logits, what frozen networks give.
       quantizer: the losses of the quantizer, weighted by it.
@@ -61,7 +61,7 @@ class Outputs:
 
     passes: dict[str, Pass]
     vectors: Latents | None = None
-    ids: Int[Array, "batch latent_time latent_height latent_width levels"] | None = None
+    ids: Int[Array, "batch tokens levels"] | None = None
     codebook: Float[Array, "size code"] | None = None
     features: dict[str, Any] = dataclasses.field(default_factory=dict)
     quantizer: dict[str, Scalar] = dataclasses.field(default_factory=dict)

@@ -1,7 +1,6 @@
 """Metric definitions: the one place where a reported number gets its meaning."""
 
 from videogen.metrics.fidelity import (
-    bits_per_pixel,
     codebook_usage,
     expected_usage,
     gradient_sharpness,
@@ -13,7 +12,6 @@ from videogen.metrics.fidelity import (
 )
 
 __all__ = [
-    "bits_per_pixel",
     "codebook_usage",
     "expected_usage",
     "gradient_sharpness",

@@ -5,8 +5,6 @@ meaning (NaN, infinities, pixels outside [0, 1], negative counts); a traced arra
 """
 
 import functools
-import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from videogen.errors import UserError
-from videogen.shapes import Video, VideoShape
+from videogen.shapes import Video
 
 UnitVideo = Float[Array, "batch time height width channel"]
 """Pixels in [0, 1]: what every fidelity metric takes (``to_unit`` makes them)."""
@@ -186,20 +184,6 @@ def expected_usage(draws: int, size: int) -> float:
     if draws < 0 or size < 1:
         raise UserError(f"expected usage needs draws >= 0 and size >= 1, got {draws} and {size}")
     return 1.0 - (1.0 - 1.0 / size) ** draws
-
-
-def bits_per_pixel(tokens: int, vocabulary: Sequence[int], shape: VideoShape) -> float:
-    """Rate of a tokenizer without entropy coding.
-
-    Args:
-      tokens: places in the token grid of one clip.
-      vocabulary: number of codes of each level at a place.
-      shape: the clip; every pixel of every frame counts.
-
-    Returns:
-      tokens · Σ log2(vocabulary) / (frames · height · width).
-    """
-    return tokens * sum(math.log2(size) for size in vocabulary) / shape.pixels
 
 
 def _is_concrete(x: Array) -> bool:

@@ -26,7 +26,7 @@ class Quantized:
       indices: one id per level.
       losses: weighted auxiliary losses by name, scalars.
       statistics: ``counts``, how often tokens that exist used each code, over the whole mesh: the codes of all levels
-        one after another, as long as the vocabulary's sum.
+        one after another, as ``counted`` says.
       update_sums: what ``Quantizer.update`` needs of these latents; that of several calls is added up. Empty where
         nothing is to be updated.
       candidates: arrays with a leading axis of tokens, latents that ``update`` may make codes of; those of several
@@ -72,6 +72,11 @@ class Quantizer(nnx.Module):
     def input_width(self) -> int:
         """Channels of the latents a call takes; a Gaussian posterior has twice ``width``."""
         return self.width
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """What ``statistics["counts"]`` counts, in order: name and number of codes of each level (or scale)."""
+        return {f"level_{i}": size for i, size in enumerate(self.vocabulary)}
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Moves codebooks and averages one step; here nothing moves.

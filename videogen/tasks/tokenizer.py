@@ -15,7 +15,7 @@ from videogen import encoders, losses, tokenizers
 from videogen.building import look_up
 from videogen.data import read_buckets
 from videogen.errors import UserError
-from videogen.metrics import bits_per_pixel, gradient_sharpness, psnr, ssim, to_unit
+from videogen.metrics import gradient_sharpness, psnr, ssim, to_unit
 from videogen.metrics.fidelity import SSIM_WINDOW
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
@@ -107,8 +107,8 @@ class TokenizerTask(Task):
         """The terms of the losses of a tokenizer, of which only the structure is there."""
         clip, parallel = self.config.data.clip, self.config.parallel
         shape = VideoShape(clip.frames, clip.height, clip.width)
-        self.tokens = model.grid(shape).tokens
-        self.bucket_tokens = [model.grid(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
+        self.tokens = model.layout(shape).tokens
+        self.bucket_tokens = [model.layout(bucket.shape).tokens for bucket in read_buckets(self.config.data)]
         built_for = dict(remat=parallel.remat, dtype=dtype_of(self.config))
         teachers = {name: nnx.eval_shape(lambda n=name: self.structure_of_part(n)) for name in self.teachers}
         about = dict(features=model.features, parts=teachers, compression=model.feature_compression)
@@ -200,9 +200,8 @@ class TokenizerTask(Task):
         features = {"encoded": encoded.values, "vectors": made.latents, **encoded.extra, **made.compared.features}
         for term in self.terms.values():
             features |= term.features(modules, video)
-        ids = made.tokens.only.values
         found = {"quantizer": made.losses, "measured": made.measured}
-        return losses.Outputs(passes, made.latents, ids, codebook, features, **found)
+        return losses.Outputs(passes, made.latents, made.tokens.flat, codebook, features, **found)
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None
@@ -226,7 +225,7 @@ class TokenizerTask(Task):
         """Moves what the quantizer measures, by all videos and images of the step; its health."""
         model = modules[self.group]
         model.update(sums, rows, named_key(key, "update"))
-        return codebook_health(sums["counts"], model.vocabulary)
+        return codebook_health(sums["counts"], model.quantizer.counted)
 
     def _group_loss(
         self, term: losses.Term, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch
@@ -278,13 +277,12 @@ class TokenizerTask(Task):
             scores.append(dict(keep(f"{label}_{i}", functools.partial(measure, batch["video"]))))
             counts = counts + scores[-1].pop("counts")
         shape = VideoShape(*batch["video"].shape[1:4])
-        grid = model.grid(shape)
         if warning := (watch or UsageWatch()).warning(model.quantizer, counts):
             logging.warning("%s", warning)
         values = {name: float(np.mean(np.concatenate([s[name] for s in scores]))) for name in scores[0]}
         if model.vocabulary:
-            values.setdefault("bits_per_pixel", bits_per_pixel(grid.tokens, model.vocabulary, shape))
-        return values | evaluated_health(counts, model.vocabulary)
+            values.setdefault("bits_per_pixel", model.layout(shape).bits / shape.pixels)
+        return values | evaluated_health(counts, model.quantizer.counted)
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
         """Originals beside reconstructions."""

@@ -22,7 +22,8 @@ class Encoded(NamedTuple):
     """What an encoder makes of a clip.
 
     Attributes:
-      values: latents before quantisation, float32 ``[batch, *sides, quantizer.input_width]``.
+      values: latents before quantisation, float32 ``[batch, *sides, quantizer.input_width]``; of a system whose tokens
+        are several segments what its ``bottleneck`` takes.
       exists: which of them are no padding, ``[batch, *sides]``; ``None``: all.
       extra: what else a system's bottleneck or losses need, by name.
     """
@@ -52,7 +53,8 @@ class Tokenizer(nnx.Module):
     """Video -> latents -> tokens -> video.
 
     A system gives ``compression``, ``quantizer``, ``last_layer``, ``encode`` and ``decode``; one that streams gives
-    ``encode_chunk`` and ``decode_chunk``, too. The other methods follow from these.
+    ``encode_chunk`` and ``decode_chunk``, too. The other methods follow from these; a system whose tokens are several
+    segments gives ``layout``, ``bottleneck`` and ``lookup`` itself.
 
     Attributes:
       compression: pixels per latent along each axis.
