@@ -17,7 +17,6 @@ from videogen.encoders.dinov2 import DinoV2
 from videogen.encoders.preprocessing import CLIP_STATISTICS, Preprocessing
 from videogen.encoders.siglip import SiglipImage, sides_for
 from videogen.encoders.videomae import VideoMae
-from videogen.encoders.vit import cubic_weights
 from videogen.encoders.vjepa2 import Vjepa2
 from videogen.errors import UserError
 
@@ -185,11 +184,6 @@ def test_whole_numbers_and_floats_give_the_same(tmp_path):
             ours(jnp.asarray(wrong))
     with pytest.raises(UserError, match="height, width, 3"):
         ours(jnp.zeros((2, 30, 40, 4)))
-
-
-def test_cubic_interpolation_has_pytorchs_constant():
-    expected = [0, -0.035156, -0.105469, 0.261719, 0.878906, 0.878906, 0.261719, -0.105469]
-    np.testing.assert_allclose(cubic_weights(4, 8) @ [0, 0, 1, 0], expected, atol=1e-6)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):

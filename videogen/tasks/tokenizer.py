@@ -134,7 +134,8 @@ class TokenizerTask(Task):
         return encoders.described(model, dtype=dtype_of(self.config))
 
     def published(self, name: str, folder: str) -> nnx.Module:
-        return encoders.load(self.config.parts[name].model.name, folder, dtype=dtype_of(self.config))
+        kind = self.config.parts[name].model.name
+        return encoders.load(kind, encoders.folder_of(kind, folder), dtype=dtype_of(self.config))
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules = {self.group: self._networks(rngs)[0]}
@@ -194,9 +195,7 @@ class TokenizerTask(Task):
         made: Reconstruction,
     ) -> losses.Outputs:
         """What the terms read, where passes, latents and tokens are these."""
-        quantizer, codebook = self.assembled(modules).quantizer, None
-        if len(quantizer.vocabulary) == 1:
-            codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
+        codebook = self.assembled(modules).quantizer.code_vectors()
         features = {"encoded": encoded.values, "vectors": made.latents, **encoded.extra, **made.compared.features}
         for term in self.terms.values():
             features |= term.features(modules, video)
