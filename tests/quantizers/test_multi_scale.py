@@ -181,7 +181,11 @@ def test_labels_of_later_scales_are_found_again_behind_wrong_ids():
 def test_five_is_four_and_one_or_three_and_two():
     """The example of case 7, with whole numbers as codes."""
     quantizer = build(
-        {"name": "multi_scale", "base": {"name": "fsq", "levels": [11], "bound": "clamp"}, "scales": ((1, 1, 1), (1, 1, 1))},
+        {
+            "name": "multi_scale",
+            "base": {"name": "fsq", "levels": [11], "bound": "clamp"},
+            "scales": ((1, 1, 1), (1, 1, 1)),
+        },
         rngs=nnx.Rngs(0),
     )
     value = quantizer.base.lookup(jnp.arange(11)[:, None])[:, 0]

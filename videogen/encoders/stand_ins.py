@@ -86,8 +86,8 @@ class ShapesClassifier(StandIn, Seen):
     """Tells what a clip shows: ``clips -> [batch, width]`` features, from which ``logits`` reads the classes.
 
     Four convolutions, each followed by a norm of every place, and what they find at most or on average over all places:
-    a clip may have any number of frames. Frames are resized to a square of ``side`` pixels. ``grid`` gives what the last
-    convolution finds, one vector for 8 × 8 pixels of that square and up to four frames.
+    a clip may have any number of frames. Frames are resized to a square of ``side`` pixels. ``grid`` gives what the
+    last convolution finds: a vector for 8 × 8 pixels of that square and up to four frames.
 
     Args:
       classes: how many there are.

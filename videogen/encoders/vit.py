@@ -132,7 +132,9 @@ class Seen(Published):
 
     @classmethod
     def described(cls, description: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Self:
-        network = super().described({key: description[key] for key in description if key != "preprocessing"}, dtype=dtype)
+        network = super().described(
+            {key: description[key] for key in description if key != "preprocessing"}, dtype=dtype
+        )
         return network.with_preprocessing(description)
 
     def with_preprocessing(self, description: Mapping[str, Any]) -> Self:

@@ -22,8 +22,8 @@ Ids = Int[Array, "batch time height width levels"]
 class MultiScaleQuantizer(Quantizer):
     """What the scales before it left over, averaged down to a scale, coded there, and brought back to the full grid.
 
-    For each scale: ``code = up(base(down(rest)))``, ``total += code``, ``rest -= sg(code)``, where ``down`` are means of
-    areas and ``up`` is cubic interpolation with PyTorch's kernel (Tian et al., 2024; TokenFlow, arXiv 2412.03069,
+    For each scale: ``code = up(base(down(rest)))``, ``total += code``, ``rest -= sg(code)``, where ``down`` are means
+    of areas and ``up`` is cubic interpolation with PyTorch's kernel (Tian et al., 2024; TokenFlow, arXiv 2412.03069,
     section 3.2, without a smoothing convolution). All scales share the base and its codes. Its estimator passes the
     gradient at every scale; losses are means over the scales. ``indices`` are those of all scales, one after another in
     raster order, ``[batch, tokens, levels]``. With the full grid as its only scale it is the base.

@@ -39,7 +39,7 @@ MEANINGS = {
     "stall_seconds": "a loop without progress for so long is stopped",
     "accumulate": "micro-batches that a batch is computed in",
     "start_from.run": "run or export whose weights a new run begins with",
-    "start_from.paths": "((path, RUN or RUN:path), …): parts that begin as copies of parts of other runs; :NAME is a frozen part of this one",
+    "start_from.paths": "((path, RUN:path), …): parts that begin as copies of parts of others (:NAME of frozen parts)",
     "start_from.inflate": "last or central: the slice of time that 2-D kernels become part of",
     "ema.decay": "rate of the moving average of the weights; 0 keeps none",
     "task": "what is trained; decided by stage=",

@@ -22,6 +22,7 @@ from videogen.tokenizers.one_d_flow import OneDFlow
 from videogen.tokenizers.over_latents import OverLatents, of_latents
 from videogen.tokenizers.requests import Request
 from videogen.tokenizers.tiling import Tiled
+from videogen.tokenizers.tokenflow import TokenFlow
 
 
 def build_detokenized(
@@ -77,6 +78,7 @@ TOKENIZERS = {
     "one_d": OneD,
     "one_d_flow": OneDFlow,
     "over_latents": build_over_latents,
+    "tokenflow": TokenFlow,
 }
 
 
@@ -102,6 +104,7 @@ __all__ = [
     "OneDFlow",
     "OverLatents",
     "Tiled",
+    "TokenFlow",
     "Tokenizer",
     "build",
     "build_normaliser",
