@@ -185,7 +185,7 @@ class Tokenizer(nnx.Module):
 
     @property
     def on_grid(self) -> bool:
-        """Whether every token has a place in the picture."""
+        """Whether there is one token for every place of the clip's grid."""
         return self.sides == GRID
 
     def layout(self, shape: VideoShape) -> Layout:

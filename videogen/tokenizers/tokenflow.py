@@ -174,6 +174,10 @@ class TokenFlow(Tokenizer):
     def feature_compression(self) -> Compression:
         return self.levels
 
+    @property
+    def on_grid(self) -> bool:
+        return False
+
     # Tokens ----------------------------------------------------------------------------------------------------------
 
     def layout(self, shape: VideoShape) -> Layout:
