@@ -114,6 +114,14 @@ class Segment:
         parts = zip(rows, layout.segments, strict=True)
         return Tokens.of(**{name: Segment(r.reshape(len(r), *s.shape, -1), s) for r, (name, s) in parts})
 
+    def followed_by_none(self, layout: "Layout") -> "Tokens":
+        """The first tokens of a row as the one segment of ``layout``, whose others are not kept."""
+        (name, whole), *_ = layout.segments
+        missing = whole.tokens - self.layout.tokens
+        kept = jnp.ones(self.values.shape[:2], bool) if self.seen is None else self.seen
+        values = jnp.pad(self.values, ((0, 0), (0, missing), (0, 0)))
+        return Tokens.of(**{name: Segment(values, whole, kept=jnp.pad(kept, ((0, 0), (0, missing))))})
+
     def check(self) -> None:
         """Raises ``UserError`` where values or masks have another shape than the layout."""
         wanted = (len(self.values), *self.layout.shape)

@@ -1,12 +1,13 @@
 """One-D-Piece (Miwa et al., 2025): a row of codes in the order of what they are worth, of which any first part decodes.
 
-    --config=one_d_piece:stage=tokenizer,size=debug|small|paper,model=S|B|L
+    --config=one_d_piece:stage=tokenizer|generator,size=debug|small|paper,model=S|B|L
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` has the published
 networks and the recipe of the second stage. The tail of the codes is dropped in training after a number of codes that
 is drawn for each clip (the paper draws one for all clips of a device). Where --config.model.lengths.minimum is the
 number of all codes, none is dropped. ``debug`` and ``small`` code clips, which is our extension; ``paper`` codes images
-of 256 × 256 as clips of one frame.
+of 256 × 256 as clips of one frame. ``generator`` draws the codes one after another from text, all of them or the first
+--config.sampler.tokens=K; the paper's is a masked transformer.
 
 What differs from the paper: the decoder writes pixels, where the published one predicts the codes of a frozen image
 tokenizer in a first stage and tunes that tokenizer's decoder in a second; positions are sines and not learned. The
@@ -17,10 +18,11 @@ perceptual loss, published weight 0.1 on ConvNeXt-S, is off until the user names
 from ml_collections import ConfigDict
 
 from videogen.configs.common import adversarial, base, loss_terms, optimizer, take_clip_of
+from videogen.configs.generators import of_a_row
 from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer",)
+STAGES = ("tokenizer", "generator")
 
 MODELS = {
     "S": {"width": 512, "layers": 8, "heads": 8, "mlp_width": 2048},
@@ -39,6 +41,8 @@ def get_config(argument: str = "") -> ConfigDict:
     """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=("L", "B", "S"))
     size = chosen["size"]
+    if chosen["stage"] == "generator":
+        return of_a_row(size, one_d_piece(size, chosen["model"]))
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     transformer = {"name": "transformer", "patch": (4, 8, 8), "width": 384, "layers": 6, "heads": 6}

@@ -36,7 +36,7 @@ class VideoGenerator:
         self.task, self.config = task, task.config
         self.sampler = generators.build_sampler({**self.config.sampler.to_dict(), **(sampler or {})})
         task.check_sampler(self.sampler)
-        self.layout, self.grid = task.drawn, task.grid
+        self.layout, self.grid = task.drawn_by(self.sampler), task.grid
         self.compression, self.window = task.tokenizer.compression, task.config.data.clip.frames
         self.given_frames = task.given_frames
         self._graphs, self._states = {}, {}

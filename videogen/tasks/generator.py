@@ -162,6 +162,20 @@ class GeneratorTask(Task):
         if sampler.extension == "queue" and not self.tokenizer.streams:
             raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
 
+    def drawn_by(self, sampler: Any) -> Layout:
+        """What a sampler draws: all tokens, or the first ones of a row.
+
+        Raises:
+          UserError: the tokenizer does not decode the first tokens alone, or there are not so many.
+        """
+        if (count := sampler.tokens) is None:
+            return self.drawn
+        if not self.tokenizer.drops or self.drawn != self.layout or self.tokenizer.sides != ("query",):
+            raise UserError("sampler.tokens is for tokenizers that decode the first tokens of a row: leave it out")
+        if count > self.drawn.tokens:
+            raise UserError(f"sampler.tokens={count}: a clip has {self.drawn.tokens} tokens")
+        return Layout.of(**{name: segment.with_length("query", count) for name, segment in self.drawn.segments})
+
     @property
     def given_frames(self) -> int:
         """How many frames every clip begins with that are given; 0 for most generators."""
@@ -251,6 +265,8 @@ class GeneratorTask(Task):
         """What ``tokens`` gave, or a generator has drawn, as pixels."""
         if tokens.layout == self.drawn != self.layout:
             tokens = tokens.only.split(self.layout)
+        elif tokens.layout != self.layout and not self.tokenizer.on_grid:
+            tokens = tokens.only.followed_by_none(self.layout)
         return modules["tokenizer"].detokenize(tokens)
 
     def shown(self, modules: Modules, batch: Batch | None = None) -> dict[str, Any]:
