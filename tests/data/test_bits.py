@@ -42,6 +42,18 @@ def test_segments_follow_one_another_without_a_gap():
     np.testing.assert_array_equal(found["fine"], [[[1, 0], [0, 0]]])
 
 
+def test_every_row_keeps_as_many():
+    rows = Packing(Layout.of(row=SegmentLayout((("time", 2), ("query", 3)), (4,))), "prefix")
+    codes, kept = {"row": np.array([[[3], [1], [2]], [[0], [2], [1]]])}, np.array([True, True, False] * 2)
+    # 01: two of each row of three.
+    assert rows.pack(codes, kept) == bytes([0b01110100, 0b10000000]) and rows.size(kept) == 2
+    found, said = rows.unpack(bytes([0b01110100, 0b10000000]))
+    np.testing.assert_array_equal(said, kept)
+    np.testing.assert_array_equal(found["row"][..., 0], [[3, 1, 0], [0, 2, 0]])
+    with pytest.raises(UserError, match="no first part of all"):
+        rows.pack(codes, np.array([True, True, False, True, False, False]))
+
+
 def test_widths():
     assert [width(codes) for codes in (1, 2, 3, 4, 5, 4096, 64000)] == [0, 1, 2, 2, 3, 12, 16]
 

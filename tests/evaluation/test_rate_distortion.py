@@ -123,5 +123,7 @@ def test_numbers_of_tokens_that_are_tried():
     model = type("Model", (), {"drops": True})()
     assert counts(8) == [1, 2, 4, 8] and counts(10) == [1, 2, 4, 8, 10] and counts(1) == [1]
     assert counts(1, 4, 9) == [1, 5, 14]
+    rows = Layout.of(video=SegmentLayout((("time", 3), ("query", 4)), (8,)))
+    assert rate_distortion.counts(model, rows) == [1, 2, 4]
     model.drops = False
     assert counts(8) == counts(1, 4) == [None]

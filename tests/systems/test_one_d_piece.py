@@ -11,6 +11,7 @@ from flax import nnx
 from videogen import tasks
 from videogen.configs import one_d_piece
 from videogen.errors import UserError
+from videogen.generators import BlockSampler
 from videogen.shapes import VideoShape
 from videogen.tasks import to_pixels
 from videogen.tasks.generation import VideoGenerator
@@ -92,3 +93,15 @@ def test_a_generator_draws_the_first_codes_alone():
     np.testing.assert_allclose(drawn.astype(int), pixels, atol=1)
     with pytest.raises(UserError, match="sampler.tokens=7: a clip has 6 tokens"):
         VideoGenerator(task, modules, {"tokens": 7})
+
+
+def test_registers_of_frames():
+    config = one_d_piece.get_config("size=debug,registers=frame")
+    model = nnx.eval_shape(lambda: tasks.build(config).init(nnx.Rngs(0)))["tokenizer"]
+    layout = model.layout(VideoShape(5, 24, 24))
+    # A quarter of the 64 codes of a clip for each latent frame.
+    assert layout.only.sides == (("time", 3), ("query", 16)) and layout.only.vocabulary == (512,)
+    generator = tasks.build(one_d_piece.get_config("stage=generator,size=debug,registers=frame"))
+    assert generator.grid.shape == (3, 1, 16)
+    with pytest.raises(UserError, match="first tokens of a row: leave it out"):
+        generator.drawn_by(BlockSampler(tokens=3))

@@ -2,7 +2,7 @@
 
 A clip's bits are, in this order: which tokens are kept, then the codes of those that are, segment by segment, level by
 level of a token, the most significant bit first; zeros fill up the last byte. Tokens that are a first part of all say
-how many they are less one; any other set takes a bit of each token.
+how many they are less one, those in rows (latent frames) how many of each row; any other set takes a bit of each token.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Kept = Bool[np.ndarray, "tokens"]
 """Which tokens of a clip are kept, of all segments one after another."""
 
 KEPT = ("all", "prefix", "set")
-"""Which tokens may be left out: none, the last ones (at least one stays), or any."""
+"""Which tokens may be left out: none, the last ones of every row (at least one stays), or any."""
 
 
 def width(codes: int) -> int:
@@ -51,10 +51,14 @@ class Packing:
             raise UserError("continuous latents have no bits to write: take a tokenizer of codes")
 
     @property
+    def row(self) -> int:
+        """Tokens of which a first part is kept: those along the last side, of several segments all tokens."""
+        return self.layout.only.shape[-1] if len(self.layout.segments) == 1 else self.layout.tokens
+
+    @property
     def said(self) -> int:
         """Bits that say which tokens are kept."""
-        tokens = self.layout.tokens
-        return {"all": 0, "prefix": width(tokens), "set": tokens}[self.kept]
+        return {"all": 0, "prefix": width(self.row), "set": self.layout.tokens}[self.kept]
 
     @property
     def widths(self) -> Int[np.ndarray, "tokens"]:
@@ -78,10 +82,10 @@ class Packing:
           UserError: an id that the vocabulary does not have, or ``kept`` is not what this packing allows.
         """
         kept = np.ones(self.layout.tokens, bool) if kept is None else np.asarray(kept, bool)
-        count = int(kept.sum())
-        if self.kept == "all" and count < len(kept):
+        if self.kept == "all" and not kept.all():
             raise UserError("all tokens are packed, and some are left out here")
-        if self.kept == "prefix" and not (count and kept[:count].all()):
+        count = int(kept[: self.row].sum())
+        if self.kept == "prefix" and (not count or (kept.reshape(-1, self.row) != (np.arange(self.row) < count)).any()):
             raise UserError("the tokens that are kept are no first part of all")
         parts = [_digits(np.array([count - 1]), self.said)[0] if self.kept == "prefix" else kept[: self.said]]
         start = 0
@@ -109,7 +113,7 @@ class Packing:
             raise UserError(f"{len(content)} bytes are too few for a clip of {tokens} tokens")
         kept = bits[:start].astype(bool) if self.kept == "set" else np.ones(tokens, bool)
         if self.kept == "prefix":
-            kept = np.arange(tokens) <= _numbers(bits[:start])
+            kept = np.tile(np.arange(self.row) <= _numbers(bits[:start]), tokens // self.row)
         if len(content) != (wanted := self.size(kept)):
             raise UserError(f"{kept.sum()} tokens of a clip take {wanted} bytes, and here are {len(content)}")
         found, first = {}, 0

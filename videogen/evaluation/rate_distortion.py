@@ -52,15 +52,15 @@ Point = dict[str, float]
 
 
 def counts(model: nnx.Module, layout: Layout) -> list[int | None]:
-    """Numbers of tokens that are tried: the powers of two and all, of several segments the first ones as a whole.
+    """Numbers of tokens that are asked for: the powers of two and all, of several segments the first ones as a whole.
 
-    ``None`` is what the tokenizer does by itself.
+    Of tokens in rows (latent frames) they are those of a row. ``None`` is what the tokenizer does by itself.
     """
-    tokens = layout.tokens
     if not model.drops:
         return [None]
     if len(layout.segments) > 1:
         return np.cumsum([segment.tokens for _, segment in layout.segments]).tolist()
+    tokens = layout.only.shape[-1]
     return [2**i for i in range(tokens.bit_length()) if 2**i < tokens] + [tokens]
 
 
@@ -80,7 +80,7 @@ def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str,
     layout = model.layout(VideoShape(*videos.shape[1:4]))
     pictures = {"originals": videos[:SHOWN]}
     for count in counts(model, layout):
-        name = str(count or layout.tokens)
+        name = str(layout.tokens if count is None else count * (layout.tokens // Packing(layout).row))
         rebuilt, sizes = _coded(evaluation, model, count, name)
         found["tokenizer"][name] = _point(videos, rebuilt, sizes, judged)
         pictures["reconstructions"] = rebuilt[:SHOWN]

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from videogen.configuration import check_writable
 from videogen.data.bit_files import BitReader
+from videogen.data.bits import Packing
 from videogen.errors import UserError
 from videogen.inference.pictures import WRITERS
 from videogen.parallel import inside, mesh_of, spread
@@ -31,7 +32,8 @@ def decode_bits(
       loaded: the tokenizer that made them, or a de-tokenizer or generator of it.
       directory: of the bits.
       out: directory of the videos, numbered as the clips are.
-      tokens: how many tokens of a clip are decoded, the first ones; ``None``: all that are kept.
+      tokens: how many tokens of a clip, or of every latent frame with a row of its own, are decoded, the first ones;
+        ``None``: all that are kept.
       batch_size: clips decoded at a time.
 
     Returns:
@@ -47,8 +49,8 @@ def decode_bits(
     layout = model.layout(VideoShape(*reader.clip))
     if tokens is not None and not model.drops:
         raise UserError(f"{type(model).__name__} decodes whole clips of tokens only: leave out --tokens")
-    if tokens is not None and not 1 <= tokens <= layout.tokens:
-        raise UserError(f"a clip has 1 … {layout.tokens} tokens, and {tokens} are asked for")
+    if tokens is not None and not 1 <= tokens <= (row := Packing(layout).row):
+        raise UserError(f"a clip has 1 … {row} tokens, and {tokens} are asked for")
     check_writable(out, "out", directory=True)
     graph, state = nnx.split(model)
     mesh = mesh_of(state)
@@ -74,7 +76,7 @@ def _tokens(
     """A batch of tokens; those that are not kept, or are not among the ``first``, are not seen."""
     kept = np.stack([mask for _, mask in rows])
     if first is not None:
-        kept = kept & (np.arange(layout.tokens) < first)
+        kept = kept & (np.arange(layout.tokens) % Packing(layout).row < first)
     segments, start = {}, 0
     for name, segment in layout.segments:
         own = kept[:, start : start + segment.tokens].reshape(-1, *segment.shape)
