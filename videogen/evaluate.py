@@ -85,6 +85,7 @@ STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of a generator, if n
 GUIDANCE = flags.DEFINE_float(
     "guidance_scale", None, "Guidance of a generator, if not its own; 1 is none.", lower_bound=0
 )
+TOKENS = flags.DEFINE_integer("tokens", None, "Of a row of codes draw the first ones alone, so many.", lower_bound=1)
 SOURCE = flags.DEFINE_string("source", None, "Name of the data source of another test set; video_folder for most.")
 PATH = flags.DEFINE_string("path", None, "Path of another test set.")
 CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips, for tokenizers.")
@@ -210,7 +211,7 @@ def _evaluate_checkpoint() -> None:
     loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value if preset else None)
     if PICTURES.value:
         check_writable(PICTURES.value, "--pictures", directory=True)
-    for name, flag in {"steps": STEPS, "guidance_scale": GUIDANCE}.items():
+    for name, flag in {"steps": STEPS, "guidance_scale": GUIDANCE, "tokens": TOKENS}.items():
         if flag.value is not None:
             if "sampler" not in loaded.config:
                 raise UserError(f"--{name} is for generators, and this is a {loaded.config.task}")

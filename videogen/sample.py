@@ -45,6 +45,7 @@ PASTE = flags.DEFINE_bool("paste", True, "Keep the given pixels of --task as the
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance; 1 is none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
+TOKENS = flags.DEFINE_integer("tokens", None, "Of a row of codes draw the first ones alone, so many.", lower_bound=1)
 EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
 TILE = flags.DEFINE_string(
@@ -86,6 +87,7 @@ def main() -> None:
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
     check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
     names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
+    names |= {"tokens": TOKENS}
     sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load_for_command(CHECKPOINT.value, MESH.value)
     tile = read_tile(TILE.value) if TILE.value else None

@@ -15,6 +15,12 @@ of a tokenizer that decides so in one pass (--config=karl); with --tokens=K of t
 0.005 … 0.38. It is what is asked for and no promise: videogen.evaluate --protocol=reconstruction says how many clips
 miss it.
 
+--format=bits writes each clip as a file of nothing but its bits, OUT/000000.bits: the codes of the tokens that are
+kept, and how many or which ones these are. Its size is the rate of the clip. OUT/meta.json holds what all clips share,
+and their captions. They are decoded, or the first K tokens of each, with
+
+    python -m videogen.tokenize --checkpoint=runs/tokenizer --decode=OUT --out=VIDEOS [--tokens=K]
+
 --normalise writes latents of mean 0 and variance 1, of a tokenizer without codes. The generator's tokenizer is then the
 one with these statistics: --config.parts.tokenizer.checkpoint=cache/tokenizer.
 """
@@ -37,28 +43,47 @@ NORMALISE = flags.DEFINE_string(
 )
 TOKENS = flags.DEFINE_integer("tokens", None, "Tokens to keep of every clip; by default all.", lower_bound=1)
 MAX_ERROR = flags.DEFINE_float("max_error", None, "Error to keep enough tokens for.", lower_bound=0.0)
+FORMAT = flags.DEFINE_enum(
+    "format", "cache", ["cache", "bits"], "Arrays that generators train on, or a file of bits for each clip."
+)
+DECODE = flags.DEFINE_string("decode", None, "Directory of bits (--format=bits) to write as videos.")
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["checkpoint", "out"])
 
 
 def main() -> None:
     """Runs the command."""
+    from videogen.data.bit_files import BitReader
     from videogen.data.token_files import read_meta
+    from videogen.errors import UserError
     from videogen.inference.caching import remove_unfinished, write_token_cache
+    from videogen.inference.unpacking import decode_bits
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
+    if DECODE.value:
+        for flag in (SOURCE, PATH, CLIPS, WINDOWS, NORMALISE, MAX_ERROR, FORMAT):
+            if flag.present:
+                raise UserError(f"--{flag.name} means nothing with --decode: the clips are there")
+        loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
+        count = decode_bits(loaded, DECODE.value, OUT.value, tokens=TOKENS.value, batch_size=BATCH_SIZE.value)
+        logging.info("wrote %d videos to %s", count, OUT.value)
+        return
     source = {"name": SOURCE.value} if SOURCE.value else None
     if PATH.value:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
     loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
     asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value, "windows": WINDOWS.value}
-    asked |= {"tokens": TOKENS.value, "max_error": MAX_ERROR.value}
+    asked |= {"tokens": TOKENS.value, "max_error": MAX_ERROR.value, "form": FORMAT.value}
     finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
     if finished.found:
         remove_unfinished(OUT.value)
     count = write_token_cache(loaded, OUT.value, source, **asked, keep=finished, normalise=NORMALISE.value)
     finished.remove()
+    if FORMAT.value == "bits":
+        sizes = [size for _, size, _ in BitReader(OUT.value).clips]
+        logging.info("wrote %d clips to %s, of %.1f bytes in the mean", count, OUT.value, sum(sizes) / count)
+        return
     made_by = read_meta(OUT.value)["tokenizer_hash"]
     logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, made_by[:12])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from videogen.errors import UserError
@@ -106,6 +107,21 @@ class Segment:
         masks = [mask for mask in (self.exists, self.kept) if mask is not None]
         return masks[0] & masks[-1] if masks else None
 
+    def split(self, layout: "Layout") -> "Tokens":
+        """A row of the tokens of several segments, as ``Tokens.flat`` laid them, as those segments."""
+        starts = np.cumsum([segment.tokens for _, segment in layout.segments])[:-1]
+        rows = jnp.split(self.values.reshape(len(self.values), self.layout.tokens, -1), starts, axis=1)
+        parts = zip(rows, layout.segments, strict=True)
+        return Tokens.of(**{name: Segment(r.reshape(len(r), *s.shape, -1), s) for r, (name, s) in parts})
+
+    def followed_by_none(self, layout: "Layout") -> "Tokens":
+        """The first tokens of a row as the one segment of ``layout``, whose others are not kept."""
+        (name, whole), *_ = layout.segments
+        missing = whole.tokens - self.layout.tokens
+        kept = jnp.ones(self.values.shape[:2], bool) if self.seen is None else self.seen
+        values = jnp.pad(self.values, ((0, 0), (0, missing), (0, 0)))
+        return Tokens.of(**{name: Segment(values, whole, kept=jnp.pad(kept, ((0, 0), (0, missing))))})
+
     def check(self) -> None:
         """Raises ``UserError`` where values or masks have another shape than the layout."""
         wanted = (len(self.values), *self.layout.shape)
@@ -162,6 +178,12 @@ class Tokens:
     def flat(self) -> Shaped[Array, "batch tokens width"]:
         """The values of all segments, one after another; they must be of one width."""
         return jnp.concatenate([s.values.reshape(len(s.values), s.layout.tokens, -1) for s in self.segments], axis=1)
+
+    @property
+    def kept(self) -> Bool[Array, "batch tokens"]:
+        """Which tokens exist and are kept, of all segments one after another."""
+        seen = (jnp.ones(s.values.shape[:-1], bool) if s.seen is None else s.seen for s in self.segments)
+        return jnp.concatenate([mask.reshape(len(mask), -1) for mask in seen], axis=1)
 
     @property
     def layout(self) -> "Layout":

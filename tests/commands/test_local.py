@@ -194,11 +194,13 @@ def test_the_page_is_there_after_every_stage(start, tmp_path):
 
 def test_stages_begin_with_the_weights_of_the_stage_their_config_names(tmp_path):
     stages = local.plan("configs/omnitokenizer.py:size=debug", tmp_path, ["kl.steps=5"])
-    assert [stage.name for stage in stages] == ["image", "tokenizer", "kl"]
+    assert [stage.name for stage in stages] == ["image", "tokenizer", "kl", "autoregressive", "diffusion"]
     origins = [[part for part in stage.train if "start_from" in part] for stage in stages]
-    assert origins == [[], *([f"--config.start_from.run={tmp_path / name}"] for name in ("image", "tokenizer"))]
+    assert origins == [[], *([f"--config.start_from.run={tmp_path / name}"] for name in ("image", "tokenizer")), [], []]
     assert stages[2].config.start_from.run == str(tmp_path / "tokenizer") and stages[2].config.steps == 5
-    assert not any("tokenizer.checkpoint" in part for stage in stages for part in stage.train)
+    given = [[part for part in stage.train if "tokenizer.checkpoint" in part] for stage in stages]
+    of = [f"--config.parts.tokenizer.checkpoint={tmp_path / name}" for name in ("tokenizer", "kl")]
+    assert given == [[], [], [], of[:1], of[1:]]
 
 
 def test_a_student_begins_with_and_learns_from_the_stage_its_config_names(tmp_path):
@@ -212,10 +214,11 @@ def test_a_student_begins_with_and_learns_from_the_stage_its_config_names(tmp_pa
 
 def test_a_stage_decodes_the_codes_of_the_stage_its_config_names(tmp_path):
     stages = local.plan("configs/cdt.py:size=debug", tmp_path, [])
-    assert [stage.name for stage in stages] == ["tokenizer", "fsq", "detokenizer"]
+    assert [stage.name for stage in stages] == ["tokenizer", "fsq", "detokenizer", "generator"]
     given = [[part for part in stage.train if "tokenizer.checkpoint" in part] for stage in stages]
-    assert given == [[], [], [f"--config.parts.tokenizer.checkpoint={tmp_path / 'fsq'}"]]
-    assert all("--protocol=reconstruction" in stage.evaluate for stage in stages)
+    of = [f"--config.parts.tokenizer.checkpoint={tmp_path / name}" for name in ("fsq", "tokenizer")]
+    assert given == [[], [], of[:1], of[1:]]
+    assert all("--protocol=reconstruction" in stage.evaluate for stage in stages[:3])
 
 
 def test_a_de_tokenizer_is_shown_beside_the_decoder_it_replaces(tmp_path):

@@ -34,6 +34,7 @@ def measured(loaded, size: int, count: int = 5) -> dict:
     return protocols.evaluate(loaded, "reconstruction", count, 0)[0]
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_the_batch(loaded):
     whole, parts = measured(loaded, 5), measured(loaded, 2)
     assert whole["metrics"]["clips"] == parts["metrics"]["clips"] == 5
@@ -158,6 +159,7 @@ def test_a_split_without_a_readable_clip_is_one_line(loaded):
         held_out(Nothing(clip=inputs.clip_of(loaded.config), seed=1, split="eval"), 3)
 
 
+@pytest.mark.slow
 def test_another_test_set_and_size_are_evaluated_whole_and_the_record_says_so(loaded, tmp_path):
     for i in range(3):
         video = np.random.default_rng(i).integers(0, 255, (9, 32, 48, 3), np.uint8)

@@ -15,6 +15,7 @@ from videogen.evaluation.protocols import Evaluation
 from videogen.metrics import psnr, to_unit
 from videogen.reporting.rates import write_rates
 from videogen.tasks import reconstruct, to_video
+from videogen.tokens import Layout, SegmentLayout
 from videogen.training.loading import Loaded
 
 NETWORK = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
@@ -115,8 +116,14 @@ def test_the_picture_has_a_chart_of_each_measure(tmp_path):
 
 
 def test_numbers_of_tokens_that_are_tried():
+    def counts(*tokens: int) -> list[int | None]:
+        segments = {f"s{i}": SegmentLayout((("query", n),), (4,)) for i, n in enumerate(tokens)}
+        return rate_distortion.counts(model, Layout.of(**segments))
+
     model = type("Model", (), {"drops": True})()
-    assert rate_distortion.counts(model, 8) == [1, 2, 4, 8] and rate_distortion.counts(model, 10) == [1, 2, 4, 8, 10]
-    assert rate_distortion.counts(model, 1) == [1]
+    assert counts(8) == [1, 2, 4, 8] and counts(10) == [1, 2, 4, 8, 10] and counts(1) == [1]
+    assert counts(1, 4, 9) == [1, 5, 14]
+    rows = Layout.of(video=SegmentLayout((("time", 3), ("query", 4)), (8,)))
+    assert rate_distortion.counts(model, rows) == [1, 2, 4]
     model.drops = False
-    assert rate_distortion.counts(model, 8) == [None]
+    assert counts(8) == counts(1, 4) == [None]

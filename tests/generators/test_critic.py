@@ -43,6 +43,7 @@ def keys(batch: int):
     return jax.random.split(jax.random.key(5), batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [None, {"layers": 0, "weight": 1.0}])
 def test_without_a_critic_everything_is_as_beside_one(off):
     """Parameters, loss, metrics to the bit: a critic is nothing but an addition."""

@@ -159,6 +159,7 @@ def test_cached_decoding_equals_the_full_forward(name, guided):
         np.testing.assert_allclose(parts[2:], model.features(ids, text(2).null(), GRID), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_a_sample_is_what_the_full_forward_draws_and_a_prefix_continues_it(name):
     """The logits of the finished clip, with the sampler's own random numbers, give the clip back."""

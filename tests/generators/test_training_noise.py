@@ -65,6 +65,7 @@ def test_conditionings_are_dropped_at_their_rate_in_training_alone(kind, monkeyp
     assert abs(one.mean() - 0.3) < 0.08 and (one != other).any() and not evaluated.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_works_in_training_alone(kind):
     """The same weights and keys, with and without: another loss in training, the same in evaluation."""

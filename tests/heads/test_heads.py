@@ -66,6 +66,7 @@ def zeroed(name: str) -> heads.Head:
     return nnx.merge(graph, jax.tree.map(jnp.zeros_like, state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -156,6 +157,7 @@ def test_the_temperature_of_a_mixture_multiplies_the_variance():
         np.testing.assert_allclose(log_density, head.mixture(x).log_density(drawn), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_guidance_of_a_mixture_draws_from_the_density_times_a_power_of_its_ratio():
     """Of two far components with weights w and null weights v the first has the share w²/v of w²/v + (1-w)²/(1-v)."""
     config = {"name": "gaussian_mixture", "components": 2, "candidates": 64}

@@ -19,6 +19,8 @@ from videogen.tokenizers import Tiled
 from videogen.training.loading import load
 from videogen.training.loop import train
 
+pytestmark = pytest.mark.slow  # the runs that they read are trained
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -89,6 +89,7 @@ def test_matches_pytorch(lpips, tensors):
     np.testing.assert_allclose(jax.jit(lpips)(prediction, target), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_zero_for_identical_and_symmetric(lpips):
     a, b = videos((17, 20))
     distance = jax.jit(lpips)
@@ -96,6 +97,7 @@ def test_zero_for_identical_and_symmetric(lpips):
     np.testing.assert_allclose(distance(a, b), distance(b, a), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_reaches_the_prediction_and_no_weight(lpips):
     a, b = videos((16, 16))
     graph, state = nnx.split(lpips)

@@ -103,6 +103,7 @@ def test_a_narrow_dimension_far_from_zero_keeps_its_deviation():
     np.testing.assert_allclose(quantizer.deviation.get_value(), np.std(np.asarray(z, np.float64)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_continuous_latents_gets_ids_after_training():
     config = {"name": "cvivit", "patch": (2, 4, 4), "width": 16, "heads": 2, "mlp_width": 16}
     config |= {"encoder_layers": (1, 1), "decoder_layers": (1, 1), "quantizer": {"name": "gaussian", "width": 4}}

@@ -122,6 +122,7 @@ def test_what_is_no_result_is_one_line(results, tmp_path):
         compare(results[:1])
 
 
+@pytest.mark.slow
 def test_the_command_refuses_with_exit_code_2(results):
     command = [sys.executable, "-m", "videogen.compare", *map(str, results)]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment())

@@ -71,7 +71,7 @@ def test_the_step_of_small_can_be_traced_for_a_mesh(stage):
 
 def test_a_stage_that_is_not_there_is_named():
     with pytest.raises(UserError, match="unknown stage"):
-        cdt.get_config("stage=generator")
+        cdt.get_config("stage=decoder")
 
 
 def narrow() -> ConfigDict:

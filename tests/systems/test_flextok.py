@@ -100,10 +100,12 @@ def test_every_variant_of_the_sweeps_builds(name):
 
 def test_the_vae_of_a_local_run_is_its_first_stage(tmp_path):
     stages = local.plan("flextok:size=debug", tmp_path, [], clip="5x16x24")
-    assert [stage.name for stage in stages] == ["vae", "tokenizer"]
+    assert [stage.name for stage in stages] == ["vae", "tokenizer", "generator"]
     assert stages[1].config.parts.vae.checkpoint == str(tmp_path / "vae")
     assert tuple(stages[1].config.model.clip) == (5, 16, 24) and stages[0].config.data.clip.height == 16
-    assert "--protocol=reconstruction" in stages[1].evaluate
+    assert "--protocol=reconstruction" in stages[1].evaluate and "--protocol=prompt_fidelity" in stages[2].evaluate
+    assert stages[2].config.parts.tokenizer.checkpoint == str(tmp_path / "tokenizer")
+    assert stages[2].config.data.clip.frames == 5 and stages[2].config.data.clip.width == 24
 
 
 def narrow(**changes) -> ConfigDict:

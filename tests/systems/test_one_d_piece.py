@@ -2,12 +2,20 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from videogen import tasks
 from videogen.configs import one_d_piece
+from videogen.errors import UserError
+from videogen.generators import BlockSampler
 from videogen.shapes import VideoShape
+from videogen.tasks import to_pixels
+from videogen.tasks.generation import VideoGenerator
+from videogen.tokens import Tokens
 from videogen.training.state import parameter_count
 
 
@@ -60,3 +68,40 @@ def test_every_variant_of_the_sweeps_builds(name):
         config.update_from_flattened_dict(change)
         (value,) = change.values()
         assert tasks.build(config).config.model.lengths.distribution == value
+
+
+def test_a_generator_draws_the_first_codes_alone():
+    config = one_d_piece.get_config("stage=generator,size=debug")
+    network = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
+    config.parts.tokenizer.model.update({"queries": 6, "encoder": dict(network), "decoder": dict(network)})
+    config.model.transformer.update(network)
+    config.text.encoder.update({"width": 16, "heads": 2})
+    task = tasks.build(config)
+    modules = task.init(nnx.Rngs(0)) | {"tokenizer": task.structure_of_part("tokenizer")}
+    kernel = modules["tokenizer"].pixels.kernel
+    kernel.set_value(0.3 * jax.random.normal(jax.random.key(1), kernel.get_value().shape))
+    whole, first = (VideoGenerator(task, modules, {"tokens": tokens}) for tokens in (None, 2))
+    said, keys = task.unprompted(3), jax.random.split(jax.random.key(0), 3)
+    of_whole, of_first = (g._draw(g._states, said, keys, None, g.layout)[0].only.values for g in (whole, first))
+    assert of_whole.shape[1] == 6 and of_first.shape[1] == 2
+    np.testing.assert_array_equal(of_first, of_whole[:, :2])
+    model, layout = modules["tokenizer"], task.layout
+    kept = jnp.arange(6) < 2
+    tokens = Tokens.single(of_whole, layout, kept=jnp.broadcast_to(kept, (3, 6)))
+    pixels = to_pixels(jax.jit(model.detokenize)(tokens))
+    drawn = to_pixels(first._draw(first._states, said, keys, None, first.layout)[1])
+    np.testing.assert_allclose(drawn.astype(int), pixels, atol=1)
+    with pytest.raises(UserError, match="sampler.tokens=7: a clip has 6 tokens"):
+        VideoGenerator(task, modules, {"tokens": 7})
+
+
+def test_registers_of_frames():
+    config = one_d_piece.get_config("size=debug,registers=frame")
+    model = nnx.eval_shape(lambda: tasks.build(config).init(nnx.Rngs(0)))["tokenizer"]
+    layout = model.layout(VideoShape(5, 24, 24))
+    # A quarter of the 64 codes of a clip for each latent frame.
+    assert layout.only.sides == (("time", 3), ("query", 16)) and layout.only.vocabulary == (512,)
+    generator = tasks.build(one_d_piece.get_config("stage=generator,size=debug,registers=frame"))
+    assert generator.grid.shape == (3, 1, 16)
+    with pytest.raises(UserError, match="first tokens of a row: leave it out"):
+        generator.drawn_by(BlockSampler(tokens=3))

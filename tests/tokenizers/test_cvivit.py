@@ -117,6 +117,7 @@ def test_first_frame_and_tubelets_have_weights_of_their_own(model, video):
     assert all(jnp.abs(g).max() == 0 for g in jax.tree.leaves(grads["rest"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantizer",
     [

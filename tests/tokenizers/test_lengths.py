@@ -1,5 +1,7 @@
 """Length rules: the distributions of lengths, prefixes, draws by example, and what a tokenizer does with them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,13 +68,16 @@ def test_what_is_not_needed_is_dropped():
     np.testing.assert_array_equal(kept, np.array([[1, 1, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1]], bool))
     cut = lengths.Halting(cut=True)
     np.testing.assert_array_equal(
-        cut.kept((3, 4), extra=extra, train=True), np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+        cut.kept((3, 4), extra=extra, train=True), np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
     )
     np.testing.assert_array_equal(
         lengths.Halting(0.5).kept((1, 3), extra={"halting": jnp.array([[-1, 0, 1]])})[0], [1, 1, 0]
     )
     layout = SegmentLayout((("time", 2), ("query", 7)), (4096,))
-    assert lengths.Halting().bits(layout) == 14 and cut.bits(layout) == 2 * 3 and lengths.All().bits(layout) == 0
+    assert lengths.Halting().bits(layout) == 14 and lengths.All().bits(layout) == 0
+    assert cut.bits(layout) == pytest.approx(2 * math.log2(7))
+    kinds = {rule.kept_tokens for rule in (lengths.All(), lengths.TailDrop())}
+    assert kinds == {"all"} and (lengths.Halting().kept_tokens, cut.kept_tokens) == ("set", "prefix")
 
 
 @pytest.mark.parametrize(

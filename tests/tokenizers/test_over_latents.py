@@ -52,6 +52,7 @@ def test_shapes_follow_from_the_vae():
             call(None, VIDEO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one_d_flow", "one_d"])
 def test_codes_say_all_that_the_decoder_gets(name):
     model = model_of(name)

@@ -70,6 +70,7 @@ def step_at(difference, seam):
     return np.abs(difference[:, :, :, seam] - difference[:, :, :, seam - 1]).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "latent_error", "pixel_error", "seam"),
     [("convolutional", 0.4, 0.22, 0.35), ("cvivit", 0.23, 0.27, 0.3)],

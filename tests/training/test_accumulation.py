@@ -110,6 +110,7 @@ def test_codes_by_gradient_restart_through_the_step():
     assert float(metrics["codebook_usage"]) == pytest.approx(np.mean(counts > 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poisoned", ["update", "ema", "variables"])
 def test_a_new_state_that_is_not_finite_changes_nothing(poisoned):
     """Loss and gradient are finite; the state after them is not."""

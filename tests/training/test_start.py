@@ -79,6 +79,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_takes_a_corrected_config(finished, tmp_path, caplog):
     workdir = epath.Path(tmp_path)
     (workdir / "config.json").write_text((finished / "config.json").read_text())
@@ -137,6 +138,7 @@ def test_a_crash_in_an_evaluation_costs_no_state_and_is_evaluated_again(tmp_path
     assert [r["step"] for r in records if "eval/psnr" in r] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_finite_ends_the_run_with_its_state(tmp_path, monkeypatch):
     from videogen.runs.stops import NotFinite
     from videogen.tasks import TokenizerTask
@@ -204,6 +206,7 @@ def test_published_and_other_configs_pass():
         check_config(magvit2.get_config(f"stage=tokenizer,size={size}"))
 
 
+@pytest.mark.slow
 def test_what_small_clips_cannot_be_measured_by_is_left_out_with_a_word(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="absl"):
         run = train(tiny(**{"data.clip.height": 8, "data.clip.width": 12}), tmp_path)

@@ -158,6 +158,7 @@ def test_an_inflated_magvit_treats_static_clips_as_the_image_run_does(tmp_path):
     np.testing.assert_allclose(jax.jit(video.decode)(jnp.repeat(latents, 2, 1)), np.repeat(rebuilt, 4, 1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_kernels_are_inflated_only_where_that_is_asked_for_and_tables_never(tmp_path, caplog):
     image = convolutional("image")
     write_run(tmp_path / "image", image)
@@ -302,6 +303,7 @@ def test_a_killed_run_goes_on_without_its_origin_to_the_same_bits(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_bad_origin_leaves_nothing_on_disk(tmp_path):
     process = train(tmp_path / "run", f"--config.start_from.run={tmp_path / 'nothing'}")
     message = finish(process)

@@ -1,11 +1,13 @@
 """CDT (Yang et al., 2025): a continuous tokenizer whose decoder is a conditional causal diffusion model of pixels; and
 the same decoder as a de-tokenizer of codes that another tokenizer has learned (Divot, FlexTok).
 
-    --config=cdt:stage=tokenizer|fsq|detokenizer|distill,size=debug|small|paper,decoder=diffusion|l2
+    --config=cdt:stage=tokenizer|fsq|detokenizer|generator|distill,size=debug|small|paper,decoder=diffusion|l2
 
 ``tokenizer`` trains encoder, KL bottleneck and decoder together: diffusion loss, KL and a perceptual loss, no
 discriminator. ``fsq`` is MAGVIT-v2's tokenizer with finite scalar quantization, ``detokenizer`` a new decoder for its
-codes, which stay as they are. ``launch/local.py`` runs these three; by hand the last takes any tokenizer with codes or
+codes, which stay as they are. ``generator`` draws the latents of ``tokenizer`` from text by rectified flow: a
+generator over them is published to be better, but which one was not found, so it is that of ``videodit``.
+``launch/local.py`` runs these four; by hand the last takes any tokenizer with codes or
 latents that have a place: --config.parts.tokenizer.checkpoint=RUN_OR_EXPORT, with strides in config.model.pyramid that
 multiply to its compression. ``decoder=l2`` is the same network without noise, trained on squared errors alone.
 ``distill`` teaches a trained de-tokenizer to do in two steps what it does in eight, and needs both:
@@ -20,11 +22,12 @@ stand-in, that loss is off until the user names a file: --config.losses.perceptu
 
 from ml_collections import ConfigDict
 
-from videogen.configs import magvit2
+from videogen.configs import magvit2, videodit
 from videogen.configs.common import adversarial, base, frozen, loss_terms, optimizer
+from videogen.configs.generators import flow, flow_from_text, videos
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer", "fsq", "detokenizer")
+STAGES = ("tokenizer", "fsq", "detokenizer", "generator")
 
 PARTS = {"detokenizer": {"tokenizer": "fsq"}}
 """Stage -> frozen part -> the stage that it comes from, where their names differ, for launch/local.py."""
@@ -47,6 +50,8 @@ def get_config(argument: str = "") -> ConfigDict:
         return tokenizer(size, decoder)
     if chosen["stage"] == "detokenizer":
         return detokenizer(size, decoder)
+    if chosen["stage"] == "generator":
+        return generator(size, decoder)
     return distill(size, decoder)
 
 
@@ -125,6 +130,19 @@ def detokenizer(size: str, decoder: str) -> ConfigDict:
     if decoder == "diffusion":
         # Few bits leave much open: one prediction would be the mean of all that fits, several steps choose.
         config.model.update({"steps": 8, "shift": 2.0})
+    return config
+
+
+def generator(size: str, decoder: str) -> ConfigDict:
+    """Rectified flow over the latents of the stage ``tokenizer``; at ``paper`` our own transformer of 1.3B."""
+    config = flow(size, tokenizer(size, decoder).model)
+    if size != "paper":
+        flow_from_text(config, size)
+        config.data.clip = videos(size)
+        return config
+    videodit.paper(config, "1.3B")
+    config.data.clip = {"frames": 17, "height": 256, "width": 256, "fps": 8.0}
+    config.model.patch = (1, 2, 2)
     return config
 
 

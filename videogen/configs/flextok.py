@@ -1,11 +1,12 @@
 """FlexTok (Bachmann et al., ICML 2025): ordered 1-D codes of a VAE's latents, whose decoder is a rectified flow.
 
-    --config=flextok:stage=vae|tokenizer,size=debug|small|paper,model=d12-d12|d18-d18|d18-d28
+    --config=flextok:stage=vae|tokenizer|generator,size=debug|small|paper,model=d12-d12|d18-d18|d18-d28
 
 ``vae`` is the Gaussian tokenizer whose latents are coded, ``tokenizer`` codes them: registers beside patches, FSQ, and
 a decoder that predicts the velocity of noisy latents from the registers. In training those behind a number that is
 drawn for each clip are one learned vector (nested dropout), so any first part of the codes decodes to a plausible clip.
-``launch/local.py`` runs both; by hand the second takes any tokenizer with continuous latents that have a place:
+``generator`` draws the codes one after another from text, all of them or the first --config.sampler.tokens=K.
+``launch/local.py`` runs all three; by hand the second takes any tokenizer with continuous latents that have a place:
 --config.parts.vae.checkpoint=RUN_OR_EXPORT. Decoding takes --config.model.flow.steps steps from the same noise for
 every clip, guided by --config.model.flow.guidance_scale (1: not at all).
 
@@ -29,9 +30,10 @@ from ml_collections import ConfigDict
 
 from videogen.configs import magvit2, videodit
 from videogen.configs.common import base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.generators import of_a_row
 from videogen.configuration import parse_argument
 
-STAGES = ("vae", "tokenizer")
+STAGES = ("vae", "tokenizer", "generator")
 
 MODELS = {"d12-d12": (12, 12), "d18-d18": (18, 18), "d18-d28": (18, 28)}
 """Layers of encoder and decoder; an attention head has 64 channels, and there are as many heads as layers."""
@@ -54,7 +56,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(
         argument,
-        stage=("tokenizer", "vae"),
+        stage=("tokenizer", "vae", "generator"),
         size=("debug", "small", "paper"),
         model=("d18-d28", "d18-d18", "d12-d12"),
         decoder=("flow", "deterministic"),
@@ -62,6 +64,9 @@ def get_config(argument: str = "") -> ConfigDict:
         repa=("off", "dinov2"),
     )
     stage, size = chosen.pop("stage"), chosen.pop("size")
+    if stage == "generator":
+        del chosen["repa"]
+        return generator(size, **chosen)
     return vae(size) if stage == "vae" else tokenizer(size, **chosen)
 
 
@@ -129,6 +134,16 @@ def tokenizer(size: str, model: str, decoder: str, space: str, repa: str) -> Con
         config.parts.dino = frozen({"name": "dinov2"})
         settings = {"teacher": "dino", "feature": "early", "objective": "cosine", "hidden": (2048, 2048)}
         config.losses.repa = {"name": "distillation", "weight": 1.0, **settings}
+    return config
+
+
+def generator(size: str, model: str, decoder: str, space: str) -> ConfigDict:
+    """Next-token prediction of the codes, decoded from a frozen tokenizer."""
+    of = flextok(size, model, decoder, space)
+    whole = of if space == "pixels" else {"name": "over_latents", "vae": autoencoder(size), "tokenizer": of}
+    config = of_a_row(size, ConfigDict(whole), of)
+    # Published for texts; 1.5 for classes.
+    config.sampler.guidance_scale = 3.0
     return config
 
 

@@ -1,11 +1,12 @@
 """KARL (Duggal et al., 2025): one pass of the encoder decides how many tokens a clip needs for an error.
 
-    --config=karl:stage=tokenizer,size=debug|small|paper,model=small|tiny|base|semi-large
+    --config=karl:stage=tokenizer|generator,size=debug|small|paper,model=small|tiny|base|semi-large
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` has the published
 networks on images of 256 × 256, which are clips of one frame; clips at ``debug`` and ``small`` are our extension. Every
 step has two passes of the same weights: ``estimate`` draws a number of tokens and finds the error they reach;
 ``complete`` is asked for that error with all tokens and learns that those behind the drawn number are not needed.
+``generator``, which the paper does not have, draws the codes one after another from text.
 
 What differs from the paper: encoder and decoder see and write pixels, where the published ones stand on the latents of
 a frozen image tokenizer (MAGE's VQGAN or MAR's KL-VAE), learn its codes in a first stage and tune its decoder in a
@@ -23,10 +24,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from videogen.configs.common import adversarial, base, optimizer, take_clip_of
+from videogen.configs.generators import of_a_row
 from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer",)
+STAGES = ("tokenizer", "generator")
 
 MODELS = {
     "small": {"width": 1024, "layers": 8, "heads": 8, "mlp_width": 4096},
@@ -47,6 +49,8 @@ def get_config(argument: str = "") -> ConfigDict:
     """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
     size = chosen["size"]
+    if chosen["stage"] == "generator":
+        return of_a_row(size, karl(size, chosen["model"]))
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "adaptive"
     config.model = karl(size, chosen["model"])

@@ -19,10 +19,11 @@ differs from the paper: GELU in the place of SwiGLU at as many parameters, and t
 whose layers those counts leave out.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from videogen.configs import data_sets
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, no_text, optimizer, take_clip_of
+from videogen.configs.common import adversarial, base, loss_terms, no_text, optimizer, take_clip_of
+from videogen.configs.generators import from_text, next_token
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -130,44 +131,10 @@ def larp(size: str) -> ConfigDict:
 
 def generator(size: str, model: str) -> ConfigDict:
     """Next-token prediction of the queries' codes, from a class."""
-    config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.task = "generator"
-    config.classes = config_dict.placeholder(int)
-    # Model and hash are filled in from the checkpoint when the run starts.
-    config.parts.tokenizer = frozen(larp(size))
+    config = next_token(size, larp(size))
     take_clip_of(config, config.parts.tokenizer.model)
-    config.model = {"name": "next_block", "block": (1, 1, 1), "condition_drop": 0.1}
-    config.model.head = {"name": "categorical"}
-    config.sampler = {
-        "name": "blocks",
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "guidance_scale": 1.25,
-        "guidance_schedule": "constant",
-    }
-    if size == "debug":
-        config.steps = 3200
-        config.eval_every = 1600
-        config.checkpoint_every = 800
-        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "qk_norm": True}
-        config.sampler.update({"top_p": 0.9, "guidance_scale": 3.0})
-        config.optimizer = {
-            "generator": optimizer(
-                "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0
-            )
-        }
-    elif size == "small":
-        config.steps = 50_000
-        config.eval_every = 2500
-        config.checkpoint_every = 2500
-        config.data.batch_size = 64
-        config.data.workers = 8
-        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, "qk_norm": False}
-        config.ema.decay = 0.999
-        config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
+    if size != "paper":
+        from_text(config, size, qk_norm=size == "debug")
     else:
         # 3000 epochs of UCF-101's 9537 training videos, 4 of them warm-up.
         config.steps = 447_000

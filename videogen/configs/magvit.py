@@ -17,9 +17,10 @@ layer is not tied to the embedding; the task is a vector added at every place in
 clip rather than for each step.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, no_text, optimizer
+from videogen.configs.common import adversarial, base, loss_terms, no_text, optimizer
+from videogen.configs.generators import begun, from_text
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -135,11 +136,7 @@ def magvit(size: str) -> ConfigDict:
 
 def generator(size: str, model: str) -> ConfigDict:
     """The masked transformer of ten tasks."""
-    config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.task = "generator"
-    config.classes = config_dict.placeholder(int)
-    # Model and hash are filled in from the checkpoint when the run starts.
-    config.parts.tokenizer = frozen(magvit(size))
+    config = begun(size, magvit(size))
     config.tasks = dict.fromkeys(TASKS, 1.0)
     config.model = {
         "name": "masked",
@@ -161,30 +158,14 @@ def generator(size: str, model: str) -> ConfigDict:
         "guidance_scale": 1.0,
     }
     if size == "debug":
-        config.steps = 3200
-        config.eval_every = 1600
-        config.checkpoint_every = 800
+        from_text(config, size)
         config.data.clip.update({"frames": 8, "height": 24, "width": 24})
-        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
         # As in phenaki: what a short run lacks in steps it makes up for with locality.
         config.model.transformer.update({"rotary": True, "position_generator": True})
         config.sampler.update({"choice_temperature": 1.0})
-        config.optimizer = {
-            "generator": optimizer(
-                "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0
-            )
-        }
     elif size == "small":
-        config.steps = 50_000
-        config.eval_every = 2500
-        config.checkpoint_every = 2500
+        from_text(config, size)
         config.data.clip = {"frames": 16, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size = 64
-        config.data.workers = 8
-        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
-        config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, b2=0.96, final=0.02)}
     else:
         config.steps = 950_000

@@ -13,10 +13,11 @@ What differs from the paper at ``paper``: the tokenizer is judged by MAGVIT-v2's
 how it weighs L1 and L2 was not found, and here it is L2 alone; its Adam has MAGVIT-v2's momentum.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from videogen.configs import data_sets, magvit2, phenaki
-from videogen.configs.common import base, bpe_text, frozen, no_text, optimizer
+from videogen.configs.common import no_text, optimizer
+from videogen.configs.generators import begun, from_text
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "generator")
@@ -85,11 +86,7 @@ def levels(size: str) -> tuple[int, ...]:
 
 def generator(size: str, model: str) -> ConfigDict:
     """Next-block prediction of its codes."""
-    config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.task = "generator"
-    config.classes = config_dict.placeholder(int)
-    # Model and hash are filled in from the checkpoint when the run starts.
-    config.parts.tokenizer = frozen(tokenizer(size).model)
+    config = begun(size, tokenizer(size).model)
     config.model = {"name": "next_block", "start": "tokens", "given": 0, "condition_drop": 0.1}
     config.model.head = {"name": "categorical"}
     config.sampler = {
@@ -101,31 +98,14 @@ def generator(size: str, model: str) -> ConfigDict:
         "guidance_schedule": "constant",
     }
     if size == "debug":
-        config.steps = 3200
-        config.eval_every = 1600
-        config.checkpoint_every = 800
+        from_text(config, size, rotary=True)
         config.data.clip.update({"height": 24, "width": 24})
-        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.block = (1, 1, 6)
-        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
         config.sampler.update({"guidance_scale": 3.0})
-        config.optimizer = {
-            "generator": optimizer(
-                "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0
-            )
-        }
     elif size == "small":
-        config.steps = 50_000
-        config.eval_every = 2500
-        config.checkpoint_every = 2500
+        from_text(config, size)
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size = 64
-        config.data.workers = 8
-        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
         config.model.block = (1, 1, 8)
-        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
-        config.ema.decay = 0.999
-        config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
     else:
         # 77 epochs of Kinetics-600's about 390,000 clips.
         config.steps = 470_000

@@ -1,11 +1,12 @@
 """OmniTokenizer (Wang et al., NeurIPS 2024): one transformer tokenizer for images and videos, discrete or continuous.
 
-    --config=omnitokenizer:stage=image|tokenizer|kl,size=debug|small|paper
+    --config=omnitokenizer:stage=image|tokenizer|kl|autoregressive|diffusion,size=debug|small|paper,model=650M|227M
 
 Trained progressively: ``image`` on images of one size, ``tokenizer`` on images and videos together, beginning with the
 weights of ``image``, and ``kl``, which puts a Gaussian posterior in the place of the codebook and begins with those of
 ``tokenizer``. ``launch/local.py`` hands each stage the one before; by hand that is --config.start_from.run=DIRECTORY,
-without which a stage begins from nothing.
+without which a stage begins from nothing. Two generators stand on them: ``autoregressive`` draws the codes of
+``tokenizer`` one after another, ``diffusion`` the latents of ``kl`` by rectified flow.
 
 ``debug`` trains on two CPU cores in minutes, ``small`` on one accelerator in about an hour, ``paper`` is the published
 setting: 17 × 256 × 256, five resolutions from the second stage on, the layers of the public code (window attention in
@@ -17,18 +18,31 @@ The perceptual loss is off until the user names a file: --config.losses.perceptu
 
 What differs from the public code at ``paper``: one discriminator judges images and clips, where the code has one for
 each and leaves the images' out after the first stage; its feature matching (weight 4), and the noise and blur on what
-it sees, are left out; a batch holds videos and images together instead of in turn.
+it sees, are left out; a batch holds videos and images together instead of in turn. The published diffusion
+generators are DiT-XL/2 for images and Latte-XL for videos, with noise of 1,000 steps; here it is the video transformer
+of ``videodit`` at their width and depth. The classes of UCF-101 come in by cross-attention.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs import data_sets
+from videogen.configs.common import adversarial, base, loss_terms, no_text, optimizer
+from videogen.configs.generators import flow, flow_from_text, from_text, next_token, videos
 from videogen.configuration import parse_argument
 
-STAGES = ("image", "tokenizer", "kl")
+STAGES = ("image", "tokenizer", "kl", "autoregressive", "diffusion")
 
 START_FROM = {"tokenizer": "image", "kl": "tokenizer"}
 """Stage -> the stage whose weights it begins with, for launch/local.py."""
+
+PARTS = {"diffusion": {"tokenizer": "kl"}}
+"""Stage -> frozen part -> the stage that it comes from, where their names differ, for launch/local.py."""
+
+MODELS = {
+    "650M": {"layers": 24, "width": 1536, "heads": 16, "mlp_width": 6144},
+    "227M": {"layers": 24, "width": 864, "heads": 16, "mlp_width": 3456},
+}
+"""The autoregressive generators by their published parameters; the width of the smaller one was not found."""
 
 SWEEPS = {
     "tokenizer_learning_rate": [{"optimizer.tokenizer.learning_rate": rate} for rate in (5e-4, 1.5e-3, 5e-3)],
@@ -40,8 +54,12 @@ RESOLUTIONS = (128, 192, 256, 320, 384)
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
-    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"))
+    chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), model=tuple(MODELS))
     stage, size = chosen["stage"], chosen["size"]
+    if stage == "autoregressive":
+        return autoregressive(size, chosen["model"])
+    if stage == "diffusion":
+        return diffusion(size)
     if size == "debug":
         config = debug(stage)
     elif size == "small":
@@ -126,6 +144,53 @@ def paper(stage: str) -> ConfigDict:
         "discriminator": optimizer(**(rate | {"learning_rate": rate["learning_rate"] / 10}), **adam),
     }
     return config
+
+
+def autoregressive(size: str, model: str) -> ConfigDict:
+    """Next-token prediction of the codes of the stage ``tokenizer`` (paper: classes of UCF-101)."""
+    config = next_token(size, omnitokenizer("tokenizer", size))
+    if size != "paper":
+        from_text(config, size, rotary=True)
+        config.data.clip = videos(size)
+        return config
+    of_ucf(config)
+    config.model.transformer = MODELS[model]
+    # Published: 0.5 of (1 + s)·conditional - s·unconditional.
+    config.sampler.update({"top_k": 4096, "top_p": 0.9, "guidance_scale": 1.5})
+    config.optimizer = {"generator": optimizer(learning_rate=1e-3, warmup=10_000, schedule="constant")}
+    return config
+
+
+def diffusion(size: str) -> ConfigDict:
+    """Rectified flow over the latents of the stage ``kl`` (paper: without a class, as Latte on UCF-101)."""
+    config = flow(size, omnitokenizer("kl", size))
+    if size != "paper":
+        flow_from_text(config, size)
+        config.data.clip = videos(size)
+        return config
+    of_ucf(config)
+    config.classes = config_dict.placeholder(int)
+    config.model.update({"patch": (1, 2, 2), "prefix_share": 0.0})
+    config.model.transformer = {"layers": 28, "width": 1152, "heads": 16, "mlp_width": 4608}
+    config.sampler.update({"steps": 50, "guidance_scale": 1.0})
+    config.ema.decay = 0.9999
+    config.optimizer = {"generator": optimizer(learning_rate=1e-4, warmup=1000, schedule="constant", weight_decay=0.0)}
+    return config
+
+
+def of_ucf(config: ConfigDict) -> None:
+    """The clips of UCF-101 at the size that the tokenizer was trained on; batch and steps are ours."""
+    config.steps = 447_000
+    config.eval_every = config.checkpoint_every = 5000
+    config.data.source.update(data_sets.source("ucf101"))
+    config.data.own = ("source", "clip")
+    config.data.clip = {"frames": 17, "height": 128, "width": 128, "fps": 8.0}
+    config.data.batch_size = 64
+    config.data.workers = 16
+    config.classes = data_sets.CLASSES["ucf101"]
+    config.text = no_text()
+    config.parallel.mesh.update({"data": 1, "fsdp": -1})
+    config.parallel.remat = "full"
 
 
 def omnitokenizer(stage: str, size: str) -> ConfigDict:

@@ -9,9 +9,10 @@ What differs from the paper: the perceptual loss on video features, of weight 1 
 the weights, which the paper does not mention, is kept; text goes through T5-XXL v1.1, as the size was not found.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, bpe_text, frozen, loss_terms, optimizer, t5_part, t5_text
+from videogen.configs.common import adversarial, base, loss_terms, optimizer, t5_part, t5_text
+from videogen.configs.generators import begun, from_text
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
@@ -83,11 +84,7 @@ def tokenizer(size: str) -> ConfigDict:
 
 def generator(size: str) -> ConfigDict:
     """The masked transformer, from text."""
-    config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.task = "generator"
-    config.classes = config_dict.placeholder(int)
-    # Model and hash are filled in from the checkpoint when the run starts.
-    config.parts.tokenizer = frozen(cvivit(size))
+    config = begun(size, cvivit(size))
     config.model = {"name": "masked", "training_schedule": "linear", "condition_drop": 0.1}
     config.model.head = {"name": "categorical", "bias": True}
     # Layers of a critic that is trained along and decides which codes decoding keeps; 0 leaves it out.
@@ -103,32 +100,16 @@ def generator(size: str) -> ConfigDict:
         "guidance_scale": 7.0,
     }
     if size == "debug":
-        config.steps = 3200
-        config.eval_every = 1600
-        config.checkpoint_every = 800
+        from_text(config, size)
         config.data.clip.update({"height": 24, "width": 24})
-        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.training_schedule = "cosine"
-        config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
         # What a short run lacks in steps it makes up for with locality: rotary positions and phenaki-pytorch's PEG.
         config.model.transformer.update({"rotary": True, "position_generator": True})
         config.sampler.update({"steps": 24, "guidance_scale": 3.0, "choice_temperature": 1.0})
-        config.optimizer = {
-            "generator": optimizer(
-                "muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0
-            )
-        }
     elif size == "small":
-        config.steps = 50_000
-        config.eval_every = 2500
-        config.checkpoint_every = 2500
+        from_text(config, size)
         config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-        config.data.batch_size = 64
         config.data.image_batch_size = 16
-        config.data.workers = 8
-        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-        config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
-        config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=5e-4, warmup=1000, final=0.02)}
     else:
         config.steps = 1_000_000

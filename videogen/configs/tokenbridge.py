@@ -19,10 +19,11 @@ features; the posterior's mean is rounded instead of a sample; the class comes i
 published counts leave out; the autoencoder is trained with the losses of ``magvit2``.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from videogen.configs import data_sets, magvit2, phenaki
-from videogen.configs.common import base, bpe_text, frozen, no_text, optimizer
+from videogen.configs.common import no_text, optimizer
+from videogen.configs.generators import begun, from_text
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
@@ -119,11 +120,7 @@ def quantized(size: str) -> ConfigDict:
 
 def generator(size: str, model: str) -> ConfigDict:
     """The autoregressive generator of the rounded channels."""
-    config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.task = "generator"
-    config.classes = config_dict.placeholder(int)
-    # Model and hash are filled in from the checkpoint when the run starts.
-    config.parts.tokenizer = frozen(rounded(size))
+    config = begun(size, rounded(size))
     config.model = {"name": "next_block", "block": (1, 1, 1), "delay": False, "condition_drop": 0.1}
     config.sampler = {
         "name": "blocks",
@@ -144,32 +141,18 @@ def generator(size: str, model: str) -> ConfigDict:
 
 def debug(config: ConfigDict) -> None:
     """Sets the generator's training on two CPU cores."""
-    config.steps = 3200
-    config.eval_every = 1600
-    config.checkpoint_every = 800
+    from_text(config, "debug", rotary=True)
     config.data.clip.update({"height": 24, "width": 24})
-    config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-    config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
     config.model.head = {"name": "depth", "layers": 1, "heads": 4}
     config.sampler.update({"top_p": 0.9, "guidance_scale": 3.0})
-    config.optimizer = {
-        "generator": optimizer("muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
-    }
 
 
 def small(config: ConfigDict) -> None:
     """Sets the generator's training on one accelerator."""
-    config.steps = 50_000
-    config.eval_every = 2500
-    config.checkpoint_every = 2500
+    from_text(config, "small")
     config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
     config.data.batch_size = 32
-    config.data.workers = 8
-    config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-    config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
     config.model.head = {"name": "depth", "layers": 2, "heads": 8}
-    config.ema.decay = 0.999
-    config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
 
 
 def paper(config: ConfigDict, model: str) -> None:

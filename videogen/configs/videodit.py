@@ -14,10 +14,11 @@ Per-frame noise levels (diffusion forcing), frames that see only the past, text 
 --config.model.times=frame --config.model.causal=true --config.model.text=joint
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from videogen.configs import magvit2, phenaki
-from videogen.configs.common import base, bpe_text, frozen, optimizer, t5_part, t5_text
+from videogen.configs.common import frozen, optimizer, t5_part, t5_text
+from videogen.configs.generators import flow, flow_from_text, videos
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 
@@ -80,45 +81,12 @@ def continuous(size: str) -> ConfigDict:
 
 def generator(size: str, model: str) -> ConfigDict:
     """The rectified-flow transformer over its latents, from text."""
-    config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.task = "generator"
-    config.classes = config_dict.placeholder(int)
-    # Model and hash are filled in from the checkpoint when the run starts.
-    config.parts.tokenizer = frozen(continuous(size))
-    config.model = {
-        "name": "flow",
-        "patch": (1, 1, 1),
-        "text": "cross",
-        "modulation": "zero",
-        "times": "clip",
-        "causal": False,
-        "prefix_share": 0.25,
-        "noise": {
-            "process": {"name": "rectified_flow"},
-            "prediction": "velocity",
-            "time_distribution": {"name": "logit_normal", "mean": 0.0, "deviation": 1.0},
-            "weighting": "",
-            "shift": 1.0,
-        },
-        "condition_drop": 0.1,
-    }
-    config.sampler = {
-        "name": "flow",
-        "steps": 24,
-        "solver": {"name": "dpm_2m"},
-        "grid": {"name": "uniform", "start": 1.0},
-        "shift": config_dict.placeholder(float),
-        "guidance_scale": 3.0,
-        "guidance": {"name": "classifier_free"},
-        "lag": 0,
-        "extension": "window",
-    }
-    if size == "debug":
-        debug(config)
-    elif size == "small":
-        small(config)
-    else:
+    config = flow(size, continuous(size))
+    if size == "paper":
         paper(config, model)
+    else:
+        flow_from_text(config, size)
+        config.data.clip = videos(size)
     return config
 
 
@@ -151,36 +119,6 @@ def distill(size: str, model: str) -> ConfigDict:
         config.ema.decay = 0.999
         group.update({"learning_rate": 1e-5, "warmup": 200})
     return config
-
-
-def debug(config: ConfigDict) -> None:
-    """Sets the generator's training on two CPU cores."""
-    config.steps = 3600
-    config.eval_every = 1200
-    config.checkpoint_every = 1200
-    config.data.clip.update({"height": 24, "width": 24})
-    config.data.batch_size = 16
-    config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
-    config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512}
-    config.ema.decay = 0.998
-    config.optimizer = {
-        "generator": optimizer("muon", learning_rate=1e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
-    }
-
-
-def small(config: ConfigDict) -> None:
-    """Sets the generator's training on one accelerator."""
-    config.steps = 50_000
-    config.eval_every = 2500
-    config.checkpoint_every = 2500
-    config.data.clip = {"frames": 17, "height": 64, "width": 64, "fps": 8.0}
-    config.data.batch_size = 64
-    config.data.image_batch_size = 16
-    config.data.workers = 8
-    config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
-    config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048}
-    config.ema.decay = 0.999
-    config.optimizer = {"generator": optimizer(learning_rate=3e-4, warmup=1000, final=0.02)}
 
 
 def paper(config: ConfigDict, model: str) -> None:

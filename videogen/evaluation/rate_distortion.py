@@ -13,7 +13,7 @@ from absl import logging
 from flax import nnx
 
 from videogen import data
-from videogen.data import bits
+from videogen.data.bits import Packing
 from videogen.data.video_io import Frames
 from videogen.errors import UserError
 from videogen.evaluation import stand_in
@@ -23,6 +23,7 @@ from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_pixels, to_video
 from videogen.tasks.tokenizer import FIDELITY, measurable
+from videogen.tokens import Layout
 
 if TYPE_CHECKING:
     from videogen.evaluation.protocols import Evaluation
@@ -50,10 +51,16 @@ Point = dict[str, float]
 """``written_bits_per_pixel``, ``bytes`` and what a reconstruction is measured by: means over the clips."""
 
 
-def counts(model: nnx.Module, tokens: int) -> list[int | None]:
-    """Numbers of tokens that are tried: the powers of two and all; ``None`` is what the tokenizer does by itself."""
+def counts(model: nnx.Module, layout: Layout) -> list[int | None]:
+    """Numbers of tokens that are asked for: the powers of two and all, of several segments the first ones as a whole.
+
+    Of tokens in rows (latent frames) they are those of a row. ``None`` is what the tokenizer does by itself.
+    """
     if not model.drops:
         return [None]
+    if len(layout.segments) > 1:
+        return np.cumsum([segment.tokens for _, segment in layout.segments]).tolist()
+    tokens = layout.only.shape[-1]
     return [2**i for i in range(tokens.bit_length()) if 2**i < tokens] + [tokens]
 
 
@@ -70,10 +77,10 @@ def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str,
         raise UserError("rate_distortion needs a tokenizer of codes: continuous latents have no bits to write")
     judged = data.class_of(evaluation.loaded.config.data.source).judged
     found: dict[str, dict[str, Point]] = {"tokenizer": {}}
-    layout = model.layout(VideoShape(*videos.shape[1:4])).only
+    layout = model.layout(VideoShape(*videos.shape[1:4]))
     pictures = {"originals": videos[:SHOWN]}
-    for count in counts(model, layout.tokens):
-        name = str(count or layout.tokens)
+    for count in counts(model, layout):
+        name = str(layout.tokens if count is None else count * (layout.tokens // Packing(layout).row))
         rebuilt, sizes = _coded(evaluation, model, count, name)
         found["tokenizer"][name] = _point(videos, rebuilt, sizes, judged)
         pictures["reconstructions"] = rebuilt[:SHOWN]
@@ -94,26 +101,23 @@ def _coded(evaluation: "Evaluation", model: nnx.Module, count: int | None, name:
     mesh = mesh_of(state)
 
     @jax.jit
-    def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels), count))
-        return model.decode(latents, **model.seen(tokens)), tokens.only.kept
+        return model.decode(latents, **model.seen(tokens)), tokens.kept
 
     def code(video: Frames) -> dict[str, np.ndarray]:
         with inside(mesh):
             rebuilt, kept = run(state, spread(padded(video, mesh), mesh))
-        some = {} if kept is None else {"kept": on_host(kept)[: len(video)]}
-        return {"videos": to_pixels(rebuilt)[: len(video)], **some}
+        return {"videos": to_pixels(rebuilt)[: len(video)], "kept": on_host(kept)[: len(video)]}
 
-    layout = model.layout(VideoShape(*evaluation.videos.shape[1:4])).only
+    layout = model.layout(VideoShape(*evaluation.videos.shape[1:4]))
+    packing = Packing(layout, model.kept_by(count))
     parts, sizes = [], []
     for i, batch in enumerate(evaluation.batches()):
         part = evaluation.keep(f"rate_{name}_{i}", functools.partial(code, batch["video"]))
         parts.append(part["videos"])
-        for row in range(len(parts[-1])):
-            kept = None if "kept" not in part else int(part["kept"][row].sum())
-            # What a length rule chooses need be no first part of all.
-            sizes.append(bits.size(layout.tokens, layout.vocabulary, kept, prefix=count is not None))
+        sizes += map(packing.size, part["kept"])
     return np.concatenate(parts), sizes
 
 

@@ -14,18 +14,25 @@ from videogen.generators.frame_queue import FrameQueue
 from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer
+from videogen.generators.next_scale import NextScaleTransformer, ScaleSampler
 from videogen.generators.sampling import BlockSampler
 from videogen.generators.stepping import Generator, State, Stepper
 from videogen.heads import HEADS
 
-GENERATORS = {"flow": FlowTransformer, "masked": MaskedTransformer, "next_block": NextBlockTransformer}
+GENERATORS = {
+    "flow": FlowTransformer,
+    "masked": MaskedTransformer,
+    "next_block": NextBlockTransformer,
+    "next_scale": NextScaleTransformer,
+}
 HEADS_OF = {
     "masked": ("bernoulli", "categorical", "depth", "diffusion", "gaussian_mixture"),
     "next_block": ("bernoulli", "categorical", "depth", "diffusion", "gaussian_mixture"),
+    "next_scale": ("bernoulli", "categorical", "depth"),
 }
 """Generator -> the heads that go with it (tests/generators/test_heads_of_generators.py); ``flow`` has none."""
 
-SAMPLERS = {"blocks": BlockSampler, "flow": FlowSampler, "maskgit": MaskGITSampler}
+SAMPLERS = {"blocks": BlockSampler, "flow": FlowSampler, "maskgit": MaskGITSampler, "scales": ScaleSampler}
 
 
 def class_of(config: Mapping[str, Any]) -> type[nnx.Module]:
@@ -40,7 +47,7 @@ def build(config: Mapping[str, Any], *, vocabulary: Sequence[int] = (), channels
       config: its section.
       vocabulary: codes of each level of its tokens …
       channels: … or their channels, where they are floats.
-      **shared: ``grid`` and what else all generators take.
+      **shared: ``grid`` and what else all generators take; ``layout`` and ``features`` of one that draws scales.
 
     Raises:
       UserError: something is unknown, the head is none of those that go with the generator, or one of the two does not
@@ -57,7 +64,7 @@ def build(config: Mapping[str, Any], *, vocabulary: Sequence[int] = (), channels
     known = HEADS_OF.get(name, ()) if isinstance(name, str) else ()
     if known and "name" in head and head["name"] in HEADS and head["name"] not in known:
         raise UserError(f"the head {head['name']!r} does not go with {name!r}; take one of: {', '.join(known)}")
-    values = dict(vocabulary=vocabulary, channels=channels or None)
+    values = {} if class_of(config).draws_scales else dict(vocabulary=vocabulary, channels=channels or None)
     return building.build(GENERATORS, config, "generator", **values, **shared)
 
 
@@ -91,7 +98,9 @@ __all__ = [
     "MaskGITSampler",
     "MaskedTransformer",
     "NextBlockTransformer",
+    "NextScaleTransformer",
     "NormalisedLatents",
+    "ScaleSampler",
     "State",
     "Stepper",
     "TrainingNoise",

@@ -19,6 +19,9 @@ Schedule = Annotated[str, OneOf(*DECAYS)]
 class Sampler:
     """What the samplers share: their settings are checked when they are built."""
 
+    tokens = None
+    """How many tokens are drawn; ``None``: all."""
+
     extension = "window"
     """How videos longer than a clip are drawn; the samplers of latents have other ways."""
 
@@ -40,6 +43,7 @@ class BlockSampler(Sampler):
       guidance_scale: s in ``unconditional + s·(conditional - unconditional)``; 1 is none, the conditional alone.
       guidance_schedule: how the scale rises from 1 along the clip, a name in ``schedules.DECAYS`` read backwards.
       head_steps: of a head that draws by a solver; ``None`` takes the head's own number.
+      tokens: how many codes of a row are drawn, the first ones, which the tokenizer must decode; ``None``: all.
     """
 
     temperature: Positive = 1.0
@@ -48,6 +52,7 @@ class BlockSampler(Sampler):
     guidance_scale: Finite = 1.0
     guidance_schedule: Schedule = "constant"
     head_steps: Count | None = None
+    tokens: Count | None = None
 
     def check(self, model: nnx.Module) -> None:
         """Refuses a cut that the model's head cannot make, with a ``UserError``."""

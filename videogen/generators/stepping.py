@@ -95,6 +95,9 @@ class Generator(nnx.Module):
     steppers: Mapping[str, type[Stepper]]
     """Extension of the sampler -> how such a generator steps, and which frames the next ones see."""
 
+    draws_scales = False
+    """It draws segment after segment, each from the sum that the tokenizer makes of those before it."""
+
     apart = False
     """Whether examples that are at different latent frames may take a step together: ``at`` is then ``[batch]``."""
 

@@ -13,6 +13,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from videogen import data
+from videogen.data.bit_files import SUFFIX, BitWriter
 from videogen.data.inputs import build_source, clip_of
 from videogen.data.records import check_new
 from videogen.data.token_files import MASKS, SPACES, TOKENIZER
@@ -27,6 +28,9 @@ from videogen.tokenizers import Request, Tokenizer
 from videogen.tokens import Tokens
 from videogen.training.loading import Loaded, export_safetensors
 
+FORMS = ("cache", "bits")
+"""How tokens are written: as arrays that generators train on, or each clip as a file of its bits."""
+
 
 def write_token_cache(
     loaded: Loaded,
@@ -39,6 +43,7 @@ def write_token_cache(
     normalise: str | None = None,
     tokens: int | None = None,
     max_error: float | None = None,
+    form: str = "cache",
 ) -> int:
     """Encodes the training split of a source, in order, into a token cache, on the mesh that the tokenizer lies on.
 
@@ -56,6 +61,7 @@ def write_token_cache(
       normalise: the statistics, as ``read_normaliser`` reads them; ``None``: latents stay raw.
       tokens: how many tokens of a clip are kept, the first ones; ``None``: all.
       max_error: keep the tokens that this error needs, of the first ``tokens`` (``tokenizers.Request``).
+      form: a name in ``FORMS``.
 
     Returns:
       The number of clips written.
@@ -81,7 +87,8 @@ def write_token_cache(
         jax.eval_shape(lambda video: model.encode(video, request).values, video)
     batches = functools.partial(_batches, reader, _encoder(model, batch_size, request), total, batch_size, keep)
     if normalise is None:
-        return _write(loaded, out, shape, reader, batches())
+        kept = model.kept_by(request) if form == "bits" else None
+        return _write(loaded, out, shape, reader, batches(), kept=kept)
     loaded, change = fit_normaliser(loaded, normalise, shape, batches())
     return _write(loaded, out, shape, reader, map(change, batches()), epath.Path(out) / TOKENIZER)
 
@@ -104,10 +111,19 @@ def _write(
     reader: data.Source,
     batches: Iterable[Arrays],
     export: epath.Path | None = None,
+    kept: str | None = None,
 ) -> int:
-    """Writes a cache of batches, and where it says so an export of their tokenizer; gives the number of clips."""
+    """Writes a cache of batches, and where it says so an export of their tokenizer; gives the number of clips.
+
+    With ``kept`` clips are written as bits, of which such tokens may be left out.
+    """
     layout, space, written = loaded.tokenizer.layout(shape), SPACES[loaded.tokenizer.normalised], 0
-    with TokenWriter(out, layout, _meta(loaded, reader), space) as writer:
+    meta = _meta(loaded, reader)
+    if kept is None:
+        made = TokenWriter(out, layout, meta, space)
+    else:
+        made = BitWriter(out, layout, meta | {"tokenizer_hash": loaded.coder_hash}, kept)
+    with made as writer:
         for arrays in batches:
             labels = json.loads(arrays[LABELS].tobytes())
             tokens = {name: array for name, array in arrays.items() if name != LABELS}
@@ -192,7 +208,7 @@ def remove_unfinished(directory: epath.PathLike) -> None:
     if not directory.is_dir():
         return
     found = {path.name for path in directory.iterdir()}
-    files = {name for name in found if name.endswith((".bin", ".draft"))}
+    files = {name for name in found if name.endswith((".bin", ".draft", SUFFIX))}
     # A normalised tokenizer is the last that is written, so there are files as well.
     if found == files or (files and found == files | {TOKENIZER}):
         directory.rmtree()

@@ -36,9 +36,8 @@ class VideoGenerator:
         self.task, self.config = task, task.config
         self.sampler = generators.build_sampler({**self.config.sampler.to_dict(), **(sampler or {})})
         task.check_sampler(self.sampler)
-        self.layout, self.grid = task.layout, task.grid
-        self.compression = task.tokenizer.compression
-        self.window = self.compression.frames(self.grid.time)
+        self.layout, self.grid = task.drawn_by(self.sampler), task.grid
+        self.compression, self.window = task.tokenizer.compression, task.config.data.clip.frames
         self.given_frames = task.given_frames
         self._graphs, self._states = {}, {}
         for name, module in modules.items():
@@ -53,7 +52,8 @@ class VideoGenerator:
         def draw(states: Any, batch: Any, keys: Array, prefix: Tokens | None, layout: Layout) -> tuple[Tokens, Array]:
             modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
             conditioning = self.task.conditioning(modules, batch)
-            tokens = modules["generator"].generator.sample(layout, conditioning, keys, self.sampler, prefix)
+            shown = self.task.shown(modules)
+            tokens = modules["generator"].generator.sample(layout, conditioning, keys, self.sampler, prefix, **shown)
             return tokens, self.task.detokenize(modules, tokens)
 
         return draw
@@ -154,7 +154,7 @@ class VideoGenerator:
             kept = given if segment == 0 else extension.overlap
             shown = spread(video[:, -kept:], self.mesh)
             prefix = self.tokenize(shown) if kept else None
-            layout = self.layout.with_time(min(self.grid.time, shortest))
+            layout = self.layout if self.grid.time == 1 else self.layout.with_time(min(self.grid.time, shortest))
             said = story[min(segment, len(story) - 1)]
             segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)
             _, drawn = self._draw(self._states, said, segment_keys, prefix, layout)

@@ -1,5 +1,6 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +46,7 @@ from videogen.tasks.base import (
     to_video,
 )
 from videogen.tasks.generation import VideoGenerator
-from videogen.tokens import Segment, Tokens
+from videogen.tokens import Layout, Segment, Tokens
 
 TEXT_ENCODER = "text_encoder"
 """The part that is a frozen encoder of texts."""
@@ -85,7 +86,8 @@ class GeneratorTask(Task):
         self.tokenizer = nnx.eval_shape(lambda: self.structure_of_part("tokenizer"))
         clip = config.data.clip
         self.layout = self.tokenizer.layout(VideoShape(clip.frames, clip.height, clip.width))
-        self.grid = self.layout.only.grid
+        self.drawn = self._drawn()
+        self.grid = TokenGrid(1, 1, self.drawn.tokens) if len(self.drawn.segments) > 1 else self.drawn.only.grid
         self.tasks = self._read_tasks()
         self.buckets = [self._bucket_grid(bucket.shape) for bucket in read_buckets(config.data)]
         self.bucket_tokens = [grid.tokens for grid in self.buckets]
@@ -99,6 +101,21 @@ class GeneratorTask(Task):
                 "model.head.special out"
             )
         self.check_sampler(generators.build_sampler(config.sampler))
+
+    def _drawn(self) -> Layout:
+        """The tokens as the generator has them: those of several segments in one row, unless it draws scales."""
+        if self.kind.draws_scales and not self.tokenizer.scales:
+            raise UserError(
+                f"a {self.config.model.name!r} generator draws scales, each of which adds to those before it, and this "
+                "tokenizer has none; take model.name = next_block or masked"
+            )
+        if len(self.layout.segments) == 1 or self.kind.draws_scales:
+            return self.layout
+        segments = [segment for _, segment in self.layout.segments]
+        if len({(segment.vocabulary, segment.channels) for segment in segments}) > 1:
+            raise UserError("the segments of this tokenizer have different codes; give its quantizers the same number")
+        row = dataclasses.replace(segments[0], sides=(("token", self.layout.tokens),))
+        return Layout.of(row=row)
 
     def _read_tasks(self) -> Float[np.ndarray, "tasks"] | None:
         """The share of each of ``TASKS``, ``None`` without any."""
@@ -119,6 +136,7 @@ class GeneratorTask(Task):
         return shares / shares.sum()
 
     def _bucket_grid(self, shape: VideoShape) -> TokenGrid:
+        self._check_single("buckets (data.buckets)")
         grid = self.tokenizer.grid(shape)
         if grid.shape[1:] != self.grid.shape[1:] or grid.time > self.grid.time:
             raise UserError(
@@ -127,8 +145,15 @@ class GeneratorTask(Task):
             )
         return grid
 
+    def _check_single(self, what: str) -> None:
+        """Raises ``UserError`` where clips of another size would have other segments."""
+        if len(self.layout.segments) > 1:
+            raise UserError(f"the tokens of this tokenizer are several segments: leave {what} out")
+
     def _learned(self) -> list[TokenGrid]:
         """The grids of all clips and images in training."""
+        if self.config.data.image_batch_size:
+            self._check_single("images (data.image_batch_size)")
         return [self.grid, *self.buckets, *([self.grid.with_time(1)] if self.config.data.image_batch_size else [])]
 
     def check_sampler(self, sampler: Any) -> None:
@@ -136,6 +161,20 @@ class GeneratorTask(Task):
         generators.check_sampler(self.generator, sampler)
         if sampler.extension == "queue" and not self.tokenizer.streams:
             raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
+
+    def drawn_by(self, sampler: Any) -> Layout:
+        """What a sampler draws: all tokens, or the first ones of a row.
+
+        Raises:
+          UserError: the tokenizer does not decode the first tokens alone, or there are not so many.
+        """
+        if (count := sampler.tokens) is None:
+            return self.drawn
+        if not self.tokenizer.drops or self.drawn != self.layout or self.tokenizer.sides != ("query",):
+            raise UserError("sampler.tokens is for tokenizers that decode the first tokens of a row: leave it out")
+        if count > self.drawn.tokens:
+            raise UserError(f"sampler.tokens={count}: a clip has {self.drawn.tokens} tokens")
+        return Layout.of(**{name: segment.with_length("query", count) for name, segment in self.drawn.segments})
 
     @property
     def given_frames(self) -> int:
@@ -155,11 +194,14 @@ class GeneratorTask(Task):
             context_width = self.config.parts.text_encoder.model.width
         elif self.config.classes and not self.kind.label_as_vector:
             context_width = self.config.model.transformer.width
+        if self.kind.draws_scales:
+            values = dict(layout=self.drawn, features=self.tokenizer.quantizer.width)
+        else:
+            segment = self.drawn.only
+            values = dict(vocabulary=segment.vocabulary, channels=segment.channels, grid=self.grid.shape)
         generator = generators.build(
             self.config.model,
-            vocabulary=self.layout.only.vocabulary,
-            channels=self.layout.only.channels,
-            grid=self.grid.shape,
+            **values,
             context_width=context_width,
             classes=self.config.classes,
             **({} if self.tasks is None else {"tasks": len(TASKS)}),
@@ -221,7 +263,21 @@ class GeneratorTask(Task):
 
     def detokenize(self, modules: Modules, tokens: Tokens) -> Video:
         """What ``tokens`` gave, or a generator has drawn, as pixels."""
+        if tokens.layout == self.drawn != self.layout:
+            tokens = tokens.only.split(self.layout)
+        elif tokens.layout != self.layout and not self.tokenizer.on_grid:
+            tokens = tokens.only.followed_by_none(self.layout)
         return modules["tokenizer"].detokenize(tokens)
+
+    def shown(self, modules: Modules, batch: Batch | None = None) -> dict[str, Any]:
+        """What the generator asks the tokenizer for: sums of scales, and in training their ids for ``batch``."""
+        if not self.kind.draws_scales:
+            return {}
+        tokenizer, found = modules["tokenizer"], {}
+        if batch is not None and "video" in batch:
+            encoded = jax.lax.stop_gradient(tokenizer.encode(to_video(batch["video"])))
+            found["relabel"] = functools.partial(tokenizer.relabel, encoded)
+        return {"partial": tokenizer.partial, **found}
 
     def unprompted(self, count: int) -> dict[str, np.ndarray]:
         """The text and label parts of a batch of which nothing is said."""
@@ -259,8 +315,10 @@ class GeneratorTask(Task):
         train: bool = True,
     ) -> tuple[Float[Array, ""], Outcome]:
         """The generator's loss."""
-        micro, conditioning, shown = micro or MicroBatch(), self.conditioning(modules, batch), {}
-        tokens = jax.lax.stop_gradient(self.tokens(modules, batch))
+        micro, conditioning = micro or MicroBatch(), self.conditioning(modules, batch)
+        tokens, shown = jax.lax.stop_gradient(self.tokens(modules, batch)), self.shown(modules, batch)
+        if self.drawn != self.layout:
+            tokens = Tokens.single(tokens.flat, self.drawn)
         # Images have no task.
         if self.tasks is not None and batch["video"].shape[1] > 1:
             task = micro.draw(self._draw_tasks, named_key(key, "task"), tokens.only.values.shape[:1])

@@ -18,6 +18,7 @@ from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.one_d import OneD
+from videogen.tokenizers.one_d_causal import CausalOneD
 from videogen.tokenizers.one_d_flow import OneDFlow
 from videogen.tokenizers.over_latents import OverLatents, of_latents
 from videogen.tokenizers.requests import Request
@@ -76,6 +77,7 @@ TOKENIZERS = {
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
     "one_d": OneD,
+    "one_d_causal": CausalOneD,
     "one_d_flow": OneDFlow,
     "over_latents": build_over_latents,
     "tokenflow": TokenFlow,
@@ -90,6 +92,7 @@ def build(config: Mapping[str, Any], **shared: Any):
 __all__ = [
     "TOKENIZERS",
     "CViViT",
+    "CausalOneD",
     "Cdt",
     "Compared",
     "ConvolutionalTokenizer",

@@ -230,6 +230,10 @@ class Tokenizer(nnx.Module):
         """Tokens to pixels, clipped to [-1, 1]."""
         return jnp.clip(self.decode(self.lookup(tokens), **self.seen(tokens)), -1.0, 1.0)
 
+    def kept_by(self, request: Any = None) -> str:
+        """Which tokens may be left out of clips that are encoded with a request: a name in ``data.bits.KEPT``."""
+        return "prefix" if isinstance(request, int) else self.lengths.kept_tokens
+
     def seen(self, tokens: Tokens) -> dict[str, Bool[Array, "batch ..."]]:
         """What ``decode`` must be told of tokens beside their latents: ``kept`` where it may not see all.
 

@@ -57,6 +57,9 @@ class LengthRule:
         """
         raise NotImplementedError
 
+    kept_tokens = "all"
+    """Which tokens it may leave out in evaluation: a name in ``data.bits.KEPT``."""
+
     def bits(self, layout: SegmentLayout) -> float:
         """Bits that tell which tokens of an example are kept, beside those of the tokens themselves."""
         raise NotImplementedError
@@ -145,12 +148,12 @@ class TailDrop(LengthRule):
 class Halting(LengthRule):
     """A token is dropped where ``sigmoid(logit) > threshold``, of the logits in ``Encoded.extra["halting"]``.
 
-    KARL, sections 2 and 7. What is kept may be any set of tokens, the empty one included: the decoder must be able to
-    do without all. The logits are trained by a cross-entropy of their own; no gradient passes the rule.
+    KARL, sections 2 and 7. Without ``cut`` what is kept may be any set of tokens, the empty one included: the decoder
+    must be able to do without all. The logits are trained by a cross-entropy of their own; no gradient passes the rule.
 
     Args:
       threshold: probability above which a token is not needed.
-      cut: also drop all tokens behind the first that is dropped, so that what is kept is a prefix.
+      cut: also drop all tokens behind the first that is dropped: what is kept is a prefix, of one token at least.
     """
 
     threshold: Annotated[float, Number(float, 0, 1, above=True, below=True)] = 0.75
@@ -171,12 +174,16 @@ class Halting(LengthRule):
         if HALTING not in (extra or {}):
             raise UserError("the length rule 'halting' needs an encoder that says which tokens are not needed")
         kept = jax.nn.sigmoid(extra[HALTING].astype(jnp.float32)) <= self.threshold
-        return jnp.cumprod(kept, axis=-1).astype(bool) if self.cut else kept
+        return jnp.cumprod(kept, axis=-1).astype(bool).at[..., 0].set(True) if self.cut else kept
+
+    @property
+    def kept_tokens(self) -> str:
+        return "prefix" if self.cut else "set"
 
     def bits(self, layout: SegmentLayout) -> float:
         """One bit of every token; with ``cut`` those of a length along the last side."""
         rows = layout.tokens // layout.shape[-1]
-        return rows * math.log2(layout.shape[-1] + 1) if self.cut else float(layout.tokens)
+        return rows * math.log2(layout.shape[-1]) if self.cut else float(layout.tokens)
 
 
 def first(
