@@ -71,9 +71,7 @@ def test_pixels_are_decoded_from_the_pixel_half_and_semantics_from_the_other():
 def test_the_first_scales_decode_however_they_are_said(count):
     """Fewer segments, a request, and masks are one thing: the sum of whole first scales."""
     names, (_, tokens) = model().quantizer.names[:count], bottleneck()
-    expected = sum(
-        resize_cubic(model().quantizer.base.lookup(tokens[name].values), SCALES[-1]) for name in names
-    )
+    expected = sum(resize_cubic(model().quantizer.base.lookup(tokens[name].values), SCALES[-1]) for name in names)
     np.testing.assert_allclose(model().lookup(Tokens(tokens.segments[:count], names)), expected, atol=1e-5)
     encode = jax.jit(functools.partial(model().encode, request=FIRST[count - 1]))
     latents, asked = jax.jit(model().bottleneck)(encode(video()))[:2]

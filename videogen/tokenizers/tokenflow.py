@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -302,14 +303,10 @@ def _resized(video: Video, shape: VideoShape) -> Video:
 def _check_kept(tokens: Tokens) -> None:
     """Raises ``UserError`` where what is kept is not whole first scales, as far as masks have values."""
     masks = [segment.seen for segment in tokens.segments]
-    if any(isinstance(mask, jax.core.Tracer) for mask in masks):
+    if any(isinstance(mask, jax.core.Tracer) for mask in masks) or not any(mask is not None for mask in masks):
         return
-    rows = [
-        jnp.ones((len(s.values), s.layout.tokens), bool) if m is None else m.reshape(len(m), -1)
-        for s, m in zip(tokens.segments, masks, strict=True)
-    ]
-    whole_scales = jnp.stack([row.all(-1) for row in rows], axis=-1)
-    some = jnp.stack([row.any(-1) for row in rows], axis=-1)
-    in_order = (whole_scales[:, 1:] <= whole_scales[:, :-1]).all()
-    if not (whole_scales == some).all() or not in_order or not whole_scales[:, 0].all():
+    batch = len(tokens.segments[0].values)
+    rows = [np.ones((batch, 1), bool) if mask is None else np.asarray(mask).reshape(batch, -1) for mask in masks]
+    every, some = (np.stack([of(row, axis=-1) for row in rows], axis=-1) for of in (np.all, np.any))
+    if (every != some).any() or not every[:, 0].all() or (every[:, 1:] > every[:, :-1]).any():
         raise UserError("only whole first scales decode, and here a part of a scale or an earlier one is left out")
