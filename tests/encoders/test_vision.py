@@ -41,7 +41,11 @@ def test_clip(tmp_path, act):
     theirs, x = clip(tmp_path, act), pixels(2, 24, 24)
     ours = ClipImage.load(tmp_path)
     assert_near(ours.encode(x), theirs.get_image_features(channels_first(x)).pooler_output)
-    assert_near(ours.tokens(x), theirs.vision_model(channels_first(x)).last_hidden_state)
+    expected = theirs.vision_model(channels_first(x)).last_hidden_state
+    assert_near(ours.tokens(x), expected)
+    projected = theirs.visual_projection(theirs.vision_model.post_layernorm(expected))
+    assert_near(ours.read(x, "projected"), projected)
+    assert ours.grid_width("projected") == 12 and ours.grid_width() == 24
     assert len(ours.hash) == 64 and ours.width == 12
 
 
@@ -82,9 +86,10 @@ def test_siglip(tmp_path):
     text = transformers.SiglipTextConfig(**SIZE, **MLP, vocab_size=50)
     config = transformers.SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
     theirs, x = saved(transformers.SiglipModel(config), tmp_path), pixels(2, 24, 24)
-    ours, expected = SiglipImage.load(tmp_path), theirs.vision_model(channels_first(x))
+    ours, expected = SiglipImage.load(tmp_path), theirs.vision_model(channels_first(x), output_hidden_states=True)
     assert_near(ours.tokens(x), expected.last_hidden_state)
     assert_near(ours.encode(x), expected.pooler_output)
+    assert_near(ours.read(x, "penultimate"), expected.hidden_states[-2])
     x = pixels(1, 32, 16)
     expected = theirs.vision_model(channels_first(x), interpolate_pos_encoding=True).pooler_output
     assert_near(ours.encode(x), expected)
