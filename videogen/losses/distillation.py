@@ -63,7 +63,8 @@ class Distillation(Term):
     Args:
       teacher: the encoder's name in ``config.parts``, where ``checkpoint`` is the folder of its published files and
         ``model.name`` a name in ``encoders.SEEN``.
-      feature: of ``Outputs.features`` what learns: ``encoded``, before the quantizer, or ``vectors``, behind it.
+      feature: of ``Outputs.features`` what learns: ``encoded``, before the quantizer, ``vectors``, behind it, or what
+        else the tokenizer names.
       objective: ``cosine`` (1 - cosine) or ``l2``, mean over places.
       hidden: channels of the hidden layers of the projection, (2048, 2048) in REPA; none leaves it linear.
       side: of the square that the encoder sees frames resized to, in pixels; 0: that of its preprocessing.

@@ -22,10 +22,12 @@ from videogen import (
     quantizers,
     tokenizers,
 )
+from videogen.encoders.vit import tower
 from videogen.losses.by_tokens import TokenBuckets
 from videogen.tasks.adaptive import Passes
 from videogen.tokenizers import lengths, normaliser
 from videogen.tokenizers.one_d_flow import Flow
+from videogen.tokenizers.tokenflow import SemanticSection
 
 MEANINGS = {
     "seed": "decides weights, noise and the order of the data",
@@ -111,20 +113,21 @@ TABLES = {
     },
     "head": heads.HEADS,
     "quantizer": quantizers.QUANTIZERS,
+    "base": quantizers.QUANTIZERS,
     "normaliser": normaliser.NORMALISERS,
     "lengths": lengths.LENGTHS,
     "discriminator": losses.DISCRIMINATORS,
     "of": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,
-    "encoder": {"transformer": conditioning.TextEncoder},
+    "encoder": {"transformer": conditioning.TextEncoder, **encoders.SEEN},
     **diffusion.PARTS,
 }
 """Section -> its parts by name."""
 
 SHARED = (
     *(nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise),
-    *(Flow, TokenBuckets, Passes),
+    *(Flow, TokenBuckets, Passes, SemanticSection, tokenizers.ConvolutionalTokenizer, tower),
 )
 """Parts whose settings stand in sections of other parts, or without a name."""
 
