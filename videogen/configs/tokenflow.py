@@ -69,7 +69,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.start_from.paths = (("tokenizer.semantic.network", ":semantic"),)
     clips = {"name": "clip", "channels": 128, "multipliers": (2, 4, 4, 4)}
     config.losses = loss_terms(
-        l2=1.0, adversarial=adversarial(clips, objective="hinge"), semantic=semantics(size, variant)
+        l2=1.0, adversarial=adversarial(clips, objective="hinge"), distillation=semantics(size, variant)
     )
     if size == "debug":
         config.steps = 2000

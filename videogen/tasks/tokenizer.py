@@ -196,8 +196,11 @@ class TokenizerTask(Task):
         """What the terms read, where passes, latents and tokens are these."""
         codebook = self.assembled(modules).quantizer.code_vectors()
         features = {"encoded": encoded.values, "vectors": made.latents, **encoded.extra, **made.compared.features}
-        for term in self.terms.values():
-            features |= term.features(modules, video)
+        for label, term in self.terms.items():
+            given = term.features(modules, video)
+            if taken := sorted(given.keys() & features.keys()):
+                raise UserError(f"losses.{label}: {taken[0]!r} is the name of a feature already; give the term another")
+            features |= given
         found = {"quantizer": made.losses, "measured": made.measured}
         return losses.Outputs(passes, made.latents, made.tokens.flat, codebook, features, **found)
 
