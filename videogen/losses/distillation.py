@@ -105,7 +105,8 @@ class Distillation(Term):
 
     @classmethod
     def parts(cls, section: Mapping[str, Any]) -> tuple[str, ...]:
-        return (section["teacher"],) if "teacher" in section else ()
+        # A name that is none is refused where the term is built.
+        return (section["teacher"],) if isinstance(section.get("teacher"), str) else ()
 
     def module(self, rngs: nnx.Rngs) -> Projection:
         width = self.setting.parts[self.teacher].grid_width(self.reading)

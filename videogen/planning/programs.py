@@ -147,6 +147,8 @@ def complete_for_planning(config: Any) -> list[str]:
     assumed = []
     tasks.class_of(config).complete(config, {})
     for name, what in tasks.class_of(config).parts_of(config).items():
+        if name not in config.parts:
+            raise UserError(f"config.parts.{name} is missing: it is a frozen part of this {config.task}")
         model = config.parts[name].model
         if what == PUBLISHED and "width" in model and "layers" not in model:
             if model.width not in T5_V1_1:
