@@ -21,6 +21,10 @@ KINDS = {
     "categorical, special": ({"name": "categorical", "special": ("end",)}, (6,)),
     "depth": ({"name": "depth", "layers": 1, "heads": 2}, (6, 4)),
     "depth, factors": ({"name": "depth", "layers": 1, "heads": 2, "factors": 2}, (16,)),
+    "depth, adaptive": (
+        {"name": "depth", "layers": 1, "heads": 2, "condition": "adaptive", "guidance": "features", "order": (1, 0)},
+        (6, 4),
+    ),
     "bernoulli": ({"name": "bernoulli"}, (2, 2, 2)),
     "bernoulli, ids": ({"name": "bernoulli", "join": "concatenation"}, (16, 2)),
     "gaussian_mixture": ({"name": "gaussian_mixture", "components": 3}, 4),
@@ -94,7 +98,7 @@ def test_the_loss_is_minus_the_log_probability_of_a_draw(name):
     np.testing.assert_allclose(total, -log_probability.sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["categorical", "depth", "bernoulli"])
+@pytest.mark.parametrize("name", ["categorical", "depth", "depth, adaptive", "bernoulli"])
 def test_probabilities_of_all_values_add_up_to_one(name):
     head = make(name)
     sizes = head.vocabulary
@@ -321,6 +325,31 @@ def test_a_level_in_depth_knows_the_levels_before_it():
         other = head.logits(features(), (ids.at[..., changed].add(1)) % jnp.array(head.vocabulary))
         moved = [bool(jnp.any(jnp.abs(a - b) > 1e-6)) for a, b in zip(base, other, strict=True)]
         assert moved == [level > changed for level in range(2)]
+
+
+def test_another_order_of_levels_is_inside_the_head_alone():
+    settings = {"name": "depth", "layers": 1, "heads": 2}
+    plain, turned = (
+        heads.build(settings | {"order": order}, vocabulary=sizes, width=WIDTH, rngs=nnx.Rngs(4))
+        for order, sizes in (((), (4, 6)), ((1, 0), (6, 4)))
+    )
+    x, own = features(), values(plain)
+    for a, b in zip(quotient(plain, x, own), quotient(turned, x, own[..., ::-1]), strict=True):
+        assert a == b
+    mask = jnp.arange(BATCH * 8).reshape(BATCH, 2, 2, 2) % 3 == 0
+    assert quotient(plain, x, own, mask)[0] == quotient(turned, x, own[..., ::-1], mask[..., ::-1])[0]
+    drawn, again = (head.draw(x, None, keys(), HeadSampler())[0] for head in (plain, turned))
+    np.testing.assert_array_equal(drawn, again[..., ::-1])
+    np.testing.assert_array_equal(plain.embed(own), turned.embed(own[..., ::-1]))
+    assert (values(turned) < jnp.array([6, 4])).all() and values(turned)[..., 0].max() > 3
+    with pytest.raises(UserError, match="order must name each of the 2 levels once"):
+        heads.build(settings | {"order": (0, 0)}, vocabulary=(6, 4), width=WIDTH, rngs=nnx.Rngs(0))
+
+
+def test_guidance_of_features_comes_before_the_head():
+    head, x, null = make("depth, adaptive"), features(), features(seed=2)
+    guided = head.draw(x, null, keys(), HeadSampler(guidance_scale=2.5))[0]
+    np.testing.assert_array_equal(guided, head.draw(null + 2.5 * (x - null), None, keys(), HeadSampler())[0])
 
 
 def test_accuracy_counts_the_places_it_is_told_of():

@@ -251,10 +251,10 @@ class GeneratorTask(Task):
             raise UserError("the clips have no labels: name their classes in the source, or leave config.classes empty")
         return Conditioning(text, batch["label"] if self.config.classes else None)
 
-    def tokens(self, modules: Modules, batch: Batch) -> Tokens:
-        """Tokens of a batch: from the token cache, or by the frozen tokenizer."""
+    def tokens(self, modules: Modules, batch: Batch, keys: jax.Array | None = None) -> Tokens:
+        """Tokens of a batch: from the token cache, or by the frozen tokenizer, which may draw by ``keys``."""
         if not any(name.startswith(PREFIX) for name in batch):
-            return modules["tokenizer"].tokenize(to_video(batch["video"]))
+            return modules["tokenizer"].tokenize(to_video(batch["video"]), keys=keys)
         segments = {}
         for name, layout in self.layout.segments:
             values, masks = batch[f"{PREFIX}{name}"], (batch.get(f"{PREFIX}{name}/{mask}") for mask in MASKS)
@@ -316,7 +316,8 @@ class GeneratorTask(Task):
     ) -> tuple[Float[Array, ""], Outcome]:
         """The generator's loss."""
         micro, conditioning = micro or MicroBatch(), self.conditioning(modules, batch)
-        tokens, shown = jax.lax.stop_gradient(self.tokens(modules, batch)), self.shown(modules, batch)
+        keys = micro.keys(named_key(key, "tokens"), len(jax.tree.leaves(batch)[0])) if train else None
+        tokens, shown = jax.lax.stop_gradient(self.tokens(modules, batch, keys)), self.shown(modules, batch)
         if self.drawn != self.layout:
             tokens = Tokens.single(tokens.flat, self.drawn)
         # Images have no task.

@@ -219,10 +219,16 @@ class Tokenizer(nnx.Module):
         segments = {name: Segment(values, segment, encoded.exists, kept) for name, segment in layout.segments}
         return quantized.latents, Tokens.of(**segments), quantized.losses, quantized.measured
 
-    def tokenize(self, video: Video, request: Any = None) -> Tokens:
-        """Pixels to tokens: codes, or of a continuous tokenizer the mean of its posterior."""
+    def tokenize(self, video: Video, request: Any = None, keys: jax.Array | None = None) -> Tokens:
+        """Pixels to tokens: codes, or of a continuous tokenizer the mean of its posterior.
+
+        Args:
+          video: in [-1, 1].
+          request: as ``encode`` takes it.
+          keys: one of each clip, for quantizers that draw outside of training, too.
+        """
         check_video(video)
-        return self.bottleneck(self.encode(video, request))[1]
+        return self.bottleneck(self.encode(video, request), key=keys)[1]
 
     def detokenize(self, tokens: Tokens) -> Video:
         """Tokens to pixels, clipped to [-1, 1]."""
