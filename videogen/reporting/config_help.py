@@ -160,7 +160,9 @@ def meaning(key: str, config: ConfigDict) -> str:
     """What a key means: in the words of its own table, of its part, or of a part around it; empty where none says."""
     if key == "data.source.name":
         return f"{MEANINGS[key]}: {', '.join(sorted(data.SOURCES))}"
-    if key.startswith("data.source."):
+    if key == "data.image_source.name":
+        return f"where images come from: {', '.join(sorted(data.SOURCES))}; empty: frames of the videos"
+    if key.startswith(("data.source.", "data.image_source.")):
         return _of_sources(key.rpartition(".")[2])
     exact = [words for pattern, words in MEANINGS.items() if not pattern.startswith("*") and _fits(key, pattern)]
     if exact:
