@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from tests.parameters import with_random_parameters
-from videogen.encoders import SEEN
+from videogen.encoders import SEEN, SHIPPED, folder_of, trunk
 from videogen.errors import UserError
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4}
@@ -21,6 +21,7 @@ FOLDERS = {
     "videomae": {**SIZES, "image_size": 12, "num_frames": 4},
     "vjepa2": {**SIZES, "crop_size": 8},
 }
+TRAINED = {"name": "shapes_classifier", "classes": 3, "widths": (4, 4, 6, 10), "features": 5, "side": 16}
 NAFLEX = {"vision_config": {**SIZES, "num_patches": 4}}
 
 
@@ -77,3 +78,29 @@ def test_frames_are_resized_as_a_whole(tmp_path):
     assert shape == (1, 1, 2, 2, 8)
     with pytest.raises(UserError, match="any size; name the side"):
         jax.eval_shape(lambda clips: kind.described(settings).grid(clips), clips)
+
+
+def test_the_grid_of_the_classifier_is_what_its_features_pool():
+    """Of the 10 channels half are pooled at most, half on average; a trained one has no head for that."""
+    settings = {key: value for key, value in TRAINED.items() if key != "name"}
+    network = with_random_parameters(nnx.eval_shape(lambda: SEEN["shapes_classifier"].described(settings)), seed=0)
+    clips = np.random.default_rng(0).uniform(-1, 1, (2, 5, 12, 12, 3)).astype(np.float32)
+    grid = np.asarray(jax.jit(network.grid)(clips))
+    assert grid.shape == (2, 2, 2, 2, 10) == (2, 2, 2, 2, network.grid_width())
+    pooled = np.concatenate([grid[..., :5].max((1, 2, 3)), grid[..., 5:].mean((1, 2, 3))], axis=-1)
+    np.testing.assert_allclose(network(clips), network.embed(pooled), atol=1e-5)
+    assert jax.eval_shape(lambda clips: network.grid(clips, 24), clips).shape == (2, 2, 3, 3, 10)
+    with pytest.raises(UserError, match="ShapesClassifier has no reading 'projected'"):
+        network.grid(clips, reading="projected")
+    trained = trunk(TRAINED, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert trained.embed is trained.head is None
+    shapes = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(trained))}
+    assert {value.dtype for value in shapes.values()} == {jnp.dtype(jnp.float32)}
+    assert {str(path[0]) for path in shapes} == {"convolutions", "norms"}
+    with pytest.raises(UserError, match="unknown encoder 'vgg16'"):
+        trunk({"name": "vgg16"}, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+def test_a_stand_in_needs_no_folder():
+    assert folder_of("shapes_classifier", "") == SHIPPED / "shapes_classifier"
+    assert folder_of("shapes_classifier", "other") == "other" and not folder_of("dinov2", "") and not folder_of("", "")

@@ -17,7 +17,6 @@ from videogen.encoders.dinov2 import DinoV2
 from videogen.encoders.preprocessing import CLIP_STATISTICS, Preprocessing
 from videogen.encoders.siglip import SiglipImage, sides_for
 from videogen.encoders.videomae import VideoMae
-from videogen.encoders.vit import cubic_weights
 from videogen.encoders.vjepa2 import Vjepa2
 from videogen.errors import UserError
 
@@ -42,7 +41,11 @@ def test_clip(tmp_path, act):
     theirs, x = clip(tmp_path, act), pixels(2, 24, 24)
     ours = ClipImage.load(tmp_path)
     assert_near(ours.encode(x), theirs.get_image_features(channels_first(x)).pooler_output)
-    assert_near(ours.tokens(x), theirs.vision_model(channels_first(x)).last_hidden_state)
+    expected = theirs.vision_model(channels_first(x)).last_hidden_state
+    assert_near(ours.tokens(x), expected)
+    projected = theirs.visual_projection(theirs.vision_model.post_layernorm(expected))
+    assert_near(jax.jit(lambda x: ours.read(x, "projected"))(x), projected)
+    assert ours.grid_width("projected") == 12 and ours.grid_width() == 24
     assert len(ours.hash) == 64 and ours.width == 12
 
 
@@ -83,9 +86,10 @@ def test_siglip(tmp_path):
     text = transformers.SiglipTextConfig(**SIZE, **MLP, vocab_size=50)
     config = transformers.SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
     theirs, x = saved(transformers.SiglipModel(config), tmp_path), pixels(2, 24, 24)
-    ours, expected = SiglipImage.load(tmp_path), theirs.vision_model(channels_first(x))
+    ours, expected = SiglipImage.load(tmp_path), theirs.vision_model(channels_first(x), output_hidden_states=True)
     assert_near(ours.tokens(x), expected.last_hidden_state)
     assert_near(ours.encode(x), expected.pooler_output)
+    assert_near(jax.jit(lambda x: ours.read(x, "penultimate"))(x), expected.hidden_states[-2])
     x = pixels(1, 32, 16)
     expected = theirs.vision_model(channels_first(x), interpolate_pos_encoding=True).pooler_output
     assert_near(ours.encode(x), expected)
@@ -185,11 +189,6 @@ def test_whole_numbers_and_floats_give_the_same(tmp_path):
             ours(jnp.asarray(wrong))
     with pytest.raises(UserError, match="height, width, 3"):
         ours(jnp.zeros((2, 30, 40, 4)))
-
-
-def test_cubic_interpolation_has_pytorchs_constant():
-    expected = [0, -0.035156, -0.105469, 0.261719, 0.878906, 0.878906, 0.261719, -0.105469]
-    np.testing.assert_allclose(cubic_weights(4, 8) @ [0, 0, 1, 0], expected, atol=1e-6)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):

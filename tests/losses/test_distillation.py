@@ -1,5 +1,6 @@
 """Distillation of features: closed forms, where gradients go, places of latents, and a run of the real loop."""
 
+import dataclasses
 import json
 import shutil
 
@@ -152,6 +153,24 @@ def test_wrong_sections_are_one_line(tmp_path):
     term, modules = built(tmp_path)
     with pytest.raises(UserError, match="places of 'encoded' have no height and width"):
         term.value(modules, outputs(term, modules, grid(2, 6, 5)), KEY, FIRST, MicroBatch())
+
+
+def test_without_a_projection_the_feature_itself_is_compared(tmp_path):
+    """TokenFlow: the decoded semantics have the teacher's channels; no group, and no loss where they are parallel."""
+    about = dataclasses.replace(setting(tmp_path), features=FEATURES | {"semantic": 8})
+    term = losses.build({"repa": section(projected=False, feature="semantic")}, about)["repa"]
+    modules = {"dino": with_random_parameters(about.parts["dino"], seed=0)}
+    assert term.group == ""
+    features = term.features(modules, video())
+    theirs = at_places(features["repa"], (2, 2, 2), 3, Compression(2, 4, 4))
+    for feature, expected in ((3 * theirs, 0.0), (-theirs, 2.0)):
+        given = Outputs({RECONSTRUCTION: Pass(video(), video())}, features={"semantic": feature, **features})
+        value, _ = term.value(modules, given, KEY, FIRST, MicroBatch())
+        assert float(value) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UserError, match="'vectors' has 4 channels, the teacher 8: without a projection as many"):
+        losses.build({"repa": section(projected=False, feature="vectors")}, about)
+    with pytest.raises(UserError, match="DinoV2 has no reading 'projected' of its patches"):
+        losses.build({"repa": section(reading="projected")}, about)
 
 
 def config_of(folder, **settings) -> ConfigDict:

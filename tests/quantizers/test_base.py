@@ -21,6 +21,7 @@ CONFIGS = {
     "vq-cosine": {"name": "vq", "size": 16, "width": 4},
     "vq-euclidean": VQ,
     "vq-gradient": VQ | {"codebook_update": "gradient", "estimator": "rotation", "entropy_weight": 0.1},
+    "dual": {"name": "dual_codebook", "size": 16, "widths": (2, 2)},
     "simvq": {"name": "simvq", "size": 16, "width": 4},
     "ibq": {"name": "ibq", "size": 16, "width": 4, "entropy_weight": 0.1},
     "stochastic": {"name": "stochastic", "size": 16, "width": 4},
@@ -57,8 +58,12 @@ def latents(dtype=jnp.float32) -> jax.Array:
     return (2 * jax.random.normal(jax.random.key(1), (2, 3, 5, 4))).astype(dtype)
 
 
+GRIDS = {"multi_scale"}
+"""These code whole grids, without padding, into tokens of several scales; tests of their own say what they promise."""
+
+
 def test_every_family_is_tested_here():
-    assert {config["name"] for config in CONFIGS.values()} == QUANTIZERS.keys()
+    assert {config["name"] for config in CONFIGS.values()} | GRIDS == QUANTIZERS.keys()
 
 
 @pytest.mark.parametrize("name", DISCRETE)

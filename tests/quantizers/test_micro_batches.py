@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.quantizers.test_base import GRIDS
 from tests.quantizers.training import train
 from videogen.nn import MicroBatch
 from videogen.quantizers import QUANTIZERS, build
@@ -20,6 +21,7 @@ ALONE = {
     "ibq": {"name": "ibq", "size": 8, "width": 4},
     "stochastic": {"name": "stochastic", "size": 8, "width": 4, "temperature": 0.5},
     "residual": {"name": "residual", "base": VQ | {"restart_threshold": 0.5}, "levels": 2, "dropout": 0.5},
+    "dual_codebook": {"name": "dual_codebook", "size": 8, "widths": (2, 2), "kmeans": 2, "restart_threshold": 0.5},
     "product": {"name": "product", "base": {"name": "simvq", "size": 8, "width": 2}, "groups": 2},
     "additive": {"name": "additive", "size": 8, "width": 4, "levels": 2, "beam": 2},
     "fsq": {"name": "fsq", "levels": [3, 4, 5, 3]},
@@ -27,21 +29,25 @@ ALONE = {
     "per_dimension": {"name": "per_dimension", "width": 4, "posterior": False},
 }
 TOGETHER = {
+    "multi_scale": {"name": "multi_scale", "base": VQ | {"restart_threshold": 0.5}, "drop": 0.5}
+    | {"scales": ((1, 1, 1), (1, 2, 1), (1, 5, 1))},
     "vq with entropy": VQ | {"entropy_weight": 0.1, "temperature": 1.0},
     "ibq with entropy": {"name": "ibq", "size": 8, "width": 4, "entropy_weight": 0.1},
     "lfq": {"name": "lfq", "bits": 4, "temperature": 1.0},
     "bsq": {"name": "bsq", "bits": 4},
     "residual lfq": {"name": "residual", "base": {"name": "lfq", "bits": 4}, "levels": 2, "scale": 0.5},
 }
-"""Those whose loss is no sum over examples: an entropy of mean probabilities. They ask for means of the whole batch."""
+"""Those whose loss is no sum over examples: an entropy of mean probabilities, a mean over the examples that keep a
+scale. They ask for means of the whole batch."""
 COUNT = 4
 
 
 def run(config: dict, count: int):
     """Gradients of the latents, results by part, and means asked for, of a batch in ``count`` parts."""
     quantizer, key = build(config, rngs=nnx.Rngs(0)), jax.random.key(3)
-    z = jax.random.normal(jax.random.key(1), (8, 5, 4)) * 0.7
-    weight = jnp.cos(jnp.arange(8 * 5 * quantizer.width)).reshape(8, 5, quantizer.width)
+    sides = (1, 5, 1) if config["name"] in GRIDS else (5,)
+    z = jax.random.normal(jax.random.key(1), (8, *sides, 4)) * 0.7
+    weight = jnp.cos(jnp.arange(8 * 5 * quantizer.width)).reshape(8, *sides, quantizer.width)
 
     def loss(part, weight, micro):
         quantized = quantizer(part, key=micro.keys(key, len(part)), train=True, mean=micro.mean)
@@ -82,7 +88,7 @@ def test_a_batch_in_parts_is_the_batch(name):
     (whole, _), (parts, known) = run(config, 1), run(config, COUNT)
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(float(jnp.max(jnp.abs(b), initial=0)), 1e-3))
-    # Only entropies of mean probabilities need to know the other parts.
+    # Only these need to know the other parts.
     assert bool(known) == (name in TOGETHER)
 
 

@@ -30,6 +30,8 @@ KNOWN = {**TOKENIZERS, "mine": example()}
 CLAMPED = {"name": "fsq", "levels": (8, 5), "bound": "clamp"}
 NETWORK = {"width": 12, "layers": 1, "heads": 2, "mlp_width": 24}
 VECTORS = {"name": "vq", "size": 64, "width": 6, "codebook_update": "gradient"}
+HALVES = {"spatial_strides": (2,), "temporal_strides": (2,)}
+TABLES = {"name": "dual_codebook", "size": 64, "widths": (3, 2)}
 CONVOLUTIONAL = {"name": "convolutional", "width": 4, "norm_groups": 2, "quantizer": {"name": "lfq", "bits": 6}}
 CONFIGS = {
     "cvivit": {
@@ -74,11 +76,16 @@ CONFIGS = {
     | {"decoder": {"width": 16, "layers": 2, "heads": 2, "mlp_width": 24}, "query_scale": 1.0}
     | {"lengths": {"name": "tail_drop", "distribution": "power_of_two"}, "quantizer": CLAMPED}
     | {"flow": {"steps": 2, "guidance_scale": 2.0}},
+    "tokenflow": {"name": "tokenflow", "clip": (3, 8, 8), "widths": (3, 2), "semantic_width": 6}
+    | {"pixels": {"width": 4, "multipliers": (1, 2), "blocks": 1, "middle_blocks": 0, "norm_groups": 2} | HALVES}
+    | {"semantic": {"encoder": {"name": "shapes_classifier", "classes": 2, "widths": (3, 4, 4, 6), "side": 16}}}
+    | {"decoder": {"width": 12, "layers": 1, "heads": 2, "mlp_width": 16}}
+    | {"quantizer": {"name": "multi_scale", "base": TABLES, "scales": ((1, 1, 1), (1, 2, 2), (2, 4, 4))}},
     "one_d_causal": {"name": "one_d_causal", "size": (8, 8), "patch": (2, 4, 4), "queries": 5, "query_scale": 1.0}
     | {"encoder": NETWORK, "decoder": NETWORK, "quantizer": VECTORS, "window": 3},
     "the guide's": {"name": "mine", "width": 16, "heads": 2, "quantizer": VECTORS},
 }
-FIXED = ("larp", "one_d", "karl", "one_d_flow")
+FIXED = ("larp", "one_d", "karl", "one_d_flow", "tokenflow")
 """Clips of one length only."""
 SECOND_TIER = ("convolutional, blurred", "cdt")
 SIDE = 8
@@ -205,7 +212,9 @@ def test_every_legal_length_has_its_grid_and_comes_back(name):
         shape = VideoShape(frames, SIDE, SIDE)
         if name in FIXED and frames != frames_of(name):
             with pytest.raises(UserError, match="as a whole"):
-                model.grid(shape)
+                model.layout(shape)
+        elif model.scales:
+            assert model.layout(shape).names == model.quantizer.names
         elif (frames - lone) % m:
             with pytest.raises(UserError, match=rf"{m}·k frames"):
                 model.grid(shape)
@@ -217,7 +226,8 @@ def test_every_legal_length_has_its_grid_and_comes_back(name):
         video = jax.ShapeDtypeStruct((1, frames, SIDE, SIDE, 3), jnp.float32)
         codes = jax.eval_shape(model.tokenize, video)
         assert codes.layout == model.layout(VideoShape(frames, SIDE, SIDE))
-        assert codes.only.values.shape == (1, *codes.layout.only.shape, len(model.vocabulary))
+        for segment in codes.segments:
+            assert segment.values.shape == (1, *segment.layout.shape, len(model.vocabulary))
         assert jax.eval_shape(model.detokenize, codes).shape == video.shape
 
 
@@ -235,7 +245,8 @@ def test_who_promises_neither_prefixes_nor_chunks_has_none(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_codes_have_places_where_that_is_promised(name):
     model, shape = model_of(name), VideoShape(frames_of(name), SIDE, SIDE)
-    assert (model.grid(shape).shape == shape.grid(model.compression).shape) == model.on_grid
+    segments = [layout for _, layout in model.layout(shape).segments]
+    assert (segments[0].grid.shape == shape.grid(model.compression).shape and len(segments) == 1) == model.on_grid
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -250,7 +261,9 @@ def test_bytes_and_missing_axes_are_refused_by_name(name):
 def test_ids_and_codes_are_a_bijection(name):
     model = model_of(name)
     ids = jnp.arange(model.vocabulary[0])[:, None]
-    np.testing.assert_array_equal(model.quantizer(model.quantizer.lookup(ids)).indices, ids)
+    # Those of a scale alone: sums of several may have more than one row of ids.
+    quantizer = model.quantizer.base if model.scales else model.quantizer
+    np.testing.assert_array_equal(quantizer(quantizer.lookup(ids)).indices, ids)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -268,13 +281,17 @@ def test_gradient_reaches_every_parameter(name):
     graph, params, rest = nnx.split(model_of(name), nnx.Param, ...)
     # What stands for a token that is left out is a parameter, too.
     places = latents_of(name)[0].shape[:-1]
-    some = {"kept": jnp.broadcast_to(jnp.arange(places[-1]) < 2, places)} if model_of(name).drops else {}
+    drops = model_of(name).drops and not model_of(name).scales
+    some = {"kept": jnp.broadcast_to(jnp.arange(places[-1]) < 2, places)} if drops else {}
 
     def loss(params):
         model, video = nnx.merge(graph, params, rest), video_of(name)
         encoded = model.encode(video)
         latents, _, losses, _ = model.bottleneck(encoded)
         more = sum(jnp.sum(jnp.sin(found)) for found in encoded.extra.values())
+        if model.scales:
+            compared = model.compare(encoded, latents, video, jax.random.key(0))
+            more += sum(jnp.sum(jnp.sin(found)) for found in compared.features.values())
         return jnp.mean((model.decode(latents, **some) - video) ** 2) + sum(losses.values()) + more
 
     grads = jax.jit(jax.grad(loss))(params)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 
 from videogen import building
 from videogen.encoders.archives import read_archive
@@ -18,12 +19,12 @@ from videogen.encoders.files import Weights, read_config
 from videogen.encoders.i3d import I3d
 from videogen.encoders.inception import Inception
 from videogen.encoders.installed import installed_weights
-from videogen.encoders.loading import Published
+from videogen.encoders.loading import Published, plain
 from videogen.encoders.lpips import Lpips
 from videogen.encoders.preprocessing import Preprocessing
 from videogen.encoders.resnet import ResNet
 from videogen.encoders.siglip import SiglipImage, SiglipText
-from videogen.encoders.stand_ins import SHIPPED, ShapesCaptions, ShapesClassifier
+from videogen.encoders.stand_ins import SHIPPED, ShapesCaptions, ShapesClassifier, folder_of
 from videogen.encoders.t5 import T5, T5Config
 from videogen.encoders.transnetv2 import TransNetV2
 from videogen.encoders.vgg import AlexNet, Vgg16
@@ -86,6 +87,19 @@ def described(section: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> 
     return building.look_up(ENCODERS, section, "encoder").described(settings, dtype=dtype)
 
 
+def trunk(section: Mapping[str, Any], *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Seen:
+    """An encoder of ``SEEN`` from its section, as it is trained along: fresh float32 parameters, and no head.
+
+    Raises:
+      UserError: an unknown name, or a setting is missing, unknown or of another type.
+    """
+    settings = {key: plain(section[key]) for key in section if key != "preprocessing"}
+    network = building.build(SEEN, settings, "encoder", dtype=dtype, rngs=rngs).with_preprocessing(section)
+    for part in network.HEAD:
+        setattr(network, part, None)
+    return network
+
+
 def load(name: str, directory: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Published:
     """``build`` from its two settings."""
     return build({"name": name, "directory": directory}, dtype=dtype)
@@ -128,8 +142,10 @@ __all__ = [
     "build",
     "describe",
     "described",
+    "folder_of",
     "installed_weights",
     "load",
     "read_archive",
     "read_config",
+    "trunk",
 ]

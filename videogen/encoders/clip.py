@@ -50,6 +50,8 @@ class ClipImage(Seen):
     """
 
     SKIPPED = ("text_model.*", "text_projection.weight", "logit_scale", "*.position_ids")
+    READINGS = ("last", "projected")
+    HEAD = ("projection",)
 
     def __init__(
         self,
@@ -106,6 +108,14 @@ class ClipImage(Seen):
         first = jnp.broadcast_to(self.class_token.get_value(), (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first.astype(x.dtype), x], axis=1) + positions.astype(x.dtype)
         return self.transformer.trunk(self.first_norm(x))[0]
+
+    def read(self, pixels, reading):
+        """``projected`` are the patches after the last norm, in the space that pictures and texts share."""
+        tokens = self.tokens(pixels)
+        return self.projection(self.transformer.finish(tokens)) if reading == "projected" else tokens
+
+    def _channels(self, reading):
+        return self.width if reading == "projected" else super()._channels(reading)
 
     def encode(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch embed"]:
         """The embedding of preprocessed pictures; it has no unit length."""

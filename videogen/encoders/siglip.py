@@ -63,6 +63,8 @@ class SiglipImage(Seen):
     """
 
     SKIPPED = ("text_model.*", "logit_scale", "logit_bias", "*.position_ids")
+    READINGS = ("last", "penultimate")
+    HEAD = ("pooling",)
 
     def __init__(
         self,
@@ -107,10 +109,21 @@ class SiglipImage(Seen):
         Args:
           pixels: preprocessed; another size than the network's has its positions interpolated.
         """
+        return self.transformer(self._placed(pixels))
+
+    def read(self, pixels, reading):
+        """``penultimate`` are the patches before the last layer, without a norm."""
+        if reading == "penultimate":
+            stack = self.transformer.stack
+            return stack(self._placed(pixels), layers=slice(0, stack.depth - 1))
+        return self.tokens(pixels)
+
+    def _placed(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens embed"]:
+        """Patches with their positions."""
         x = self.patches(pixels[:, None])[:, 0]
         method = "linear_antialiased" if self.any_aspect else "cubic"
         positions = resize_positions(self.positions.table.get_value(), x.shape[1:3], method)
-        return self.transformer(x.reshape(len(x), -1, self.width) + positions.astype(x.dtype))
+        return x.reshape(len(x), -1, self.width) + positions.astype(x.dtype)
 
     def encode(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch embed"]:
         """The embedding of preprocessed pictures; it has no unit length."""

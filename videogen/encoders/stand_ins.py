@@ -6,6 +6,7 @@ uses one can be run and tested. Their numbers are compared with those of the sam
 where the weights come from.
 """
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from videogen.encoders.convolutions import Convolve
 from videogen.encoders.decoders import Decoder
 from videogen.encoders.loading import Published, Table, plain
 from videogen.encoders.preprocessing import HALF_STATISTICS, Preprocessing
+from videogen.encoders.vit import Seen
 from videogen.errors import UserError
 from videogen.nn import LayerNorm, Linear
 from videogen.shapes import Video
@@ -37,6 +39,13 @@ TEXT = "text_tokenizer"
 SIZES = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
 STRIDES = ((1, 2, 2), (2, 1, 1), (2, 2, 2), (1, 2, 2))
 """Of the convolutions of the classifier: forms need a fine grid, of which there is one frame at first."""
+
+
+def folder_of(name: str, folder: str | Path) -> str | Path:
+    """The folder of a published network: the one that is named, or else that of the stand-in which comes with this
+    package; empty where there is none."""
+    shipped = SHIPPED / name
+    return folder or (shipped if name and shipped.is_dir() else "")
 
 
 class StandIn(Published):
@@ -73,11 +82,12 @@ class StandIn(Published):
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-class ShapesClassifier(StandIn):
+class ShapesClassifier(StandIn, Seen):
     """Tells what a clip shows: ``clips -> [batch, width]`` features, from which ``logits`` reads the classes.
 
     Four convolutions, each followed by a norm of every place, and what they find at most or on average over all places:
-    a clip may have any number of frames. Frames are resized to a square of ``side`` pixels.
+    a clip may have any number of frames. Frames are resized to a square of ``side`` pixels. ``grid`` gives what the
+    last convolution finds: a vector for 8 × 8 pixels of that square and up to four frames.
 
     Args:
       classes: how many there are.
@@ -85,6 +95,8 @@ class ShapesClassifier(StandIn):
       features: how many.
       side: of the frames that the network sees, in pixels.
     """
+
+    HEAD = ("embed", "head")
 
     def __init__(
         self,
@@ -107,6 +119,7 @@ class ShapesClassifier(StandIn):
             inputs = outputs
         self.convolutions, self.norms = nnx.List(convolutions), nnx.List(norms)
         common = dict(axes=("embed", None), dtype=dtype, rngs=rngs)
+        self.found_width = inputs
         self.embed, self.head = Linear(inputs, features, **common), Linear(features, classes, **common)
 
     def __call__(self, clips: Video) -> Float[Array, "batch width"]:
@@ -120,15 +133,27 @@ class ShapesClassifier(StandIn):
         """
         if clips.ndim != 5:
             raise UserError(f"this classifier takes clips [batch, time, height, width, 3], got {list(clips.shape)}")
-        x = self.preprocessing(clips)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = jax.nn.gelu(norm(convolution(x)))
+        x = self._found(self.preprocessing(clips))
         most, mean = jnp.split(x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), 2, axis=-1)
         # Picked by its place: the gradient of a maximum looks for equal numbers, and where the compiler computes these
         # twice in different ways it finds none and divides by 0.
         place = jax.lax.stop_gradient(most).argmax(axis=1, keepdims=True)
         pooled = jnp.concatenate([jnp.take_along_axis(most, place, axis=1)[:, 0], mean.mean(axis=1)], axis=-1)
         return self.embed(pooled).astype(jnp.float32)
+
+    def _found(self, x: Video) -> Float[Array, "batch t h w embed"]:
+        """What the last convolution finds in preprocessed clips."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = jax.nn.gelu(norm(convolution(x)))
+        return x
+
+    def _channels(self, reading):
+        return self.found_width
+
+    def grid(self, clips, side=0, reading="last"):
+        self.grid_width(reading)  # UserError for a reading that it does not have
+        own = self.preprocessing
+        return self._found(dataclasses.replace(own, size=(side, side))(clips) if side else own(clips))
 
     def logits(self, features: Float[Array, "batch width"]) -> Float[Array, "batch classes"]:
         """Of the classes."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from videogen.encoders.loading import Published, linear_names, plain
 from videogen.encoders.preprocessing import Preprocessing
 from videogen.errors import UserError, near_matches
-from videogen.nn import Linear, Transformer, build_transformer, patchify
+from videogen.nn import Linear, Transformer, build_transformer, patchify, resize_cubic
 from videogen.nn.attention import PROJECTIONS
 from videogen.shapes import Video
 
@@ -104,15 +104,23 @@ class Seen(Published):
       preprocessing: what ``preprocessor_config.json`` said, or the network's own.
       moving: it takes clips; else pictures.
       patches: the first layer.
+      READINGS: what a grid may be made of; ``last`` is what the last layer gives.
+      HEAD: parts that no grid but a ``projected`` one needs.
     """
 
     preprocessing: Preprocessing
     moving: ClassVar[bool] = False
     patches: Patches
+    READINGS: ClassVar[Sequence[str]] = ("last",)
+    HEAD: ClassVar[Sequence[str]] = ()
 
     def tokens(self, pixels: Float[Array, "batch ..."]) -> Float[Array, "batch tokens embed"]:
         """Tokens of preprocessed pictures or clips, the patches last and in raster order."""
         raise NotImplementedError
+
+    def read(self, pixels: Float[Array, "batch ..."], reading: str) -> Float[Array, "batch tokens embed"]:
+        """``tokens``, or what another of ``READINGS`` makes of them."""
+        return self.tokens(pixels)
 
     def read_beside(self, directory: str | Path) -> None:
         self.preprocessing = Preprocessing.read(directory, self.preprocessing)
@@ -124,17 +132,28 @@ class Seen(Published):
 
     @classmethod
     def described(cls, description: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Self:
-        settings = {key: description[key] for key in description if key != "preprocessing"}
-        network = super().described(settings, dtype=dtype)
-        network.preprocessing = Preprocessing(**plain(description["preprocessing"]))
-        return network
+        network = super().described(
+            {key: description[key] for key in description if key != "preprocessing"}, dtype=dtype
+        )
+        return network.with_preprocessing(description)
 
-    @property
-    def grid_width(self) -> int:
-        """Channels of ``grid``."""
+    def with_preprocessing(self, description: Mapping[str, Any]) -> Self:
+        """This network, with the preprocessing of a description where there is one."""
+        if "preprocessing" in description:
+            self.preprocessing = Preprocessing(**plain(description["preprocessing"]))
+        return self
+
+    def grid_width(self, reading: str = "last") -> int:
+        """Channels of ``grid``; raises ``UserError`` for a reading that the network does not have."""
+        if reading not in self.READINGS:
+            known = near_matches(reading, self.READINGS)
+            raise UserError(f"{type(self).__name__} has no reading {reading!r} of its patches{known}")
+        return self._channels(reading)
+
+    def _channels(self, reading: str) -> int:
         return self.patches.linear.outputs
 
-    def grid(self, clips: Video, side: int = 0) -> Float[Array, "batch t h w embed"]:
+    def grid(self, clips: Video, side: int = 0, reading: str = "last") -> Float[Array, "batch t h w embed"]:
         """A vector for each patch of clips in [-1, 1]; pictures are encoded frame by frame.
 
         Whole frames are resized, and nothing is cut off, so that patches lie where the clips show the same.
@@ -142,37 +161,21 @@ class Seen(Published):
         Args:
           clips: pixels.
           side: of the square that frames are resized to, in pixels; 0: that of the network's preprocessing.
+          reading: one of ``READINGS``.
 
         Raises:
-          UserError: the network takes no such clips, or any size, of which none is named.
+          UserError: the network takes no such clips, or any size, of which none is named, or has no such reading.
         """
-        own = self.preprocessing
+        own, channels = self.preprocessing, self.grid_width(reading)
         side = side or own.crop or (own.size if isinstance(own.size, int) else own.size[0])
         if side < 1:
             raise UserError(f"this {type(self).__name__} takes pictures of any size; name the side it is to see")
         pixels = dataclasses.replace(own, size=(side, side), crop=None)(clips)
         step, high, wide = self.patches.size
         sides = (max(clips.shape[1] // step, 1), side // high, side // wide)
-        tokens = self.tokens(pixels if self.moving else pixels.reshape(-1, *pixels.shape[2:]))
+        tokens = self.read(pixels if self.moving else pixels.reshape(-1, *pixels.shape[2:]), reading)
         tokens = tokens[:, -math.prod(sides if self.moving else sides[1:]) :]
-        return tokens.reshape(len(clips), *sides, self.grid_width)
-
-
-def cubic_weights(inputs: int, outputs: int, a: float = -0.75) -> Float[np.ndarray, "outputs inputs"]:
-    """Weights of a cubic interpolation along one axis, half-pixel centres, edges repeated, no antialiasing.
-
-    This is PyTorch's ``bicubic`` (a = -0.75). ``jax.image.resize`` and Pillow have a = -0.5, and leave out what lies
-    beyond the edges.
-    """
-    places = (np.arange(outputs) + 0.5) * inputs / outputs - 0.5
-    weights = np.zeros((outputs, inputs))
-    for tap in range(-1, 3):
-        index = np.floor(places).astype(int) + tap
-        distance = np.abs(places - index)
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-        np.add.at(weights, (np.arange(outputs), np.clip(index, 0, inputs - 1)), np.where(distance <= 1, near, far))
-    return weights.astype(np.float32)
+        return tokens.reshape(len(clips), *sides, channels)
 
 
 def resize_positions(
@@ -193,8 +196,7 @@ def resize_positions(
         return table
     grid = table.reshape(side, side, -1)
     if method == "cubic":
-        rows, columns = (cubic_weights(side, n) for n in sides)
-        grid = jnp.einsum("yh,xw,hwc->yxc", rows, columns, grid, precision=jax.lax.Precision.HIGHEST)
+        grid = resize_cubic(grid[None], sides)[0]
     else:
         kind = method.removesuffix("_antialiased")
         grid = jax.image.resize(grid, (*sides, grid.shape[-1]), kind, antialias=True)

@@ -55,20 +55,25 @@ class Projection(nnx.Module):
 class Distillation(Term):
     """How unlike a feature is what a frozen encoder makes of the same clip (REPA; Yu et al., 2025, section 3.2).
 
-    A projection leads from one to the other. It is a parameter group of its own, ``distillation``, with the same loss.
+    A projection leads from one to the other. It is a parameter group of its own, ``distillation``, with the same loss;
+    without it (``projected``) the feature itself is compared, which has the teacher's channels then (TokenFlow).
     The encoder's vectors are brought to the places of the feature: in time by the mean over the frames of a latent,
     in height and width by linear interpolation, antialiased where there are fewer places.
 
     Args:
       teacher: the encoder's name in ``config.parts``, where ``checkpoint`` is the folder of its published files and
         ``model.name`` a name in ``encoders.SEEN``.
-      feature: of ``Outputs.features`` what learns: ``encoded``, before the quantizer, or ``vectors``, behind it.
+      feature: of ``Outputs.features`` what learns: ``encoded``, before the quantizer, ``vectors``, behind it, or what
+        else the tokenizer names.
       objective: ``cosine`` (1 - cosine) or ``l2``, mean over places.
       hidden: channels of the hidden layers of the projection, (2048, 2048) in REPA; none leaves it linear.
       side: of the square that the encoder sees frames resized to, in pixels; 0: that of its preprocessing.
+      reading: what of the encoder is compared: ``last``, its last layer; of CLIP also ``projected``, of SigLIP also
+        ``penultimate``.
+      projected: whether there is a projection.
     """
 
-    reads, group = "", "distillation"
+    reads = ""
 
     def __init__(
         self,
@@ -80,6 +85,8 @@ class Distillation(Term):
         objective: str = "cosine",
         hidden: Sequence[Count] = (),
         side: Natural = 0,
+        reading: str = "last",
+        projected: bool = True,
     ):
         super().__init__(weight, setting)
         if self.weight != 0 and teacher not in setting.parts:
@@ -89,19 +96,25 @@ class Distillation(Term):
         if objective not in OBJECTIVES:
             raise UserError(f"unknown objective {objective!r} of distillation{near_matches(objective, OBJECTIVES)}")
         self.teacher, self.feature, self.objective = teacher, feature, OBJECTIVES[objective]
-        self.hidden, self.side = tuple(hidden), side
+        self.hidden, self.side, self.reading = tuple(hidden), side, reading
+        self.group = "distillation" if projected else ""
+        if self.weight != 0:
+            wanted, width = setting.parts[teacher].grid_width(reading), setting.features[feature]
+            if not projected and width != wanted:
+                raise UserError(f"{feature!r} has {width} channels, the teacher {wanted}: without a projection as many")
 
     @classmethod
     def parts(cls, section: Mapping[str, Any]) -> tuple[str, ...]:
         return (section["teacher"],) if "teacher" in section else ()
 
     def module(self, rngs: nnx.Rngs) -> Projection:
-        width = self.setting.parts[self.teacher].grid_width
+        width = self.setting.parts[self.teacher].grid_width(self.reading)
         return Projection(self.setting.features[self.feature], width, self.hidden, rngs=rngs)
 
     def features(self, modules: Modules, video: Video) -> dict[str, Grid]:
         """The encoder's vectors of each patch, once for the network and for the projection."""
-        return {self.label: jax.lax.stop_gradient(modules[self.teacher].grid(video, self.side).astype(jnp.float32))}
+        grid = modules[self.teacher].grid(video, self.side, self.reading)
+        return {self.label: jax.lax.stop_gradient(grid.astype(jnp.float32))}
 
     def value(self, modules, outputs, key, step, micro):
         ours, theirs = outputs.features[self.feature], outputs.features[self.label]
@@ -109,7 +122,7 @@ class Distillation(Term):
         if ours.ndim != 5:
             raise UserError(f"losses.{self.label}: places of {self.feature!r} have no height and width to compare at")
         theirs = at_places(theirs, ours.shape[1:4], frames, self.setting.compression)
-        return self.objective(modules[self.group](ours), theirs), {}
+        return self.objective(modules[self.group](ours) if self.group else ours.astype(jnp.float32), theirs), {}
 
     def group_value(
         self, modules: Modules, outputs: Outputs, key: jax.Array, step: Int[Array, ""], micro: MicroBatch

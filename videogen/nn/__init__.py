@@ -76,6 +76,7 @@ from videogen.nn.positions import (
     rotate,
     sincos_positions,
 )
+from videogen.nn.resizing import area_weights, cubic_weights, resize_area, resize_cubic
 from videogen.nn.sections import TransformerSection, read_transformer
 from videogen.nn.streaming import Stream
 from videogen.nn.tower import Hook, Transformer, build_transformer
@@ -137,6 +138,7 @@ __all__ = [
     "Window",
     "Within",
     "angles_at",
+    "area_weights",
     "attend",
     "average_pool",
     "beside_lora",
@@ -147,6 +149,7 @@ __all__ = [
     "carry_key_bias",
     "checkpointed",
     "convolve",
+    "cubic_weights",
     "depthwise",
     "draw",
     "draw_by_name",
@@ -170,6 +173,8 @@ __all__ = [
     "patchify",
     "read_transformer",
     "repeat",
+    "resize_area",
+    "resize_cubic",
     "rotary_angles",
     "rotate",
     "sincos_positions",

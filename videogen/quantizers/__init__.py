@@ -14,11 +14,13 @@ from videogen import building
 from videogen.quantizers.additive import AdditiveQuantizer
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState
 from videogen.quantizers.binary_spherical import BinarySphericalQuantizer
+from videogen.quantizers.dual_codebook import DualCodebookQuantizer
 from videogen.quantizers.estimators import ESTIMATORS, rotation, straight_through
 from videogen.quantizers.gaussian import GaussianQuantizer
 from videogen.quantizers.health import UsageWatch, codebook_health, evaluated_health
 from videogen.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from videogen.quantizers.lookup_free import LookupFreeQuantizer
+from videogen.quantizers.multi_scale import MultiScaleQuantizer
 from videogen.quantizers.per_dimension import PerDimensionQuantizer
 from videogen.quantizers.product import ProductQuantizer
 from videogen.quantizers.residual import ResidualQuantizer
@@ -29,10 +31,12 @@ from videogen.quantizers.vector import VectorQuantizer
 
 QUANTIZERS = {
     "vq": VectorQuantizer,
+    "dual_codebook": DualCodebookQuantizer,
     "simvq": SimVectorQuantizer,
     "ibq": IndexBackpropagationQuantizer,
     "stochastic": StochasticVectorQuantizer,
     "residual": ResidualQuantizer,
+    "multi_scale": MultiScaleQuantizer,
     "product": ProductQuantizer,
     "additive": AdditiveQuantizer,
     "fsq": FiniteScalarQuantizer,
@@ -53,10 +57,12 @@ __all__ = [
     "QUANTIZERS",
     "AdditiveQuantizer",
     "BinarySphericalQuantizer",
+    "DualCodebookQuantizer",
     "FiniteScalarQuantizer",
     "GaussianQuantizer",
     "IndexBackpropagationQuantizer",
     "LookupFreeQuantizer",
+    "MultiScaleQuantizer",
     "PerDimensionQuantizer",
     "ProductQuantizer",
     "Quantized",

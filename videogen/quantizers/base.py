@@ -78,6 +78,10 @@ class Quantizer(nnx.Module):
         """What ``statistics["counts"]`` counts, in order: name and number of codes of each level (or scale)."""
         return {f"level_{i}": size for i, size in enumerate(self.vocabulary)}
 
+    def code_vectors(self) -> Float[Array, "size width"] | None:
+        """The vector of every code; ``None`` where a place is not one code vector."""
+        return self.lookup(jnp.arange(self.vocabulary[0])[:, None]) if len(self.vocabulary) == 1 else None
+
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Moves codebooks and averages one step; here nothing moves.
 

@@ -90,9 +90,16 @@ class VectorQuantizer(Quantizer):
         """Ids of the one level."""
         return (self.size,)
 
+    def _unit(self, vectors: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        """Latents or codes as they are compared and emitted."""
+        return l2_normalize(vectors) if self.cosine else vectors
+
     def _codes(self) -> Float[Array, "size width"]:
-        codes = self.codebook.get_value()
-        return l2_normalize(codes) if self.cosine else codes
+        return self._unit(self.codebook.get_value())
+
+    def _nearest(self, flat: Float[Array, "tokens width"], codes: Float[Array, "size width"]) -> Int[Array, "tokens"]:
+        # Unit vectors are nearest where the product is largest.
+        return nearest(flat, codes, jnp.zeros(self.size)) if self.cosine else nearest_euclidean(flat, codes)
 
     def lookup(self, indices: Int[Array, "... 1"]) -> Float[Array, "... width"]:
         """Code vectors of ids."""
@@ -108,12 +115,9 @@ class VectorQuantizer(Quantizer):
         exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
         """Quantises ``latents``; ``mean`` gives the batch's entropy, ``key`` changes nothing."""
-        z = latents.astype(jnp.float32)
-        z = l2_normalize(z) if self.cosine else z
-        flat = z.reshape(-1, self.width)
-        codes = self._codes()
-        # Unit vectors are nearest where the product is largest.
-        indices = nearest(flat, codes, jnp.zeros(self.size)) if self.cosine else nearest_euclidean(flat, codes)
+        z = self._unit(latents.astype(jnp.float32))
+        flat, codes = z.reshape(-1, self.width), self._codes()
+        indices = self._nearest(flat, codes)
         chosen = codes[indices].reshape(z.shape)
         counts = count_codes(indices, self.size, exists)
         losses = {"commitment": self.commitment_weight * commitment(z, chosen, exists, mean)}
@@ -165,7 +169,7 @@ class VectorQuantizer(Quantizer):
             # A code unused (for long) keeps its place: the smoothing would draw it to the origin.
             used = ema_counts[:, None] > 0.1 * (1 - self.decay)
             codes = jnp.where(used, latents / jnp.maximum(smoothed, 1e-12)[:, None], codes)
-            codes = l2_normalize(codes) if self.cosine else codes
+            codes = self._unit(codes)
         if self.restart_threshold > 0:
             key = require_key(key, "a quantizer with restart_threshold > 0")
             dead = ema_counts < self.restart_threshold

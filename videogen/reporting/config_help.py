@@ -22,10 +22,12 @@ from videogen import (
     quantizers,
     tokenizers,
 )
+from videogen.encoders.vit import tower
 from videogen.losses.by_tokens import TokenBuckets
 from videogen.tasks.adaptive import Passes
 from videogen.tokenizers import lengths, normaliser
 from videogen.tokenizers.one_d_flow import Flow
+from videogen.tokenizers.tokenflow import SemanticSection
 
 MEANINGS = {
     "seed": "decides weights, noise and the order of the data",
@@ -39,7 +41,7 @@ MEANINGS = {
     "stall_seconds": "a loop without progress for so long is stopped",
     "accumulate": "micro-batches that a batch is computed in",
     "start_from.run": "run or export whose weights a new run begins with",
-    "start_from.paths": "((path, RUN or RUN:path), …): parts of the new run that begin as copies of parts of others",
+    "start_from.paths": "((path, RUN:path), …): parts that begin as copies of parts of others (:NAME of frozen parts)",
     "start_from.inflate": "last or central: the slice of time that 2-D kernels become part of",
     "ema.decay": "rate of the moving average of the weights; 0 keeps none",
     "task": "what is trained; decided by stage=",
@@ -111,20 +113,21 @@ TABLES = {
     },
     "head": heads.HEADS,
     "quantizer": quantizers.QUANTIZERS,
+    "base": quantizers.QUANTIZERS,
     "normaliser": normaliser.NORMALISERS,
     "lengths": lengths.LENGTHS,
     "discriminator": losses.DISCRIMINATORS,
     "of": losses.DISCRIMINATORS,
     "decoder": detokenizers.DETOKENIZERS,
     "sampler": generators.SAMPLERS,
-    "encoder": {"transformer": conditioning.TextEncoder},
+    "encoder": {"transformer": conditioning.TextEncoder, **encoders.SEEN},
     **diffusion.PARTS,
 }
 """Section -> its parts by name."""
 
 SHARED = (
     *(nn.FactorisedStack, nn.TransformerSection, detokenizers.Pyramid, generators.TrainingNoise),
-    *(Flow, TokenBuckets, Passes),
+    *(Flow, TokenBuckets, Passes, SemanticSection, tokenizers.ConvolutionalTokenizer, tower),
 )
 """Parts whose settings stand in sections of other parts, or without a name."""
 

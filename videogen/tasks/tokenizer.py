@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
@@ -134,7 +133,8 @@ class TokenizerTask(Task):
         return encoders.described(model, dtype=dtype_of(self.config))
 
     def published(self, name: str, folder: str) -> nnx.Module:
-        return encoders.load(self.config.parts[name].model.name, folder, dtype=dtype_of(self.config))
+        kind = self.config.parts[name].model.name
+        return encoders.load(kind, encoders.folder_of(kind, folder), dtype=dtype_of(self.config))
 
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules = {self.group: self._networks(rngs)[0]}
@@ -194,12 +194,13 @@ class TokenizerTask(Task):
         made: Reconstruction,
     ) -> losses.Outputs:
         """What the terms read, where passes, latents and tokens are these."""
-        quantizer, codebook = self.assembled(modules).quantizer, None
-        if len(quantizer.vocabulary) == 1:
-            codebook = quantizer.lookup(jnp.arange(quantizer.vocabulary[0])[:, None])
+        codebook = self.assembled(modules).quantizer.code_vectors()
         features = {"encoded": encoded.values, "vectors": made.latents, **encoded.extra, **made.compared.features}
-        for term in self.terms.values():
-            features |= term.features(modules, video)
+        for label, term in self.terms.items():
+            given = term.features(modules, video)
+            if taken := sorted(given.keys() & features.keys()):
+                raise UserError(f"losses.{label}: {taken[0]!r} is the name of a feature already; give the term another")
+            features |= given
         found = {"quantizer": made.losses, "measured": made.measured}
         return losses.Outputs(passes, made.latents, made.tokens.flat, codebook, features, **found)
 

@@ -23,6 +23,7 @@ from videogen.tokenizers.one_d_flow import OneDFlow
 from videogen.tokenizers.over_latents import OverLatents, of_latents
 from videogen.tokenizers.requests import Request
 from videogen.tokenizers.tiling import Tiled
+from videogen.tokenizers.tokenflow import TokenFlow
 
 
 def build_detokenized(
@@ -79,6 +80,7 @@ TOKENIZERS = {
     "one_d_causal": CausalOneD,
     "one_d_flow": OneDFlow,
     "over_latents": build_over_latents,
+    "tokenflow": TokenFlow,
 }
 
 
@@ -105,6 +107,7 @@ __all__ = [
     "OneDFlow",
     "OverLatents",
     "Tiled",
+    "TokenFlow",
     "Tokenizer",
     "build",
     "build_normaliser",

@@ -69,6 +69,7 @@ class Tokenizer(nnx.Module):
       streams: there are ``encode_chunk`` and ``decode_chunk``, so that a video may be longer than memory.
       growing: of the directions ``encode`` and ``decode`` those that see the whole past of a clip, whose caches grow.
       diffuses: pixels are drawn by a diffusion process, whose number of steps ``decode`` takes as ``steps``.
+      scales: every segment adds to what those before it say: there are ``partial`` and ``relabel``.
     """
 
     compression: Compression
@@ -83,6 +84,7 @@ class Tokenizer(nnx.Module):
     streams: bool = False
     growing: Sequence[str] = ()
     diffuses: bool = False
+    scales: bool = False
 
     def encode(self, video: Video, request: Any = None) -> Encoded:
         """Pixels to latents before quantisation.
@@ -183,7 +185,7 @@ class Tokenizer(nnx.Module):
 
     @property
     def on_grid(self) -> bool:
-        """Whether every token has a place in the picture."""
+        """Whether there is one token for every place of the clip's grid."""
         return self.sides == GRID
 
     def layout(self, shape: VideoShape) -> Layout:
@@ -253,6 +255,34 @@ class Tokenizer(nnx.Module):
         """The quantised latents that tokens stand for."""
         return self.quantizer.lookup(tokens.only.values) if self.vocabulary else tokens.only.values
 
+    def partial(self, tokens: Tokens, segment: str) -> Float[Array, "batch *sides width"]:
+        """What the segments before ``segment`` sum up to, resized to its sides: the input of a next-scale generator.
+
+        Args:
+          tokens: at least the segments before; others are not looked at. Before the first one the sum is 0.
+          segment: a name in the layout.
+
+        Raises:
+          UserError: this tokenizer has no such sums, or a segment before is missing.
+        """
+        raise UserError(f"{type(self).__name__} has no partial sums: its segments do not add up (scales)")
+
+    def relabel(self, encoded: Encoded, tokens: Tokens, segment: str) -> Segment:
+        """The tokens of ``segment``, where those before it are shown as ``tokens`` has them, right or wrong.
+
+        What wrong ids leave over is coded, so that all together still sum up to the latents as far as codes can.
+        Behind the right ids it gives the right ones. Segments that ``tokens`` lacks are made as well.
+
+        Args:
+          encoded: of the clips.
+          tokens: one or more first segments; that one and later ones are not looked at.
+          segment: a name in the layout.
+
+        Raises:
+          UserError: this tokenizer has no such sums.
+        """
+        raise UserError(f"{type(self).__name__} has no partial sums: its segments do not add up (scales)")
+
 
 class Wrapped(Tokenizer):
     """Base of tokenizers around another one, ``self.tokenizer``, whose tokens and promises are theirs."""
@@ -301,6 +331,10 @@ class Wrapped(Tokenizer):
     def diffuses(self) -> bool:
         return self.tokenizer.diffuses
 
+    @property
+    def scales(self) -> bool:
+        return self.tokenizer.scales
+
     def layout(self, shape: VideoShape) -> Layout:
         return self.tokenizer.layout(shape)
 
@@ -323,3 +357,9 @@ class Wrapped(Tokenizer):
 
     def lookup(self, tokens: Tokens) -> Latents:
         return self.tokenizer.lookup(tokens)
+
+    def partial(self, tokens: Tokens, segment: str) -> Float[Array, "batch *sides width"]:
+        return self.tokenizer.partial(tokens, segment)
+
+    def relabel(self, encoded: Encoded, tokens: Tokens, segment: str) -> Segment:
+        return self.tokenizer.relabel(encoded, tokens, segment)

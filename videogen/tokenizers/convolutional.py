@@ -88,6 +88,39 @@ class Layout:
         strides = tuple((t, s, s) for t, s in zip(temporal_strides, spatial_strides, strict=True))
         return cls(tuple(width * m for m in multipliers), strides, **other)
 
+    @classmethod
+    def causal(
+        cls,
+        width: Count,
+        multipliers: Sequence[Count],
+        blocks: Count,
+        spatial_strides: Sequence[Count],
+        temporal_strides: Sequence[Count],
+        *,
+        middle_blocks: Natural | None = None,
+        time_kernel: Count = 3,
+        norm_groups: Count = 32,
+        padding: str = "zero",
+        downsampling: str = "strided",
+    ) -> "Layout":
+        """That of MAGVIT-v2, from the settings of ``ConvolutionalTokenizer``."""
+        if padding == "same":
+            raise UserError("padding 'same' lets the future into the past; use 'zero' or 'replicate'")
+        return cls.of(
+            width,
+            multipliers,
+            spatial_strides,
+            temporal_strides,
+            blocks=blocks,
+            middle_blocks=blocks if middle_blocks is None else middle_blocks,
+            time_kernel=time_kernel,
+            groups=norm_groups,
+            padding=padding,
+            downsampling=downsampling,
+            depth_to_space=True,
+            adaptive=True,
+        )
+
     @property
     def kernel(self) -> tuple[int, int, int]:
         """(time, height, width) of the convolutions."""
@@ -289,21 +322,17 @@ class ConvolutionalTokenizer(Autoencoder):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if padding == "same":
-            raise UserError("padding 'same' lets the future into the past; use 'zero' or 'replicate'")
-        layout = Layout.of(
+        layout = Layout.causal(
             width,
             multipliers,
+            blocks,
             spatial_strides,
             temporal_strides,
-            blocks=blocks,
-            middle_blocks=blocks if middle_blocks is None else middle_blocks,
+            middle_blocks=middle_blocks,
             time_kernel=time_kernel,
-            groups=norm_groups,
+            norm_groups=norm_groups,
             padding=padding,
             downsampling=downsampling,
-            depth_to_space=True,
-            adaptive=True,
         )
         super().__init__(layout, quantizer, channels=channels, remat=remat, dtype=dtype, rngs=rngs)
 

@@ -148,9 +148,9 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
     )
     check_memory(shapes, placement, batch)
     # Weights of other runs are read onto one device, hence outside the mesh.
-    weights = starting_weights(config, workdir, task, read)
-    text = new_text_tokenizer(config, source) if earlier.step is None else text_tokenizer(config, workdir)
     frozen = load_frozen(task, workdir) if earlier.same and holds_frozen(task, workdir) else new_frozen(task, read)
+    weights = starting_weights(config, workdir, task, read, frozen)
+    text = new_text_tokenizer(config, source) if earlier.step is None else text_tokenizer(config, workdir)
     wanted = EVAL_BATCHES * config.data.eval_batch_size
     check_held_out(min(wanted, len(unseen)), unseen.fields)
     evaluated = held_out(unseen, wanted)

@@ -5,8 +5,9 @@ Only the first start reads the other runs. It then saves the new run's step 0, s
 nothing but its own directory.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,19 @@ SMALLEST_CONVOLUTION = 5
 
 
 def starting_weights(
-    config: Any, workdir: epath.PathLike, task: Task, read: Callable[[str], Loaded] = load
+    config: Any,
+    workdir: epath.PathLike,
+    task: Task,
+    read: Callable[[str], Loaded] = load,
+    frozen: Mapping[str, nnx.Module] = MappingProxyType({}),
 ) -> Weights | None:
     """What a new run takes over from other runs or exports; call it outside any mesh.
 
     ``config.start_from.paths = ((path, "RUN" or "RUN:path"), …)`` says where parts of the new run come from. Paths are
-    dotted; the first name is a parameter group, or in the other run a frozen module. ``config.start_from.run`` is the
-    short form of ``("", RUN)``, and a student begins with its teacher's weights unless it names another run.
+    dotted; the first name is a parameter group, or in the other run a frozen module. ``":NAME"``, without a run, is a
+    frozen part of the new run itself, such as the published encoder that a trained one begins as a copy of.
+    ``config.start_from.run`` is the short form of ``("", RUN)``, and a student begins with its teacher's weights unless
+    it names another run.
 
     At the empty path every parameter and variable of the same group, path and shape is taken over (EMA where there is
     one). At other paths all arrays must be there; a longer path counts for what is below it. With
@@ -50,6 +57,7 @@ def starting_weights(
       workdir: its directory.
       task: its task.
       read: how a run or export is read.
+      frozen: the frozen modules of the new run.
 
     Returns:
       The arrays in the shapes and dtypes of the new run; ``None`` when it starts afresh or has a checkpoint already.
@@ -68,11 +76,19 @@ def starting_weights(
         return None
     modules, weights = structure_of(task, config)[1], {}
     for path, run, theirs in sorted(origins, key=lambda origin: len(_names_of(origin[0]))):
-        weights |= _taken(path, read(run), theirs, modules, settings.inflate)
+        weights |= _taken(path, read(run) if run else Own(frozen), theirs, modules, settings.inflate)
     return weights
 
 
-def _taken(path: str, origin: Loaded, theirs: str, modules: dict[str, nnx.Module], inflate: str) -> Weights:
+class Own(NamedTuple):
+    """The new run itself as an origin: its frozen modules."""
+
+    modules: Mapping[str, nnx.Module]
+    directory: str = "the frozen parts of this run"
+    step: int = 0
+
+
+def _taken(path: str, origin: Loaded | Own, theirs: str, modules: dict[str, nnx.Module], inflate: str) -> Weights:
     """What a path of a new run, which has these ``modules``, takes over from a path of another one."""
     run, at = origin.directory, _names_of(path)
     wanted = _below("this run", at, _arrays(modules))
@@ -137,7 +153,7 @@ def _names(path: tuple) -> Path:
     return tuple(str(part.key) for part in path)
 
 
-def _arrays(modules: dict[str, nnx.Module]) -> dict[Path, Any]:
+def _arrays(modules: Mapping[str, nnx.Module]) -> dict[Path, Any]:
     """Every (possibly abstract) parameter and variable of modules."""
     _, params, variables = split(modules)
     leaves = [leaf for tree in (params, variables) for leaf in jax.tree_util.tree_leaves_with_path(tree)]
@@ -151,7 +167,7 @@ def _inflates(path: Path, found: dict[Path, Any]) -> bool:
 
 
 def _report(
-    origin: Loaded, weights: Weights, inflated: list[Path], wanted: dict[Path, Any], found: dict[Path, Any]
+    origin: Loaded | Own, weights: Weights, inflated: list[Path], wanted: dict[Path, Any], found: dict[Path, Any]
 ) -> None:
     """Names in the log what became of each array.
 

@@ -65,7 +65,7 @@ def complete_config(config: Any, workdir: epath.Path, read: Callable[[str], Load
         if what == PUBLISHED and earlier and earlier.hash and part.checkpoint in ("", earlier.checkpoint):
             # Its files, which are large, are read once.
             part.model, part.hash = earlier.model, earlier.hash
-        elif what == PUBLISHED and part.checkpoint:
+        elif what == PUBLISHED and encoders.folder_of(part.model.get("name", ""), part.checkpoint):
             part.model, part.hash = _read_published(part, config.parallel.dtype)
         elif part.checkpoint:
             origin = read(part.checkpoint)
@@ -81,8 +81,9 @@ def complete_config(config: Any, workdir: epath.Path, read: Callable[[str], Load
 
 def _read_published(part: ConfigDict, dtype: str) -> tuple[dict[str, Any], str]:
     """What a published network is, and the hash of its weights."""
-    network = encoders.load(part.model.name, part.checkpoint, dtype=DTYPES[dtype])
-    return encoders.describe(part.model.name, part.checkpoint), hash_of(network)
+    folder = encoders.folder_of(part.model.name, part.checkpoint)
+    network = encoders.load(part.model.name, folder, dtype=DTYPES[dtype])
+    return encoders.describe(part.model.name, folder), hash_of(network)
 
 
 def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]) -> None:
