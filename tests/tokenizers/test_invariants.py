@@ -74,9 +74,19 @@ CONFIGS = {
     | {"decoder": {"width": 16, "layers": 2, "heads": 2, "mlp_width": 24}, "query_scale": 1.0}
     | {"lengths": {"name": "tail_drop", "distribution": "power_of_two"}, "quantizer": CLAMPED}
     | {"flow": {"steps": 2, "guidance_scale": 2.0}},
+    "one_d_any_size": {
+        "name": "one_d_any_size",
+        "clip": (2, 8, 8),
+        "patch": (1, 2, 2),
+        "queries": 5,
+        "query_scale": 1.0,
+    }
+    | {"encoder": NETWORK | {"width": 16, "layers": 2}, "decoder": NETWORK | {"width": 32, "layers": 2, "heads": 4}}
+    | {"resized_after": (1, 1), "rotary_channels": (4, 2, 2), "extent": 4.0}
+    | {"quantizer": {"name": "bernoulli", "bits": 6, "levels": 1}},
     "the guide's": {"name": "mine", "width": 16, "heads": 2, "quantizer": VECTORS},
 }
-FIXED = ("larp", "one_d", "karl", "one_d_flow")
+FIXED = ("larp", "one_d", "karl", "one_d_flow", "one_d_any_size")
 """Clips of one length only."""
 SECOND_TIER = ("convolutional, blurred", "cdt")
 SIDE = 8

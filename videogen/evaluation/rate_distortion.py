@@ -97,7 +97,8 @@ def _coded(evaluation: "Evaluation", model: nnx.Module, count: int | None, name:
     def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels), count))
-        return model.decode(latents, **model.seen(tokens)), tokens.only.kept
+        sized = model.sized(VideoShape(*pixels.shape[1:4]))
+        return model.decode(latents, **model.seen(tokens), **sized), tokens.only.kept
 
     def code(video: Frames) -> dict[str, np.ndarray]:
         with inside(mesh):

@@ -18,6 +18,7 @@ from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.one_d import OneD
+from videogen.tokenizers.one_d_any_size import OneDAnySize
 from videogen.tokenizers.one_d_flow import OneDFlow
 from videogen.tokenizers.over_latents import OverLatents, of_latents
 from videogen.tokenizers.requests import Request
@@ -75,6 +76,7 @@ TOKENIZERS = {
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
     "one_d": OneD,
+    "one_d_any_size": OneDAnySize,
     "one_d_flow": OneDFlow,
     "over_latents": build_over_latents,
 }
@@ -98,6 +100,7 @@ __all__ = [
     "Normalised",
     "OmniTokenizer",
     "OneD",
+    "OneDAnySize",
     "Request",
     "OneDFlow",
     "OverLatents",
