@@ -104,7 +104,7 @@ def autoencoder(size: str) -> ConfigDict:
         quantizer |= {"bits": 16}
         shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 32, "extent": 6.0, "resized_after": (1, 1)}
         shape |= {"rotary_channels": (4, 14, 14)}
-        networks = [network(width=128, layers=2, heads=4)] * 2
+        networks = [network(width=128, layers=2, heads=4, ratio=2)] * 2
     elif size == "small":
         quantizer |= {"bits": 32}
         shape = {"clip": (16, 64, 64), "patch": (4, 8, 8), "queries": 128, "extent": 8.0, "resized_after": (4, 4)}
@@ -120,9 +120,9 @@ def autoencoder(size: str) -> ConfigDict:
     return ConfigDict({"name": "one_d_any_size", **shape, **parts})
 
 
-def network(width: int, layers: int, heads: int) -> dict:
-    """A transformer of the autoencoder."""
-    return {"width": width, "layers": layers, "heads": heads, "mlp_width": 4 * width, "mlp": {"kind": "swiglu"}}
+def network(width: int, layers: int, heads: int, ratio: int = 4) -> dict:
+    """A transformer of the autoencoder, whose MLPs are ``ratio`` times as wide as its tokens."""
+    return {"width": width, "layers": layers, "heads": heads, "mlp_width": ratio * width, "mlp": {"kind": "swiglu"}}
 
 
 def generator(stage: str, size: str, text: str) -> ConfigDict:

@@ -72,7 +72,7 @@ class Decoding(Stepper):
         if caches is None or (self.context is None and self.states is None):
             return memory
         if self.states is not None:
-            return values, tuple(map(self._with_text, caches, self._begin()))
+            return values, tuple(map(self._with_text, caches, self.empty_caches()))
         every = len(caches) // len(self.layers)
         said = [
             (*caches[i * every : (i + 1) * every - 1], layer.cross_attention.keys_values(self.context))
@@ -86,7 +86,7 @@ class Decoding(Stepper):
         key, value = jnp.where(text, fresh.key, cache.key), jnp.where(text[:, None], fresh.value, cache.value)
         return dataclasses.replace(cache, key=key, value=value)
 
-    def _begin(self) -> tuple[KeyValues, ...]:
+    def empty_caches(self) -> tuple[KeyValues, ...]:
         """The caches of all layers before the first token."""
         if self.states is None:
             made = [layer.begin(self.batch, self.length, self.context) for layer in self.layers]
@@ -102,7 +102,7 @@ class Decoding(Stepper):
         model, size, (values, caches) = self.model, self.model.block_tokens, memory
         if caches is not None:
             return values, caches
-        caches = self._begin()
+        caches = self.empty_caches()
         if model.start == "tokens" and not self.known:
             return jax.lax.fori_loop(0, size, self._token, (values, caches))
         first, place = size if model.start == "given" else 0, self.known_places
