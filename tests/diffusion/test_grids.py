@@ -9,6 +9,7 @@ from videogen.diffusion import (
     KarrasGrid,
     LinearQuadraticGrid,
     LogSNRGrid,
+    PowerGrid,
     RectifiedFlow,
     UniformGrid,
     VariancePreserving,
@@ -113,5 +114,5 @@ def test_grids_that_cannot_fall_are_refused(grid, settings):
 
 
 def test_a_power_crowds_the_steps_near_the_data():
-    np.testing.assert_allclose(build("grid", {"name": "power"})(4, None), [1, 0.75, 0.5, 0.25, 0])
-    np.testing.assert_allclose(build("grid", {"name": "power", "rho": 2.0})(4, None), [1, 0.5625, 0.25, 0.0625, 0])
+    np.testing.assert_allclose(PowerGrid()(4, None), [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(PowerGrid(2.0)(4, None), [1, 0.5625, 0.25, 0.0625, 0])

@@ -133,7 +133,11 @@ def test_lopsided_ids_and_their_bits_are_a_bijection():
         ((), {}, "this noise is on bits, and the tokenizer makes continuous latents"),
         ((3, 2), {}, "a vocabulary of 3 has no whole number of bits"),
         ((2, 2), {"noise": NOISE | {"weighting": "x0"}}, "leave model.noise.weighting empty"),
-        ((2, 2), {"noise": NOISE | {"prediction": "velocity"}}, "unknown prediction of Bernoulli .velocity.; known: flip, x0"),
+        (
+            (2, 2),
+            {"noise": NOISE | {"prediction": "velocity"}},
+            "unknown prediction of Bernoulli .velocity.; known: flip, x0",
+        ),
     ],
 )
 def test_tokens_and_noise_must_fit(vocabulary, changes, message):

@@ -31,11 +31,16 @@ def picture(height: int, width: int) -> jax.Array:
 @pytest.mark.parametrize("side", [256, 512, 1024])
 def test_pictures_of_every_published_size_have_128_tokens_of_64_bits(side):
     published = nnx.eval_shape(lambda: build(instella.autoencoder("paper"), rngs=nnx.Rngs(0)))
-    video = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
-    tokens = jax.eval_shape(published.tokenize, video).only
-    assert tokens.values.shape == (1, 128, 64) and tokens.layout.vocabulary == (2,) * 64
     assert published.layout(VideoShape(1, side, side)).bits == 8192
-    decoded = jax.eval_shape(lambda latents: published.decode(latents, size=(side, 2 * side)), jnp.zeros((1, 128, 64)))
+    graph, state = nnx.split(published)
+
+    def run(state, video):
+        model = nnx.merge(graph, state)
+        tokens = model.tokenize(video)
+        return tokens, model.detokenize(tokens, size=(side, 2 * side))
+
+    tokens, decoded = jax.eval_shape(run, state, jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32))
+    assert tokens.only.values.shape == (1, 128, 64) and tokens.only.layout.vocabulary == (2,) * 64
     assert decoded.shape == (1, 1, side, 2 * side, 3)
 
 
