@@ -94,8 +94,10 @@ def test_frames_of_a_video_follow_the_queries():
     np.testing.assert_array_equal(places[:, 0], [0, 1, 2, 0, 3, 4])
 
 
-def test_resizing_halves_and_doubles_and_its_shortcut_keeps_constants():
-    down, up = ResidualDown(6, dtype=jnp.float32, rngs=nnx.Rngs(0)), ResidualUp(6, dtype=jnp.float32, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("kernels", [(3, 3), (2, 1)])
+def test_resizing_halves_and_doubles_and_its_shortcut_keeps_constants(kernels):
+    common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
+    down, up = ResidualDown(6, kernels[0], **common), ResidualUp(6, kernels[1], **common)
     x = jax.random.normal(jax.random.key(0), (2, 1, 4, 6, 6))
     assert down(x).shape == (2, 1, 2, 3, 6) and up(down(x)).shape == x.shape
     for module in (down, up):

@@ -22,7 +22,7 @@ transformers have the published 1.2B and 0.8B parameters. A guidance of s there 
 own: the losses of the tokenizer and their weights (squared error; an adversarial term that is off, as the perceptual
 one is until the user names a file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE
 --config.losses.perceptual.weight=1.0), the weight of the bits' uncertainty, its recipe, the range that rows and columns
-are rescaled to, the wavelengths of the rotary positions, EMA, the batch of the whole job, and b2 of AdamW.
+are rescaled to, the kernels of the convolutions that resize, the wavelengths of the rotary positions, EMA, the batch of the whole job, and b2 of AdamW.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -102,8 +102,9 @@ def autoencoder(size: str) -> ConfigDict:
     quantizer = {"name": "bernoulli", "bits": 64, "temperature": 0.1, "uncertainty_weight": 0.01}
     if size == "debug":
         quantizer |= {"bits": 16}
-        shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 32, "extent": 6.0, "resized_after": (1, 1)}
-        shape |= {"rotary_channels": (4, 14, 14)}
+        shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 32, "extent": 16.0, "resized_after": (1, 1)}
+        # Convolutions of single places: Muon spends most of its time on large kernels.
+        shape |= {"rotary_channels": (4, 14, 14), "kernels": (2, 1)}
         networks = [network(width=128, layers=2, heads=4, ratio=2)] * 2
     elif size == "small":
         quantizer |= {"bits": 32}

@@ -32,16 +32,15 @@ from videogen.tokens import Layout
 HALVES = (1, 2, 2)
 """``(time, height, width)`` of the places that become one in the middle of the encoder."""
 
-KERNEL = (1, 3, 3)
-
 Extent = Annotated[float, Number(float, 1)]
 
 
 class ResidualDown(nnx.Module):
-    """Half as many rows and columns: a strided convolution beside the mean of each 2 × 2 places."""
+    """Half as many rows and columns: a strided convolution of ``kernel`` rows and columns beside the mean of each
+    2 × 2 places."""
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.convolution = Convolution(width, width, KERNEL, stride=HALVES, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, kernel: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.convolution = Convolution(width, width, (1, kernel, kernel), stride=HALVES, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch time height width channel"]) -> Array:
         return average_pool(x, HALVES) + self.convolution(x)
@@ -50,8 +49,8 @@ class ResidualDown(nnx.Module):
 class ResidualUp(nnx.Module):
     """Twice as many: a convolution whose channels are laid out as 2 × 2 places, beside the place itself, repeated."""
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.convolution = DepthToSpace(width, width, KERNEL, stride=HALVES, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, kernel: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.convolution = DepthToSpace(width, width, (1, kernel, kernel), stride=HALVES, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch time height width channel"]) -> Array:
         return repeat(x, HALVES, drop_first=False) + self.convolution(x)
@@ -93,6 +92,7 @@ class OneDAnySize(Queried):
       decoder: section of the transformer over [codes; places].
       quantizer: quantizer config ``{name, …}``.
       resized_after: layers of the encoder before its grid is halved, and of the decoder before its grid is doubled.
+      kernels: rows and columns of the convolutions that halve and double the grid.
       rotary_channels: of an attention head, for each of the three axes.
       extent: rows and columns are at 0 … ``extent - 1``.
       lengths: length rule ``{name, …}``; without one every code is seen.
@@ -113,6 +113,7 @@ class OneDAnySize(Queried):
         quantizer: Mapping[str, Any],
         *,
         resized_after: tuple[Natural, Natural] = (8, 8),
+        kernels: tuple[Count, Count] = (3, 3),
         rotary_channels: Triple = (8, 28, 28),
         extent: Extent = 64.0,
         lengths: Mapping[str, Any] | None = None,
@@ -136,7 +137,8 @@ class OneDAnySize(Queried):
         super().__init__(clip, patch, queries, read, quantizer, **about, **made_with)
         self.layout(self.clip)
         common = dict(dtype=dtype, rngs=rngs)
-        self.down, self.up = ResidualDown(read.width, **common), ResidualUp(write.width, **common)
+        self.down = ResidualDown(read.width, kernels[0], **common)
+        self.up = ResidualUp(write.width, kernels[1], **common)
         # The rows of the bits that are 1 add up: no bias.
         axes = dict(axes=(None, "embed"), precision=FULL)
         self.embed = Linear(self.quantizer.width, read.width, bias=False, **axes, rngs=rngs)
