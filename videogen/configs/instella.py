@@ -18,11 +18,14 @@ types Llama, Mistral or Qwen2 in its published folder, with as many layers as th
 What differs from the paper: two linear layers on either side of the bits that follow each other are one. Learned
 positions are added once and not in every block. Hidden states go through one linear layer for all blocks and each
 block's own keys and values. MLPs of the generators have two linear layers and not a gate: so sized and counted the
-transformers have the published 1.2B and 0.8B parameters. A guidance of s there is 1 + s here. Not found, and here our
-own: the losses of the tokenizer and their weights (squared error; an adversarial term that is off, as the perceptual
-one is until the user names a file: --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE
---config.losses.perceptual.weight=1.0), the weight of the bits' uncertainty, its recipe, the range that rows and columns
-are rescaled to, the kernels of the convolutions that resize, the wavelengths of the rotary positions, EMA, the batch of the whole job, and b2 of AdamW.
+transformers have the published 1.2B and 0.8B parameters. A guidance of s there is 1 + s here. The alignment with a
+teacher (REPA), which is optional there, is left out.
+
+Not found, and here our own: the losses of the tokenizer and their weights (squared error; an adversarial term that is
+off, as the perceptual one is until the user names a file: --config.losses.perceptual.name=lpips
+--config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1.0), the weight of the bits' uncertainty, its
+recipe, the range that rows and columns are rescaled to, the kernels of the convolutions that resize, the wavelengths of
+the rotary positions, EMA, the batch of the whole job, and b2 of AdamW.
 """
 
 from ml_collections import ConfigDict, config_dict
