@@ -120,6 +120,7 @@ TABLES = {
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder},
     **diffusion.PARTS,
+    "process": {**diffusion.PROCESSES, **diffusion.BIT_PROCESSES},
 }
 """Section -> its parts by name."""
 
