@@ -54,6 +54,7 @@ def test_the_first_page_names_every_system_and_every_guide():
         "karl": "KARL",
         "flextok": "FlexTok",
         "tokenflow": "TokenFlow",
+        "instella": "Instella-T2I",
     }
     configs = {path.stem for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")}
     configs -= {"common", "data_sets", "generators", "networks", "stand_ins"}

@@ -125,6 +125,30 @@ def test_a_bit_of_logit_two_at_temperature_two_is_one_with_the_sigmoid_of_one():
     assert abs(float(drawn.mean()) - 0.7311) < 4 * math.sqrt(0.7311 * 0.2689 / 30_000)
 
 
+def test_bits_at_temperature_0_are_the_threshold_and_other_heads_have_none():
+    head = make("bernoulli")
+    drawn, log_probability = head.draw(features(), 0.5 * features(), keys(), HeadSampler(0.0, guidance_scale=3.0))
+    expected = 3 * head.logits(features()) - 2 * head.logits(0.5 * features())
+    np.testing.assert_array_equal(drawn, expected > 0)
+    assert not log_probability.any()
+    head.check(HeadSampler(0.0))
+    for name in ("categorical", "depth", "gaussian_mixture", "diffusion"):
+        with pytest.raises(UserError, match="above 0: near-greedy is sampler.temperature=0.01"):
+            make(name).check(HeadSampler(0.0))
+
+
+def test_the_vectors_of_64_bits_are_added_as_one_product():
+    head = heads.build({"name": "bernoulli"}, vocabulary=(2,) * 64, width=WIDTH, rngs=nnx.Rngs(0))
+    bits = values(head)
+    one_by_one = head.inputs.vectors(bits).sum(axis=-2)
+    np.testing.assert_allclose(head.embed(bits), one_by_one, atol=1e-5)
+    # Of two places with no common bit the sum is that of both, as a matrix of bits has it.
+    first, none = bits.at[..., 32:].set(0), jnp.zeros_like(bits)
+    second = bits.at[..., :32].set(0)
+    zero = head.embed(none)
+    np.testing.assert_allclose(head.embed(bits) - zero, head.embed(first) + head.embed(second) - 2 * zero, atol=1e-5)
+
+
 def test_a_mixture_of_one_gaussian_is_that_gaussian():
     config = {"name": "gaussian_mixture", "components": 1}
     head = heads.build(config, channels=3, width=WIDTH, rngs=nnx.Rngs(0))

@@ -31,6 +31,8 @@ CONFIGS = {
     "lfq": {"name": "lfq", "bits": 4},
     "lfq-factorised": {"name": "lfq", "bits": 4, "levels": 2},
     "bsq": {"name": "bsq", "bits": 4},
+    "bernoulli": {"name": "bernoulli", "bits": 4},
+    "bernoulli-grouped": {"name": "bernoulli", "bits": 4, "levels": 2},
     "residual": {"name": "residual", "base": VQ, "levels": 3},
     "residual-lfq": {"name": "residual", "base": {"name": "lfq", "bits": 4}, "levels": 3, "scale": 0.5},
     "product": {"name": "product", "base": VQ | {"width": 2}, "groups": 2},

@@ -26,6 +26,7 @@ ALONE = {
     "additive": {"name": "additive", "size": 8, "width": 4, "levels": 2, "beam": 2},
     "fsq": {"name": "fsq", "levels": [3, 4, 5, 3]},
     "gaussian": {"name": "gaussian", "width": 2, "kl_weight": 0.1},
+    "bernoulli": {"name": "bernoulli", "bits": 4, "temperature": 0.5, "uncertainty_weight": 1.0},
     "per_dimension": {"name": "per_dimension", "width": 4, "posterior": False},
 }
 TOGETHER = {

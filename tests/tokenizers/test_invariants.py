@@ -83,9 +83,19 @@ CONFIGS = {
     | {"quantizer": {"name": "multi_scale", "base": TABLES, "scales": ((1, 1, 1), (1, 2, 2), (2, 4, 4))}},
     "one_d_causal": {"name": "one_d_causal", "size": (8, 8), "patch": (2, 4, 4), "queries": 5, "query_scale": 1.0}
     | {"encoder": NETWORK, "decoder": NETWORK, "quantizer": VECTORS, "window": 3},
+    "one_d_any_size": {
+        "name": "one_d_any_size",
+        "clip": (2, 8, 8),
+        "patch": (1, 2, 2),
+        "queries": 5,
+        "query_scale": 1.0,
+    }
+    | {"encoder": NETWORK | {"width": 16, "layers": 2}, "decoder": NETWORK | {"width": 32, "layers": 2, "heads": 4}}
+    | {"resized_after": (1, 1), "rotary_channels": (4, 2, 2), "extent": 4.0}
+    | {"quantizer": {"name": "bernoulli", "bits": 6, "levels": 1}},
     "the guide's": {"name": "mine", "width": 16, "heads": 2, "quantizer": VECTORS},
 }
-FIXED = ("larp", "one_d", "karl", "one_d_flow", "tokenflow")
+FIXED = ("larp", "one_d", "karl", "one_d_flow", "one_d_any_size", "tokenflow")
 """Clips of one length only."""
 SECOND_TIER = ("convolutional, blurred", "cdt")
 SIDE = 8

@@ -115,7 +115,8 @@ def _coded(
     def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels), count))
-        return model.decode(latents, **model.seen(tokens)), tokens.kept
+        sized = model.sized(VideoShape(*pixels.shape[1:4]))
+        return model.decode(latents, **model.seen(tokens), **sized), tokens.kept
 
     def code(video: Frames) -> dict[str, np.ndarray]:
         with inside(mesh):

@@ -13,6 +13,7 @@ from flax import nnx
 from videogen import building
 from videogen.quantizers.additive import AdditiveQuantizer
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState
+from videogen.quantizers.bernoulli import BernoulliQuantizer
 from videogen.quantizers.binary_spherical import BinarySphericalQuantizer
 from videogen.quantizers.dual_codebook import DualCodebookQuantizer
 from videogen.quantizers.estimators import ESTIMATORS, rotation, straight_through
@@ -42,6 +43,7 @@ QUANTIZERS = {
     "fsq": FiniteScalarQuantizer,
     "lfq": LookupFreeQuantizer,
     "bsq": BinarySphericalQuantizer,
+    "bernoulli": BernoulliQuantizer,
     "gaussian": GaussianQuantizer,
     "per_dimension": PerDimensionQuantizer,
 }
@@ -56,6 +58,7 @@ __all__ = [
     "ESTIMATORS",
     "QUANTIZERS",
     "AdditiveQuantizer",
+    "BernoulliQuantizer",
     "BinarySphericalQuantizer",
     "DualCodebookQuantizer",
     "FiniteScalarQuantizer",

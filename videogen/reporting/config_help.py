@@ -68,7 +68,8 @@ MEANINGS = {
     "distillation.guidance_scale": "guidance that the teacher is asked with",
     "distillation.steps": "steps of the teacher that the student learns to take at once",
     "tasks.*": "weight of this task among those that clips are completed by; 0 leaves it out",
-    "text.encoder.name": "transformer (trained along), t5 (the frozen part text_encoder) or none",
+    "text.encoder.name": "transformer (trained along), none, or the frozen part text_encoder: t5, a language model "
+    "(decoder), or the stand-in for one (shapes_captions)",
     "text.tokenizer.name": "bpe (learned from the captions), bytes or huggingface",
     "text.tokenizer.path": "a tokenizer.json, or its directory",
     "text.tokenizer.length": "tokens of a caption; longer ones are cut",
@@ -122,6 +123,7 @@ TABLES = {
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder, **encoders.SEEN},
     **diffusion.PARTS,
+    "process": {**diffusion.PROCESSES, **diffusion.BIT_PROCESSES},
 }
 """Section -> its parts by name."""
 

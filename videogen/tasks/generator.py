@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from videogen import data, generators
 from videogen.conditioning import (
+    FROZEN_TEXT,
     NULL_LABEL,
     TASKS,
     TEXT_ENCODERS,
@@ -21,7 +23,6 @@ from videogen.conditioning import (
     Conditioning,
     EncodedText,
     Given,
-    T5Encoder,
     TaskTables,
     TextEncoder,
     task_index,
@@ -61,10 +62,10 @@ class TextToCodes(nnx.Module):
 
 
 class GeneratorTask(Task):
-    """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, for T5, ``text_encoder``.
+    """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, of ``FROZEN_TEXT``, ``text_encoder``.
 
-    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text; ``t5`` is the part
-    ``text_encoder``), ``config.classes`` the number of labels or ``None``.
+    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text; T5 and language models
+    are the part ``text_encoder``), ``config.classes`` the number of labels or ``None``.
     ``config.tasks`` are weights of ``conditioning.TASKS``: each clip is then completed from the pixels that a task
     drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
@@ -190,7 +191,7 @@ class GeneratorTask(Task):
             vocabulary_size, length = self.config.text.tokenizer.vocabulary_size, self.config.text.tokenizer.length
             encoder = TextEncoder(vocabulary_size, length, **settings, dtype=dtype, rngs=rngs)
             context_width = encoder.width
-        elif self.text == "t5":
+        elif self.text in FROZEN_TEXT:
             context_width = self.config.parts.text_encoder.model.width
         elif self.config.classes and not self.kind.label_as_vector:
             context_width = self.config.model.transformer.width
@@ -215,7 +216,7 @@ class GeneratorTask(Task):
 
     @classmethod
     def parts_of(cls, config: Any) -> Mapping[str, str]:
-        frozen = {TEXT_ENCODER: PUBLISHED} if config.text.encoder.name == "t5" else {}
+        frozen = {TEXT_ENCODER: PUBLISHED} if config.text.encoder.name in FROZEN_TEXT else {}
         return {**super().parts_of(config), **frozen}
 
     def structure_of_part(self, name: str) -> nnx.Module:
@@ -223,16 +224,18 @@ class GeneratorTask(Task):
             return super().structure_of_part(name)
         model = self.config.parts[name].model
         settings = {key: model[key] for key in model if key != "name"}
-        return T5Encoder.described(settings, dtype=dtype_of(self.config))
+        return FROZEN_TEXT[self.text].described(settings, dtype=dtype_of(self.config))
 
     def published(self, name: str, folder: str) -> nnx.Module:
-        return T5Encoder.load(folder, dtype=dtype_of(self.config))
+        return FROZEN_TEXT[self.text].load(folder, dtype=dtype_of(self.config))
 
     @classmethod
     def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
         super().complete(config, origins)
         if TEXT_ENCODER in cls.parts_of(config):
-            config.text.tokenizer.path = config.text.tokenizer.path or config.parts[TEXT_ENCODER].checkpoint
+            folder = config.parts[TEXT_ENCODER].checkpoint
+            if folder and not config.text.tokenizer.path:
+                config.text.tokenizer.path = str(Path(folder) / FROZEN_TEXT[config.text.encoder.name].text_folder)
 
     def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
         """Adds to each part what a frozen text encoder makes of the captions, in one pass: its sharded weights are
@@ -434,6 +437,8 @@ def encode_jointly(encoder: nnx.Module, batches: Sequence[Batch]) -> list[Encode
     )
     # Each batch may be shared by other devices than all of them together.
     return [
-        EncodedText(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
+        EncodedText(
+            constrain(f.reshape(-1, *f.shape[2:]), "batch", *(None,) * (f.ndim - 2)), m.reshape(-1, *m.shape[2:])
+        )
         for f, m in zip(features, masks, strict=True)
     ]

@@ -321,7 +321,7 @@ def reconstructor(model: nnx.Module) -> Callable[[np.ndarray], np.ndarray]:
     def run(state: Any, pixels: Array) -> Array:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels)))
-        return model.decode(latents, **model.seen(tokens))
+        return model.decode(latents, **model.seen(tokens), **model.sized(VideoShape(*pixels.shape[1:4])))
 
     def rebuild(video: np.ndarray) -> np.ndarray:
         with inside(mesh):
@@ -334,8 +334,8 @@ def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[
     """Each metric of every clip, and the counts of the codes used."""
     video = to_video(pixels)
     latents, tokens, _, statistics = model.bottleneck(model.encode(video))
-    seen = model.seen(tokens)
-    rebuilt, original = to_unit(model.decode(latents, **seen, **decoding)), to_unit(video)
+    seen, sized = model.seen(tokens), model.sized(VideoShape(*video.shape[1:4]))
+    rebuilt, original = to_unit(model.decode(latents, **seen, **sized, **decoding)), to_unit(video)
     scores = {name: FIDELITY[name](rebuilt, original) for name in measurable(*video.shape[2:4])}
     if model.vocabulary and seen:
         bits = tokens.bits() + model.lengths.bits(tokens.only.layout)

@@ -18,6 +18,7 @@ from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.one_d import OneD
+from videogen.tokenizers.one_d_any_size import OneDAnySize
 from videogen.tokenizers.one_d_causal import CausalOneD
 from videogen.tokenizers.one_d_flow import OneDFlow
 from videogen.tokenizers.over_latents import OverLatents, of_latents
@@ -78,6 +79,7 @@ TOKENIZERS = {
     "omnitokenizer": OmniTokenizer,
     "one_d": OneD,
     "one_d_causal": CausalOneD,
+    "one_d_any_size": OneDAnySize,
     "one_d_flow": OneDFlow,
     "over_latents": build_over_latents,
     "tokenflow": TokenFlow,
@@ -103,6 +105,7 @@ __all__ = [
     "Normalised",
     "OmniTokenizer",
     "OneD",
+    "OneDAnySize",
     "Request",
     "OneDFlow",
     "OverLatents",

@@ -129,7 +129,11 @@ class Tokenizer(nnx.Module):
         self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None, **seen: Any
     ) -> Video:
         """What training compares with ``video``; of a decoder that diffuses, the video that it sees in a noisy one."""
-        return self.decode(latents, **seen)
+        return self.decode(latents, **seen, **self.sized(VideoShape(*video.shape[1:4])))
+
+    def sized(self, shape: VideoShape) -> dict[str, Any]:
+        """What ``decode`` must be told so that clips have this shape; nothing where the latents say it."""
+        return {}
 
     def compare(
         self,
@@ -232,9 +236,9 @@ class Tokenizer(nnx.Module):
         check_video(video)
         return self.bottleneck(self.encode(video, request), key=keys)[1]
 
-    def detokenize(self, tokens: Tokens) -> Video:
-        """Tokens to pixels, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(self.lookup(tokens), **self.seen(tokens)), -1.0, 1.0)
+    def detokenize(self, tokens: Tokens, **settings: Any) -> Video:
+        """Tokens to pixels, clipped to [-1, 1]; ``settings`` are those of ``decode``."""
+        return jnp.clip(self.decode(self.lookup(tokens), **self.seen(tokens), **settings), -1.0, 1.0)
 
     def kept_by(self, request: Any = None) -> str:
         """Which tokens may be left out of clips that are encoded with a request: a name in ``data.bits.KEPT``."""
