@@ -25,6 +25,7 @@ from videogen.quantizers.residual import ResidualQuantizer
 from videogen.quantizers.scalar import FiniteScalarQuantizer
 from videogen.quantizers.simvq import SimVectorQuantizer
 from videogen.quantizers.stochastic import StochasticVectorQuantizer
+from videogen.quantizers.two_paths import TwoPathQuantizer
 from videogen.quantizers.vector import VectorQuantizer
 
 QUANTIZERS = {
@@ -40,6 +41,7 @@ QUANTIZERS = {
     "bsq": BinarySphericalQuantizer,
     "gaussian": GaussianQuantizer,
     "per_dimension": PerDimensionQuantizer,
+    "two_paths": TwoPathQuantizer,
 }
 
 
@@ -65,6 +67,7 @@ __all__ = [
     "ResidualQuantizer",
     "SimVectorQuantizer",
     "StochasticVectorQuantizer",
+    "TwoPathQuantizer",
     "UsageWatch",
     "VectorQuantizer",
     "build",

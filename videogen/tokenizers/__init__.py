@@ -12,6 +12,7 @@ from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.detokenized import Detokenized
+from videogen.tokenizers.hitvideo import HitVideo
 from videogen.tokenizers.karl import Karl
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
@@ -19,6 +20,7 @@ from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.one_d import OneD
 from videogen.tokenizers.one_d_flow import OneDFlow
+from videogen.tokenizers.one_vae import OneVae
 from videogen.tokenizers.over_latents import OverLatents, of_latents
 from videogen.tokenizers.requests import Request
 from videogen.tokenizers.tiling import Tiled
@@ -70,12 +72,14 @@ TOKENIZERS = {
     "convolutional": ConvolutionalTokenizer,
     "cvivit": CViViT,
     "detokenized": build_detokenized,
+    "hitvideo": HitVideo,
     "karl": Karl,
     "magvit": Magvit,
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
     "one_d": OneD,
     "one_d_flow": OneDFlow,
+    "one_vae": OneVae,
     "over_latents": build_over_latents,
 }
 
@@ -93,6 +97,7 @@ __all__ = [
     "ConvolutionalTokenizer",
     "Detokenized",
     "Encoded",
+    "HitVideo",
     "Karl",
     "Magvit",
     "Normalised",
@@ -100,6 +105,7 @@ __all__ = [
     "OneD",
     "Request",
     "OneDFlow",
+    "OneVae",
     "OverLatents",
     "Tiled",
     "Tokenizer",

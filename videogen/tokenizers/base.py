@@ -1,10 +1,12 @@
 """The contract of tokenizers, and what all of them share."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -61,6 +63,7 @@ class Tokenizer(nnx.Module):
       quantizer: makes codes of latents.
       last_layer: path of the last layer of the decoder, where adaptive weights of losses compare gradients.
       sides: names of the sides that tokens lie along.
+      begins: the latent frame of a clip that a segment begins with, by its name, where that is not the first one.
       prefix_equal: tokens of the first frames of a clip are the first tokens of the clip.
       drops: the decoder can do without some of the tokens (``Segment.kept``).
       adapts: it decides by itself which tokens a clip needs for an error that may be asked for (``Request``).
@@ -75,6 +78,7 @@ class Tokenizer(nnx.Module):
     quantizer: nnx.Module
     last_layer: tuple[str, ...]
     sides: tuple[str, ...] = GRID
+    begins: Mapping[str, int] = MappingProxyType({})
     prefix_equal: bool = False
     drops: bool = False
     adapts: bool = False
@@ -182,6 +186,16 @@ class Tokenizer(nnx.Module):
         return self
 
     @property
+    def variants(self) -> "Mapping[str, Tokenizer]":
+        """Other uses of the same weights that an evaluation measures as well, by name."""
+        return {}
+
+    @property
+    def compressions(self) -> Mapping[str, Compression]:
+        """Pixels per place of each segment that lies on a grid, by its name."""
+        return {SEGMENT: self.compression} if self.on_grid else {}
+
+    @property
     def on_grid(self) -> bool:
         """Whether every token has a place in the picture."""
         return self.sides == GRID
@@ -199,6 +213,14 @@ class Tokenizer(nnx.Module):
     def grid(self, shape: VideoShape) -> TokenGrid:
         """The one segment of a clip as time × height × width; raises ``UserError`` as ``layout`` does."""
         return self.layout(shape).only.grid
+
+    def centres(self, shape: VideoShape) -> dict[str, Float[np.ndarray, "time height width 3"]]:
+        """Where the tokens of a clip lie, by segment: the middle of what each stands for, in frames, rows and columns.
+
+        They are in the same units for all segments, whatever their compression; segments without a grid have none.
+        """
+        grids = [(name, segment.shape) for name, segment in self.layout(shape).segments if name in self.compressions]
+        return {name: self.compressions[name].centres(sides, self.begins.get(name, 0)) for name, sides in grids}
 
     def check_chunk(self, chunk: Video, first: bool) -> None:
         """Raises ``UserError`` for a chunk of a length, or of a height or width, that cannot be coded."""
@@ -234,10 +256,11 @@ class Tokenizer(nnx.Module):
         Raises:
           UserError: it cannot do without some.
         """
-        kept = tokens.only.seen
-        if kept is not None and not self.drops:
+        if all(segment.seen is None for segment in tokens.segments):
+            return {}
+        if not self.drops:
             raise UserError(f"{type(self).__name__} decodes whole clips of tokens only, and some are left out here")
-        return {} if kept is None else {"kept": kept}
+        return {"kept": tokens.only.seen}
 
     def lookup(self, tokens: Tokens) -> Latents:
         """The quantised latents that tokens stand for."""
@@ -262,6 +285,13 @@ class Wrapped(Tokenizer):
     @property
     def coder(self) -> Tokenizer:
         return self.tokenizer.coder
+
+    @property
+    def compressions(self) -> Mapping[str, Compression]:
+        return self.tokenizer.compressions
+
+    def centres(self, shape: VideoShape) -> dict[str, Float[np.ndarray, "time height width 3"]]:
+        return self.tokenizer.centres(shape)
 
     @property
     def sides(self) -> tuple[str, ...]:
