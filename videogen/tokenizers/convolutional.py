@@ -165,10 +165,9 @@ class Middle(Level):
     def __init__(self, layout: Layout, *, remat: str, dtype: jnp.dtype, rngs: nnx.Rngs):
         width, common = layout.widths[-1], dict(remat=remat, dtype=dtype, rngs=rngs)
         super().__init__(width, width, layout.middle_blocks, layout, **common)
-        self.attention = self.after = None
-        if layout.attention:
-            self.attention = FrameAttention(width, groups=layout.groups, dtype=dtype, rngs=rngs)
-            self.after = Level(width, width, layout.middle_blocks, layout, **common)
+        attends = layout.attention
+        self.attention = FrameAttention(width, groups=layout.groups, dtype=dtype, rngs=rngs) if attends else None
+        self.after = Level(width, width, layout.middle_blocks, layout, **common) if attends else None
 
     def __call__(self, x: Array, stream: Stream | None = None) -> Array:
         x = super().__call__(x, stream)
