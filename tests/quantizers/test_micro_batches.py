@@ -25,6 +25,7 @@ ALONE = {
     "fsq": {"name": "fsq", "levels": [3, 4, 5, 3]},
     "gaussian": {"name": "gaussian", "width": 2, "kl_weight": 0.1},
     "per_dimension": {"name": "per_dimension", "width": 4, "posterior": False},
+    "two_paths": {"name": "two_paths", "width": 2, "codes": VQ | {"width": 2, "restart_threshold": 0.5}},
 }
 TOGETHER = {
     "vq with entropy": VQ | {"entropy_weight": 0.1, "temperature": 1.0},
