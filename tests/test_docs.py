@@ -53,6 +53,8 @@ def test_the_first_page_names_every_system_and_every_guide():
         "one_d_piece": "One-D-Piece",
         "karl": "KARL",
         "flextok": "FlexTok",
+        "hitvideo": "HiTVideo",
+        "one_vae": "OneVAE",
     }
     configs = {path.stem for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")}
     configs -= {"common", "data_sets", "networks", "stand_ins"}

@@ -8,13 +8,15 @@ from flax import nnx
 from matplotlib.image import imread
 
 from videogen import tasks
-from videogen.configs import one_d_piece, phenaki
+from videogen.configs import hitvideo, one_d_piece, phenaki
 from videogen.errors import UserError
 from videogen.evaluation import codecs, rate_distortion
 from videogen.evaluation.protocols import Evaluation
 from videogen.metrics import psnr, to_unit
 from videogen.reporting.rates import write_rates
 from videogen.tasks import reconstruct, to_video
+from videogen.tokenizers import Tokenizer
+from videogen.tokens import Layout, SegmentLayout
 from videogen.training.loading import Loaded
 
 NETWORK = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
@@ -115,8 +117,20 @@ def test_the_picture_has_a_chart_of_each_measure(tmp_path):
 
 
 def test_numbers_of_tokens_that_are_tried():
-    model = type("Model", (), {"drops": True})()
-    assert rate_distortion.counts(model, 8) == [1, 2, 4, 8] and rate_distortion.counts(model, 10) == [1, 2, 4, 8, 10]
-    assert rate_distortion.counts(model, 1) == [1]
-    model.drops = False
-    assert rate_distortion.counts(model, 8) == [None]
+    def tried(tokens: int, **promises: bool) -> list[int | None]:
+        layout = Layout.of(video=SegmentLayout((("query", tokens),), (2,)))
+        return rate_distortion.counts(type("Model", (Tokenizer,), promises)(), layout)
+
+    assert tried(8, drops=True) == [1, 2, 4, 8] and tried(10, drops=True) == [1, 2, 4, 8, 10]
+    assert tried(1, drops=True) == [1] and tried(8, drops=False) == [None]
+
+
+def test_points_of_a_tokenizer_with_layers_are_by_its_first_layers(tmp_path, few_strengths):
+    config = hitvideo.get_config("size=debug")
+    config.data.clip.update({"height": 16, "width": 16})
+    config.model.update({"width": 8, "multipliers": (1, 2), "spatial_strides": (4,), "temporal_strides": (2,)})
+    loaded = loaded_of(config, tmp_path)
+    found = rate_distortion.rate_distortion(Evaluation(loaded, 2, 0))[0]["rate_distortion"]["tokenizer"]
+    assert list(found) == ["8", "20", "68"]
+    # Codes of 10 bits; of each of the lower layers 4 or 6 bits say that all or none are there.
+    assert [point["bytes"] for point in found.values()] == [10 + 1 + 1, 10 + 16 + 1, 10 + 16 + 61]

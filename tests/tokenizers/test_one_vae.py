@@ -126,6 +126,12 @@ def test_a_step_of_training_takes_one_path_for_all_of_a_clip():
     assert float(measured["counts"].sum()) == 8 * 2 * (16 + 12)
 
 
+@jax.jit
+def both(model: OneVae, video: jax.Array) -> list[jax.Array]:
+    """What is left of a clip through codes, and through latents."""
+    return [m.decode(m.bottleneck(m.encode(video))[0]) for m in (model, *model.variants.values())]
+
+
 def test_codes_tend_to_the_continuous_clip():
     """7: with weights of a continuous VAE and fresh codes the discrete clip goes to the continuous one."""
     quantizer = {"name": "two_paths", "width": 6, "reach": 6.0}
@@ -133,9 +139,7 @@ def test_codes_tend_to_the_continuous_clip():
     for levels in (41, 401, 4001):
         codes = {"name": "product", "groups": 6, "base": {"name": "fsq", "levels": (levels,), "bound": "clamp"}}
         model = OneVae(**_settings(quantizer | {"codes": codes}), rngs=nnx.Rngs(0))
-        models = lambda model: (model, *model.variants.values())  # noqa: E731
-        clips = jax.jit(lambda model, v: [m.decode(m.bottleneck(m.encode(v))[0]) for m in models(model)])
-        discrete, continuous = clips(model, video_of(NAME))
+        discrete, continuous = both(model, video_of(NAME))
         errors.append(float(jnp.abs(discrete - continuous).max() / jnp.abs(continuous).max()))
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[2] < 0.01
 

@@ -23,6 +23,7 @@ from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_pixels, to_video
 from videogen.tasks.tokenizer import FIDELITY, measurable
+from videogen.tokens import Layout
 
 if TYPE_CHECKING:
     from videogen.evaluation.protocols import Evaluation
@@ -50,11 +51,9 @@ Point = dict[str, float]
 """``written_bits_per_pixel``, ``bytes`` and what a reconstruction is measured by: means over the clips."""
 
 
-def counts(model: nnx.Module, tokens: int) -> list[int | None]:
-    """Numbers of tokens that are tried: the powers of two and all; ``None`` is what the tokenizer does by itself."""
-    if not model.drops:
-        return [None]
-    return [2**i for i in range(tokens.bit_length()) if 2**i < tokens] + [tokens]
+def counts(model: nnx.Module, layout: Layout) -> list[int | None]:
+    """Numbers of tokens that are tried (``Tokenizer.budgets``); ``None`` is what the tokenizer does by itself."""
+    return [*model.budgets(layout)] or [None]
 
 
 def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -70,9 +69,9 @@ def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str,
         raise UserError("rate_distortion needs a tokenizer of codes: continuous latents have no bits to write")
     judged = data.class_of(evaluation.loaded.config.data.source).judged
     found: dict[str, dict[str, Point]] = {"tokenizer": {}}
-    layout = model.layout(VideoShape(*videos.shape[1:4])).only
+    layout = model.layout(VideoShape(*videos.shape[1:4]))
     pictures = {"originals": videos[:SHOWN]}
-    for count in counts(model, layout.tokens):
+    for count in counts(model, layout):
         name = str(count or layout.tokens)
         rebuilt, sizes = _coded(evaluation, model, count, name)
         found["tokenizer"][name] = _point(videos, rebuilt, sizes, judged)
@@ -94,26 +93,31 @@ def _coded(evaluation: "Evaluation", model: nnx.Module, count: int | None, name:
     mesh = mesh_of(state)
 
     @jax.jit
-    def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels), count))
-        return model.decode(latents, **model.seen(tokens)), tokens.only.kept
+        some = {segment: of.kept for segment, of in tokens.items() if of.kept is not None}
+        return model.decode(latents, **model.seen(tokens)), some
 
     def code(video: Frames) -> dict[str, np.ndarray]:
         with inside(mesh):
-            rebuilt, kept = run(state, spread(padded(video, mesh), mesh))
-        some = {} if kept is None else {"kept": on_host(kept)[: len(video)]}
-        return {"videos": to_pixels(rebuilt)[: len(video)], **some}
+            rebuilt, some = run(state, spread(padded(video, mesh), mesh))
+        kept = {f"kept/{segment}": on_host(mask)[: len(video)] for segment, mask in some.items()}
+        return {"videos": to_pixels(rebuilt)[: len(video)], **kept}
 
-    layout = model.layout(VideoShape(*evaluation.videos.shape[1:4])).only
+    layout = model.layout(VideoShape(*evaluation.videos.shape[1:4]))
     parts, sizes = [], []
     for i, batch in enumerate(evaluation.batches()):
         part = evaluation.keep(f"rate_{name}_{i}", functools.partial(code, batch["video"]))
         parts.append(part["videos"])
         for row in range(len(parts[-1])):
-            kept = None if "kept" not in part else int(part["kept"][row].sum())
+            kept = {name: int(part[f"kept/{name}"][row].sum()) for name in layout.names if f"kept/{name}" in part}
             # What a length rule chooses need be no first part of all.
-            sizes.append(bits.size(layout.tokens, layout.vocabulary, kept, prefix=count is not None))
+            written = [
+                bits.size(segment.tokens, segment.vocabulary, kept.get(name), prefix=count is not None)
+                for name, segment in layout.segments
+            ]
+            sizes.append(sum(written))
     return np.concatenate(parts), sizes
 
 

@@ -214,6 +214,12 @@ class Tokenizer(nnx.Module):
         """The one segment of a clip as time × height × width; raises ``UserError`` as ``layout`` does."""
         return self.layout(shape).only.grid
 
+    def budgets(self, layout: Layout) -> list[int]:
+        """Numbers of tokens of a clip that may be asked for, those worth trying: the powers of two and all; none where
+        the decoder needs all tokens."""
+        powers = [2**i for i in range(layout.tokens.bit_length()) if 2**i < layout.tokens]
+        return [*powers, layout.tokens] if self.drops else []
+
     def centres(self, shape: VideoShape) -> dict[str, Float[np.ndarray, "time height width 3"]]:
         """Where the tokens of a clip lie, by segment: the middle of what each stands for, in frames, rows and columns.
 

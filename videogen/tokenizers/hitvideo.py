@@ -163,9 +163,12 @@ class HitVideo(Tokenizer):
             found.append(features)
         return dict(zip(self.quantizer.names, reversed(found), strict=True))
 
-    @staticmethod
-    def _asked(request: int, layout: Layout, batch: int) -> Bool[Array, "batch layers"]:
-        sums = [*itertools.accumulate(segment.tokens for _, segment in layout.segments)]
+    def budgets(self, layout: Layout) -> list[int]:
+        """The tokens of the first layers together."""
+        return [*itertools.accumulate(segment.tokens for _, segment in layout.segments)]
+
+    def _asked(self, request: int, layout: Layout, batch: int) -> Bool[Array, "batch layers"]:
+        sums = self.budgets(layout)
         if request not in sums:
             known = ", ".join(map(str, sums))
             raise UserError(f"the first layers of this clip have {known} tokens; ask for one of these, not {request}")

@@ -101,6 +101,7 @@ class OneVae(Autoencoder):
 
     @property
     def begins(self) -> Mapping[str, int]:
+        """``rest`` begins with the second latent frame."""
         return {REST: 1} if self.fine else {}
 
     @property
