@@ -7,11 +7,12 @@
 first layers decode without the others: ``videogen.tokenize --tokens=K`` keeps those that have K tokens.
 
 Only the abstract was found: a causal 3-D encoder with several layers of discrete codes, the higher ones coarse and
-strongly compressed, and 70 % fewer bits per pixel than flat tokenizers. All else is our choice: the networks are those
-of ``magvit2``, the grids and codes of the layers, that a layer codes what those above it leave open
-(--config.model.form=conditioned: a convolution of its features and theirs), the drop of layers in training, the losses
-and the whole recipe. The perceptual loss, weight 1 in our reading, is off until the user names a file:
---config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1
+strongly compressed, and 70 % fewer bits per pixel than flat tokenizers; what its keywords "masked decoding" and "dynamic
+encoding" mean was not. All else is our choice: the networks, which are those of ``magvit2``, the grids and codes of the
+layers, that a layer codes what those above it leave open (--config.model.form=conditioned: a convolution of its features
+and theirs), the drop of layers in training, the losses and the whole recipe. The perceptual loss, weight 1 in our
+reading, is off until the user names a file: --config.losses.perceptual.name=lpips
+--config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1
 """
 
 from ml_collections import ConfigDict
@@ -61,9 +62,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.losses = loss_terms(l1=1.0, adversarial=adversarial(clips, lecam=0.001))
     config.model = hitvideo(size, chosen["quantizer"])
     if size == "debug":
-        config.steps = 1800
-        config.eval_every = 600
-        config.checkpoint_every = 600
+        config.steps = 2100
+        config.eval_every = 700
+        config.checkpoint_every = 700
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.l1.weight = 0.0
         config.losses.l2.weight = 5.0

@@ -119,7 +119,7 @@ def one_vae(size: str, model: str, codes: str = "") -> ConfigDict:
     levels["spatial_strides"] = (2,) * len(levels["temporal_strides"])
     quantizer = {"name": "two_paths", "width": channels, "kl_weight": kl_weight}
     if codes:
-        quantizer |= {"codes": CODES[codes][size], "mode": "discrete", "discrete_share": 0.5, "reach": 3.0}
+        quantizer |= {"codes": CODES[codes][size], "mode": "discrete", "discrete_share": 0.5, "reach": 2.0}
     shared = {"middle_blocks": 1, "attention": True, "norm_groups": 0, "padding": "zero"}
     return ConfigDict({"name": "one_vae", **levels, **shared, "first_frame": first_frame, "quantizer": quantizer})
 
