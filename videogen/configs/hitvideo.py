@@ -7,11 +7,11 @@
 first layers decode without the others: ``videogen.tokenize --tokens=K`` keeps those that have K tokens.
 
 Only the abstract was found: a causal 3-D encoder with several layers of discrete codes, the higher ones coarse and
-strongly compressed, and 70 % fewer bits per pixel than flat tokenizers; what its keywords "masked decoding" and "dynamic
-encoding" mean was not. All else is our choice: the networks, which are those of ``magvit2``, the grids and codes of the
-layers, that a layer codes what those above it leave open (--config.model.form=conditioned: a convolution of its features
-and theirs), the drop of layers in training, the losses and the whole recipe. The perceptual loss, weight 1 in our
-reading, is off until the user names a file: --config.losses.perceptual.name=lpips
+strongly compressed, and 70 % fewer bits per pixel than flat tokenizers; what its keywords "masked decoding" and
+"dynamic encoding" mean was not. All else is our choice: the networks, which are those of ``magvit2``, the grids and
+codes of the layers, that a layer codes what those above it leave open (--config.model.form=conditioned: a convolution
+of its features and theirs), the drop of layers in training, the losses and the whole recipe. The perceptual loss,
+weight 1 in our reading, is off until the user names a file: --config.losses.perceptual.name=lpips
 --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1
 """
 
