@@ -9,7 +9,7 @@ from flax import nnx
 from matplotlib.image import imread
 
 from videogen import tasks
-from videogen.configs import karl, one_d_piece, phenaki
+from videogen.configs import hitvideo, karl, one_d_piece, phenaki
 from videogen.errors import UserError
 from videogen.evaluation import codecs, rate_distortion
 from videogen.evaluation.measures import Network
@@ -17,7 +17,7 @@ from videogen.evaluation.protocols import Evaluation
 from videogen.metrics import psnr, to_unit
 from videogen.reporting.rates import write_leaderboard, write_rates
 from videogen.tasks import reconstruct, to_video
-from videogen.tokenizers import Request
+from videogen.tokenizers import Request, Tokenizer
 from videogen.tokens import Layout, SegmentLayout
 from videogen.training.loading import Loaded
 
@@ -123,12 +123,12 @@ def test_numbers_of_tokens_that_are_tried():
         segments = {f"s{i}": SegmentLayout((("query", n),), (4,)) for i, n in enumerate(tokens)}
         return rate_distortion.counts(model, Layout.of(**segments))
 
-    model = type("Model", (), {"drops": True})()
+    model = type("Model", (Tokenizer,), {"drops": True})()
     assert counts(8) == [1, 2, 4, 8] and counts(10) == [1, 2, 4, 8, 10] and counts(1) == [1]
     assert counts(1, 4, 9) == [1, 5, 14]
     rows = Layout.of(video=SegmentLayout((("time", 3), ("query", 4)), (8,)))
     assert rate_distortion.counts(model, rows) == [1, 2, 4]
-    model.drops = False
+    model = type("Model", (Tokenizer,), {"drops": False})()
     assert counts(8) == counts(1, 4) == [None]
 
 
@@ -185,3 +185,14 @@ def test_a_tokenizer_that_decides_has_points_by_error_and_lpips_is_that_of_its_w
     errors = np.abs(rebuilt - (evaluation.videos.astype(np.float32) / 127.5 - 1)).max((2, 3, 4))
     assert found["tokenizer"]["6"]["lpips_alex"] == pytest.approx(errors.mean(), rel=1e-5)
     assert evaluation.beside["lpips_alex"] == {"weights": "f00d"}
+
+
+def test_points_of_a_tokenizer_with_layers_are_by_its_first_layers(tmp_path, few_strengths):
+    config = hitvideo.get_config("size=debug")
+    config.data.clip.update({"height": 16, "width": 16})
+    config.model.update({"width": 8, "multipliers": (1, 2), "spatial_strides": (4,), "temporal_strides": (2,)})
+    loaded = loaded_of(config, tmp_path)
+    found = rate_distortion.rate_distortion(Evaluation(loaded, 2, 0))[0]["rate_distortion"]["tokenizer"]
+    assert list(found) == ["8", "20", "68"]
+    # Codes of 10 bits, and 7 bits that say how many of the 68 are there.
+    assert [point["bytes"] for point in found.values()] == [-(-(7 + 10 * n) // 8) for n in (8, 20, 68)]

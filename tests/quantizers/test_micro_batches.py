@@ -28,6 +28,7 @@ ALONE = {
     "gaussian": {"name": "gaussian", "width": 2, "kl_weight": 0.1},
     "bernoulli": {"name": "bernoulli", "bits": 4, "temperature": 0.5, "uncertainty_weight": 1.0},
     "per_dimension": {"name": "per_dimension", "width": 4, "posterior": False},
+    "two_paths": {"name": "two_paths", "width": 2, "codes": VQ | {"width": 2, "restart_threshold": 0.5}},
 }
 TOGETHER = {
     "multi_scale": {"name": "multi_scale", "base": VQ | {"restart_threshold": 0.5}, "drop": 0.5}

@@ -24,7 +24,7 @@ from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_pixels, to_video
 from videogen.tasks.tokenizer import FIDELITY, measurable
-from videogen.tokenizers import Request
+from videogen.tokenizers import Request, Tokenizer
 from videogen.tokens import Layout
 
 if TYPE_CHECKING:
@@ -58,17 +58,9 @@ Point = dict[str, float]
 """``written_bits_per_pixel``, ``bytes`` and what a reconstruction is measured by: means over the clips."""
 
 
-def counts(model: nnx.Module, layout: Layout) -> list[int | None]:
-    """Numbers of tokens that are asked for: the powers of two and all, of several segments the first ones as a whole.
-
-    Of tokens in rows (latent frames) they are those of a row. ``None`` is what the tokenizer does by itself.
-    """
-    if not model.drops:
-        return [None]
-    if len(layout.segments) > 1:
-        return np.cumsum([segment.tokens for _, segment in layout.segments]).tolist()
-    tokens = layout.only.shape[-1]
-    return [2**i for i in range(tokens.bit_length()) if 2**i < tokens] + [tokens]
+def counts(model: Tokenizer, layout: Layout) -> list[int | None]:
+    """Numbers of tokens that are tried (``Tokenizer.budgets``); ``None`` is what the tokenizer does by itself."""
+    return [*model.budgets(layout)] or [None]
 
 
 def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str, np.ndarray]]:

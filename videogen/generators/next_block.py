@@ -27,6 +27,7 @@ from videogen.nn import (
     BlockCausal,
     LearnedPositions,
     MicroBatch,
+    angles_at,
     named_key,
     parameter,
     read_transformer,
@@ -237,7 +238,10 @@ class NextBlockTransformer(Generator):
         learned = self.positions(grid.tokens + self.delayed)
         if not self.rotary:
             return learned, None
-        angles = rotary_angles(grid.shape, self.head_width)[self.order(grid)]
+        if self.centres is None:
+            angles = rotary_angles(grid.shape, self.head_width)[self.order(grid)]
+        else:
+            angles = np.asarray(angles_at(np.array(self.centres), self.head_width))
         return learned, np.concatenate([angles, *[angles[-self.block_tokens :]] * (self.delayed // self.block_tokens)])
 
     def features(
@@ -283,11 +287,13 @@ class NextBlockTransformer(Generator):
         *,
         train: bool = True,
         micro: MicroBatch | None = None,
+        inputs: Tokens | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss of the head over places and levels, and metrics: ``loss`` and those of the head (``accuracy``).
 
         Given frames and places without a value have no loss. With an end, tokens that are missing (``Segment.seen``)
-        end the sequence: the end is learned in the place of the first of them, and nothing behind it.
+        end the sequence: the end is learned in the place of the first of them, and nothing behind it. Where there are
+        ``inputs``, these are shown instead of the tokens, and ``token_drop`` replaces nothing.
         """
         segment, learned = tokens.only, None
         if segment.exists is not None and not self.ends:
@@ -298,8 +304,8 @@ class NextBlockTransformer(Generator):
             values, learned = self._ended(values, segment)
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
-        shown = values
-        if train and self.token_drop > 0:
+        shown = values if inputs is None else self.sequence(inputs.only.values, grid)
+        if train and self.token_drop > 0 and inputs is None:
             random = self.head.random_values(micro.keys(named_key(key, "random_ids"), len(values)), values.shape)
             dropped = micro.draw(jax.random.uniform, named_key(key, "token_drop"), values.shape[:2]) < self.token_drop
             shown = jnp.where(dropped[..., None], random, values)

@@ -28,6 +28,7 @@ from videogen.quantizers.residual import ResidualQuantizer
 from videogen.quantizers.scalar import FiniteScalarQuantizer
 from videogen.quantizers.simvq import SimVectorQuantizer
 from videogen.quantizers.stochastic import StochasticVectorQuantizer
+from videogen.quantizers.two_paths import TwoPathQuantizer
 from videogen.quantizers.vector import VectorQuantizer
 
 QUANTIZERS = {
@@ -46,6 +47,7 @@ QUANTIZERS = {
     "bernoulli": BernoulliQuantizer,
     "gaussian": GaussianQuantizer,
     "per_dimension": PerDimensionQuantizer,
+    "two_paths": TwoPathQuantizer,
 }
 
 
@@ -74,6 +76,7 @@ __all__ = [
     "ResidualQuantizer",
     "SimVectorQuantizer",
     "StochasticVectorQuantizer",
+    "TwoPathQuantizer",
     "UsageWatch",
     "VectorQuantizer",
     "build",

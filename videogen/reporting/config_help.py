@@ -113,8 +113,7 @@ TABLES = {
         **{name: encoders.ENCODERS[name] for name in ("shapes_captions", "shapes_classifier")},
     },
     "head": heads.HEADS,
-    "quantizer": quantizers.QUANTIZERS,
-    "base": quantizers.QUANTIZERS,
+    **dict.fromkeys(("quantizer", "codes", "base"), quantizers.QUANTIZERS),
     "normaliser": normaliser.NORMALISERS,
     "lengths": lengths.LENGTHS,
     "discriminator": losses.DISCRIMINATORS,
@@ -136,6 +135,8 @@ SHARED = (
 
 def table(path: Sequence[str]) -> Mapping[str, Callable]:
     """The parts by name that a section may be, from the keys that lead to it."""
+    if len(path) > 1 and path[-2] == "quantizers":
+        return quantizers.QUANTIZERS
     return losses.TERMS if len(path) == 2 and path[0] == "losses" else TABLES.get(path[-1], {})
 
 

@@ -248,9 +248,14 @@ class TokenizerTask(Task):
         """PSNR, SSIM, sharpness and codebook health over all batches, and the nominal bits per pixel of discrete codes.
 
         A codebook that is hardly used, or half as much as in the best evaluation since the process began, is named in
-        the log, with the remedy.
+        the log, with the remedy. Other uses of the same weights (``Tokenizer.variants``) have values of their own.
         """
-        return self.score(self.assembled(modules), batches, self.watch, keep)
+        model, batches = self.assembled(modules), list(batches)
+        values = self.score(model, batches, self.watch, keep)
+        for name, variant in model.variants.items():
+            found = self.score(variant, batches, keep=keep, label=name)
+            values |= {f"{name}_{metric}": value for metric, value in found.items()}
+        return values
 
     @staticmethod
     def score(
