@@ -63,7 +63,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["videogen", "videogen.*"]),
-    package_data={"videogen.encoders": ["stand_in_weights/*/*"]},
+    package_data={"videogen.encoders": ["stand_in_weights/*/*", "stand_in_weights/*/text_tokenizer/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -3,9 +3,10 @@
     python launch/sweep.py --config=phenaki:stage=tokenizer,size=debug --sweep=tokenizer_learning_rate \\
         --workdir=runs/sweep [--set=steps=200] [--metric=eval/psnr] [--dry_run]
 
-A config file names its sweeps in ``SWEEPS``: name -> list of {key: value}. Every variant gets a run directory named
-after its settings; the same command again goes on with what is not finished. --dry_run prints the commands and runs
-none. Writes summary.md, summary.json and summary.png into the work directory.
+A config file names its sweeps in ``SWEEPS``: name -> list of {key: value}; {":argument": value} is an argument of the
+config, what follows the colon of --config. Every variant gets a run directory named after its settings; the same
+command again goes on with what is not finished. --dry_run prints the commands and runs none.
+Writes summary.md, summary.json and summary.png into the work directory.
 """
 
 import dataclasses
@@ -90,9 +91,11 @@ def plan(config: str, sweep: str, workdir: Path, settings: Sequence[str]) -> lis
     shared = systems.settings_of(settings, stage, stages, {stage: systems.read_config([f"--config={config}"])})
     variants = []
     for changes in sweeps[sweep]:
-        arguments = [f"--config={config}", *shared]
-        arguments += [f"--config.{key}={value}" for key, value in changes.items()]
-        directory = workdir / ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+        chosen = "".join(f",{key[1:]}={value}" for key, value in changes.items() if key.startswith(":"))
+        arguments = [f"--config={config}{chosen if ':' in config else chosen.replace(',', ':', 1)}", *shared]
+        arguments += [f"--config.{key}={value}" for key, value in changes.items() if not key.startswith(":")]
+        names = {key.removeprefix(":").rpartition(".")[2]: value for key, value in changes.items()}
+        directory = workdir / ",".join(f"{name}={value}" for name, value in names.items())
         command = [*local.COMMAND, "videogen.train", *arguments, f"--workdir={directory}"]
         variants.append(Variant(changes, systems.read_config(arguments).steps, directory, command))
     if len({variant.directory for variant in variants}) < len(variants):

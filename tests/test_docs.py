@@ -54,6 +54,9 @@ def test_the_first_page_names_every_system_and_every_guide():
         "karl": "KARL",
         "flextok": "FlexTok",
         "tokenflow": "TokenFlow",
+        "instella": "Instella-T2I",
+        "hitvideo": "HiTVideo",
+        "one_vae": "OneVAE",
     }
     configs = {path.stem for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")}
     configs -= {"common", "data_sets", "generators", "networks", "stand_ins"}

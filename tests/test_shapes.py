@@ -170,3 +170,12 @@ def test_a_first_chunk_is_a_clip_and_a_later_one_whole_latents():
 
 def test_sides_of_grids_are_whole_numbers():
     assert all(isinstance(side, int) for side in VideoShape(5, 16, 24).grid(Compression(4, 8, 8)).shape)
+
+
+def test_the_middle_of_a_cell_is_the_mean_of_what_it_covers():
+    causal, plain = Compression(4, 2, 3), Compression(4, 2, 3, first_alone=False)
+    assert causal.centres((3, 1, 2))[:, 0].tolist() == [
+        [[0, 0.5, 1], [0, 0.5, 4]], [[2.5, 0.5, 1], [2.5, 0.5, 4]], [[6.5, 0.5, 1], [6.5, 0.5, 4]]
+    ]  # fmt: skip
+    assert plain.centres((2, 1, 1))[:, 0, 0, 0].tolist() == [1.5, 5.5]
+    assert causal.centres((1, 1, 1), start=2)[0, 0, 0].tolist() == [6.5, 0.5, 1]

@@ -47,9 +47,13 @@ def test_a_config_is_found_by_its_name_outside_the_checkout(installed, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
-def test_the_weights_of_the_stand_in_are_installed(installed):
-    """They are what a number of every machine is measured with."""
-    folder = "videogen/encoders/stand_in_weights/shapes_classifier"
-    for name in ("config.json", "model.safetensors"):
+@pytest.mark.parametrize(
+    ("stand_in", "beside"),
+    [("shapes_classifier", ()), ("shapes_captions", ("text_tokenizer/settings.json", "text_tokenizer/tokenizer.json"))],
+)
+def test_the_weights_of_the_stand_ins_are_installed(installed, stand_in, beside):
+    """They are what a number of every machine is measured with, and what reads the captions of small generators."""
+    folder = f"videogen/encoders/stand_in_weights/{stand_in}"
+    for name in ("config.json", "model.safetensors", *beside):
         assert (installed / folder / name).read_bytes() == (REPOSITORY / folder / name).read_bytes()
     assert (installed / folder / "model.safetensors").stat().st_size < 400_000

@@ -8,6 +8,10 @@ field that differs is named. What differs between the models (step, sampler, ave
 Results of tokbench protocols are also ranked, by every measure that all have, with the rank correlations of these:
 
     python -m videogen.compare runs/*/tokbench.json --ranking=ranking.html
+
+Results of rate_distortion of several tokenizers are drawn on one picture, with the codecs that stand beside the first:
+
+    python -m videogen.compare runs/*/rate_distortion.json --rates=rates.png
 """
 
 from absl import flags, logging
@@ -17,16 +21,23 @@ from videogen import app
 OUT = flags.DEFINE_string("out", None, "HTML file to write as well.")
 RANKING = flags.DEFINE_string("ranking", None, "File for the ranking of tokbench results: .json, .md or .html.")
 
+RATES = flags.DEFINE_string("rates", None, "PNG file for the curves of rate_distortion results.")
+
 
 def main(files: list[str]) -> None:
     """Runs the command."""
     from videogen.configuration import check_writable
     from videogen.reporting.comparison import compare
     from videogen.reporting.ranking import write_ranking
+    from videogen.reporting.rates import write_leaderboard
 
-    for flag in (OUT, RANKING):
+    for flag in (OUT, RANKING, RATES):
         if flag.value:
             check_writable(flag.value, f"--{flag.name}")
+    if RATES.value:
+        print(write_leaderboard(files, RATES.value))
+        logging.info("wrote %s", RATES.value)
+        return
     print(compare(files, OUT.value))
     if OUT.value:
         logging.info("wrote %s", OUT.value)

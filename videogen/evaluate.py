@@ -11,8 +11,9 @@ FILE.json.parts/ until the end.
 Protocols of tokenizers:
     reconstruction     PSNR, SSIM, sharpness, what happens in time, codebook usage, bits per pixel; on shapes also what
                        a judge reads back; a de-tokenizer stands beside the decoder it replaces
-    rate_distortion    PSNR and SSIM against the bits really written, by the number of tokens where fewer will do,
-                       beside JPEG, WebP, H.264 and HEVC
+    rate_distortion    PSNR and SSIM against the bits really written, by the number of tokens where fewer will do, and
+                       by the error where the tokenizer decides, beside JPEG, WebP, H.264 and HEVC; with
+                       --weights=ALEXNET,HEADS LPIPS, too; videogen.compare --rates draws several on one picture
     denoising_steps    of diffusion decoders: PSNR, SSIM and sharpness by the number of steps
     downstream         how often EfficientNet-lite0 finds the same class in originals and reconstructions
 Protocols of generators:
@@ -92,7 +93,9 @@ CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips, for 
 PICTURES = flags.DEFINE_string("pictures", None, "Directory for the clips of the report (clips.npz) and mp4 files.")
 REAL = flags.DEFINE_string("real", None, "Folder of real clips, for presets; or an .npz file with mu and sigma.")
 GENERATED = flags.DEFINE_string("generated", None, "Folder of generated or reconstructed clips, for presets.")
-WEIGHTS = flags.DEFINE_string("weights", None, "Published weights of a preset's network: a file or a folder.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Published weights of the network of a preset, downstream or rate_distortion: file or folder."
+)
 STATISTICS = flags.DEFINE_string("statistics", None, "Folder that keeps statistics of the real side of presets.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips that a preset's network takes at a time.", lower_bound=1)
 CODEC = flags.DEFINE_string(

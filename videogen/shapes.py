@@ -119,6 +119,23 @@ class Compression:
         start = self._lone + (index - self._lone) * self.time
         return range(start, start + self.time)
 
+    def centres(self, lengths: tuple[int, int, int], start: int = 0) -> Float[np.ndarray, "time height width 3"]:
+        """The middle of the cell that each place of a grid stands for, in frames, rows and columns of pixels.
+
+        It is the mean of the indices of all frames, rows and columns of the cell, so that tokens of grids of different
+        compression have coordinates in common units.
+
+        Args:
+          lengths: ``(time, height, width)`` of the grid.
+          start: the latent frame of the clip that the grid begins with.
+        """
+        covered = (self.frames_of_latent(start + i) for i in range(lengths[0]))
+        times = [(frames[0] + frames[-1]) / 2 for frames in covered]
+        rows, columns = (
+            np.arange(n) * size + (size - 1) / 2 for n, size in zip(lengths[1:], (self.height, self.width), strict=True)
+        )
+        return np.stack(np.meshgrid(np.array(times), rows, columns, indexing="ij"), axis=-1).astype(np.float32)
+
     def latent_of_frame(self, frame: int) -> int:
         """The latent that holds ``frame``: ceil(frame / m), or floor(frame / m) without a lone first frame."""
         return -(-frame // self.time) if self.first_alone else frame // self.time

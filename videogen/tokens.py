@@ -5,6 +5,7 @@ side can still be sharded; it becomes a flat sequence only inside attention.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -107,13 +108,6 @@ class Segment:
         masks = [mask for mask in (self.exists, self.kept) if mask is not None]
         return masks[0] & masks[-1] if masks else None
 
-    def split(self, layout: "Layout") -> "Tokens":
-        """A row of the tokens of several segments, as ``Tokens.flat`` laid them, as those segments."""
-        starts = np.cumsum([segment.tokens for _, segment in layout.segments])[:-1]
-        rows = jnp.split(self.values.reshape(len(self.values), self.layout.tokens, -1), starts, axis=1)
-        parts = zip(rows, layout.segments, strict=True)
-        return Tokens.of(**{name: Segment(r.reshape(len(r), *s.shape, -1), s) for r, (name, s) in parts})
-
     def followed_by_none(self, layout: "Layout") -> "Tokens":
         """The first tokens of a row as the one segment of ``layout``, whose others are not kept."""
         (name, whole), *_ = layout.segments
@@ -179,6 +173,13 @@ class Tokens:
         """The values of all segments, one after another; they must be of one width."""
         return jnp.concatenate([s.values.reshape(len(s.values), s.layout.tokens, -1) for s in self.segments], axis=1)
 
+    @classmethod
+    def from_flat(cls, flat: Shaped[Array, "batch tokens width"], layout: "Layout") -> "Tokens":
+        """Tokens whose values one after another are these; the inverse of ``flat``."""
+        ends = np.cumsum([segment.tokens for _, segment in layout.segments])[:-1]
+        parts = zip(layout.segments, jnp.split(flat, ends, axis=1), strict=True)
+        return cls.of(**{name: Segment(part.reshape(len(part), *s.shape, -1), s) for (name, s), part in parts})
+
     @property
     def kept(self) -> Bool[Array, "batch tokens"]:
         """Which tokens exist and are kept, of all segments one after another."""
@@ -237,6 +238,12 @@ class Layout:
         """The same with so many latent frames; segments without a side ``time`` stay as they are."""
         timed = ((name, dict(segment.sides), segment) for name, segment in self.segments)
         return Layout(tuple((name, s.with_length("time", time) if "time" in sides else s) for name, sides, s in timed))
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """What to add to the ids of each segment, of one level, so that no two segments share one; by its name."""
+        sizes = [sum(segment.vocabulary) for _, segment in self.segments]
+        return dict(zip(self.names, itertools.accumulate(sizes, initial=0), strict=False))
 
     @property
     def tokens(self) -> int:

@@ -202,3 +202,9 @@ def test_sections_of_data_sets_are_settings_of_their_sources():
     assert set(data_sets.CLASSES) <= set(data_sets.SOURCES)
     with pytest.raises(UserError, match="did you mean 'ucf101'"):
         data_sets.source("ucf100")
+
+
+def test_a_damaged_picture_is_called_none(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(bytes(range(256)) * 4)
+    with pytest.raises(SampleError, match="broken.jpg: not a picture"):
+        images(tmp_path, holdout=0.0)[0]

@@ -159,6 +159,24 @@ def test_closing_ends_the_stream_and_may_happen_twice():
     assert list(pipeline) == []
 
 
+def test_images_may_come_from_another_source():
+    still = Clip(1, 8, 8)
+    pictures = Numbers(100, clip=still)
+    batches = take(make(image_batch_size=6, image_source=pictures), 6)
+    own = take(make(image_batch_size=6), 6)
+    for batch, other in zip(batches, own, strict=True):
+        np.testing.assert_array_equal(batch["video"], other["video"])
+        assert batch["image"]["video"].shape == (6, 1, 8, 8, 3)
+    seen = np.concatenate([batch["image"]["video"][:, 0, 0, 0, 0] for batch in batches])
+    assert len(set(seen.tolist())) == 36 and seen.max() > 9
+    with pytest.raises(UserError, match="images is empty; check data.image_source.path"):
+        make(image_batch_size=6, image_source=Numbers(0, clip=still))
+    unlabelled = Numbers(10, clip=still)
+    unlabelled.classes = ()
+    with pytest.raises(UserError, match="images and videos have other classes"):
+        make(image_batch_size=6, image_source=unlabelled)
+
+
 def test_images_are_single_frames_of_random_times():
     batches = take(make(image_batch_size=6), 4)
     images = np.concatenate([b["image"]["video"] for b in batches])

@@ -213,3 +213,14 @@ def test_held_out_shapes_are_none_of_training_and_captions_name_all_there_is_to_
     assert source.keeps_apart is True and source.judged is True and source.field == "video"
     assert source.fields == {"video": ((2, 16, 16, 3), np.uint8)}
     assert source[0]["video"].shape == source.fields["video"][0]
+
+
+def test_a_colour_may_be_left_out():
+    source = ShapesSource(clip=Clip(1, 8, 8), seed=0, split="train", second_shape=0.5, without="purple")
+    scenes = [parse(source.caption(i)) for i in range(300)]
+    assert {s["colour"] for scene in scenes for s in scene["shapes"]} == set(COLOURS) - {"purple"}
+    alone = ShapesSource(clip=Clip(1, 8, 8), seed=0, split="eval", without="red")
+    every = ShapesSource(clip=Clip(1, 8, 8), seed=0, split="eval")
+    assert set(alone.captions()) == {text for text in every.captions() if " red " not in text}
+    with pytest.raises(UserError, match="unknown colour 'violet'"):
+        ShapesSource(clip=Clip(1, 8, 8), seed=0, split="train", without="violet")

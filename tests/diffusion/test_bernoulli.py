@@ -141,3 +141,52 @@ def test_it_is_built_by_name_and_no_process_of_floats():
         Bernoulli("flips")
     with pytest.raises(UserError, match="unknown process 'bernoulli'"):
         build("process", {"name": "bernoulli"})
+
+
+def test_steps_anew_with_the_perfect_network_keep_the_marginals():
+    """The first of the two samplers of Instella-T2I draws every time from what the network finds."""
+    process, times = Bernoulli(anew=True), np.float32([1.0, 0.7, 0.4, 0.1, 0.0])
+    bits = process.start(jax.random.normal(jax.random.key(5), (2, MANY)), 1.0)
+    assert bits.dtype == jnp.int32 and abs(float(bits.mean()) - 0.5) < 2 / MANY**0.5
+    for index, (t, later) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        own = jax.random.split(jax.random.key(index + 1), 2)
+        bits = process.step(bits, logits(process, bits, jnp.float32(t)), t, later, own)
+        np.testing.assert_allclose(bits.mean(-1), (1 - later) * ONES + later / 2, atol=2 / MANY**0.5)
+
+
+def test_both_samplers_draw_the_same_from_coins_and_the_last_bits_alike():
+    """At t = 1 the bits say nothing of the data, and at 0 nothing is left to draw but the data."""
+    coins = jax.random.randint(jax.random.key(3), (2, 500), 0, 2)
+    output = 2 * jax.random.normal(jax.random.key(4), coins.shape)
+    for t, later in ((1.0, 0.4), (0.6, 0.0)):
+        both = [Bernoulli(anew=anew).step(coins, output, t, later, KEYS) for anew in (False, True)]
+        np.testing.assert_array_equal(*both)
+
+
+def test_all_paths_over_two_steps_add_up_to_one_step():
+    """By enumeration of two bits: the posterior to 0.3 and from there to 0 is that to 0, whatever the data."""
+    t, middle = jnp.float32(0.8), jnp.float32(0.3)
+    for clean in (0, 1):
+        for noisy in (0, 1):
+            one = Bernoulli.posterior(jnp.array([noisy]), clean, t, middle)[0]
+            of = [Bernoulli.posterior(jnp.array([bit]), clean, middle, jnp.float32(0.0))[0] for bit in (0, 1)]
+            total = (1 - one) * of[0] + one * of[1]
+            np.testing.assert_allclose(total, clean, atol=1e-6)
+    # And forward: noise to 0.3, then by the kernel to 0.8, is noise to 0.8.
+    np.testing.assert_allclose(marginal(0.3) @ np.linalg.solve(marginal(0.3), marginal(0.8)), marginal(0.8))
+
+
+def test_released_guidance_is_one_less():
+    """(1 + s) c - s u = u + (1 + s) (c - u): their s is our scale less 1, and s = 0 changes nothing."""
+    conditional, null = jax.random.normal(jax.random.key(2), (2, 3, 5))
+    for s in (0.0, 7.5):
+        found, _ = ClassifierFree(1 + s)(conditional, null, jnp.ones(3), ())
+        np.testing.assert_allclose(found, (1 + s) * conditional - s * null, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(ClassifierFree(1.0)(conditional, null, jnp.ones(3), ())[0], conditional)
+
+
+def test_what_needs_a_signal_to_noise_ratio_is_refused():
+    with pytest.raises(UserError, match="no signal-to-noise ratio: take grid.name uniform, power"):
+        build("grid", {"name": "karras"})(4, FLIP)
+    with pytest.raises(UserError, match="time_distribution.name uniform"):
+        build("time_distribution", {"name": "log_normal_sigma"})(jnp.full(2, 0.5), FLIP)

@@ -9,6 +9,7 @@ from videogen.diffusion import (
     KarrasGrid,
     LinearQuadraticGrid,
     LogSNRGrid,
+    PowerGrid,
     RectifiedFlow,
     UniformGrid,
     VariancePreserving,
@@ -110,3 +111,8 @@ def test_grids_in_sigma_are_left_alone_by_the_models_shift(grid, process):
 def test_grids_that_cannot_fall_are_refused(grid, settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         grid(**settings)
+
+
+def test_a_power_crowds_the_steps_near_the_data():
+    np.testing.assert_allclose(PowerGrid()(4, None), [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(PowerGrid(2.0)(4, None), [1, 0.5625, 0.25, 0.0625, 0])

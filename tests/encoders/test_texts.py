@@ -8,6 +8,7 @@ import transformers
 
 from tests.encoders.oracles import assert_near
 from tests.encoders.test_vision import MLP, SIZE, clip, saved
+from videogen.conditioning import LanguageModel
 from videogen.encoders.bert import Bert
 from videogen.encoders.clip import ClipText
 from videogen.encoders.decoders import Decoder, frequencies
@@ -88,6 +89,21 @@ def test_decoders(tmp_path, name):
     theirs, ours = decoder(tmp_path, name), Decoder.load(tmp_path)
     expected = theirs(torch.tensor(IDS), attention_mask=torch.tensor(MASK)).logits.detach().numpy()
     assert_near(ours(jnp.asarray(IDS), jnp.asarray(MASK))[MASK], expected[MASK])
+
+
+def test_hidden_states_are_those_behind_the_layers_without_the_embeddings(tmp_path):
+    """Theirs begin with the embeddings and end behind the last norm."""
+    theirs, ours = decoder(tmp_path, "llama"), Decoder.load(tmp_path)
+    arguments = dict(attention_mask=torch.tensor(MASK), output_hidden_states=True)
+    expected = [states.detach().numpy() for states in theirs(torch.tensor(IDS), **arguments).hidden_states]
+    found = ours.states(ours.embedding(jnp.asarray(IDS)), jnp.asarray(MASK))
+    assert len(found) == len(expected) - 1
+    for state, their in zip(found[:-1], expected[1:-1], strict=True):
+        assert_near(state[MASK], their[MASK])
+    assert_near(ours.transformer.finish(found[-1])[MASK], expected[-1][MASK])
+    layered = LanguageModel.load(tmp_path)(jnp.asarray(IDS), jnp.asarray(MASK))
+    assert_near(layered.features[MASK], np.asarray(found).transpose(1, 2, 0, 3)[MASK])
+    assert not np.asarray(layered.features)[~MASK].any()
 
 
 def test_decoding_token_by_token_equals_the_whole(tmp_path):

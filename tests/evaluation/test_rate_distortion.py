@@ -1,5 +1,6 @@
 """Points of tokenizers and codecs: bits that were really written, errors against the array that was coded."""
 
+import json
 import logging
 
 import numpy as np
@@ -8,13 +9,15 @@ from flax import nnx
 from matplotlib.image import imread
 
 from videogen import tasks
-from videogen.configs import one_d_piece, phenaki
+from videogen.configs import hitvideo, karl, one_d_piece, phenaki
 from videogen.errors import UserError
 from videogen.evaluation import codecs, rate_distortion
+from videogen.evaluation.measures import Network
 from videogen.evaluation.protocols import Evaluation
 from videogen.metrics import psnr, to_unit
-from videogen.reporting.rates import write_rates
+from videogen.reporting.rates import write_leaderboard, write_rates
 from videogen.tasks import reconstruct, to_video
+from videogen.tokenizers import Request, Tokenizer
 from videogen.tokens import Layout, SegmentLayout
 from videogen.training.loading import Loaded
 
@@ -120,10 +123,76 @@ def test_numbers_of_tokens_that_are_tried():
         segments = {f"s{i}": SegmentLayout((("query", n),), (4,)) for i, n in enumerate(tokens)}
         return rate_distortion.counts(model, Layout.of(**segments))
 
-    model = type("Model", (), {"drops": True})()
+    model = type("Model", (Tokenizer,), {"drops": True})()
     assert counts(8) == [1, 2, 4, 8] and counts(10) == [1, 2, 4, 8, 10] and counts(1) == [1]
     assert counts(1, 4, 9) == [1, 5, 14]
     rows = Layout.of(video=SegmentLayout((("time", 3), ("query", 4)), (8,)))
     assert rate_distortion.counts(model, rows) == [1, 2, 4]
-    model.drops = False
+    model = type("Model", (Tokenizer,), {"drops": False})()
     assert counts(8) == counts(1, 4) == [None]
+
+
+def result(path, points: dict, frames: int = 4, **protocol) -> str:
+    clip = {"fps": 8.0, "frames": frames, "height": 24, "width": 24}
+    codecs = {name: {"1": {"written_bits_per_pixel": 2.0, "psnr": 30.0}} for name in ("jpeg", "h264")}
+    metrics = {"rate_distortion": {**points, **codecs}, "clips": 8}
+    path.parent.mkdir()
+    how = {"name": "rate_distortion", "clip": clip, **protocol}
+    path.write_text(json.dumps({"protocol": how, "seed": 0, "metrics": metrics}))
+    return str(path)
+
+
+def test_several_tokenizers_stand_on_one_picture(tmp_path):
+    few, many = ({"written_bits_per_pixel": bits, "psnr": quality} for bits, quality in ((0.1, 20.0), (0.4, 25.0)))
+    files = [
+        result(tmp_path / "one_d" / "rates.json", {"tokenizer": {"8": few, "64": many}}),
+        result(tmp_path / "karl" / "rates.json", {"tokenizer": {"64": many}, "by_error": {"0.05": few}}, frames=5),
+    ]
+    table = write_leaderboard(files, tmp_path / "all.png").splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["one_d", "karl,", "one_d", "karl"]
+    assert table[1].split() == ["one_d", "8", "0.1000", "20"] and "by error" in table[2]
+    assert imread(tmp_path / "all.png").shape[0] > 100
+    other = result(tmp_path / "other" / "rates.json", {"tokenizer": {"8": few}}, split="train")
+    with pytest.raises(UserError, match="protocol.split is nothing in the first and train"):
+        write_leaderboard([files[0], other], tmp_path / "no.png")
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"protocol": {"name": "reconstruction"}, "metrics": {"psnr": 1.0}}))
+    with pytest.raises(UserError, match="is of the protocol reconstruction, not rate_distortion"):
+        write_leaderboard([str(wrong)], tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()
+
+
+def test_a_tokenizer_that_decides_has_points_by_error_and_lpips_is_that_of_its_weights(tmp_path, monkeypatch):
+    config = karl.get_config("size=debug")
+    config.model.update({"queries": 6, "longest": 0, "encoder": dict(NETWORK), "decoder": dict(NETWORK)})
+    config.model.lengths.threshold = 0.5
+    config.passes.step = 3
+    loaded = loaded_of(config, tmp_path)
+    monkeypatch.setattr(rate_distortion, "STRENGTHS", {})
+    # Instead of AlexNet, for which these clips are too small: the largest difference of each frame.
+    seen = Network(lambda one, other: np.abs(np.asarray(one - other)).max((1, 2, 3)), "f00d")
+    monkeypatch.setattr(rate_distortion, "load_network", lambda name, weights, mesh: seen)
+    evaluation = Evaluation(loaded, 2, seed=0, weights="alex.pth,heads.pth")
+    metrics, pictures = rate_distortion.rate_distortion(evaluation)
+    found = metrics["rate_distortion"]
+    assert list(found["by_error"]) == ["0.02", "0.05", "0.1", "0.2"]
+    kept = [loaded.tokenizer.tokenize(to_video(evaluation.videos), Request(e)).only.kept for e in (0.02, 0.2)]
+    for name, mask in zip(("0.02", "0.2"), kept, strict=True):
+        # 9 bits of each kept code, and one of each of 6 that says so.
+        sizes = [-(-(9 * int(row.sum()) + 6) // 8) for row in mask]
+        assert found["by_error"][name]["bytes"] == np.mean(sizes)
+    rebuilt = pictures["reconstructions"].astype(np.float32) / 127.5 - 1
+    errors = np.abs(rebuilt - (evaluation.videos.astype(np.float32) / 127.5 - 1)).max((2, 3, 4))
+    assert found["tokenizer"]["6"]["lpips_alex"] == pytest.approx(errors.mean(), rel=1e-5)
+    assert evaluation.beside["lpips_alex"] == {"weights": "f00d"}
+
+
+def test_points_of_a_tokenizer_with_layers_are_by_its_first_layers(tmp_path, few_strengths):
+    config = hitvideo.get_config("size=debug")
+    config.data.clip.update({"height": 16, "width": 16})
+    config.model.update({"width": 8, "multipliers": (1, 2), "spatial_strides": (4,), "temporal_strides": (2,)})
+    loaded = loaded_of(config, tmp_path)
+    found = rate_distortion.rate_distortion(Evaluation(loaded, 2, 0))[0]["rate_distortion"]["tokenizer"]
+    assert list(found) == ["8", "20", "68"]
+    # Codes of 10 bits, and 7 bits that say how many of the 68 are there.
+    assert [point["bytes"] for point in found.values()] == [-(-(7 + 10 * n) // 8) for n in (8, 20, 68)]

@@ -122,7 +122,7 @@ def test_a_reference_file_is_used_for_its_moments_and_never_for_its_pictures(fol
         ({"arr_0": np.zeros(3)}, "holds no mu and sigma, only arr_0"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"mu \[3\] and sigma \[2, 2\] are no mean and covariance"),
         ({"mu": np.full(2, np.nan), "sigma": np.zeros((2, 2))}, "NaN or infinity"),
-        ({"mu": np.array([{}]), "sigma": np.zeros((1, 1))}, "cannot read"),
+        ({"mu": np.array([{}]), "sigma": np.zeros((1, 1))}, "is no .npz file of arrays mu and sigma"),
     ],
 )
 def test_files_that_are_no_reference_are_refused(tmp_path, arrays, message):

@@ -127,9 +127,9 @@ def drawing(score, unknown) -> tuple[np.ndarray, list[np.ndarray]]:
     """Ids drawn with a critic's scores, and the places that were unknown in each pass."""
     seen = []
 
-    def draw(ids, unknown, keys, temperature):
+    def draw(ids, unknown, keys, how):
         seen.append(np.asarray(unknown))
-        return draw_levels([jnp.zeros((*ids.shape[:2], 6))], [None], keys, SAMPLER.of_head(temperature))
+        return draw_levels([jnp.zeros((*ids.shape[:2], 6))], [None], keys, how)
 
     start = jnp.where(unknown[..., None], 6, 1)
     with jax.disable_jit():  # the loop is one in Python, whose passes can be looked at

@@ -31,13 +31,14 @@ MODELS = {
     "label": {"classes": 4, "context_width": None},
     "alone": {"context_width": None, "patch": (1, 1, 2)},
     "pairs of frames": {"patch": (3, 1, 2), "times": "frame"},
+    "deep": {"text": "deep", "transformer": TRANSFORMER | {"rotary": False}},
 }
 
 
 @functools.cache
 def fresh(name: str) -> FlowTransformer:
-    settings = {"context_width": 8, "patch": (1, 2, 2), **MODELS[name]}
-    return FlowTransformer(CHANNELS, GRID.shape, TRANSFORMER, **settings, rngs=nnx.Rngs(0))
+    settings = {"context_width": 8, "patch": (1, 2, 2), "transformer": TRANSFORMER, **MODELS[name]}
+    return FlowTransformer(CHANNELS, GRID.shape, **settings, rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -132,7 +133,7 @@ def test_who_depends_on_whose_latents_and_times(name, causal):
     np.testing.assert_array_equal(np.abs(to_times[:, 0]) > 0, seen)
 
 
-@pytest.mark.parametrize("name", ["cross", "joint", "causal, joint", "label"])
+@pytest.mark.parametrize("name", ["cross", "joint", "causal, joint", "label", "deep"])
 def test_the_conditioning_matters_and_padding_does_not(name):
     t, conditioning = jnp.full(2, 0.5), told(name, 2)
     one, null = (predict(name, latents(), t, c) for c in (conditioning, conditioning.null()))
@@ -148,6 +149,7 @@ def test_the_conditioning_matters_and_padding_does_not(name):
     [
         pytest.param("cross", marks=pytest.mark.slow),
         "causal, joint",
+        "deep",
         pytest.param("frames", marks=pytest.mark.slow),
         "prefix",
     ],

@@ -53,9 +53,9 @@ def logits_of(model: MaskedTransformer, ids, **call):
 def drawing(network, sampler):
     """How ``decode`` draws when a network gives the logits of the levels, side by side."""
 
-    def draw(values, unknown, keys, temperature):
+    def draw(values, unknown, keys, how):
         levels = list(network(values, unknown))
-        return draw_levels(levels, [None] * len(levels), keys, sampler.of_head(temperature))
+        return draw_levels(levels, [None] * len(levels), keys, how)
 
     return draw
 

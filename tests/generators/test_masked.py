@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.stats import truncnorm
 
 from tests.generators.clips import codes_of, layout_of
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import MaskedTransformer, MaskGITSampler
-from videogen.generators.masked import random_mask
+from videogen.generators.masked import RATIOS, random_mask
 from videogen.generators.maskgit import decode, masked_after
 from videogen.heads import Categorical
 from videogen.heads.sampling import sample_categorical
@@ -128,9 +129,9 @@ def test_guidance_zero_is_conditional_only(model):
     conditioning, sampler = text(4), MaskGITSampler(steps=5)
     unknown = jnp.ones((4, GRID.tokens), bool)
 
-    def draw(ids, unknown, keys, temperature):
+    def draw(ids, unknown, keys, how):
         features = model.features(ids, conditioning, corrupted=unknown).reshape(4, GRID.tokens, -1)
-        return model.head.draw(features, None, keys, sampler.of_head(temperature))
+        return model.head.draw(features, None, keys, how)
 
     alone = decode(draw, jnp.zeros((4, GRID.tokens, 1), int), unknown, keys(4), sampler)
     drawn = model.sample(VIDEO, conditioning, keys(4), sampler)
@@ -211,3 +212,36 @@ def test_learns_a_deterministic_rule():
         MaskGITSampler(steps=4, temperature=0.05, final_temperature=0.05),
     )
     np.testing.assert_array_equal(drawn.only.values, batch.only.values)
+
+
+def test_the_ratios_of_mar_are_a_cut_normal():
+    u = np.linspace(0, 1, 11)
+    expected = truncnorm((0.7 - 1) / 0.25, 0, loc=1, scale=0.25).ppf(1 - u)
+    np.testing.assert_allclose(RATIOS["mar"](jnp.asarray(u)), expected, atol=2e-6)
+
+
+def test_random_order_does_not_look_at_the_confidence():
+    """With the sureness of a place growing along the row, the order by confidence is the row from its end."""
+    keys, start = jax.random.split(jax.random.key(0), 200), jnp.full((200, 4, 1), 9)
+
+    def first_known(order: str) -> np.ndarray:
+        seen = []
+
+        def draw(values, unknown, keys, how):
+            seen.append(np.asarray(unknown))
+            return jnp.zeros_like(values), jnp.broadcast_to(jnp.arange(4.0), values.shape[:2])
+
+        sampler = MaskGITSampler(steps=4, choice_temperature=0.0, order=order)
+        with jax.disable_jit():
+            decode(draw, start, jnp.ones((200, 4), bool), keys, sampler)
+        return (~seen[1]).argmax(1)
+
+    assert (first_known("confidence") == 3).all()
+    counts = np.bincount(first_known("random"), minlength=4)
+    assert (counts > 30).all()
+
+
+def test_guidance_rises_to_its_scale_in_the_last_step():
+    sampler = MaskGITSampler(steps=4, guidance_scale=5.0, guidance_schedule="linear", temperature=2.0)
+    np.testing.assert_allclose([sampler.of_head(k).guidance_scale for k in range(4)], [2.0, 3.0, 4.0, 5.0])
+    np.testing.assert_allclose([sampler.of_head(k).temperature for k in range(4)], [1.75, 1.5, 1.25, 1.0])

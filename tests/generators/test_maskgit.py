@@ -79,8 +79,8 @@ def test_every_pass_is_that_of_the_oracle(settings):
         seen.append(np.asarray(unknown))
         return jnp.asarray(logits_of(ids), jnp.float32)
 
-    def draw(values, unknown, keys, temperature):
-        return draws_of(network(values, unknown), keys, sampler.of_head(temperature))
+    def draw(values, unknown, keys, how):
+        return draws_of(network(values, unknown), keys, how)
 
     start = jnp.broadcast_to(jnp.array(VOCABULARY), (3, PLACES, 2))
     with jax.disable_jit():  # the loop is one in Python, whose passes can be looked at
@@ -98,8 +98,8 @@ def test_noise_and_temperature_reach_their_final_values_in_the_last_step():
     logits = logits_of(start[0])
     both = jnp.asarray(np.stack([logits] * 2), jnp.float32)
 
-    def draw(values, unknown, keys, temperature):
-        return draws_of(both, keys, cold.of_head(temperature))
+    def draw(values, unknown, keys, how):
+        return draws_of(both, keys, how)
 
     drawn = decode(draw, start, jnp.ones((2, PLACES), bool), keys, cold)
     best = [part.argmax(-1) for part in np.split(logits, [VOCABULARY[0]], -1)]

@@ -17,6 +17,7 @@ from videogen.shapes import TokenGrid
 GRID, BATCH, COUNT = TokenGrid(3, 2, 2), 8, 4
 RANDOM = {"context_width": 8, "condition_drop": 0.5}
 TRANSFORMER = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "dropout": 0.3}
+BITS = {"noise": {"process": {"name": "bernoulli"}, "prediction": "flip"}, "text": "deep", "patch": (1, 1, 1)}
 SMOOTHED = {"name": "categorical", "bias": True, "label_smoothing": 0.1}
 CODES = jax.random.randint(jax.random.key(7), (BATCH, *GRID.shape, 1), 0, 6)
 LATENTS = jax.random.normal(jax.random.key(8), (BATCH, *GRID.shape, 3))
@@ -54,6 +55,10 @@ CASES = {
     "flow, times of frames": (
         lambda: FlowTransformer(3, GRID.shape, TRANSFORMER, times="frame", **RANDOM, rngs=nnx.Rngs(0)),
         lambda i: latents_of(LATENTS[i]),
+    ),
+    "flow, bits and deep text": (
+        lambda: FlowTransformer(0, GRID.shape, TRANSFORMER, vocabulary=(8,), **BITS, **RANDOM, rngs=nnx.Rngs(0)),
+        lambda i: codes_of(CODES[i], GRID, 8),
     ),
 }
 

@@ -21,6 +21,7 @@ from videogen.tokens import Layout, Tokens
 GRID = TokenGrid(3, 2, 4)
 SMALL = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
 DEPTH = {"name": "depth", "layers": 2, "heads": 4}
+ROTARY = {"rotary": True}
 MODELS = {
     "next token": {},
     "rows": {"block": (1, 1, 4)},
@@ -38,10 +39,14 @@ MODELS = {
     "two levels, delayed": {"vocabulary": (8, 6), "block": (1, 1, 4), "delay": True},
     "three levels, delayed tokens": {"vocabulary": (8, 6, 4), "delay": True, "transformer": {"rotary": True}},
     "three levels in depth": {"vocabulary": (8, 6, 4), "block": (1, 1, 2), "head": DEPTH},
+    "deep text": {"text": "deep"},
+    "rows, token start, deep text": {"text": "deep", "block": (1, 1, 4), "start": "tokens", "transformer": ROTARY},
+    "prefix LM, deep text": {"text": "deep", "block": (1, 1, 2), "start": "given", "given": 1}
+    | {"bidirectional_prefix": True},
 }
 
 FIRST_TIER = ("next token", "rows, token start", "prefix LM", "factors", "three levels, delayed tokens")
-FIRST_TIER += ("three levels in depth",)
+FIRST_TIER += ("three levels in depth", "deep text")
 """One model for every kind of block, start, prefix and level; the others are compiled in the second tier."""
 SLOW = pytest.mark.slow
 EVERY = [name if name in FIRST_TIER else pytest.param(name, marks=SLOW) for name in MODELS]
@@ -143,7 +148,7 @@ def test_cached_decoding_equals_the_full_forward(name, guided):
     decoding = model.stepper(video_of(model), text(2), keys(2), sampler)
     inputs = jnp.tile(model.inputs(ids, GRID), (1 + guided, 1, 1))
     first = ids.shape[1] - inputs.shape[1]
-    caches = tuple(c for layer in decoding.layers for c in layer.begin(len(inputs), ids.shape[1], decoding.context))
+    caches = decoding.empty_caches()
     pieces, place = [], 0
     # A prefix must be read in one pass where it sees itself both ways.
     steps = [model.mask.prefix] if model.mask.prefix else []

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen import generators
+from videogen import generators, heads
 from videogen.conditioning import Conditioning
 from videogen.errors import UserError
+from videogen.generators.disturbance import disturbed
 from videogen.generators.next_scale import NextScaleTransformer, ScaleSampler, centres
 from videogen.nn import MicroBatch
 from videogen.tokens import GRID, Layout, Segment, SegmentLayout, Tokens
@@ -27,9 +28,10 @@ def stretched(x: jax.Array, sides: tuple[int, ...]) -> jax.Array:
     return x
 
 
-def partial(tokens: Tokens, name: str) -> jax.Array:
+def partial(tokens: Tokens, name: str, *, through: bool = False) -> jax.Array:
     """The sum of numbers, each of which is its id, and its square: two channels."""
-    total = sum(stretched(s.values.astype(jnp.float32), LAYOUT[name].shape) for s in tokens.segments)
+    summed = LAYOUT.names[: LAYOUT.names.index(name) + through]
+    total = sum(stretched(tokens[n].values.astype(jnp.float32), LAYOUT[name].shape) for n in summed)
     return jnp.concatenate([total, total**2], axis=-1) / 8
 
 
@@ -65,8 +67,7 @@ def model() -> NextScaleTransformer:
 
 
 def sums_of(tokens: Tokens) -> dict:
-    names = tokens.names
-    return {n: partial(Tokens(tokens.segments[:i], names[:i]), n) if i else None for i, n in enumerate(names)}
+    return {name: partial(tokens, name) if i else None for i, name in enumerate(tokens.names)}
 
 
 def test_a_scale_sees_itself_and_those_before_it(model):
@@ -122,19 +123,20 @@ def test_refinement_reads_what_the_pass_before_has_drawn(model):
     # The last scale's second pass reads the sum with its own first draw, over the first pass's keys of the others.
     first = {n: refined[n] for n in LAYOUT.names[:2]}
     sums, firsts = sums_of(refined), []
-    model.sample(LAYOUT, said, keys, ScaleSampler(refine=((1, 1.0),)), partial=lambda t, n: note(firsts, t, n))
+
+    def noted(tokens: Tokens, name: str, **asked) -> jax.Array:
+        firsts.append(tokens)
+        return partial(tokens, name, **asked)
+
+    model.sample(LAYOUT, said, keys, ScaleSampler(refine=((1, 1.0),)), partial=noted)
     assert [tuple(t.names) for t in firsts] == [
         ("scale_1",), ("scale_1", "scale_2"), ("scale_1", "scale_2"), LAYOUT.names
     ]  # fmt: skip
     drawn_first = firsts[-1]
     np.testing.assert_array_equal(drawn_first["scale_2"].values, first["scale_2"].values)
-    (logits,) = model.head.logits(model.features(sums | {"scale_3": partial(drawn_first, "scale_3")}, said))
+    own = {"scale_3": partial(drawn_first, "scale_3", through=True)}
+    (logits,) = model.head.logits(model.features(sums | own, said))
     np.testing.assert_array_equal(refined["scale_3"].values.reshape(3, -1), logits[:, 5:].argmax(-1))
-
-
-def note(seen: list[Tokens], tokens: Tokens, name: str) -> jax.Array:
-    seen.append(tokens)
-    return partial(tokens, name)
 
 
 def test_after_replaced_ids_inputs_and_labels_still_sum_to_the_clip():
@@ -146,10 +148,9 @@ def test_after_replaced_ids_inputs_and_labels_still_sum_to_the_clip():
         scale_2=relabel(Tokens.of(scale_1=none), "scale_2"),
         scale_3=Segment(jnp.zeros((3, *SCALES[-1], 1), jnp.int32), layout["scale_3"]),
     )
-    shared = dict(layout=layout, features=2, transformer={"width": 8, "layers": 1, "heads": 1, "mlp_width": 8})
+    head = heads.build({"name": "categorical"}, vocabulary=(CODES,), width=8, rngs=nnx.Rngs(0))
     for share in (0.0, 1.0):
-        model = NextScaleTransformer(**shared, token_drop=share, rngs=nnx.Rngs(0))
-        shown, wanted = model.disturbed(tokens, relabel, jax.random.key(0), MicroBatch())
+        shown, wanted = disturbed(tokens, relabel, share, head, jax.random.key(0), MicroBatch())
         if share == 0:
             np.testing.assert_array_equal(shown.flat, tokens.flat)
             np.testing.assert_array_equal(wanted.flat, tokens.flat)
@@ -161,16 +162,16 @@ def test_after_replaced_ids_inputs_and_labels_still_sum_to_the_clip():
             before = shown["scale_1"].values + stretched(shown["scale_2"].values, SCALES[-1])
             np.testing.assert_array_equal(wanted["scale_3"].values, jnp.clip(7 - before, 0, 7))
     with pytest.raises(UserError, match="needs the clips"):
-        model.disturbed(tokens, None, jax.random.key(0), MicroBatch())
+        disturbed(tokens, None, 1.0, head, jax.random.key(0), MicroBatch())
 
 
 def test_micro_batches_replace_the_same_ids(model):
     tokens, key = tokens_of(2, batch=4), jax.random.key(5)
     clips = jnp.asarray(np.random.default_rng(0).integers(0, 8, (4, *SCALES[-1], 1)))
-    whole, _ = model.disturbed(tokens, relabel_for(clips), key, MicroBatch())
+    whole, _ = disturbed(tokens, relabel_for(clips), 0.5, model.head, key, MicroBatch())
     for i in range(2):
         own = Tokens.of(**{n: Segment(s.values[i::2], s.layout) for n, s in tokens.items()})
-        part, _ = model.disturbed(own, relabel_for(clips[i::2]), key, MicroBatch(i, 2))
+        part, _ = disturbed(own, relabel_for(clips[i::2]), 0.5, model.head, key, MicroBatch(i, 2))
         np.testing.assert_array_equal(part.flat, whole.flat[i::2])
 
 

@@ -65,7 +65,7 @@ def test_guidance_rises_along_the_clip_as_its_schedule_says():
     np.testing.assert_allclose([rising.guidance(jnp.float32(t)) for t in (0, 0.25, 1)], [1, 1.5, 3], atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+@pytest.mark.parametrize("bad", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
 def test_a_sampler_that_cannot_draw_is_refused(bad):
     with pytest.raises(UserError):
         BlockSampler(**bad)
@@ -76,7 +76,7 @@ def test_what_a_sampler_does_when_it_is_told_nothing():
     assert BlockSampler() == BlockSampler(1.0, 0, 1.0, 1.0, "constant", None)
     assert MaskGITSampler() == MaskGITSampler(12, "cosine", 1.0, 1.0, 4.0, 0, 1.0, None)
     flow = FlowSampler()
-    assert (flow.steps, flow.solver, flow.grid) == (50, {"name": "euler"}, {"name": "uniform"})
+    assert (flow.steps, flow.build_solver(), flow.grid) == (50, diffusion.Euler(), {"name": "uniform"})
     assert (flow.shift, flow.guidance_scale, flow.lag, flow.extension) == (None, 5.0, 0, "window")
     assert flow.build_guidance() == diffusion.ClassifierFree(5.0)
     defaults = {

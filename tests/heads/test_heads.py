@@ -21,6 +21,10 @@ KINDS = {
     "categorical, special": ({"name": "categorical", "special": ("end",)}, (6,)),
     "depth": ({"name": "depth", "layers": 1, "heads": 2}, (6, 4)),
     "depth, factors": ({"name": "depth", "layers": 1, "heads": 2, "factors": 2}, (16,)),
+    "depth, adaptive": (
+        {"name": "depth", "layers": 1, "heads": 2, "condition": "adaptive", "guidance": "features", "order": (1, 0)},
+        (6, 4),
+    ),
     "bernoulli": ({"name": "bernoulli"}, (2, 2, 2)),
     "bernoulli, ids": ({"name": "bernoulli", "join": "concatenation"}, (16, 2)),
     "gaussian_mixture": ({"name": "gaussian_mixture", "components": 3}, 4),
@@ -94,7 +98,7 @@ def test_the_loss_is_minus_the_log_probability_of_a_draw(name):
     np.testing.assert_allclose(total, -log_probability.sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["categorical", "depth", "bernoulli"])
+@pytest.mark.parametrize("name", ["categorical", "depth", "depth, adaptive", "bernoulli"])
 def test_probabilities_of_all_values_add_up_to_one(name):
     head = make(name)
     sizes = head.vocabulary
@@ -119,6 +123,30 @@ def test_a_bit_of_logit_two_at_temperature_two_is_one_with_the_sigmoid_of_one():
     head.logits_of.bias.set_value(jnp.array([2.0, 2.0, 2.0]))
     drawn, _ = head.draw(jnp.zeros((2000, 5, WIDTH)), None, keys(2000), HeadSampler(temperature=2.0))
     assert abs(float(drawn.mean()) - 0.7311) < 4 * math.sqrt(0.7311 * 0.2689 / 30_000)
+
+
+def test_bits_at_temperature_0_are_the_threshold_and_other_heads_have_none():
+    head = make("bernoulli")
+    drawn, log_probability = head.draw(features(), 0.5 * features(), keys(), HeadSampler(0.0, guidance_scale=3.0))
+    expected = 3 * head.logits(features()) - 2 * head.logits(0.5 * features())
+    np.testing.assert_array_equal(drawn, expected > 0)
+    assert not log_probability.any()
+    head.check(HeadSampler(0.0))
+    for name in ("categorical", "depth", "gaussian_mixture", "diffusion"):
+        with pytest.raises(UserError, match="above 0: near-greedy is sampler.temperature=0.01"):
+            make(name).check(HeadSampler(0.0))
+
+
+def test_the_vectors_of_64_bits_are_added_as_one_product():
+    head = heads.build({"name": "bernoulli"}, vocabulary=(2,) * 64, width=WIDTH, rngs=nnx.Rngs(0))
+    bits = values(head)
+    one_by_one = head.inputs.vectors(bits).sum(axis=-2)
+    np.testing.assert_allclose(head.embed(bits), one_by_one, atol=1e-5)
+    # Of two places with no common bit the sum is that of both, as a matrix of bits has it.
+    first, none = bits.at[..., 32:].set(0), jnp.zeros_like(bits)
+    second = bits.at[..., :32].set(0)
+    zero = head.embed(none)
+    np.testing.assert_allclose(head.embed(bits) - zero, head.embed(first) + head.embed(second) - 2 * zero, atol=1e-5)
 
 
 def test_a_mixture_of_one_gaussian_is_that_gaussian():
@@ -321,6 +349,31 @@ def test_a_level_in_depth_knows_the_levels_before_it():
         other = head.logits(features(), (ids.at[..., changed].add(1)) % jnp.array(head.vocabulary))
         moved = [bool(jnp.any(jnp.abs(a - b) > 1e-6)) for a, b in zip(base, other, strict=True)]
         assert moved == [level > changed for level in range(2)]
+
+
+def test_another_order_of_levels_is_inside_the_head_alone():
+    settings = {"name": "depth", "layers": 1, "heads": 2}
+    plain, turned = (
+        heads.build(settings | {"order": order}, vocabulary=sizes, width=WIDTH, rngs=nnx.Rngs(4))
+        for order, sizes in (((), (4, 6)), ((1, 0), (6, 4)))
+    )
+    x, own = features(), values(plain)
+    for a, b in zip(quotient(plain, x, own), quotient(turned, x, own[..., ::-1]), strict=True):
+        assert a == b
+    mask = jnp.arange(BATCH * 8).reshape(BATCH, 2, 2, 2) % 3 == 0
+    assert quotient(plain, x, own, mask)[0] == quotient(turned, x, own[..., ::-1], mask[..., ::-1])[0]
+    drawn, again = (head.draw(x, None, keys(), HeadSampler())[0] for head in (plain, turned))
+    np.testing.assert_array_equal(drawn, again[..., ::-1])
+    np.testing.assert_array_equal(plain.embed(own), turned.embed(own[..., ::-1]))
+    assert (values(turned) < jnp.array([6, 4])).all() and values(turned)[..., 0].max() > 3
+    with pytest.raises(UserError, match="order must name each of the 2 levels once"):
+        heads.build(settings | {"order": (0, 0)}, vocabulary=(6, 4), width=WIDTH, rngs=nnx.Rngs(0))
+
+
+def test_guidance_of_features_comes_before_the_head():
+    head, x, null = make("depth, adaptive"), features(), features(seed=2)
+    guided = head.draw(x, null, keys(), HeadSampler(guidance_scale=2.5))[0]
+    np.testing.assert_array_equal(guided, head.draw(null + 2.5 * (x - null), None, keys(), HeadSampler())[0])
 
 
 def test_accuracy_counts_the_places_it_is_told_of():

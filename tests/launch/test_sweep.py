@@ -142,3 +142,14 @@ def test_the_same_sweep_started_twice_is_one_line(start, tmp_path):
     with locked(tmp_path / "sweep"), pytest.raises(UserError, match="is in use by process"):
         start()
     assert FakeChildren.ran == []
+
+
+def test_a_key_with_a_colon_is_an_argument_of_the_config(tmp_path):
+    variants = sweep.plan("one_vae:stage=tokenizer,size=debug", "codes", tmp_path, ["steps=7"])
+    assert [variant.directory.name for variant in variants] == ["codes=fsq", "codes=vq", "codes=lfq"]
+    assert variants[1].command[3:] == [
+        "--config=one_vae:stage=tokenizer,size=debug,codes=vq",
+        "--config.steps=7",
+        f"--workdir={tmp_path / 'codes=vq'}",
+    ]
+    assert sweep.plan("one_vae", "codes", tmp_path, [])[2].command[3] == "--config=one_vae:codes=lfq"

@@ -251,3 +251,17 @@ def test_attention_with_angles_of_examples_on_a_grid(attended_axes):
     for row in range(rows):
         alone = attention(flat[row : row + 1], rotary=angles[row])[0]
         np.testing.assert_allclose(actual.reshape(flat.shape)[row], alone, atol=1e-5)
+
+
+def test_axes_may_share_a_head_unevenly_and_places_need_not_be_whole():
+    """8 + 28 + 28 of 64 channels: axis 0 turns the first 4 pairs, the others 14 each."""
+    places = jnp.array([[3.0, 0, 0], [0, 1.5, 0], [0, 0, 2.0]])
+    angles = angles_at(places, 64, channels=(8, 28, 28))
+    assert angles.shape == (3, 32)
+    np.testing.assert_allclose(angles[0, :4], 3 * 10_000.0 ** -(np.arange(4) / 4), rtol=1e-6)
+    np.testing.assert_allclose(angles[1, 4:18], 1.5 * 10_000.0 ** -(np.arange(14) / 14), rtol=1e-6)
+    np.testing.assert_allclose(angles[2, 18:], 2 * 10_000.0 ** -(np.arange(14) / 14), rtol=1e-6)
+    assert not angles[0, 4:].any() and not angles[1, :4].any() and not angles[1, 18:].any() and not angles[2, :18].any()
+    for wrong in ((8, 28, 26), (7, 29, 28), (32, 32)):
+        with pytest.raises(UserError, match="share the 64 channels of a head among 3 axes by even numbers"):
+            angles_at(places, 64, channels=wrong)

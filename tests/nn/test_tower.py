@@ -11,6 +11,7 @@ from flax import nnx
 from videogen.errors import UserError
 from videogen.nn import (
     Attention,
+    Block,
     Causal,
     Equal,
     ExtraKeys,
@@ -251,3 +252,30 @@ def test_mistakes_are_named():
         attention(X, stream=Stream((attention.empty(2, 8),)), extra_kv=extra())
     with pytest.raises(UserError, match="'attention'"):
         build_transformer({**CONFIG, "atention": {"bias": ()}}, rngs=nnx.Rngs(0))
+
+
+def test_tokens_beside_a_block_are_seen_as_its_own_would_be():
+    """Attention over both, of which only the block's own are kept."""
+    block = Block(16, {"heads": 2}, {"hidden": 32}, rngs=nnx.Rngs(0))
+    extra_tokens = jax.random.normal(jax.random.key(8), (2, 3, 16))
+    exists = jnp.array([[True, True, False], [True, True, True]])
+    joint = block(
+        jnp.concatenate([X, extra_tokens], axis=1),
+        key_mask=jnp.concatenate([jnp.ones(X.shape[:2], bool), exists], axis=1),
+    )
+    close(block(X, extra_kv=block.beside(extra_tokens, exists)), joint[:, : X.shape[1]])
+
+
+def test_the_states_of_a_stack_are_those_behind_each_layer():
+    stack = tower().stack
+    states, x = stack.states(X, mask=Causal()), X
+    assert len(states) == LAYERS
+    for number in range(LAYERS):
+        x = stack.layer(number)(x, mask=Causal())
+        close(states[number], x)
+    own = jax.random.normal(jax.random.key(8), (LAYERS, *X.shape))
+    keys = stack.beside(own)
+    for number in range(LAYERS):
+        alone = stack.layer(number).beside(own[number])
+        close(keys.key[number], alone.key)
+        close(keys.value[number], alone.value)

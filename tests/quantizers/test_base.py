@@ -31,6 +31,8 @@ CONFIGS = {
     "lfq": {"name": "lfq", "bits": 4},
     "lfq-factorised": {"name": "lfq", "bits": 4, "levels": 2},
     "bsq": {"name": "bsq", "bits": 4},
+    "bernoulli": {"name": "bernoulli", "bits": 4},
+    "bernoulli-grouped": {"name": "bernoulli", "bits": 4, "levels": 2},
     "residual": {"name": "residual", "base": VQ, "levels": 3},
     "residual-lfq": {"name": "residual", "base": {"name": "lfq", "bits": 4}, "levels": 3, "scale": 0.5},
     "product": {"name": "product", "base": VQ | {"width": 2}, "groups": 2},
@@ -38,10 +40,11 @@ CONFIGS = {
     "per-dimension": {"name": "per_dimension", "width": 4, "bins": 8, "posterior": False},
     "posterior": {"name": "per_dimension", "width": 2, "bins": 8, "spacing": "uniform"},
     "gaussian": {"name": "gaussian", "width": 2},
+    "two-paths": {"name": "two_paths", "width": 2, "codes": VQ | {"width": 2}},
 }
 DISCRETE = [name for name in CONFIGS if name != "gaussian"]
-# A sum of codes may have a nearer sum, and the largest product may be with a longer code.
-BIJECTIVE = [name for name in DISCRETE if not name.startswith(("residual", "additive", "ibq", "posterior"))]
+# A sum of codes may have a nearer sum, and the largest product may be with a longer code; posteriors are no codes.
+BIJECTIVE = [name for name in DISCRETE if not name.startswith(("residual", "additive", "ibq", "posterior", "two"))]
 
 
 def make(name: str):

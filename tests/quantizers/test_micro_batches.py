@@ -26,7 +26,9 @@ ALONE = {
     "additive": {"name": "additive", "size": 8, "width": 4, "levels": 2, "beam": 2},
     "fsq": {"name": "fsq", "levels": [3, 4, 5, 3]},
     "gaussian": {"name": "gaussian", "width": 2, "kl_weight": 0.1},
+    "bernoulli": {"name": "bernoulli", "bits": 4, "temperature": 0.5, "uncertainty_weight": 1.0},
     "per_dimension": {"name": "per_dimension", "width": 4, "posterior": False},
+    "two_paths": {"name": "two_paths", "width": 2, "codes": VQ | {"width": 2, "restart_threshold": 0.5}},
 }
 TOGETHER = {
     "multi_scale": {"name": "multi_scale", "base": VQ | {"restart_threshold": 0.5}, "drop": 0.5}

@@ -13,13 +13,13 @@ from tests.quantizers.test_base import GRIDS, VQ
 from videogen.nn import MicroBatch
 from videogen.quantizers import QUANTIZERS, build
 
-AGAIN = ("vq-cosine", "vq-euclidean", "fsq-", "lfq-", "residual", "posterior")
+AGAIN = ("vq-cosine", "vq-euclidean", "fsq-", "lfq-", "bernoulli-", "residual", "posterior")
 """Variants of others, as far as padding goes."""
 CONFIGS = {name: config for name, config in ALL.items() if not name.startswith(AGAIN)} | {
     "vq-restarts": VQ | {"restart_threshold": 0.5},
     "residual-dropout": {"name": "residual", "base": VQ, "levels": 2, "dropout": 0.5},
 }
-DRAWING = ("stochastic", "gaussian", "residual-dropout")
+DRAWING = ("stochastic", "gaussian", "residual-dropout", "bernoulli", "two-paths")
 """What they draw for an example with padding is not what they draw for the same tokens laid end to end."""
 EXISTS = np.array([[1, 1, 1, 0, 1], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
 

@@ -125,3 +125,17 @@ def test_posteriors_come_in_twice_as_wide_and_an_unknown_spacing_is_named():
     assert PerDimensionQuantizer(3, posterior=False).input_width == 3
     with pytest.raises(UserError, match="unknown spacing 'gausian'; did you mean 'gaussian'"):
         PerDimensionQuantizer(3, spacing="gausian")
+
+
+def test_a_draw_of_the_posterior_is_rounded_where_there_is_a_key():
+    quantizer = PerDimensionQuantizer(1, drawn=True)
+    # Mean 1 and deviation 0.5.
+    latents = jnp.broadcast_to(jnp.array([1.0, 2 * np.log(0.5)]), (2, 20_000, 2))
+    plain = PerDimensionQuantizer(1)
+    np.testing.assert_array_equal(quantizer(latents).indices, plain(latents).indices)
+    drawn = quantizer(latents, key=jax.random.split(jax.random.key(0), 2))
+    values = quantizer.lookup(drawn.indices)
+    np.testing.assert_allclose([values.mean(), values.std()], [1.0, 0.5], atol=0.02)
+    assert (drawn.indices[0] != drawn.indices[1]).any()
+    with pytest.raises(UserError, match="drawn is for latents with a posterior"):
+        PerDimensionQuantizer(1, posterior=False, drawn=True)

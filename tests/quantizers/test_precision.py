@@ -46,8 +46,8 @@ def test_products_of_quantizers_and_of_their_gradients(name, largest, monkeypatc
     z = jnp.ones((2, 3, quantizer.input_width))
     lines = products(jax.grad(loss, (0, 1), has_aux=True), z, params)
     assert_full(lines)
-    # Rounding and sampling of Gaussians have none.
-    assert bool(lines) == (name not in ("fsq", "gaussian", "per_dimension"))
+    # Rounding and sampling of Gaussians and bits have none.
+    assert bool(lines) == (name not in ("fsq", "gaussian", "per_dimension", "bernoulli"))
 
 
 NETWORK = {"width": 16, "heads": 2, "mlp_width": 16}

@@ -19,16 +19,17 @@ class NullableContext(nnx.Module):
       width: width of the text features and of the keys.
       classes: number of labels; appends one key per example (row ``classes`` of the table is the null
         label). ``None`` means a generator that takes no labels. Labels are range-checked at the data border.
+      layered: of texts with a vector of every layer of a language model all are passed on, not only those of the last.
     """
 
-    def __init__(self, width: int, *, classes: int | None = None, rngs: nnx.Rngs):
-        self.width, self.classes = width, classes
+    def __init__(self, width: int, *, classes: int | None = None, layered: bool = False, rngs: nnx.Rngs):
+        self.width, self.classes, self.layered = width, classes, layered
         self.null_text = parameter(rngs, (width,), ("embed",), truncated_normal(0.02))
         self.label = Embedding(classes + 1, width, rngs=rngs) if classes is not None else None
 
     def __call__(
         self, conditioning: Conditioning
-    ) -> tuple[Float[Array, "batch keys width"], Bool[Array, "batch keys"]]:
+    ) -> tuple[Float[Array, "batch keys *layers width"], Bool[Array, "batch keys"]]:
         """Returns the keys and which of them exist: text length (at least 1) plus one for the label.
 
         Raises:
@@ -42,19 +43,24 @@ class NullableContext(nnx.Module):
             return context, mask
         index = jnp.full(batch, NULL_LABEL) if conditioning.label is None else conditioning.label
         row = self.label(jnp.where(index < 0, self.classes, index))
-        context = jnp.concatenate([context, row[:, None].astype(context.dtype)], axis=1)
+        row = row.reshape(batch, *(1,) * (context.ndim - 2), -1).astype(context.dtype)
+        context = jnp.concatenate([context, jnp.broadcast_to(row, (batch, 1, *context.shape[2:]))], axis=1)
         return context, jnp.concatenate([mask, jnp.ones((batch, 1), bool)], axis=1)
 
     def _text(
         self, conditioning: Conditioning, batch: int
-    ) -> tuple[Float[Array, "batch keys width"], Bool[Array, "batch keys"]]:
+    ) -> tuple[Float[Array, "batch keys *layers width"], Bool[Array, "batch keys"]]:
         null = self.null_text.get_value()
         if conditioning.text is None:
             return jnp.broadcast_to(null, (batch, 1, self.width)), jnp.ones((batch, 1), bool)
         features, mask = conditioning.text.features, conditioning.text.mask
+        if features.ndim == 4 and not self.layered:
+            features = features[:, :, -1]
         if features.shape[-1] != self.width:
             raise UserError(f"text features have width {features.shape[-1]}, the context has width {self.width}")
         absent = ~jnp.any(mask, axis=1)
-        context = jnp.where(mask[..., None], features, 0)
-        context = context.at[:, 0].set(jnp.where(absent[:, None], null.astype(context.dtype), context[:, 0]))
+        rest = (1,) * (features.ndim - 2)
+        context = jnp.where(mask.reshape(*mask.shape, *rest), features, 0)
+        first = jnp.where(absent.reshape(-1, *rest), null.astype(context.dtype), context[:, 0])
+        context = context.at[:, 0].set(first)
         return context, mask.at[:, 0].set(mask[:, 0] | absent)

@@ -19,11 +19,11 @@ class EncodedText:
     """Encoded text.
 
     Attributes:
-      features: one vector per text token.
+      features: one vector per text token, or one of each layer of a language model.
       mask: which tokens exist; an example without any is unconditional.
     """
 
-    features: Float[Array, "batch length embed"]
+    features: Float[Array, "batch length *layers embed"]
     mask: Bool[Array, "batch length"]
 
 

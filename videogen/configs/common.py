@@ -38,6 +38,7 @@ def base(dtype: str) -> ConfigDict:
             "holdout": config_dict.placeholder(float),
             "length": config_dict.placeholder(int),
             "second_shape": config_dict.placeholder(float),
+            "without": config_dict.placeholder(str),
             "turn": config_dict.placeholder(float),
             "directions": config_dict.placeholder(bool),
             "audio": config_dict.placeholder(bool),
@@ -68,6 +69,14 @@ def base(dtype: str) -> ConfigDict:
         # ((frames, height, width, batch_size, share of the steps), …); without any, all batches are of the clip above.
         "buckets": (),
         "image_batch_size": 0,
+        # Where the images beside the videos come from; without a name they are frames of the videos.
+        "image_source": {
+            "name": config_dict.placeholder(str),
+            "path": config_dict.placeholder(str),
+            "holdout": config_dict.placeholder(float),
+            "folder_classes": config_dict.placeholder(bool),
+            "without": config_dict.placeholder(str),
+        },
         "eval_batch_size": 16,
         "workers": 0,
     }

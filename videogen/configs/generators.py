@@ -43,7 +43,7 @@ def from_text(config: ConfigDict, size: str, **transformer: bool) -> None:
 def next_token(size: str, tokenizer: ConfigDict) -> ConfigDict:
     """Next-token prediction over the codes of a tokenizer: model and sampler, without a training.
 
-    Used by larp, omnitokenizer and ``of_a_row``.
+    Used by larp, omnitokenizer, hitvideo, one_vae and ``of_a_row``.
     """
     config = begun(size, tokenizer)
     config.model = {"name": "next_block", "block": (1, 1, 1), "condition_drop": 0.1}
@@ -73,6 +73,13 @@ def of_a_row(size: str, tokenizer: ConfigDict, clip_of: ConfigDict | None = None
     if size != "paper":
         from_text(config, size, qk_norm=size == "debug")
         return config
+    of_captions(config)
+    config.model.transformer = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
+    return config
+
+
+def of_captions(config: ConfigDict) -> None:
+    """Sets a training of ours at ``paper``, from captions that T5-XXL has read."""
     config.steps = 500_000
     config.eval_every = 5000
     config.checkpoint_every = 5000
@@ -81,11 +88,29 @@ def of_a_row(size: str, tokenizer: ConfigDict, clip_of: ConfigDict | None = None
     config.data.workers = 16
     config.text = t5_text(length=77)
     config.parts.text_encoder = t5_part()
-    config.model.transformer = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
     config.ema.decay = 0.9999
     config.parallel.mesh.update({"data": 1, "fsdp": -1})
-    config.parallel.remat = "dots"
+    config.parallel.remat = "full"
     config.optimizer = {"generator": optimizer(learning_rate=1e-4, warmup=5000, b2=0.95, weight_decay=0.05)}
+
+
+def next_scale(size: str, tokenizer: ConfigDict) -> ConfigDict:
+    """Next-scale prediction over the scales of a tokenizer: model and sampler, without a training.
+
+    Used by tokenflow.
+    """
+    config = begun(size, tokenizer)
+    take_clip_of(config, tokenizer)
+    config.model = {"name": "next_scale", "token_drop": 0.0, "condition_drop": 0.1, "head": {"name": "categorical"}}
+    config.sampler = {
+        "name": "scales",
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 0.9,
+        "refine": (),
+        "guidance_scale": 3.0,
+        "guidance_schedule": "linear",
+    }
     return config
 
 

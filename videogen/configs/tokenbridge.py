@@ -2,7 +2,7 @@
 autoregressive generator whose head goes through the channels of a place one after another.
 
     --config=tokenbridge:stage=tokenizer|quantized|generator,size=debug|small|paper,model=L|H,
-        levels=depth|parallel|delay
+        levels=depth|parallel|delay,order=random|raster
 
 ``tokenizer`` trains with a Gaussian bottleneck, as for diffusion. ``quantized`` begins with its weights and trains
 nothing: its steps measure mean and deviation of every channel of the latents, by which ``per_dimension`` then rounds
@@ -12,11 +12,12 @@ the directory of ``quantized`` by --config.parts.tokenizer.checkpoint. Values pe
 ``levels=parallel`` predicts the channels of a place at once, ``levels=delay`` one place later each.
 
 ``debug`` and ``small`` are videos; ``paper`` is the published setting, images of 256 × 256 in 16 × 16 places of 16
-channels of 6 bits. What differs from it there: places come in raster order instead of at random; channels come in their
-own order instead of that of their frequencies; the features reach the head as its first input instead of by adaptive
-norms, which hold 27M of the published 486M parameters; guidance is on the logits of every channel instead of on the
-features; the posterior's mean is rounded instead of a sample; the class comes in by cross-attention, whose layers the
-published counts leave out; the autoencoder is trained with the losses of ``magvit2``.
+channels of 6 bits. ``order=random``, the paper's, is a masked transformer that draws the places in random order;
+``order=raster`` draws them one after another, which ``debug`` does unless it is told. What differs from the paper: the
+ids of a place come in as a sum of learned vectors instead of the values they stand for; encoder and decoder are one
+transformer; the class comes in by cross-attention, whose layers the published counts leave out; the autoencoder is
+trained with the losses of ``magvit2``. The order of the channels is that of the published autoencoder; of another one
+it is measured from its latents and named by --config.model.head.order.
 """
 
 from ml_collections import ConfigDict
@@ -41,8 +42,11 @@ MODELS = {
 }
 """The paper's transformers, encoder and decoder as one."""
 
-HEADS = {"L": {"name": "depth", "layers": 4, "heads": 16}, "H": {"name": "depth", "layers": 6, "heads": 16}}
-"""Their heads; each transformer over levels is as wide as the other one."""
+LAYERS = {"L": 4, "H": 6}
+"""Those of their heads; each transformer over channels is as wide as the other one."""
+
+CHANNELS = (8, 1, 10, 9, 6, 12, 4, 0, 3, 11, 7, 14, 2, 15, 13, 5)
+"""The channels of the published autoencoder, those of low frequencies first."""
 
 SWEEPS = {
     "bins": [{"model.quantizer.bins": bins} for bins in (4, 8, 16, 64)],
@@ -53,16 +57,26 @@ SWEEPS = {
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
-    sizes, levels = ("debug", "small", "paper"), ("depth", "parallel", "delay")
-    chosen = parse_argument(argument, stage=STAGES, size=sizes, model=tuple(MODELS), levels=levels)
+    chosen = parse_argument(
+        argument,
+        stage=STAGES,
+        size=("debug", "small", "paper"),
+        model=tuple(MODELS),
+        levels=("depth", "parallel", "delay"),
+        order=("", "random", "raster"),
+    )
     if chosen["stage"] == "tokenizer":
         return tokenizer(chosen["size"])
     if chosen["stage"] == "quantized":
         return quantized(chosen["size"])
-    config = generator(chosen["size"], chosen["model"])
+    order = chosen["order"] or ("random" if chosen["size"] == "paper" else "raster")
+    if chosen["levels"] == "delay":
+        order = "raster"
+    config = generator(chosen["size"], chosen["model"], order)
     if chosen["levels"] != "depth":
         config.model.head = ConfigDict({"name": "categorical"})
-        config.model.delay = chosen["levels"] == "delay"
+        if order == "raster":
+            config.model.delay = chosen["levels"] == "delay"
     return config
 
 
@@ -99,7 +113,8 @@ def rounded(size: str) -> ConfigDict:
     """The trained tokenizer with ids."""
     model = network(size)
     bins = 16 if size == "debug" else 64
-    model.quantizer = ConfigDict({"name": "per_dimension", "width": channels(size), "bins": bins, "reach": 5.0})
+    codes = {"name": "per_dimension", "width": channels(size), "bins": bins, "reach": 5.0, "drawn": True}
+    model.quantizer = ConfigDict(codes)
     return model
 
 
@@ -118,18 +133,19 @@ def quantized(size: str) -> ConfigDict:
     return config
 
 
-def generator(size: str, model: str) -> ConfigDict:
+def generator(size: str, model: str, order: str) -> ConfigDict:
     """The autoregressive generator of the rounded channels."""
     config = begun(size, rounded(size))
-    config.model = {"name": "next_block", "block": (1, 1, 1), "delay": False, "condition_drop": 0.1}
-    config.sampler = {
-        "name": "blocks",
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "guidance_scale": 1.0,
-        "guidance_schedule": "constant",
-    }
+    config.sampler = {"temperature": 1.0, "top_k": 0, "guidance_scale": 1.0, "guidance_schedule": "constant"}
+    if order == "raster":
+        config.model = {"name": "next_block", "block": (1, 1, 1), "delay": False, "condition_drop": 0.1}
+        config.sampler.update({"name": "blocks", "top_p": 1.0})
+    else:
+        config.model = {"name": "masked", "training_schedule": "mar", "condition_drop": 0.1}
+        # As many steps as places, or fewer: 256 are published.
+        steps = {"debug": 36, "small": 64, "paper": 256}[size]
+        config.sampler.update({"name": "maskgit", "steps": steps, "schedule": "cosine", "final_temperature": 1.0})
+        config.sampler.order = "random"
     if size == "debug":
         debug(config)
     elif size == "small":
@@ -144,7 +160,9 @@ def debug(config: ConfigDict) -> None:
     from_text(config, "debug", rotary=True)
     config.data.clip.update({"height": 24, "width": 24})
     config.model.head = {"name": "depth", "layers": 1, "heads": 4}
-    config.sampler.update({"top_p": 0.9, "guidance_scale": 3.0})
+    config.sampler.guidance_scale = 3.0
+    if config.sampler.name == "blocks":
+        config.sampler.top_p = 0.9
 
 
 def small(config: ConfigDict) -> None:
@@ -170,9 +188,12 @@ def paper(config: ConfigDict, model: str) -> None:
     config.classes = data_sets.CLASSES["imagenet"]
     config.text = no_text()
     config.model.transformer = {**MODELS[model], "dropout": 0.1}
-    config.model.head = HEADS[model]
+    head = {"name": "depth", "layers": LAYERS[model], "heads": 16, "order": CHANNELS}
+    config.model.head = head | {"condition": "adaptive", "guidance": "features"}
     scale, temperature = {"L": (3.1, 0.97), "H": (3.45, 0.91)}[model]
     config.sampler.update({"guidance_scale": scale, "guidance_schedule": "linear", "temperature": temperature})
+    if config.sampler.name == "maskgit":
+        config.sampler.final_temperature = temperature
     config.ema.decay = 0.9999
     config.parallel.mesh.update({"data": 1, "fsdp": -1})
     config.parallel.remat = "full"

@@ -1,6 +1,6 @@
 """TokenFlow (Qu et al., CVPR 2025): one id stands for what a place means and for how it looks, over scales of a grid.
 
-    --config=tokenflow:stage=tokenizer,size=debug|small|paper,variant=B|B-256|XL
+    --config=tokenflow:stage=tokenizer|generator,size=debug|small|paper,variant=B|B-256|XL
 
 A public encoder, trained along, and causal convolutions give semantic and pixel latents of one grid, two codebooks one
 id for both, and every scale codes what the coarser ones left. The semantic half is decoded to vectors that become like
@@ -15,24 +15,31 @@ encoder, ViTamin-XL, is not read here. The wider pixel decoder of the second sta
 --config.model.pixel_decoder.width=256 --config.model.pixel_decoder.blocks=4, with --config.start_from.run and
 --config.optimizer.tokenizer.freeze for the rest.
 
-What differs from the paper: the convolutions are those of MAGVIT-v2 with kernels of one frame, without attention at the
-coarsest level; the pixel half is decoded without a layer to 256 channels before them; scales are dropped for each
-example (published: for all of a device). The optional k-means start (--config.model.quantizer.base.kmeans=10) takes the
-latents of all scales of the first step and leaves the table to its gradients after that; the published one takes the
-full scale alone, then moves averages. ``debug`` and ``small`` have codebooks of moving averages with restarts. The
-steps, the warm-up and the EMA were not found: those here are ours, and so is the batch, the published default. Which of
-CLIP's patches are read was not found either: here the trained encoder's before the last norm, and the teacher's in the
-space that pictures and texts share, whose width is the published one. The adversarial loss is off until it has a weight
-(published: 0.5 from step 20k), the perceptual one until the user names a file:
+``generator`` draws scale after scale, all tokens of one at once, from text; --config.sampler.refine=((100,0.8),(1,1.0))
+draws every scale twice more, each time from what was drawn. --config.model.token_drop=0.1 shows it wrong ids in
+training and lets it learn what mends them.
+
+What differs from the paper: the generator is no language model that was trained before, as large as Llama-2 7B at
+``paper``, and the text comes in by cross-attention; the convolutions are those of MAGVIT-v2 with kernels of one frame,
+without attention at the coarsest level; the pixel half is decoded without a layer to 256 channels before them; scales
+are dropped for each example (published: for all of a device). The optional k-means start
+(--config.model.quantizer.base.kmeans=10) takes the latents of all scales of the first step and leaves the table to its
+gradients after that; the published one takes the full scale alone, then moves averages. ``debug`` and ``small`` have
+codebooks of moving averages with restarts. The steps, the warm-up and the EMA were not found: those here are ours, and
+so is the batch, the published default. Which of CLIP's patches are read was not found either: here the trained
+encoder's before the last norm, and the teacher's in the space that pictures and texts share, whose width is the
+published one. The adversarial loss is off until it has a weight (published: 0.5 from step 20k), the perceptual one
+until the user names a file:
 --config.losses.perceptual.name=lpips --config.losses.perceptual.path=FILE --config.losses.perceptual.weight=1
 """
 
 from ml_collections import ConfigDict
 
 from videogen.configs.common import adversarial, base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.generators import from_text, next_scale, of_captions
 from videogen.configuration import parse_argument
 
-STAGES = ("tokenizer",)
+STAGES = ("tokenizer", "generator")
 
 STAND_IN = {"name": "shapes_classifier", "classes": 96, "widths": (24, 32, 48, 64), "features": 24, "side": 32}
 """The stand-in that comes with videogen."""
@@ -61,6 +68,8 @@ def get_config(argument: str = "") -> ConfigDict:
     """The config of a stage at a size; ``argument`` is what follows the colon of ``--config``."""
     chosen = parse_argument(argument, stage=STAGES, size=("debug", "small", "paper"), variant=tuple(VARIANTS))
     size, variant = chosen["size"], chosen["variant"]
+    if chosen["stage"] == "generator":
+        return generator(size, variant)
     config = base(dtype="float32" if size == "debug" else "bfloat16")
     config.task = "tokenizer"
     config.model = tokenflow(size, variant)
@@ -106,6 +115,20 @@ def get_config(argument: str = "") -> ConfigDict:
         config.parallel.remat = "full"
         rates = {"learning_rate": 1e-4, "b1": 0.9, "b2": 0.95, "weight_decay": 0.0, "warmup": 5000, "final": 1.0}
         config.optimizer = {name: optimizer(**rates) for name in ("tokenizer", "discriminator")}
+    return config
+
+
+def generator(size: str, variant: str) -> ConfigDict:
+    """Next-scale prediction of the ids."""
+    config = next_scale(size, tokenflow(size, variant))
+    if size != "paper":
+        from_text(config, size, rotary=True)
+        return config
+    of_captions(config)
+    mlp = {"mlp_width": 11_008, "mlp": {"kind": "swiglu"}}
+    config.model.transformer = {"layers": 32, "width": 4096, "heads": 32, **mlp}
+    # Published: 25 passes over nine scales, of which the first draws alone.
+    config.sampler.update({"top_k": 1200, "top_p": 0.8, "refine": ((100, 0.8), (1, 1.0)), "guidance_scale": 7.5})
     return config
 
 

@@ -12,11 +12,11 @@ from absl import logging
 from videogen.data import lists
 from videogen.data.captions import CAPTIONS, printable, read_captions
 from videogen.data.clip import Clip
+from videogen.data.media import PICTURES
 from videogen.data.source import SPLITS, Source, held_out, place
 from videogen.errors import UserError, near_matches
 
 VIDEOS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
-PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)

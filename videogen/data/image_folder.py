@@ -7,8 +7,8 @@ import numpy as np
 from videogen.data.captions import printable
 from videogen.data.clip import Clip
 from videogen.data.decode import decode_clip
-from videogen.data.folders import PICTURES, Choice, FolderSource
-from videogen.data.media import PIXEL_BUDGET
+from videogen.data.folders import Choice, FolderSource
+from videogen.data.media import PICTURES, PIXEL_BUDGET
 from videogen.errors import UserError
 
 

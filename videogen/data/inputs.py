@@ -35,7 +35,9 @@ def clip_of(config: Any) -> data.Clip:
     return data.Clip(clip.frames, clip.height, clip.width, clip.fps or None)
 
 
-def build_source(config: Any, split: str, clip: data.Clip | None = None) -> data.Source:
+def build_source(
+    config: Any, split: str, clip: data.Clip | None = None, section: Mapping[str, Any] | None = None
+) -> data.Source:
     """The source of a config; the seed of the held-out split differs, so that procedural clips do too.
 
     A token cache is checked against the tokenizer of the run, whose hash the config holds once it has started.
@@ -44,9 +46,10 @@ def build_source(config: Any, split: str, clip: data.Clip | None = None) -> data
       config: the stage config.
       split: 'train' or 'eval'.
       clip: the size of its samples; ``None`` takes the config's clip.
+      section: settings of another source than ``config.data.source``.
     """
     seed = config.seed if split == "train" else config.seed + 1
-    settings = config.data.source.to_dict()
+    settings = config.data.source.to_dict() if section is None else dict(section)
     takes = inspect.signature(data.class_of(settings)).parameters
     if "tokenizer_hash" in takes and "tokenizer" in config.parts:
         settings["tokenizer_hash"] = config.parts.tokenizer.hash
@@ -159,12 +162,17 @@ def build_pipeline(config: Any, source: data.Source, text: Any, start: int, mesh
       start: videos the whole job has already consumed.
       mesh: the devices that batches go to.
     """
-    buckets = data.read_buckets(config.data)
+    buckets, pictures, section = data.read_buckets(config.data), None, config.data.get("image_source")
+    if section and section.name and config.data.image_batch_size:
+        given = {key: value for key, value in section.to_dict().items() if value not in (None, "")}
+        stills = [dataclasses.replace(bucket.clip, frames=1) for bucket in buckets]
+        pictures = [build_source(config, "train", still, given) for still in stills]
     return data.Pipeline(
         [source if b.clip == source.clip else build_source(config, "train", b.clip) for b in buckets],
         batch_size=[bucket.batch_size for bucket in buckets],
         shares=[bucket.share for bucket in buckets],
         image_batch_size=config.data.image_batch_size,
+        image_source=pictures,
         seed=config.seed,
         workers=config.data.workers,
         text=text,

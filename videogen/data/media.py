@@ -70,6 +70,10 @@ def open_bytes(encoded: Encoded, name: str) -> Iterator[BinaryIO]:
         yield file
 
 
+PICTURES = (".jpeg", ".jpg", ".png", ".webp")
+"""Endings of the names of pictures."""
+
+
 def open_container(file: BinaryIO, name: str, pixel_budget: int) -> av.container.InputContainer:
     """Opens a container, or says what is wrong with it.
 
@@ -90,4 +94,5 @@ def open_container(file: BinaryIO, name: str, pixel_budget: int) -> av.container
         file.seek(0)
         head = file.read(16)
         known = any(head[at:].startswith(magic) for at, magic in _MAGIC.items())
-        raise SampleError(name, "index missing / truncated" if known else "not a video container") from error
+        other = "not a picture" if name.lower().endswith(PICTURES) else "not a video container"
+        raise SampleError(name, "index missing / truncated" if known else other) from error

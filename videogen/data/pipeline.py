@@ -172,6 +172,7 @@ class Pipeline:
       workers: worker processes; 0 reads in background threads of this process.
       text: tokenizer of the captions; ``None`` leaves the text out.
       image_batch_size: images per batch in the whole job.
+      image_source: of the images, one for each bucket; ``None``: they are frames of the videos.
       share: size of a batch -> which share of it this process reads, and how many shares there are.
       start: videos the whole job has already consumed: where to go on after a restart.
       shuffle: a new order every epoch; False keeps the order of the source.
@@ -195,6 +196,7 @@ class Pipeline:
         text: TextTokenizer | None,
         shares: Sequence[float] = (1,),
         image_batch_size: int = 0,
+        image_source: Source | Sequence[Source] | None = None,
         share: Callable[[int], tuple[int, int]] = lambda size: (0, 1),
         start: int = 0,
         shuffle: bool = True,
@@ -203,6 +205,12 @@ class Pipeline:
         batch_sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
         if len(sources[0]) == 0:
             raise UserError("the data set is empty; check data.source.path")
+        given = [] if image_source is None else image_source
+        pictures = [given] if isinstance(given, Source) else list(given) or sources
+        if image_batch_size and len(pictures[0]) == 0:
+            raise UserError("the data set of images is empty; check data.image_source.path")
+        if bool(pictures[0].classes) != bool(sources[0].classes) or len(pictures[0].classes) > len(sources[0].classes):
+            raise UserError("images and videos have other classes; leave data.image_source out, or give both the same")
         if len({len(source) for source in sources}) > 1:
             raise UserError("the data set has another number of samples for each bucket, so they share no order")
         if min(batch_sizes) < 1 or image_batch_size < 0:
@@ -218,7 +226,7 @@ class Pipeline:
             self._schedule,
             [_samples(source, _seed_of(seed, 0), shuffle, single_frame=False) for source in sources],
             batch_sizes,
-            [_samples(source, _seed_of(seed, 1), shuffle, single_frame=True) for source in sources],
+            [_samples(source, _seed_of(seed, 1), shuffle, single_frame=True) for source in pictures],
             image_batch_size,
             share,
             Collate(text, bool(sources[0].classes)),

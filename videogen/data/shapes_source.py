@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from videogen.data.clip import Clip
 from videogen.data.source import Source
-from videogen.errors import UserError
+from videogen.errors import UserError, near_matches
 
 COLOURS = {
     "red": (225, 40, 40),
@@ -195,6 +195,7 @@ class ShapesSource(Source):
       second_shape: probability of a second shape of another colour, whose path keeps clear of the first.
       turn: probability that the first shape changes its direction half-way.
       directions: labels tell where the first shape moves, too: 96 classes instead of 24.
+      without: a colour that no shape has; empty: all occur.
     """
 
     classes = tuple(f"{colour} {form}" for form in FORMS for colour in COLOURS)
@@ -211,13 +212,16 @@ class ShapesSource(Source):
         second_shape: float = 0.0,
         turn: float = 0.0,
         directions: bool = False,
+        without: str = "",
     ):
         super().__init__(clip=clip, seed=seed, split="eval" if split == COMPOSITION else split)
         self.split = split
         for name, value in (("second_shape", second_shape), ("turn", turn)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is a probability between 0 and 1, got {value}")
-        self._length = length
+        if without and without not in COLOURS:
+            raise UserError(f"unknown colour {without!r}{near_matches(without, COLOURS)}")
+        self._without, self._length = without, length
         self._second_shape = second_shape
         self._turn = turn
         self._directions = directions
@@ -255,7 +259,7 @@ class ShapesSource(Source):
             {"shapes": [shape], "tone": tone, "texture": texture}
             for shape, tone, texture in itertools.product(shapes, TONES, TEXTURES)
         )
-        return [caption(scene) for scene in scenes if split_of(scene) == self.split]
+        return [caption(scene) for scene in scenes if self._belongs(scene)]
 
     def _scene(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draws scenes until one belongs to this split and its shapes keep clear of each other."""
@@ -263,8 +267,13 @@ class ShapesSource(Source):
         turns = rng.random() < self._turn
         while True:
             attributes = _draw(rng, count, turns)
-            if split_of(attributes) == self.split and self._place(attributes["shapes"], rng):
+            if self._belongs(attributes) and self._place(attributes["shapes"], rng):
                 return attributes
+
+    def _belongs(self, attributes: dict[str, Any]) -> bool:
+        """Whether a scene is one of this split, and none of its shapes has the colour that is left out."""
+        colours = {shape["colour"] for shape in attributes["shapes"]}
+        return self._without not in colours and split_of(attributes) == self.split
 
     def _place(self, shapes: list[dict[str, Any]], rng: np.random.Generator) -> bool:
         """Gives every shape a ``start`` that keeps it in the frame and off the other; False if none fits."""

@@ -9,8 +9,8 @@ import numpy as np
 from videogen.data.captions import printable
 from videogen.data.clip import Clip
 from videogen.data.decode import decode_audio, decode_clip, frame_rate
-from videogen.data.folders import PICTURES, VIDEOS, Choice, FolderSource
-from videogen.data.media import PIXEL_BUDGET
+from videogen.data.folders import VIDEOS, Choice, FolderSource
+from videogen.data.media import PICTURES, PIXEL_BUDGET
 from videogen.data.source import SampleError
 from videogen.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 from videogen import building
 from videogen.diffusion.bernoulli import Bernoulli
 from videogen.diffusion.distillation import check_student, distillation_loss, mean_velocity, rollout, substeps_of
-from videogen.diffusion.grids import KarrasGrid, LinearQuadraticGrid, LogSNRGrid, UniformGrid, stagger
+from videogen.diffusion.grids import KarrasGrid, LinearQuadraticGrid, LogSNRGrid, PowerGrid, UniformGrid, stagger
 from videogen.diffusion.guidance import (
     AdaptiveProjected,
     ClassifierFree,
@@ -65,6 +65,7 @@ BIT_PROCESSES = {"bernoulli": Bernoulli}
 TIME_DISTRIBUTIONS = {"uniform": Uniform, "logit_normal": LogitNormal, "mode": Mode, "log_normal_sigma": LogNormalSigma}
 GRIDS = {
     "uniform": UniformGrid,
+    "power": PowerGrid,
     "linear_quadratic": LinearQuadraticGrid,
     "karras": KarrasGrid,
     "log_snr": LogSNRGrid,
@@ -140,6 +141,7 @@ __all__ = [
     "LogitNormal",
     "Mode",
     "Noisy",
+    "PowerGrid",
     "NormalisedLatents",
     "Process",
     "RectifiedFlow",

@@ -23,10 +23,13 @@ class Bernoulli(Process):
     Attributes:
       prediction: what the logits are of: ``flip``, that the bit is not as in the data, or ``x0``, that it is 1 there.
       threshold: a step to t = 0 takes the likelier bit (Instella-T2I) and draws none.
+      anew: a step draws x_later of the bits that the network finds likely, whatever x_t is (the first of
+        Instella-T2I's two samplers), and not of the posterior given x_t (its second).
     """
 
     prediction: Annotated[str, OneOf("flip", "x0")] = "flip"
     threshold: bool = False
+    anew: bool = False
 
     def corrupt(self, clean: Bits, t: Float[Array, "*times"], keys: Array) -> Noisy:
         flipped = draw(jax.random.uniform, keys, clean.shape) < 0.5 * broadcast_right(t, clean)
@@ -51,7 +54,10 @@ class Bernoulli(Process):
         """The posterior of the bits, the mean over the bits of the data that the network finds likely."""
         t, later = broadcast_right(t, state), broadcast_right(later, state)
         one = self.data(output, state)
-        share = one * self.posterior(state, 1, t, later) + (1 - one) * self.posterior(state, 0, t, later)
+        if self.anew:
+            share = (1 - later) * one + 0.5 * later
+        else:
+            share = one * self.posterior(state, 1, t, later) + (1 - one) * self.posterior(state, 0, t, later)
         if self.threshold:
             share = jnp.where(later > 0, share, one > 0.5)
         drawn = (draw(jax.random.uniform, keys, state.shape) < share).astype(state.dtype)
@@ -75,3 +81,7 @@ class Bernoulli(Process):
     def network_input(self, noisy: Bits, t: Float[Array, "*times"]) -> Float[Array, "batch ..."]:
         """Bits as -1 and 1."""
         return 2.0 * noisy - 1.0
+
+    def start(self, white: Float[Array, "batch ..."], t: Float[Array, "*times"]) -> Bits:
+        """Fair coins, whatever the time."""
+        return (white > 0).astype(jnp.int32)

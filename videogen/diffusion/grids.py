@@ -61,6 +61,20 @@ class UniformGrid(Grid):
 
 
 @dataclasses.dataclass(frozen=True)
+class PowerGrid(Grid):
+    """``(1 - i / steps)^rho``, then shifted (Instella-T2I).
+
+    Attributes:
+      rho: above 1 steps crowd near the data.
+    """
+
+    rho: Positive = 1.0
+
+    def __call__(self, steps: int, process: Gaussian, shift: float = 1.0) -> Times:
+        return shift_time(np.linspace(1.0, 0.0, steps + 1) ** self.rho, shift).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class LinearQuadraticGrid(Grid):
     """Half of the steps in the first ``share`` of the time, the others ever larger (Movie Gen, 2024), then shifted.
 

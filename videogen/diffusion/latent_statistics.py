@@ -46,7 +46,7 @@ class LatentStatistics(nnx.Module):
     """
 
     def __init__(self, channels: int, updates: int = 500):
-        self.updates = updates
+        self.channels, self.updates = channels, updates
         self.mean = LatentStatistic(jnp.zeros(channels))
         self.square = LatentStatistic(jnp.ones(channels))
         self.count = LatentStatistic(jnp.zeros((), jnp.int32))

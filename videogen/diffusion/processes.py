@@ -8,7 +8,7 @@ Training knows of a process ``corrupt`` and ``loss`` alone, whatever its family.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,12 @@ def broadcast_right(t: Float[Array, "*times"], sample: Shaped[Array, "batch ..."
     return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (sample.ndim - t.ndim))
 
 
+NO_SCALES = (
+    "this process has no signal-to-noise ratio: take grid.name uniform, power or linear_quadratic, and "
+    "time_distribution.name uniform, logit_normal or mode"
+)
+
+
 class Noisy(NamedTuple):
     """What ``Process.corrupt`` makes of data.
 
@@ -52,7 +58,13 @@ class Noisy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """What the families share: how data are corrupted, what a network learns of them, and a step back."""
+    """What the families share: how data are corrupted, what a network learns of them, and a step back.
+
+    Attributes:
+      solved: solvers run along it (``solvers.integrate``); others go back by their own ``step`` (``ancestral``).
+    """
+
+    solved: ClassVar[bool] = False
 
     def __post_init__(self):
         check_fields(self)
@@ -91,6 +103,18 @@ class Process:
     def network_input(self, noisy: Shaped[Array, "batch ..."], t: Array) -> Float[Array, "batch ..."]:
         """``x_t`` as the network takes it."""
         raise NotImplementedError
+
+    def start(self, white: Float[Array, "batch ..."], t: Array) -> Shaped[Array, "batch ..."]:
+        """What samples begin with at ``t``, where nothing of the data is left, of white noise."""
+        raise NotImplementedError
+
+    def half_log_snr(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
+        """lambda = log(alpha / sigma), falling in ``t``."""
+        raise UserError(NO_SCALES)
+
+    def time_of(self, half_log_snr: Float[Array, "*times"]) -> Float[Array, "*times"]:
+        """The inverse of ``half_log_snr``."""
+        raise UserError(NO_SCALES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +173,7 @@ class Gaussian(Process):
       weighting: how much the error counts, a name in ``WEIGHTS``; empty is the plain error of the prediction.
     """
 
+    solved: ClassVar[bool] = True
     data_deviation: Positive = dataclasses.field(default=EDM_DATA_DEVIATION, kw_only=True)
     prediction: str = dataclasses.field(default="velocity", kw_only=True)
     weighting: str = dataclasses.field(default="", kw_only=True)
@@ -218,6 +243,9 @@ class Gaussian(Process):
         return noisy / edm_deviation(*(broadcast_right(scale, noisy) for scale in self.scales(t)), self.data_deviation)
 
     # Sampling --------------------------------------------------------------------------------------------------------
+
+    def start(self, white: Sample, t: Float[Array, "*times"]) -> Sample:
+        return broadcast_right(self.scales(t)[1], white) * white
 
     def step(
         self, state: Sample, output: Sample, t: Float[Array, "*times"], later: Float[Array, "*times"], keys: Array

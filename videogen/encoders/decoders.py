@@ -155,13 +155,22 @@ class Decoder(Published):
           positions: of the tokens; by default 0, 1, ….
           stream: the caches of ``begin``, which these tokens continue.
         """
+        call = self._call(embedded, mask, positions)
+        return self.transformer.finish(self.transformer.trunk(embedded, **call, stream=stream)[0])
+
+    def states(
+        self, embedded: Float[Array, "batch length width"], mask: Bool[Array, "batch length"] | None = None
+    ) -> Float[Array, "layers batch length width"]:
+        """Every token behind each layer, before the last norm; what the embedding gives is none of them."""
+        return self.transformer.stack.states(embedded, **self._call(embedded, mask))
+
+    def _call(self, embedded: Array, mask: Array | None, positions: Array | None = None) -> dict[str, Any]:
+        """The arguments of the layers."""
         if positions is None:
             positions = jnp.arange(embedded.shape[1])[None]
         angles = positions[..., None] * jnp.asarray(self.frequencies, jnp.float32)
         angles = jnp.broadcast_to(angles, (len(embedded), *angles.shape[1:]))
-        return self.transformer.finish(
-            self.transformer.trunk(embedded, mask=Causal(), key_mask=mask, rotary=angles, stream=stream)[0]
-        )
+        return dict(mask=Causal(), key_mask=mask, rotary=angles)
 
     def begin(self, batch: int, length: int) -> tuple[Any, ...]:
         """The caches of empty texts of at most ``length`` tokens, for decoding with a ``Stream``."""

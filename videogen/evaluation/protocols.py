@@ -308,7 +308,7 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
 OF_GENERATORS = ("prompt_fidelity", "composition", "geneval.shapes", "tasks")
 """Protocols of what a generator draws; the others are of what a tokenizer reconstructs."""
 
-READ_WEIGHTS = ("downstream",)
+READ_WEIGHTS = ("downstream", "rate_distortion")
 """Protocols with a frozen network, whose weights may be named."""
 
 

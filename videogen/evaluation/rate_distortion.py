@@ -18,11 +18,13 @@ from videogen.data.video_io import Frames
 from videogen.errors import UserError
 from videogen.evaluation import stand_in
 from videogen.evaluation.codecs import CODECS
+from videogen.evaluation.measures import load_network
 from videogen.metrics import to_unit
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import VideoShape
 from videogen.tasks import to_pixels, to_video
 from videogen.tasks.tokenizer import FIDELITY, measurable
+from videogen.tokenizers import Request, Tokenizer
 from videogen.tokens import Layout
 
 if TYPE_CHECKING:
@@ -46,22 +48,19 @@ WORDS = {
 
 MEASURES = ("psnr", "ssim")
 SHOWN = 12
+LPIPS = "lpips_alex"
+"""The name of LPIPS on AlexNet among the measures, and of its network."""
+
+ERRORS = (0.02, 0.05, 0.1, 0.2)
+"""What a tokenizer that decides by itself is asked for, in turn."""
 
 Point = dict[str, float]
 """``written_bits_per_pixel``, ``bytes`` and what a reconstruction is measured by: means over the clips."""
 
 
-def counts(model: nnx.Module, layout: Layout) -> list[int | None]:
-    """Numbers of tokens that are asked for: the powers of two and all, of several segments the first ones as a whole.
-
-    Of tokens in rows (latent frames) they are those of a row. ``None`` is what the tokenizer does by itself.
-    """
-    if not model.drops:
-        return [None]
-    if len(layout.segments) > 1:
-        return np.cumsum([segment.tokens for _, segment in layout.segments]).tolist()
-    tokens = layout.only.shape[-1]
-    return [2**i for i in range(tokens.bit_length()) if 2**i < tokens] + [tokens]
+def counts(model: Tokenizer, layout: Layout) -> list[int | None]:
+    """Numbers of tokens that are tried (``Tokenizer.budgets``); ``None`` is what the tokenizer does by itself."""
+    return [*model.budgets(layout)] or [None]
 
 
 def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -75,27 +74,31 @@ def rate_distortion(evaluation: "Evaluation") -> tuple[dict[str, Any], dict[str,
     model, videos = evaluation.loaded.tokenizer, evaluation.videos
     if not model.vocabulary:
         raise UserError("rate_distortion needs a tokenizer of codes: continuous latents have no bits to write")
-    judged = data.class_of(evaluation.loaded.config.data.source).judged
+    measures = _Measures(evaluation)
     found: dict[str, dict[str, Point]] = {"tokenizer": {}}
     layout = model.layout(VideoShape(*videos.shape[1:4]))
     pictures = {"originals": videos[:SHOWN]}
+    if model.adapts:
+        found["by_error"] = {}
+        for error in ERRORS:
+            rebuilt, sizes = _coded(evaluation, model, Request(error), f"error_{error}")
+            found["by_error"][str(error)] = measures.point(rebuilt, sizes)
     for count in counts(model, layout):
         name = str(layout.tokens if count is None else count * (layout.tokens // Packing(layout).row))
         rebuilt, sizes = _coded(evaluation, model, count, name)
-        found["tokenizer"][name] = _point(videos, rebuilt, sizes, judged)
+        found["tokenizer"][name] = measures.point(rebuilt, sizes)
         pictures["reconstructions"] = rebuilt[:SHOWN]
     for codec, strengths in STRENGTHS.items():
-        points = {str(strength): _of_codec(evaluation, codec, strength, judged) for strength in strengths}
+        points = {str(strength): _of_codec(evaluation, codec, strength, measures) for strength in strengths}
         if points := {name: point for name, point in points.items() if point}:
             found[codec] = points
-    evaluation.beside["codecs"] = WORDS
-    if judged and videos.shape[1] > 1:
-        rebuilt = "clips and what is left of them"
-        evaluation.beside[stand_in.PRESET] = stand_in.protocol(videos, videos, rebuilt)
+    evaluation.beside.update({"codecs": WORDS, **measures.protocols})
     return {"rate_distortion": found, "clips": len(videos)}, pictures
 
 
-def _coded(evaluation: "Evaluation", model: nnx.Module, count: int | None, name: str) -> tuple[Frames, list[int]]:
+def _coded(
+    evaluation: "Evaluation", model: nnx.Module, count: Request | int | None, name: str
+) -> tuple[Frames, list[int]]:
     """All clips after the tokenizer, and the bytes of each."""
     graph, state = nnx.split(model)
     mesh = mesh_of(state)
@@ -104,7 +107,8 @@ def _coded(evaluation: "Evaluation", model: nnx.Module, count: int | None, name:
     def run(state: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels), count))
-        return model.decode(latents, **model.seen(tokens)), tokens.kept
+        sized = model.sized(VideoShape(*pixels.shape[1:4]))
+        return model.decode(latents, **model.seen(tokens), **sized), tokens.kept
 
     def code(video: Frames) -> dict[str, np.ndarray]:
         with inside(mesh):
@@ -121,7 +125,7 @@ def _coded(evaluation: "Evaluation", model: nnx.Module, count: int | None, name:
     return np.concatenate(parts), sizes
 
 
-def _of_codec(evaluation: "Evaluation", codec: str, strength: int, judged: bool) -> Point | None:
+def _of_codec(evaluation: "Evaluation", codec: str, strength: int, measures: "_Measures") -> Point | None:
     def code() -> dict[str, np.ndarray]:
         coded = [CODECS[codec][0](video, strength) for video in evaluation.videos]
         return {"videos": np.stack([c.frames for c in coded]), "sizes": np.array([c.size for c in coded])}
@@ -131,16 +135,39 @@ def _of_codec(evaluation: "Evaluation", codec: str, strength: int, judged: bool)
     except (OSError, UserError) as error:
         logging.warning("%s:%d cannot code these clips and has no point: %s", codec, strength, error)
         return None
-    return _point(evaluation.videos, found["videos"], found["sizes"].tolist(), judged)
+    return measures.point(found["videos"], found["sizes"].tolist())
 
 
-def _point(originals: Frames, rebuilt: Frames, sizes: list[int], judged: bool) -> Point:
-    size, pixels = float(np.mean(sizes)), np.prod(originals.shape[1:4])
-    point = {"written_bits_per_pixel": 8 * size / float(pixels), "bytes": size}
-    for name in set(MEASURES) & set(measurable(*originals.shape[2:4])):
-        values = [
-            np.asarray(FIDELITY[name](*(to_unit(to_video(clip[None])) for clip in pair)))
-            for pair in zip(rebuilt, originals, strict=True)
-        ]
-        point[name] = float(np.mean(values))
-    return point | (stand_in.distance(originals, rebuilt) if judged else {})
+class _Measures:
+    """What reconstructions are measured by; LPIPS where the evaluation has its weights."""
+
+    def __init__(self, evaluation: "Evaluation"):
+        self.originals = evaluation.videos
+        self.names = set(MEASURES) & set(measurable(*self.originals.shape[2:4]))
+        source = data.class_of(evaluation.loaded.config.data.source)
+        self.judged = source.judged and self.originals.shape[1] > 1
+        self.lpips = load_network(LPIPS, evaluation.weights, None) if evaluation.weights else None
+
+    @property
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """Those of the measures with a network."""
+        found = {} if self.lpips is None else {LPIPS: {"weights": self.lpips.hash}}
+        if self.judged:
+            sides = "clips and what is left of them"
+            found[stand_in.PRESET] = stand_in.protocol(self.originals, self.originals, sides)
+        return found
+
+    def point(self, rebuilt: Frames, sizes: list[int]) -> Point:
+        """The point of reconstructions of all clips in files of these sizes in bytes."""
+        size, pixels = float(np.mean(sizes)), np.prod(self.originals.shape[1:4])
+        each: dict[str, list[float]] = {}
+        for pair in zip(rebuilt, self.originals, strict=True):
+            videos = [to_video(clip[None]) for clip in pair]
+            values = {name: FIDELITY[name](*map(to_unit, videos)) for name in self.names}
+            if self.lpips is not None:
+                values[LPIPS] = np.mean(self.lpips.encode(*(video[0] for video in videos)))
+            for name, value in values.items():
+                each.setdefault(name, []).append(float(np.asarray(value).item()))
+        point = {"written_bits_per_pixel": 8 * size / float(pixels), "bytes": size}
+        point |= {name: float(np.mean(values)) for name, values in each.items()}
+        return point | (stand_in.distance(self.originals, rebuilt) if self.judged else {})

@@ -154,8 +154,10 @@ class Reference:
                 if not {"mu", "sigma"} <= set(names):
                     raise UserError(f"{path} holds no mu and sigma, only {', '.join(names)}; name a folder instead")
                 mean, matrix = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
-        except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(f"cannot read {path}: {error}; download it again") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}; download it again") from error
+        except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is no .npz file of arrays mu and sigma; download it again") from error
         if mean.ndim != 1 or matrix.shape != (mean.size, mean.size):
             raise UserError(f"{path}: mu {list(mean.shape)} and sigma {list(matrix.shape)} are no mean and covariance")
         if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):

@@ -54,12 +54,7 @@ def build(config: Mapping[str, Any], *, vocabulary: Sequence[int] = (), channels
         model such tokens.
     """
     if class_of(config).denoises:
-        if vocabulary:
-            raise UserError(
-                f"a {config['name']} generator models continuous latents, and this tokenizer makes codes; take one "
-                "with a Gaussian bottleneck (config.parts.tokenizer.model.quantizer.name = gaussian)"
-            )
-        return building.build(GENERATORS, config, "generator", channels=channels, **shared)
+        return building.build(GENERATORS, config, "generator", vocabulary=vocabulary, channels=channels, **shared)
     name, head = config.get("name"), config.get("head") or {}
     known = HEADS_OF.get(name, ()) if isinstance(name, str) else ()
     if known and "name" in head and head["name"] in HEADS and head["name"] not in known:

@@ -1,12 +1,14 @@
 """Decoding block after block with cached keys and values: compiled loops, static shapes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from videogen.errors import UserError
 from videogen.generators.stepping import Stepper
-from videogen.nn import Stream
+from videogen.nn import KeyValues, Stream
 from videogen.tokens import Tokens
 
 Values = Shaped[Array, "batch places levels"]
@@ -33,9 +35,17 @@ class Decoding(Stepper):
         self.learned, self.angles = model.places(self.grid)
         self.length = self.learned.shape[0]
         self.layers = model.stack.unstacked()
-        self.context = self.context_mask = None
+        self.context = self.context_mask = self.states = self.seen = None
+        self.mask, self.ahead = model.mask, 0
         if model.context is not None:
             self.context, self.context_mask = model.context(conditioning)
+        if model.deep_text is not None:
+            # What a layer sees of the text stands ahead of its tokens in the cache.
+            self.states, text = model.deep_text.states(self.context, model.stack.depth), self.context_mask
+            self.context, self.context_mask, self.ahead = None, None, text.shape[1]
+            self.seen = jnp.concatenate([text, jnp.ones((self.batch, self.length), bool)], axis=1)
+            known = {"prefix": self.ahead + model.mask.prefix, "start": self.ahead}
+            self.mask = dataclasses.replace(model.mask, **known)
 
     @property
     def frames(self) -> int:
@@ -59,8 +69,10 @@ class Decoding(Stepper):
 
     def reconditioned(self, memory: tuple[Values, tuple | None]) -> tuple[Values, tuple | None]:
         values, caches = memory
-        if caches is None or self.context is None:
+        if caches is None or (self.context is None and self.states is None):
             return memory
+        if self.states is not None:
+            return values, tuple(map(self._with_text, caches, self.empty_caches()))
         every = len(caches) // len(self.layers)
         said = [
             (*caches[i * every : (i + 1) * every - 1], layer.cross_attention.keys_values(self.context))
@@ -68,12 +80,29 @@ class Decoding(Stepper):
         ]
         return values, tuple(cache for layer in said for cache in layer)
 
+    def _with_text(self, cache: KeyValues, fresh: KeyValues) -> KeyValues:
+        """A cache whose text is that of a fresh one."""
+        text = jnp.arange(self.ahead + self.length) < self.ahead
+        key, value = jnp.where(text, fresh.key, cache.key), jnp.where(text[:, None], fresh.value, cache.value)
+        return dataclasses.replace(cache, key=key, value=value)
+
+    def empty_caches(self) -> tuple[KeyValues, ...]:
+        """The caches of all layers before the first token."""
+        if self.states is None:
+            made = [layer.begin(self.batch, self.length, self.context) for layer in self.layers]
+            return tuple(cache for caches in made for cache in caches)
+        made = []
+        for layer, states in zip(self.layers, self.states, strict=True):
+            (cache,), text = layer.begin(self.batch, self.ahead + self.length), layer.beside(states)
+            made.append(cache.append(text.key, text.value))
+        return tuple(made)
+
     def open(self, memory: tuple[Values, tuple | None]) -> tuple[Values, tuple]:
         """Reads all that is known in one pass, which draws the block after it; or draws that token by token."""
         model, size, (values, caches) = self.model, self.model.block_tokens, memory
         if caches is not None:
             return values, caches
-        caches = tuple(cache for layer in self.layers for cache in layer.begin(self.batch, self.length, self.context))
+        caches = self.empty_caches()
         if model.start == "tokens" and not self.known:
             return jax.lax.fori_loop(0, size, self._token, (values, caches))
         first, place = size if model.start == "given" else 0, self.known_places
@@ -107,7 +136,8 @@ class Decoding(Stepper):
         rotary = None if self.angles is None else of_places(self.angles)
         stream = Stream(caches)
         for layer in self.layers:
-            x = layer(x, mask=self.model.mask, rotary=rotary, context_mask=self.context_mask, stream=stream)
+            masks = dict(mask=self.mask, key_mask=self.seen, context_mask=self.context_mask)
+            x = layer(x, **masks, rotary=rotary, stream=stream)
         return self.model.norm(x), stream.cache
 
     def _draw(

@@ -1,4 +1,4 @@
-"""The video diffusion transformer: a flow (or any process of ``videogen.diffusion``) over continuous latents.
+"""The video diffusion transformer: a flow (or any process of ``videogen.diffusion``) over latents, or bits of codes.
 
 It is made of the blocks of the other generators, with a modulation by the noise level. That level may be the clip's or
 each frame's own (diffusion forcing; Chen et al., 2024): then frames that are given are frames without noise, and clips
@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float
 
 from videogen import building, diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
-from videogen.diffusion.latent_statistics import LatentStatistics
 from videogen.errors import UserError, near_matches
+from videogen.generators.deep_text import DeepText
 from videogen.generators.flow_sampling import SHIFTS, FlowSampler, FlowWindow, TrainingNoise, frame_noise
 from videogen.generators.frame_queue import FrameQueue
 from videogen.generators.stepping import At, Generator
@@ -28,7 +28,9 @@ from videogen.nn import (
     MODULATIONS,
     BlockCausal,
     Embedding,
+    ExtraKeys,
     Full,
+    LearnedPositions,
     Linear,
     Mask,
     MicroBatch,
@@ -46,8 +48,9 @@ from videogen.nn import (
 from videogen.shapes import Latents, TokenGrid
 from videogen.tokens import Layout, Tokens
 
-TEXTS = ("cross", "joint")
-"""How tokens see the text: by a cross-attention in every block, or as tokens of the same sequence."""
+TEXTS = ("cross", "joint", "deep")
+"""How tokens see the text: by a cross-attention in every block, as tokens of the same sequence, or in every block as
+what a layer of a language model makes of it (``deep_text``)."""
 
 TIMES = ("clip", "frame")
 """Whose noise level training draws: the clip's, or every latent frame's own (diffusion forcing)."""
@@ -61,20 +64,25 @@ class Prepared:
     Attributes:
       text: encoded captions, as wide as the transformer.
       label: rows that are added to the time embedding.
+      keys: of the text for every layer, with deep fusion.
     """
 
     text: EncodedText | None
     label: Float[Array, "batch width"] | None
+    keys: ExtraKeys | None = None
 
 
 class FlowTransformer(Generator):
-    """Predicts noise, data or velocity of noisy latents ``[batch, time, height, width, channels]``.
+    """Predicts noise, data or velocity of noisy latents, or flips of bits, ``[batch, time, height, width, channels]``.
+
+    Tokens without a place in the picture lie along ``width``.
 
     Args:
       channels: of the latents.
       grid: ``(time, height, width)`` of the longest training clip in latents.
       transformer: ``{width, layers, heads, mlp_width, …}`` (``nn.TransformerSection``), with layer norms and rotary
-        positions where it says nothing.
+        positions where it says nothing; without rotary ones there is a learned table.
+      vocabulary: ids of each level where tokens are codes, whose bits are denoised; then there are no ``channels``.
       patch: ``(time, height, width)`` of latents in a token; with images or given frames time is 1.
       text: a name in ``TEXTS``.
       context_width: width of the text features; ``None`` builds a model without text.
@@ -93,6 +101,7 @@ class FlowTransformer(Generator):
         grid: Sequence[int],
         transformer: Mapping[str, Any],
         *,
+        vocabulary: Sequence[int] = (),
         patch: Sequence[int] = (1, 2, 2),
         text: str = "cross",
         context_width: int | None = None,
@@ -118,24 +127,27 @@ class FlowTransformer(Generator):
         self.process, self.times_of = noise.build_process(), noise.build_time_distribution()
         self.shift = noise.shift
         section = read_transformer(transformer, norm="layer", rotary=True)
-        self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
-        self.tokens(self.grid)
+        self.statistics = noise.build_values(vocabulary, channels)
+        self.channels, self.patch, self.grid = self.statistics.channels, tuple(patch), TokenGrid(*grid)
+        places = self.tokens(self.grid).tokens
         self.joint, self.causal, self.frame_times = text == "joint", causal, times == "frame"
         self.prefix_share, self.dropout, self.condition_drop = prefix_share, section.dropout, condition_drop
         self.width = width = section.width
         self.rotary, self.head_width = section.rotary, section.head_width
-        size = channels * int(np.prod(patch))
+        size = self.channels * int(np.prod(patch))
         common = dict(dtype=dtype, rngs=rngs)
-        self.statistics = LatentStatistics(channels)
         self.embed = Linear(size, width, axes=(None, "embed"), **common)
+        self.positions = None if section.rotary else LearnedPositions(places, width, rngs=rngs)
         self.time = TimeEmbedding(width, rngs=rngs)
         self.label = Embedding(classes + 1, width, axes=(None, "embed"), rngs=rngs) if classes else None
-        self.context = NullableContext(context_width, rngs=rngs) if context_width else None
-        self.text_inner = Linear(context_width, width, axes=(None, "embed"), **common) if context_width else None
-        self.text_outer = Linear(width, width, axes=("embed", None), **common) if context_width else None
+        deep, plain = (context_width, None) if text == "deep" else (None, context_width)
+        self.context = NullableContext(context_width, layered=bool(deep), rngs=rngs) if context_width else None
+        self.text_inner = Linear(context_width, width, axes=(None, "embed"), **common) if plain else None
+        self.text_outer = Linear(width, width, axes=("embed", None), **common) if plain else None
+        self.deep_text = DeepText(context_width, width, **common) if deep else None
         single = modulation == "single"
         self.shared = Linear(width, 6 * width, axes=("embed", None), rngs=rngs) if single else None
-        crossed = width if context_width and not self.joint else None
+        crossed = width if plain and not self.joint else None
         self.stack = section.stack(context_width=crossed, modulation=modulation, remat=remat, **common)
         self.norm = section.last_norm(affine=False, rngs=rngs)
         self.norm_modulation = MODULATIONS[modulation](width, 2, rngs=rngs)
@@ -178,7 +190,7 @@ class FlowTransformer(Generator):
         Raises:
           UserError: there is a label but no table for it.
         """
-        text = label = None
+        text = label = keys = None
         if conditioning.label is not None and self.label is None:
             raise UserError("this generator takes no labels; set 'classes' or leave the label out")
         if self.label is not None:
@@ -187,9 +199,11 @@ class FlowTransformer(Generator):
             label = self.label(jnp.where(index < 0, self.label.size - 1, index))
         if self.context is not None:
             features, mask = self.context(dataclasses.replace(conditioning, label=None))
-            features = self.text_outer(jax.nn.gelu(self.text_inner(features)))
-            text = EncodedText(features, mask)
-        return Prepared(text, label)
+            if self.deep_text is not None:
+                keys = self.deep_text(features, mask, self.stack)
+            else:
+                text = EncodedText(self.text_outer(jax.nn.gelu(self.text_inner(features))), mask)
+        return Prepared(text, label, keys)
 
     def predict(
         self,
@@ -199,10 +213,12 @@ class FlowTransformer(Generator):
         *,
         key: jax.Array | None = None,
     ) -> Latents:
-        """The prediction for normalised latents at times ``t`` in [0, 1], of clips or of frames; float32."""
+        """The prediction for normalised latents, or bits, at times ``t`` in [0, 1], of clips or of frames; float32."""
         grid = self.tokens(TokenGrid(*noisy.shape[1:4]))
         noisy = self.process.network_input(noisy, t)
         x = self.embed(patchify(noisy, self.patch))
+        if self.positions is not None:
+            x = x + self.positions(grid.tokens).reshape(*grid.shape, -1).astype(x.dtype)
         rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch[0]]
         condition = self._condition(rows, prepared)
         rotary = rotary_angles(grid.shape, self.head_width) if self.rotary else None
@@ -219,6 +235,7 @@ class FlowTransformer(Generator):
                 condition=self._for_blocks(condition),
                 attended_axes=3,
                 key=key,
+                per_layer={} if prepared.keys is None else {"extra_kv": prepared.keys},
             )
         own = condition if self.shared is None else condition[..., None, :]
         shift, scale = lay_out(self.norm_modulation(own), y)
@@ -278,11 +295,13 @@ class FlowTransformer(Generator):
         train: bool = True,
         micro: MicroBatch | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Weighted mean squared error of the prediction over the frames that are not given, and metric ``loss``.
+        """Weighted mean squared error of the prediction over the frames that are not given, or the cross-entropy of
+        bits in nats, and metric ``loss``.
 
         Times are spread evenly over the batch (stratified). Latents are normalised by the statistics of earlier steps.
         """
-        latents, grid = tokens.only.values, tokens.layout.only.grid
+        values, grid = tokens.only.values, tokens.layout.only.grid
+        latents = values.reshape(len(values), *grid.shape, -1)
         micro, (batch, frames) = micro or MicroBatch(), latents.shape[:2]
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
@@ -319,16 +338,19 @@ class FlowTransformer(Generator):
     # Sampling --------------------------------------------------------------------------------------------------------
 
     def denoiser(self, conditioning: Conditioning, sampler: FlowSampler) -> Any:
-        """``(x_t, t) -> prediction`` of normalised latents, guided as the sampler says, for ``diffusion.sample``."""
+        """``(x_t, t) -> prediction`` of normalised latents or of bits, guided as the sampler says."""
         guided = sampler.guidance_scale != 1 and (self.context is not None or self.label is not None)
+        prepared = self.prepare(conditioning.with_null() if guided else conditioning)
+
+        def predict(noisy: Latents, t: Array) -> Latents:
+            # Only bits have a temperature.
+            return self.predict(noisy, t, prepared) / sampler.temperature
+
         if not guided:
-            prepared = self.prepare(conditioning)
-            return lambda noisy, t: self.predict(noisy, t, prepared)
-        prepared = self.prepare(conditioning.with_null())
+            return predict
 
         def pair(noisy: Latents, t: Array) -> tuple[Latents, Latents]:
-            both = self.predict(jnp.concatenate([noisy, noisy]), jnp.concatenate([t, t]), prepared)
-            return tuple(jnp.split(both, 2))
+            return tuple(jnp.split(predict(jnp.concatenate([noisy, noisy]), jnp.concatenate([t, t])), 2))
 
         return diffusion.Guided(pair, sampler.build_guidance())
 
@@ -361,4 +383,4 @@ class FlowTransformer(Generator):
         white = frame_noise(
             keys, jnp.asarray(first)[..., None] + jnp.arange(grid.time), (grid.height, grid.width, self.channels)
         )
-        return diffusion.broadcast_right(self.process.scales(jnp.asarray(times))[1], white) * white
+        return self.process.start(white, jnp.asarray(times))

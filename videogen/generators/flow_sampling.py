@@ -1,7 +1,7 @@
-"""How clips are drawn from a diffusion transformer: solver, times and guidance, and how frames follow one another."""
+"""How clips are drawn from a diffusion transformer: noise, solver, times, guidance, and which frames come first."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -11,9 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from videogen import diffusion
+from videogen.diffusion.latent_statistics import LatentStatistics
 from videogen.errors import UserError, near_matches
+from videogen.generators.bit_values import BitsOfIds
 from videogen.generators.sampling import Sampler
 from videogen.generators.stepping import Stepper
+from videogen.nn import named_key
 from videogen.ranges import Count, Finite, Natural, OneOf, Positive
 from videogen.shapes import TokenGrid
 from videogen.tokens import Tokens
@@ -34,8 +37,8 @@ class TrainingNoise:
     """What training does with noise; parts are configs ``{name, …}`` of ``diffusion.PARTS``.
 
     Attributes:
-      process: the noise process.
-      prediction: what the network predicts of it.
+      process: the noise process: of latents, or of the bits of codes (``bernoulli``).
+      prediction: what the network predicts of it; of bits ``flip`` or ``x0``.
       time_distribution: how often each noise level is trained.
       weighting: how much it counts; empty is the plain error of the prediction.
       shift: of the times (``diffusion.shift_time``): a number or a name in ``SHIFTS``.
@@ -51,10 +54,38 @@ class TrainingNoise:
         if isinstance(self.shift, str) and self.shift not in SHIFTS:
             raise UserError(f"unknown shift {self.shift!r}{near_matches(self.shift, SHIFTS)}")
 
-    def build_process(self) -> diffusion.Gaussian:
+    @property
+    def of_bits(self) -> bool:
+        """Whether the process is one of bits."""
+        return self.process.get("name") in diffusion.BIT_PROCESSES
+
+    def build_process(self) -> diffusion.Process:
         """The process. Latents are normalised: their deviation is 1, and not that of pixels."""
+        if self.of_bits and self.weighting:
+            raise UserError("errors of bits have one weight: leave model.noise.weighting empty")
+        if self.of_bits:
+            return diffusion.build("bit_process", self.process, prediction=self.prediction)
         learned = dict(prediction=self.prediction, weighting=self.weighting)
         return diffusion.build("process", {"data_deviation": 1.0, **self.process}, **learned)
+
+    def build_values(self, vocabulary: Sequence[int], channels: int) -> LatentStatistics | BitsOfIds:
+        """Between tokens and what the process is of: normalised latents of so many channels, or bits of ids.
+
+        Raises:
+          UserError: the process is not one of such tokens.
+        """
+        if vocabulary and not self.of_bits:
+            raise UserError(
+                "a flow generator models continuous latents, and this tokenizer makes codes; take one with a Gaussian "
+                "bottleneck (config.parts.tokenizer.model.quantizer.name = gaussian), or noise on the bits of codes "
+                "(config.model.noise.process.name = bernoulli)"
+            )
+        if self.of_bits and not vocabulary:
+            raise UserError(
+                "this noise is on bits, and the tokenizer makes continuous latents; take one of codes, or a process of "
+                "floats (config.model.noise.process.name = rectified_flow)"
+            )
+        return BitsOfIds(vocabulary) if vocabulary else LatentStatistics(channels)
 
     def build_time_distribution(self) -> Any:
         """The distribution of the times."""
@@ -63,11 +94,11 @@ class TrainingNoise:
 
 @dataclasses.dataclass(frozen=True)
 class FlowSampler(Sampler):
-    """How to draw latents; the parts are configs ``{name, …}`` of ``diffusion.PARTS``.
+    """How to draw latents or bits; the parts are configs ``{name, …}`` of ``diffusion.PARTS``.
 
     Attributes:
       steps: of the solver.
-      solver: the solver.
+      solver: the solver; ``None`` is Euler's. Bits have none: a step draws them.
       grid: the times it visits, before the shift.
       shift: of the times; ``None`` takes that of the model's training. Grids in sigma have none.
       guidance_scale: 1 is none, the conditional prediction alone.
@@ -75,16 +106,18 @@ class FlowSampler(Sampler):
       lag: steps that every frame stays behind the one before it; 0 draws all frames at once, ``steps`` one after
         another (only for models with ``times="frame"``).
       extension: a name in ``EXTENSIONS``.
+      temperature: of bits: divides their logits.
     """
 
     steps: Count = 50
-    solver: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "euler"}, hash=False)
+    solver: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     grid: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform"}, hash=False)
     shift: Positive | None = None
     guidance_scale: Finite = 5.0
     guidance: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "classifier_free"}, hash=False)
     lag: Natural = 0
     extension: Annotated[str, OneOf(*EXTENSIONS)] = "window"
+    temperature: Positive = 1.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,8 +127,13 @@ class FlowSampler(Sampler):
         """Refuses a ``FlowTransformer`` whose training clips it cannot draw.
 
         Raises:
-          UserError: frames are to have times of their own in a model without, or the times do not fall.
+          UserError: frames are to have times of their own in a model without, the times do not fall, or there is a
+            solver for bits or a temperature for latents.
         """
+        if model.process.solved and self.temperature != 1:
+            raise UserError("latents are drawn without a temperature: leave sampler.temperature at 1")
+        if not model.process.solved and self.solver is not None:
+            raise UserError("bits are drawn step by step without a solver: leave sampler.solver empty")
         if self.lag and not model.frame_times:
             raise UserError('frames follow one another (sampler.lag) only in a model with times="frame"')
         if self.extension == "queue":
@@ -105,7 +143,7 @@ class FlowSampler(Sampler):
 
     def build_solver(self) -> diffusion.Solver:
         """The solver."""
-        return diffusion.build("solver", self.solver)
+        return diffusion.build("solver", {"name": "euler"} if self.solver is None else self.solver)
 
     def build_guidance(self) -> diffusion.Guidance:
         """The guidance with its scale."""
@@ -137,6 +175,8 @@ class FlowSampler(Sampler):
 
 def check_queue(model: nnx.Module) -> None:
     """Refuses a ``FlowTransformer`` that knows no times of single frames, or whose tokens are of several frames."""
+    if not model.process.solved:
+        raise UserError("a queue of frames is of latents, not of bits: leave sampler.extension at window")
     if not model.frame_times or model.patch[0] > 1:
         raise UserError('a queue of frames needs a model with times="frame" and patches of one frame')
 
@@ -190,18 +230,22 @@ class FlowWindow(Stepper):
         if memory is not None:
             first = jnp.where(given, model.statistics.normalise(memory), start[:, :known])
             start = start.at[:, :known].set(first)
-        drawn = diffusion.integrate(
-            model.denoiser(self.conditioning, self.sampler),
-            model.process,
-            self.sampler.build_solver(),
-            times,
-            start,
-            lambda step: diffusion.fresh_noise(self.keys, start.shape[1:], step + 1),
-        )
-        latents = model.statistics.restore(drawn)
+        latents = model.statistics.restore(self._drawn(start, times))
         if memory is not None:
             latents = latents.at[:, :known].set(jnp.where(given, memory, latents[:, :known]))
         return memory, Tokens.single(latents, self.layout)
+
+    def _drawn(self, start: Array, times: Array) -> Array:
+        """What a solver makes of noise, or steps of the process of coins."""
+        model, sampler = self.model, self.sampler
+        denoiser = model.denoiser(self.conditioning, sampler)
+        if not model.process.solved:
+            return diffusion.ancestral(denoiser, model.process, times, start, named_key(self.keys, "steps"))
+
+        def fresh(step: Array) -> Array:
+            return diffusion.fresh_noise(self.keys, start.shape[1:], step + 1)
+
+        return diffusion.integrate(denoiser, model.process, sampler.build_solver(), times, start, fresh)
 
     def _times(self, at: Int[Array, "*batch"]) -> Float[Array, "points batch"] | Float[Array, "points batch time"]:
         """The times of the clips, or of their frames: 0 of those that are given, of the others from ``at`` on."""

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Bool, Float, Shaped
 
 from videogen import building, heads
@@ -34,12 +35,22 @@ from videogen.nn import (
     truncated_normal,
 )
 from videogen.ranges import Share
-from videogen.schedules import DECAYS, decay
+from videogen.schedules import DECAYS
 from videogen.shapes import TokenGrid
 from videogen.tokens import Layout, Tokens
 
 LOSS_PLACES = ("masked", "corrupted", "all")
 """Where the loss is: at ``[MASK]``; also at codes of the given pixels (to be refined); also at codes that are kept."""
+
+
+def mar_ratio(u: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The mask ratio of MAR by quantiles: normal with mean 1 and deviation 0.25, of which [0.7, 1] is left."""
+    lowest = ndtr(-0.3 / 0.25)
+    return jnp.clip(1 + 0.25 * ndtri(lowest + (0.5 - lowest) * (1 - u)), 0.7, 1.0)
+
+
+RATIOS = {**DECAYS, "mar": mar_ratio}
+"""Name -> mask ratio by u ~ U(0, 1)."""
 
 
 def random_mask(
@@ -73,7 +84,7 @@ class MaskedTransformer(Generator):
       classes: number of class labels; ``None`` means a model without labels.
       tasks: number of tasks of given pixels (``conditioning.TASKS``); ``None`` means a model that takes none.
       training_schedule: distribution of the mask ratio over u ~ U(0, 1): ``linear`` is the paper's uniform ratio,
-        ``cosine`` that of MaskGIT and phenaki-pytorch.
+        ``cosine`` that of MaskGIT and phenaki-pytorch, ``mar`` a normal one of mean 1 and deviation 0.25 cut at 0.7.
       loss_on: a name in ``LOSS_PLACES``; MAGVIT's is ``all``.
       condition_drop: share of examples trained with the null conditioning (for guidance).
       critic: ``{layers, weight}`` of a ``TokenCritic`` that is trained along and then decides which codes decoding
@@ -99,7 +110,7 @@ class MaskedTransformer(Generator):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, value, known in (("loss_on", loss_on, LOSS_PLACES), ("schedule", training_schedule, DECAYS)):
+        for name, value, known in (("loss_on", loss_on, LOSS_PLACES), ("schedule", training_schedule, RATIOS)):
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{near_matches(value, known)}")
         section, common = read_transformer(transformer), dict(remat=remat, dtype=dtype, rngs=rngs)
@@ -221,7 +232,7 @@ class MaskedTransformer(Generator):
         batch, micro = values.shape[0], micro or MicroBatch()
         mask = None if mask is None else mask.reshape(batch, -1)
         exists = jnp.ones(values.shape[:2], bool) if mask is None else mask
-        ratio = decay(self.training_schedule, micro.draw(jax.random.uniform, named_key(key, "ratio"), (batch,)))
+        ratio = RATIOS[self.training_schedule](micro.draw(jax.random.uniform, named_key(key, "ratio"), (batch,)))
         corrupted = random_mask(micro.keys(named_key(key, "mask"), batch), ratio, exists)
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from videogen.conditioning import Given
 from videogen.generators.sampling import Sampler, Schedule
 from videogen.generators.stepping import Stepper
 from videogen.heads import HeadSampler
-from videogen.ranges import Count, Finite, Natural, Positive, Weight
+from videogen.ranges import Count, Finite, Natural, OneOf, Positive, Weight
 from videogen.schedules import decay
 from videogen.tokens import Tokens
 
@@ -33,7 +34,10 @@ class MaskGITSampler(Sampler):
         none; where a critic scores the codes, of that on its logits.
       top_k: sample among the k most likely codes; 0 means all.
       guidance_scale: s in ``unconditional + s·(conditional - unconditional)``; 1 is none, the conditional alone.
+      guidance_schedule: how the scale rises from 1 over the steps, a name in ``schedules.DECAYS`` read backwards; it is
+        reached in the last one.
       head_steps: of a head that draws by a solver; ``None`` takes the head's own number.
+      order: which places become known first: those of high ``confidence``, or ``random`` ones (MAR, TokenBridge).
     """
 
     steps: Count = 12
@@ -43,15 +47,20 @@ class MaskGITSampler(Sampler):
     choice_temperature: Weight = 4.0
     top_k: Natural = 0
     guidance_scale: Finite = 1.0
+    guidance_schedule: Schedule = "constant"
     head_steps: Count | None = None
+    order: Annotated[str, OneOf("confidence", "random")] = "confidence"
 
     def check(self, model: nnx.Module) -> None:
         """Refuses a cut that the model's head cannot make, with a ``UserError``."""
-        model.head.check(self.of_head(self.temperature))
+        model.head.check(self.of_head(0))
 
-    def of_head(self, temperature: Float[Array, ""] | float) -> HeadSampler:
-        """How the head draws in a pass with this temperature."""
-        return HeadSampler(temperature, self.top_k, guidance_scale=self.guidance_scale, steps=self.head_steps)
+    def of_head(self, step: Int[Array, ""] | int) -> HeadSampler:
+        """How the head draws in a pass, counted from 0."""
+        done = (step + 1) / self.steps
+        temperature = self.final_temperature + (1 - done) * (self.temperature - self.final_temperature)
+        guidance = 1 + (self.guidance_scale - 1) * decay(self.guidance_schedule, 1 - done)
+        return HeadSampler(temperature, self.top_k, guidance_scale=guidance, steps=self.head_steps)
 
 
 def masked_after(
@@ -68,7 +77,7 @@ def masked_after(
 
 
 def decode(
-    draw: Callable[[Values, Bool[Array, "batch tokens"], jax.Array, Array], tuple[Values, Array | None]],
+    draw: Callable[[Values, Bool[Array, "batch tokens"], jax.Array, HeadSampler], tuple[Values, Array | None]],
     start: Values,
     unknown: Bool[Array, "batch tokens"],
     keys: jax.Array,
@@ -82,8 +91,8 @@ def decode(
     in every pass, and a place that became known may be drawn again.
 
     Args:
-      draw: (values, which places are unknown, a key of each example, temperature) -> (values, log-probabilities) of all
-        places, as ``Head.draw`` gives them.
+      draw: (values, which places are unknown, a key of each example, how the head draws in this pass) -> (values,
+        log-probabilities) of all places, as ``Head.draw`` gives them.
       start: known values, and what unknown places show: the value of a condition (MAGVIT), or anything.
       unknown: the places to draw.
       keys: one random key per example.
@@ -96,13 +105,14 @@ def decode(
     def step(k: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         values, unknown = state
         left = 1 - (k + 1) / sampler.steps
-        temperature = sampler.final_temperature + left * (sampler.temperature - sampler.final_temperature)
         draw_keys, noise_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k)), out_axes=1)(keys)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, values.shape[1:2]))(noise_keys)
-        drawn, confidence = draw(values, unknown, draw_keys, temperature)
+        drawn, confidence = draw(values, unknown, draw_keys, sampler.of_head(k))
         values = jnp.where(unknown[..., None], drawn, values)
         candidates = unknown
-        if score is not None:
+        if sampler.order == "random":
+            confidence = None
+        elif score is not None:
             confidence, candidates = score(values), open_at_first
         confidence = noise if confidence is None else confidence + sampler.choice_temperature * left * noise
         confidence = jnp.where(candidates, confidence, jnp.inf)
@@ -149,7 +159,7 @@ class MaskedWindow(Stepper):
         guided = sampler.guidance_scale != 1 and model.context is not None
         conditioning = self.conditioning.with_null() if guided else self.conditioning
 
-        def draw(values: Array, unknown: Array, keys: jax.Array, temperature: Array) -> tuple[Array, Array | None]:
+        def draw(values: Array, unknown: Array, keys: jax.Array, how: HeadSampler) -> tuple[Array, Array | None]:
             shown, null = (values, unknown, given), None
             if guided:
                 shown = jax.tree.map(lambda x: jnp.concatenate([x, x]), shown)
@@ -157,6 +167,6 @@ class MaskedWindow(Stepper):
             features = features.reshape(len(features), values.shape[1], -1)
             if guided:
                 features, null = jnp.split(features, 2)
-            return model.head.draw(features, null, keys, sampler.of_head(temperature))
+            return model.head.draw(features, null, keys, how)
 
         return draw

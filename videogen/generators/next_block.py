@@ -6,7 +6,7 @@ code this is next-token prediction, with one block of the whole clip one-shot pr
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from videogen.conditioning import Conditioning, NullableContext
 from videogen.diffusion.latent_statistics import LatentStatistics
 from videogen.errors import UserError, near_matches
 from videogen.generators.block_decoding import Decoding
+from videogen.generators.deep_text import DeepText
 from videogen.generators.sampling import BlockSampler
 from videogen.generators.sequences import absent, block_order, delay, inverse, tokens_of, undelay
 from videogen.generators.stepping import Generator
@@ -26,15 +27,20 @@ from videogen.nn import (
     BlockCausal,
     LearnedPositions,
     MicroBatch,
+    angles_at,
     named_key,
     parameter,
     read_transformer,
     rotary_angles,
     truncated_normal,
 )
-from videogen.ranges import Natural, Share, Triple
+from videogen.ranges import Natural, OneOf, Share, Triple
 from videogen.shapes import TokenGrid
 from videogen.tokens import Layout, Segment, Tokens
+
+TEXTS = ("cross", "deep")
+"""How tokens see the conditioning: by a cross-attention in every block, or in every block as what a layer of a language
+model makes of the text (``deep_text``)."""
 
 STARTS = ("tokens", "block", "given")
 """How the first block comes about: token by token (NBP section 3.3), at once from learned vectors, or it is given."""
@@ -55,6 +61,7 @@ class NextBlockTransformer(Generator):
       start: a name in ``STARTS``.
       given: latent frames that are always given; with ``start="given"``, else 0. They have no loss.
       bidirectional_prefix: the given frames see each other both ways (prefix LM).
+      text: a name in ``TEXTS``.
       context_width: width of the conditioning features; ``None`` builds an unconditional model.
       classes: number of class labels; ``None`` means a model without labels.
       token_drop: share of input codes replaced by random ones in training.
@@ -74,6 +81,7 @@ class NextBlockTransformer(Generator):
         start: str = "block",
         given: Natural = 0,
         bidirectional_prefix: bool = False,
+        text: Annotated[str, OneOf(*TEXTS)] = "cross",
         context_width: int | None = None,
         classes: int | None = None,
         token_drop: Share = 0.0,
@@ -116,8 +124,11 @@ class NextBlockTransformer(Generator):
         self.positions = LearnedPositions(self.grid.tokens + self.delayed, width, rngs=rngs)
         starts = () if start == "given" else (self.block_tokens, width)
         self.start_vectors = parameter(rngs, starts, (None, "embed"), truncated_normal(0.02)) if starts else None
-        self.context = NullableContext(context_width, classes=classes, rngs=rngs) if context_width else None
-        self.stack = section.stack(context_width=context_width, **common)
+        deep, crossed = (context_width, None) if text == "deep" else (None, context_width)
+        known = dict(classes=classes, layered=bool(deep), rngs=rngs)
+        self.context = NullableContext(context_width, **known) if context_width else None
+        self.deep_text = DeepText(deep, width, dtype=dtype, rngs=rngs) if deep else None
+        self.stack = section.stack(context_width=crossed, **common)
         self.norm = section.last_norm(rngs=rngs)
 
     sampler = BlockSampler
@@ -227,7 +238,10 @@ class NextBlockTransformer(Generator):
         learned = self.positions(grid.tokens + self.delayed)
         if not self.rotary:
             return learned, None
-        angles = rotary_angles(grid.shape, self.head_width)[self.order(grid)]
+        if self.centres is None:
+            angles = rotary_angles(grid.shape, self.head_width)[self.order(grid)]
+        else:
+            angles = np.asarray(angles_at(np.array(self.centres), self.head_width))
         return learned, np.concatenate([angles, *[angles[-self.block_tokens :]] * (self.delayed // self.block_tokens)])
 
     def features(
@@ -242,9 +256,12 @@ class NextBlockTransformer(Generator):
         learned, angles = self.places(grid)
         first = self.block_tokens if self.start == "given" else 0
         x = self.inputs(values, grid) + learned[first:].astype(self.dtype)
-        context = context_mask = None
+        context, context_mask, per_layer = None, None, {}
         if self.context is not None:
             context, context_mask = self.context(conditioning)
+        if self.deep_text is not None:
+            per_layer = {"extra_kv": self.deep_text(context, context_mask, self.stack)}
+            context = context_mask = None
         x = self.stack(
             x,
             mask=self.mask,
@@ -252,6 +269,7 @@ class NextBlockTransformer(Generator):
             context=context,
             context_mask=context_mask,
             key=key,
+            per_layer=per_layer,
         )
         return self.norm(x)
 
@@ -269,11 +287,13 @@ class NextBlockTransformer(Generator):
         *,
         train: bool = True,
         micro: MicroBatch | None = None,
+        inputs: Tokens | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean loss of the head over places and levels, and metrics: ``loss`` and those of the head (``accuracy``).
 
         Given frames and places without a value have no loss. With an end, tokens that are missing (``Segment.seen``)
-        end the sequence: the end is learned in the place of the first of them, and nothing behind it.
+        end the sequence: the end is learned in the place of the first of them, and nothing behind it. Where there are
+        ``inputs``, these are shown instead of the tokens, and ``token_drop`` replaces nothing.
         """
         segment, learned = tokens.only, None
         if segment.exists is not None and not self.ends:
@@ -284,8 +304,8 @@ class NextBlockTransformer(Generator):
             values, learned = self._ended(values, segment)
         if train:
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
-        shown = values
-        if train and self.token_drop > 0:
+        shown = values if inputs is None else self.sequence(inputs.only.values, grid)
+        if train and self.token_drop > 0 and inputs is None:
             random = self.head.random_values(micro.keys(named_key(key, "random_ids"), len(values)), values.shape)
             dropped = micro.draw(jax.random.uniform, named_key(key, "token_drop"), values.shape[:2]) < self.token_drop
             shown = jnp.where(dropped[..., None], random, values)

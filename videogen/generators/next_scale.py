@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from videogen import heads
 from videogen.conditioning import Conditioning, NullableContext
 from videogen.errors import UserError
+from videogen.generators.disturbance import Relabel, disturbed
 from videogen.generators.sampling import Sampler, Schedule
 from videogen.generators.stepping import Generator
 from videogen.heads import HeadSampler
@@ -38,11 +39,8 @@ from videogen.schedules import decay
 from videogen.shapes import TokenGrid
 from videogen.tokens import GRID, Layout, Segment, SegmentLayout, Tokens
 
-Partial = Callable[[Tokens, str], Float[Array, "batch *sides features"]]
-"""``Tokenizer.partial``: what the given scales sum up to, at the sides of a scale."""
-
-Relabel = Callable[[Tokens, str], Segment]
-"""The ids of a scale, given the scales before it as they were shown."""
+Partial = Callable[..., Float[Array, "batch *sides features"]]
+"""``Tokenizer.partial``: what the scales before one sum up to, at its sides."""
 
 Cut = tuple[Natural, Annotated[float, Number(float, 0, 1, above=True)]]
 
@@ -206,37 +204,14 @@ class NextScaleTransformer(Generator):
             conditioning = conditioning.drop_share(self.condition_drop, named_key(key, "drop"), micro)
         shown = tokens
         if train and self.token_drop > 0:
-            shown, tokens = self.disturbed(tokens, relabel, key, micro)
-        sums = {name: None if i == 0 else partial(_first(shown, i), name) for i, name in enumerate(tokens.names)}
+            shown, tokens = disturbed(tokens, relabel, self.token_drop, self.head, key, micro)
+        sums = {name: partial(shown, name) if i else None for i, name in enumerate(tokens.names)}
         dropout_keys = micro.keys(named_key(key, "dropout"), batch) if train and self.dropout else None
         features = self.features(sums, conditioning, key=dropout_keys)
         counted, head_keys = jnp.ones(features.shape[:2], bool), micro.keys(named_key(key, "head"), batch)
         total, count, measured = self.head.loss(features, tokens.flat, counted, head_keys, train=train)
         metrics = {"loss": total / count} | {name: value / number for name, (value, number) in measured.items()}
         return metrics["loss"], metrics
-
-    def disturbed(
-        self, tokens: Tokens, relabel: Relabel | None, key: jax.Array, micro: MicroBatch
-    ) -> tuple[Tokens, Tokens]:
-        """What is shown, with ids that have nothing to do with the data, and the ids that each scale should have then.
-
-        Raises:
-          UserError: there are only ids to learn from (a token cache), so none can be found again.
-        """
-        if relabel is None:
-            raise UserError(
-                "model.token_drop replaces ids and finds the later ones again, which needs the clips: train from "
-                "videos, or set it to 0"
-            )
-        shown, wanted = {}, {}
-        for name, segment in tokens.items():
-            wanted[name] = own = relabel(Tokens.of(**shown), name) if shown else segment
-            batch, named = len(own.values), named_key(key, name)
-            random = self.head.random_values(micro.keys(named_key(named, "random_ids"), batch), own.values.shape)
-            draws = micro.draw(jax.random.uniform, named_key(named, "token_drop"), own.values.shape[:-1])
-            values = jnp.where((draws < self.token_drop)[..., None], random, own.values)
-            shown[name] = dataclasses.replace(own, values=values)
-        return Tokens.of(**shown), Tokens.of(**wanted)
 
     # Sampling --------------------------------------------------------------------------------------------------------
 
@@ -277,7 +252,7 @@ class NextScaleTransformer(Generator):
             before, learned_angles = caches, self.places(start, segment.tokens)
             seen = First(start + segment.tokens)
             for number, of_head in enumerate(sampler.passes(i / last)):
-                sums = partial(Tokens.of(**drawn), name) if i else None
+                sums = partial(Tokens.of(**drawn), name, through=number > 0) if i else None
                 x = jnp.tile(self.inputs(name, sums, batch) + learned_angles[0], (copies, 1, 1))
                 stream = Stream(before)
                 for layer in layers:
@@ -290,11 +265,6 @@ class NextScaleTransformer(Generator):
                 drawn[name] = Segment(values.reshape(batch, *segment.shape, -1), segment)
             start += segment.tokens
         return Tokens.of(**drawn)
-
-
-def _first(tokens: Tokens, count: int) -> Tokens:
-    """The first ``count`` segments."""
-    return Tokens(tokens.segments[:count], tokens.names[:count])
 
 
 def centres(layout: Layout) -> Float[np.ndarray, "places axes"]:

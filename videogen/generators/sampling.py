@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from videogen.building import check_fields
 from videogen.heads import HeadSampler
-from videogen.ranges import Count, Finite, Natural, Number, OneOf, Positive
+from videogen.ranges import Count, Finite, Natural, Number, OneOf, Weight
 from videogen.schedules import DECAYS, decay
 
 Schedule = Annotated[str, OneOf(*DECAYS)]
@@ -37,7 +37,8 @@ class BlockSampler(Sampler):
     """How to draw the codes of a block.
 
     Attributes:
-      temperature: softmax temperature; near-greedy is a small one such as 0.01.
+      temperature: softmax temperature; near-greedy is a small one such as 0.01. 0 takes the likeliest value, of heads
+        that can.
       top_k: draw among the k most likely codes; 0 means all.
       top_p: draw among the fewest codes that hold this share of the probability; 1 means all.
       guidance_scale: s in ``unconditional + s·(conditional - unconditional)``; 1 is none, the conditional alone.
@@ -46,7 +47,7 @@ class BlockSampler(Sampler):
       tokens: how many codes of a row are drawn, the first ones, which the tokenizer must decode; ``None``: all.
     """
 
-    temperature: Positive = 1.0
+    temperature: Weight = 1.0
     top_k: Natural = 0
     top_p: Annotated[float, Number(float, 0, 1, above=True)] = 1.0
     guidance_scale: Finite = 1.0

@@ -98,6 +98,12 @@ class Generator(nnx.Module):
     draws_scales = False
     """It draws segment after segment, each from the sum that the tokenizer makes of those before it."""
 
+    token_drop = 0.0
+    """Share of the ids that training shows others for."""
+
+    centres: tuple[tuple[float, float, float], ...] | None = None
+    """Frame, row and column of every place of a row of tokens of several segments, for rotary positions."""
+
     apart = False
     """Whether examples that are at different latent frames may take a step together: ``at`` is then ``[batch]``."""
 

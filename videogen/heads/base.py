@@ -39,6 +39,9 @@ class Head(nnx.Module):
     cuts = False
     """``top_k`` and ``top_p`` mean something."""
 
+    greedy = False
+    """At temperature 0 it takes the likeliest value; others draw at temperatures above 0 only."""
+
     levels: int
     """Numbers at a place: levels or channels."""
 
@@ -100,6 +103,8 @@ class Head(nnx.Module):
 
     def check(self, sampler: HeadSampler) -> None:
         """Refuses a sampler that asks for what the head cannot do, with a ``UserError``."""
+        if sampler.cold and not self.greedy:
+            raise UserError("this head draws at temperatures above 0: near-greedy is sampler.temperature=0.01")
         if not self.cuts and (sampler.top_k or sampler.top_p < 1):
             raise UserError("this head does not cut its distribution: leave sampler.top_k at 0 and sampler.top_p at 1")
 

@@ -17,7 +17,8 @@ class Bernoulli(IdHead):
     """One logit per bit of the ids of a place (Instella-T2I, section on autoregression; Infinity's bitwise head).
 
     Values are ids of levels with a power of two each; levels of two ids are bits themselves. Guidance and temperature
-    act on the logits: a logit of 2 at temperature 2 draws ones with probability sigmoid(1).
+    act on the logits: a logit of 2 at temperature 2 draws ones with probability sigmoid(1), and at temperature 0 a bit
+    is 1 where its logit is above 0.
 
     Args:
       vocabulary: ids of each level.
@@ -27,7 +28,7 @@ class Bernoulli(IdHead):
       remat: of heads with layers.
     """
 
-    independent_levels = True
+    independent_levels = greedy = True
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class Bernoulli(IdHead):
         logits = self.logits(features)
         if null_features is not None:
             logits = guide(logits, self.logits(null_features), sampler.guidance_scale)
+        if sampler.cold:
+            return digits.merge((logits > 0).astype(jnp.int32), self.bases), jnp.zeros(logits.shape[:-1])
         logits = logits / sampler.temperature
         bits = draw(jax.random.uniform, keys, logits.shape) < jax.nn.sigmoid(logits)
         log_probability = jnp.sum(bits * logits - jax.nn.softplus(logits), axis=-1)

@@ -51,12 +51,20 @@ class IdEmbedding(nnx.Module):
     ) -> Float[Array, "... width"]:
         """The vector of each place; ``hidden`` says of which levels the id is not shown."""
         parts = digits.split(ids, self.bases)
+        if hidden is None and self.join is None and set(self.ids) == {2}:
+            return self._of_bits(parts)
         if hidden is not None:
             if hidden.shape[-1] > 1:
                 hidden = hidden[..., np.array(self.level_of)]
             parts = jnp.where(hidden, np.array(self.ids, np.int32), parts)
         x = self.vectors(parts)
         return x.sum(axis=-2) if self.join is None else self.join(x.reshape(*x.shape[:-2], -1))
+
+    def _of_bits(self, bits: Int[Array, "... digits"]) -> Float[Array, "... width"]:
+        """The sum of the vectors of bits, as one product: 64 vectors for each place would fill the memory."""
+        off = np.array(self.offsets, np.int32)
+        zero, one = self.table(off), self.table(off + 1)
+        return bits.astype(zero.dtype) @ (one - zero) + zero.sum(axis=0)
 
     def vectors(self, parts: Int[Array, "... digits"]) -> Float[Array, "... digits width"]:
         """The vectors of the first digits of a place, before they are joined."""

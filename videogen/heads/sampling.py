@@ -12,7 +12,8 @@ class HeadSampler:
     """How a head draws.
 
     Attributes:
-      temperature: 1 draws from the distribution as it is; every head says what it does with another one.
+      temperature: 1 draws from the distribution as it is; every head says what it does with another one. 0 is for heads
+        that take the likeliest value then (``Head.greedy``).
       top_k: draw among the k most likely ids; 0 means all.
       top_p: draw among the fewest ids that hold this share of the probability; 1 means all.
       guidance_scale: s in ``unconditional + s·(conditional - unconditional)``; 1 is none, the conditional alone.
@@ -24,6 +25,11 @@ class HeadSampler:
     top_p: float = 1.0
     guidance_scale: Float[Array, ""] | float = 1.0
     steps: int | None = None
+
+    @property
+    def cold(self) -> bool:
+        """Whether the temperature is 0 in every step: nothing is drawn."""
+        return isinstance(self.temperature, int | float) and self.temperature == 0
 
 
 def guide(

@@ -13,7 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError, near_matches
+from videogen.nn.attention import Attention
 from videogen.nn.linear import Initializer, Linear, lecun_normal, ones, parameter, zeros
+from videogen.nn.norms import RMSNorm
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
 from videogen.nn.transformer import REMAT_POLICIES
@@ -128,6 +130,30 @@ class GroupNorm(nnx.Module):
         return (y if self.shift is None else y + self.shift.get_value()).astype(x.dtype)
 
 
+def frame_norm(width: int, groups: int, rngs: nnx.Rngs) -> GroupNorm | RMSNorm:
+    """The norm of causal convolutions: by groups of channels over each frame, or with no groups (0) an RMS norm over
+    the channels of each place, as Wan2.1's VAE has it."""
+    return GroupNorm(width, groups=groups, rngs=rngs) if groups else RMSNorm(width, rngs=rngs)
+
+
+class FrameAttention(nnx.Module):
+    """Norm and attention with one head among the places of each frame, beside a skip path.
+
+    Args:
+      width: channels.
+      groups: as ``frame_norm`` takes them.
+    """
+
+    def __init__(self, width: int, *, groups: int = 32, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.norm = frame_norm(width, groups, rngs)
+        # A bias of the keys adds the same to all scores of a query, which changes nothing.
+        biased = ("query", "value", "out")
+        self.attention = Attention(width, 1, qk_norm=None, bias=biased, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Grid) -> Grid:
+        return x + self.attention(self.norm(x), axes=GRID_AXES[1], attended_axes=2)
+
+
 class AdaptiveGroupNorm(nnx.Module):
     """Group norm whose scale and shift at each place come from a condition; plain group norm at the start.
 
@@ -213,7 +239,7 @@ class DepthToSpace(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Norm, swish, convolution, twice, beside a skip path; no biases."""
+    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path; no biases."""
 
     def __init__(
         self,
@@ -227,9 +253,9 @@ class ResidualBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         common = dict(padding=padding, bias=False, dtype=dtype, rngs=rngs)
-        self.first_norm = GroupNorm(inputs, groups=groups, rngs=rngs)
+        self.first_norm = frame_norm(inputs, groups, rngs)
         self.first = Convolution(inputs, outputs, size, **common)
-        self.second_norm = GroupNorm(outputs, groups=groups, rngs=rngs)
+        self.second_norm = frame_norm(outputs, groups, rngs)
         self.second = Convolution(outputs, outputs, size, **common)
         self.skip = Linear(inputs, outputs, bias=False, dtype=dtype, rngs=rngs) if inputs != outputs else None
 

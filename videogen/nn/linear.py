@@ -50,6 +50,12 @@ def parameter(
 
 
 @functools.cache
+def scaled_identity(scale: float) -> Initializer:
+    """The initializer of a matrix with ``scale`` on its diagonal and zeros elsewhere."""
+    return lambda key, shape, dtype: scale * jnp.eye(*shape, dtype=dtype)
+
+
+@functools.cache
 def for_each_layer(initializer: Initializer) -> Initializer:
     """The initializer of stacked layers: every layer has a key of its number, so that depth changes no layer."""
 

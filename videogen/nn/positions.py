@@ -38,21 +38,35 @@ def rotary_angles(
 
 
 def angles_at(
-    positions: Int[Array, "*batch tokens axes"], head_width: int, *, base: float = 10_000.0
+    positions: Int[Array, "*batch tokens axes"] | Float[Array, "*batch tokens axes"],
+    head_width: int,
+    *,
+    base: float = 10_000.0,
+    channels: Sequence[int] | None = None,
 ) -> Float[Array, "*batch tokens half_head_width"]:
     """Rotation angles of tokens anywhere, such as those of examples that begin at different places.
 
     Args:
-      positions: along one to three axes; on a grid the angles are those of ``rotary_angles``.
+      positions: along one to three axes, whole or not; on a grid the angles are those of ``rotary_angles``.
       head_width, base: as for ``rotary_angles``.
+      channels: of a head that each axis has, even numbers; ``None`` shares them out as ``rotary_angles`` does.
     """
-    frequencies = _frequencies(positions.shape[-1], head_width, base)
+    frequencies = _frequencies(positions.shape[-1], head_width, base, channels)
     angles = [positions[..., axis, None] * own.astype(np.float32) for axis, own in enumerate(frequencies)]
     return jnp.concatenate(angles, axis=-1).astype(jnp.float32)
 
 
-def _frequencies(axes: int, head_width: int, base: float) -> list[Float[np.ndarray, "share"]]:
+def _frequencies(
+    axes: int, head_width: int, base: float, channels: Sequence[int] | None = None
+) -> list[Float[np.ndarray, "share"]]:
     """Radians per step along each axis, for the pairs of channels that it has."""
+    if channels is not None:
+        if len(channels) != axes or sum(channels) != head_width or any(n % 2 for n in channels):
+            raise UserError(
+                f"rotary positions share the {head_width} channels of a head among {axes} axes by even numbers, "
+                f"got {tuple(channels)}"
+            )
+        return [base ** (-np.arange(n // 2) / max(n // 2, 1)) for n in channels]
     if head_width % 2 or head_width // 2 < axes:
         raise UserError(f"rotary positions over {axes} axes need an even head width of at least {2 * axes}")
     pairs = head_width // 2

@@ -180,6 +180,14 @@ class Block(nnx.Module):
         caches = (self.attention.empty(batch, length, tags),)
         return caches if self.cross_attention is None else (*caches, self.cross_attention.keys_values(context))
 
+    def beside(
+        self, x: Float[Array, "batch extra width"], exists: Bool[Array, "batch extra"] | None = None
+    ) -> ExtraKeys:
+        """Tokens that the self-attention sees beside those of the layer (``extra_kv``): read as its own tokens are, but
+        neither modulated nor rotated."""
+        y = x if self.norm_after else self.attention_norm(x)
+        return ExtraKeys(*self.attention.project(y, None)[1:], exists)
+
 
 def _part(kind: type, name: str, config: Mapping[str, Any], common: dict[str, Any]) -> nnx.Module:
     """A part of a block from its section."""
@@ -274,11 +282,28 @@ class Stack(nnx.Module):
             stream.keep(contexts)
         return x
 
+    def states(self, x: Float[Array, "batch *grid width"], **call: Any) -> Float[Array, "layers batch *grid width"]:
+        """The tokens behind every layer, the first of which stands behind layer 0; ``call`` are arguments of all."""
+        graph, state = nnx.split(self.layers)
+
+        def layer(x: Array, state: Any) -> tuple[Array, Array]:
+            x = nnx.merge(graph, state)(x, **call)
+            return x, x
+
+        return jax.lax.scan(layer, x, state, unroll=unrolled(self.depth))[1]
+
     def begin(self, *arguments: Any, layers: slice = slice(None), **settings: Any) -> tuple[KeyValues, ...]:
         """The caches of every layer, or of some ``layers``, stacked; a block's ``begin`` says with what."""
         graph, state = nnx.split(self.layers)
         state = jax.tree.map(lambda stacked: stacked[layers], state)
         return jax.vmap(lambda state: nnx.merge(graph, state).begin(*arguments, **settings))(state)
+
+    def beside(
+        self, x: Float[Array, "layers batch extra width"], exists: Bool[Array, "batch extra"] | None = None
+    ) -> ExtraKeys:
+        """``Block.beside`` of every layer, for ``per_layer``: stacked."""
+        graph, state = nnx.split(self.layers)
+        return jax.vmap(lambda state, x: nnx.merge(graph, state).beside(x, exists))(state, x)
 
     def layer(self, number: int) -> nnx.Module:
         """One layer by itself."""

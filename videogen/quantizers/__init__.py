@@ -13,6 +13,7 @@ from flax import nnx
 from videogen import building
 from videogen.quantizers.additive import AdditiveQuantizer
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState
+from videogen.quantizers.bernoulli import BernoulliQuantizer
 from videogen.quantizers.binary_spherical import BinarySphericalQuantizer
 from videogen.quantizers.dual_codebook import DualCodebookQuantizer
 from videogen.quantizers.estimators import ESTIMATORS, rotation, straight_through
@@ -27,6 +28,7 @@ from videogen.quantizers.residual import ResidualQuantizer
 from videogen.quantizers.scalar import FiniteScalarQuantizer
 from videogen.quantizers.simvq import SimVectorQuantizer
 from videogen.quantizers.stochastic import StochasticVectorQuantizer
+from videogen.quantizers.two_paths import TwoPathQuantizer
 from videogen.quantizers.vector import VectorQuantizer
 
 QUANTIZERS = {
@@ -42,8 +44,10 @@ QUANTIZERS = {
     "fsq": FiniteScalarQuantizer,
     "lfq": LookupFreeQuantizer,
     "bsq": BinarySphericalQuantizer,
+    "bernoulli": BernoulliQuantizer,
     "gaussian": GaussianQuantizer,
     "per_dimension": PerDimensionQuantizer,
+    "two_paths": TwoPathQuantizer,
 }
 
 
@@ -56,6 +60,7 @@ __all__ = [
     "ESTIMATORS",
     "QUANTIZERS",
     "AdditiveQuantizer",
+    "BernoulliQuantizer",
     "BinarySphericalQuantizer",
     "DualCodebookQuantizer",
     "FiniteScalarQuantizer",
@@ -71,6 +76,7 @@ __all__ = [
     "ResidualQuantizer",
     "SimVectorQuantizer",
     "StochasticVectorQuantizer",
+    "TwoPathQuantizer",
     "UsageWatch",
     "VectorQuantizer",
     "build",

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
-from videogen.nn import Mean, whole
+from videogen.nn import Mean, draw, example_keys, whole
 from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_levels
 from videogen.quantizers.estimators import straight_through
 from videogen.quantizers.gaussian import split_posterior
@@ -56,8 +56,8 @@ class PerDimensionQuantizer(Quantizer):
       spacing: ``"gaussian"`` (denser where N(0, 1) is) or ``"uniform"``.
       reach: the normalised latents' range ±reach is mapped to that of the bins; what lies beyond goes to the
         outermost bin. 3 makes Gaussian bins nearly equally likely, 5 (TokenBridge) spends them on the tails.
-      posterior: the latents that come in hold mean and log variance, as those of a Gaussian quantizer; the mean is
-        quantised.
+      posterior: the latents that come in hold mean and log variance, as those of a Gaussian quantizer.
+      drawn: of a posterior a draw is quantised where there is a key (TokenBridge), else the mean.
     """
 
     remedy = "measure the latents on more data, or lower the reach"
@@ -70,6 +70,7 @@ class PerDimensionQuantizer(Quantizer):
         spacing: str = "gaussian",
         reach: Positive = 5.0,
         posterior: bool = True,
+        drawn: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
         del rngs  # nothing is learned
@@ -77,7 +78,9 @@ class PerDimensionQuantizer(Quantizer):
             raise UserError(f"unknown spacing {spacing!r}{near_matches(spacing, BINS)}")
         if bins < 2 or reach <= 0:
             raise UserError(f"per-dimension quantization needs bins >= 2 and reach > 0, got {bins} and {reach}")
-        self.width, self.bins, self.posterior = width, bins, posterior
+        if drawn and not posterior:
+            raise UserError("drawn is for latents with a posterior: leave it out")
+        self.width, self.bins, self.posterior, self.drawn = width, bins, posterior, drawn
         self.spacing, self.reach = spacing, reach
         self.mean = QuantizerState(jnp.zeros(width))
         self.deviation = QuantizerState(jnp.ones(width))
@@ -144,8 +147,14 @@ class PerDimensionQuantizer(Quantizer):
         mean: Mean = whole,
         exists: Bool[Array, "..."] | None = None,
     ) -> Quantized:
-        """Takes the nearest value; with ``train`` the latents are measured, ``key`` and ``mean`` change nothing."""
+        """Takes the nearest value; with ``train`` the latents are measured, ``mean`` changes nothing.
+
+        ``key``, one or one of each example, is for what is ``drawn``.
+        """
         z = self._latents(latents)
+        if self.drawn and key is not None:
+            deviation = jnp.exp(0.5 * split_posterior(latents, self.width)[1])
+            z = z + deviation * draw(jax.random.normal, example_keys(key, len(z)), z.shape)
         values = self._values()
         borders = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
         normalised = (z - self.mean.get_value()) / self.deviation.get_value()

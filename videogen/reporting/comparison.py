@@ -41,11 +41,12 @@ def flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield prefix + name, value
 
 
-def check_alike(results: Mapping[str, Result]) -> None:
+def check_alike(results: Mapping[str, Result], but: Sequence[str] = ()) -> None:
     """Refuses results whose protocols differ in anything but the model.
 
     Args:
       results: by what they are called.
+      but: fields of protocols that may differ, too.
 
     Raises:
       UserError: it names the first field that differs, and both values.
@@ -54,7 +55,7 @@ def check_alike(results: Mapping[str, Result]) -> None:
     expected = _how(result)
     for name, other in others:
         found = _how(other)
-        fields = sorted(expected.keys() | found.keys(), key=_order)
+        fields = sorted((expected.keys() | found.keys()) - set(but), key=_order)
         for field in fields:
             a, b = (known.get(field, "nothing") for known in (expected, found))
             if a != b:

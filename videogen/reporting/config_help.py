@@ -68,7 +68,8 @@ MEANINGS = {
     "distillation.guidance_scale": "guidance that the teacher is asked with",
     "distillation.steps": "steps of the teacher that the student learns to take at once",
     "tasks.*": "weight of this task among those that clips are completed by; 0 leaves it out",
-    "text.encoder.name": "transformer (trained along), t5 (the frozen part text_encoder) or none",
+    "text.encoder.name": "transformer (trained along), none, or the frozen part text_encoder: t5, a language model "
+    "(decoder), or the stand-in for one (shapes_captions)",
     "text.tokenizer.name": "bpe (learned from the captions), bytes or huggingface",
     "text.tokenizer.path": "a tokenizer.json, or its directory",
     "text.tokenizer.length": "tokens of a caption; longer ones are cut",
@@ -112,8 +113,7 @@ TABLES = {
         **{name: encoders.ENCODERS[name] for name in ("shapes_captions", "shapes_classifier")},
     },
     "head": heads.HEADS,
-    "quantizer": quantizers.QUANTIZERS,
-    "base": quantizers.QUANTIZERS,
+    **dict.fromkeys(("quantizer", "codes", "base"), quantizers.QUANTIZERS),
     "normaliser": normaliser.NORMALISERS,
     "lengths": lengths.LENGTHS,
     "discriminator": losses.DISCRIMINATORS,
@@ -122,6 +122,7 @@ TABLES = {
     "sampler": generators.SAMPLERS,
     "encoder": {"transformer": conditioning.TextEncoder, **encoders.SEEN},
     **diffusion.PARTS,
+    "process": {**diffusion.PROCESSES, **diffusion.BIT_PROCESSES},
 }
 """Section -> its parts by name."""
 
@@ -134,6 +135,8 @@ SHARED = (
 
 def table(path: Sequence[str]) -> Mapping[str, Callable]:
     """The parts by name that a section may be, from the keys that lead to it."""
+    if len(path) > 1 and path[-2] == "quantizers":
+        return quantizers.QUANTIZERS
     return losses.TERMS if len(path) == 2 and path[0] == "losses" else TABLES.get(path[-1], {})
 
 
@@ -163,7 +166,9 @@ def meaning(key: str, config: ConfigDict) -> str:
     """What a key means: in the words of its own table, of its part, or of a part around it; empty where none says."""
     if key == "data.source.name":
         return f"{MEANINGS[key]}: {', '.join(sorted(data.SOURCES))}"
-    if key.startswith("data.source."):
+    if key == "data.image_source.name":
+        return f"where images come from: {', '.join(sorted(data.SOURCES))}; empty: frames of the videos"
+    if key.startswith(("data.source.", "data.image_source.")):
         return _of_sources(key.rpartition(".")[2])
     exact = [words for pattern, words in MEANINGS.items() if not pattern.startswith("*") and _fits(key, pattern)]
     if exact:

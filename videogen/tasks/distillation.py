@@ -92,6 +92,8 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
         if not generators.class_of(config.model).denoises:
             raise UserError(f"a {config.model.name!r} generator has no steps to save: it cannot learn from a teacher")
         super().__init__(config)
+        if not self.generator.process.solved:
+            raise UserError("bits are drawn and follow no path for a student to learn: distil generators of latents")
         self.sampler = generators.build_sampler(config.sampler)
         diffusion.check_student(self.sampler.build_solver())
         if self.sampler.guidance_scale != 1 or self.sampler.lag:

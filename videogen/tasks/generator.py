@@ -1,27 +1,25 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from videogen import data, generators
 from videogen.conditioning import (
+    FROZEN_TEXT,
     NULL_LABEL,
     TASKS,
     TEXT_ENCODERS,
     USES_CONDITIONING,
     Conditioning,
-    EncodedText,
     Given,
-    T5Encoder,
     TaskTables,
     TextEncoder,
     task_index,
@@ -29,8 +27,9 @@ from videogen.conditioning import (
 from videogen.data import read_buckets
 from videogen.data.token_files import MASKS, PREFIX
 from videogen.errors import UserError, near_matches
+from videogen.generators.disturbance import Relabel, disturbed
 from videogen.nn import MicroBatch, named_key
-from videogen.parallel import constrain, inside, mesh_of, spread
+from videogen.parallel import inside, mesh_of, spread
 from videogen.shapes import TokenGrid, Video, VideoShape
 from videogen.tasks.base import (
     PUBLISHED,
@@ -42,10 +41,12 @@ from videogen.tasks.base import (
     Task,
     compute_now,
     dtype_of,
-    to_pixels,
     to_video,
 )
 from videogen.tasks.generation import VideoGenerator
+from videogen.tasks.rows import centres_of, check_one_size, row_of
+from videogen.tasks.showing import completions, samples
+from videogen.tasks.texts import encode_jointly
 from videogen.tokens import Layout, Segment, Tokens
 
 TEXT_ENCODER = "text_encoder"
@@ -61,10 +62,10 @@ class TextToCodes(nnx.Module):
 
 
 class GeneratorTask(Task):
-    """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, for T5, ``text_encoder``.
+    """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, of ``FROZEN_TEXT``, ``text_encoder``.
 
-    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text; ``t5`` is the part
-    ``text_encoder``), ``config.classes`` the number of labels or ``None``.
+    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text; T5 and language models
+    are the part ``text_encoder``), ``config.classes`` the number of labels or ``None``.
     ``config.tasks`` are weights of ``conditioning.TASKS``: each clip is then completed from the pixels that a task
     drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
@@ -86,6 +87,8 @@ class GeneratorTask(Task):
         self.tokenizer = nnx.eval_shape(lambda: self.structure_of_part("tokenizer"))
         clip = config.data.clip
         self.layout = self.tokenizer.layout(VideoShape(clip.frames, clip.height, clip.width))
+        if len(self.layout.segments) > 1:
+            check_one_size(config.data)
         self.drawn = self._drawn()
         self.grid = TokenGrid(1, 1, self.drawn.tokens) if len(self.drawn.segments) > 1 else self.drawn.only.grid
         self.tasks = self._read_tasks()
@@ -105,17 +108,9 @@ class GeneratorTask(Task):
     def _drawn(self) -> Layout:
         """The tokens as the generator has them: those of several segments in one row, unless it draws scales."""
         if self.kind.draws_scales and not self.tokenizer.scales:
-            raise UserError(
-                f"a {self.config.model.name!r} generator draws scales, each of which adds to those before it, and this "
-                "tokenizer has none; take model.name = next_block or masked"
-            )
-        if len(self.layout.segments) == 1 or self.kind.draws_scales:
-            return self.layout
-        segments = [segment for _, segment in self.layout.segments]
-        if len({(segment.vocabulary, segment.channels) for segment in segments}) > 1:
-            raise UserError("the segments of this tokenizer have different codes; give its quantizers the same number")
-        row = dataclasses.replace(segments[0], sides=(("token", self.layout.tokens),))
-        return Layout.of(row=row)
+            raise UserError("this tokenizer has no scales to draw; take model.name = next_block or masked")
+        single = len(self.layout.segments) == 1
+        return self.layout if single or self.kind.draws_scales else row_of(self.layout)
 
     def _read_tasks(self) -> Float[np.ndarray, "tasks"] | None:
         """The share of each of ``TASKS``, ``None`` without any."""
@@ -136,7 +131,8 @@ class GeneratorTask(Task):
         return shares / shares.sum()
 
     def _bucket_grid(self, shape: VideoShape) -> TokenGrid:
-        self._check_single("buckets (data.buckets)")
+        if len(self.layout.segments) > 1:
+            return self.grid
         grid = self.tokenizer.grid(shape)
         if grid.shape[1:] != self.grid.shape[1:] or grid.time > self.grid.time:
             raise UserError(
@@ -145,15 +141,8 @@ class GeneratorTask(Task):
             )
         return grid
 
-    def _check_single(self, what: str) -> None:
-        """Raises ``UserError`` where clips of another size would have other segments."""
-        if len(self.layout.segments) > 1:
-            raise UserError(f"the tokens of this tokenizer are several segments: leave {what} out")
-
     def _learned(self) -> list[TokenGrid]:
         """The grids of all clips and images in training."""
-        if self.config.data.image_batch_size:
-            self._check_single("images (data.image_batch_size)")
         return [self.grid, *self.buckets, *([self.grid.with_time(1)] if self.config.data.image_batch_size else [])]
 
     def check_sampler(self, sampler: Any) -> None:
@@ -190,7 +179,7 @@ class GeneratorTask(Task):
             vocabulary_size, length = self.config.text.tokenizer.vocabulary_size, self.config.text.tokenizer.length
             encoder = TextEncoder(vocabulary_size, length, **settings, dtype=dtype, rngs=rngs)
             context_width = encoder.width
-        elif self.text == "t5":
+        elif self.text in FROZEN_TEXT:
             context_width = self.config.parts.text_encoder.model.width
         elif self.config.classes and not self.kind.label_as_vector:
             context_width = self.config.model.transformer.width
@@ -209,13 +198,16 @@ class GeneratorTask(Task):
             dtype=dtype,
             rngs=rngs,
         )
+        if self.drawn != self.layout:
+            clip = self.config.data.clip
+            generator.centres = centres_of(self.tokenizer, VideoShape(clip.frames, clip.height, clip.width))
         if self.tokenizer.normalised:
             generator.statistics = generators.NormalisedLatents()
         return {"generator": TextToCodes(generator, encoder)}
 
     @classmethod
     def parts_of(cls, config: Any) -> Mapping[str, str]:
-        frozen = {TEXT_ENCODER: PUBLISHED} if config.text.encoder.name == "t5" else {}
+        frozen = {TEXT_ENCODER: PUBLISHED} if config.text.encoder.name in FROZEN_TEXT else {}
         return {**super().parts_of(config), **frozen}
 
     def structure_of_part(self, name: str) -> nnx.Module:
@@ -223,16 +215,18 @@ class GeneratorTask(Task):
             return super().structure_of_part(name)
         model = self.config.parts[name].model
         settings = {key: model[key] for key in model if key != "name"}
-        return T5Encoder.described(settings, dtype=dtype_of(self.config))
+        return FROZEN_TEXT[self.text].described(settings, dtype=dtype_of(self.config))
 
     def published(self, name: str, folder: str) -> nnx.Module:
-        return T5Encoder.load(folder, dtype=dtype_of(self.config))
+        return FROZEN_TEXT[self.text].load(folder, dtype=dtype_of(self.config))
 
     @classmethod
     def complete(cls, config: Any, origins: Mapping[str, Any]) -> None:
         super().complete(config, origins)
         if TEXT_ENCODER in cls.parts_of(config):
-            config.text.tokenizer.path = config.text.tokenizer.path or config.parts[TEXT_ENCODER].checkpoint
+            folder = config.parts[TEXT_ENCODER].checkpoint
+            if folder and not config.text.tokenizer.path:
+                config.text.tokenizer.path = str(Path(folder) / FROZEN_TEXT[config.text.encoder.name].text_folder)
 
     def prepare(self, frozen: Modules, parts: Sequence[Batch]) -> Sequence[Batch]:
         """Adds to each part what a frozen text encoder makes of the captions, in one pass: its sharded weights are
@@ -251,10 +245,10 @@ class GeneratorTask(Task):
             raise UserError("the clips have no labels: name their classes in the source, or leave config.classes empty")
         return Conditioning(text, batch["label"] if self.config.classes else None)
 
-    def tokens(self, modules: Modules, batch: Batch) -> Tokens:
-        """Tokens of a batch: from the token cache, or by the frozen tokenizer."""
+    def tokens(self, modules: Modules, batch: Batch, keys: jax.Array | None = None) -> Tokens:
+        """Tokens of a batch: from the token cache, or by the frozen tokenizer, which may draw by ``keys``."""
         if not any(name.startswith(PREFIX) for name in batch):
-            return modules["tokenizer"].tokenize(to_video(batch["video"]))
+            return modules["tokenizer"].tokenize(to_video(batch["video"]), keys=keys)
         segments = {}
         for name, layout in self.layout.segments:
             values, masks = batch[f"{PREFIX}{name}"], (batch.get(f"{PREFIX}{name}/{mask}") for mask in MASKS)
@@ -264,20 +258,30 @@ class GeneratorTask(Task):
     def detokenize(self, modules: Modules, tokens: Tokens) -> Video:
         """What ``tokens`` gave, or a generator has drawn, as pixels."""
         if tokens.layout == self.drawn != self.layout:
-            tokens = tokens.only.split(self.layout)
+            tokens = Tokens.from_flat(tokens.flat, self.layout)
         elif tokens.layout != self.layout and not self.tokenizer.on_grid:
             tokens = tokens.only.followed_by_none(self.layout)
         return modules["tokenizer"].detokenize(tokens)
 
-    def shown(self, modules: Modules, batch: Batch | None = None) -> dict[str, Any]:
-        """What the generator asks the tokenizer for: sums of scales, and in training their ids for ``batch``."""
-        if not self.kind.draws_scales:
-            return {}
-        tokenizer, found = modules["tokenizer"], {}
-        if batch is not None and "video" in batch:
-            encoded = jax.lax.stop_gradient(tokenizer.encode(to_video(batch["video"])))
-            found["relabel"] = functools.partial(tokenizer.relabel, encoded)
-        return {"partial": tokenizer.partial, **found}
+    def shown(self, modules: Modules) -> dict[str, Any]:
+        """What the generator asks the tokenizer for: sums of scales."""
+        return {"partial": modules["tokenizer"].partial} if self.kind.draws_scales else {}
+
+    def _relabel(self, modules: Modules, batch: Batch) -> Relabel | None:
+        """``Tokenizer.relabel`` of the clips of a batch, where these are there."""
+        if "video" not in batch:
+            return None
+        tokenizer = modules["tokenizer"]
+        return functools.partial(tokenizer.relabel, jax.lax.stop_gradient(tokenizer.encode(to_video(batch["video"]))))
+
+    def _row(self, modules: Modules, batch: Batch, tokens: Tokens, key: jax.Array | None, micro: MicroBatch) -> Any:
+        """Tokens of several segments in one row, and what is shown of them where residual ones are disturbed."""
+        generator, inputs = modules["generator"].generator, {}
+        if key is not None and generator.token_drop > 0 and self.tokenizer.residual:
+            relabel = self._relabel(modules, batch)
+            seen, tokens = disturbed(tokens, relabel, generator.token_drop, generator.head, key, micro)
+            inputs["inputs"] = Tokens.single(seen.flat, self.drawn)
+        return Tokens.single(tokens.flat, self.drawn), inputs
 
     def unprompted(self, count: int) -> dict[str, np.ndarray]:
         """The text and label parts of a batch of which nothing is said."""
@@ -316,9 +320,12 @@ class GeneratorTask(Task):
     ) -> tuple[Float[Array, ""], Outcome]:
         """The generator's loss."""
         micro, conditioning = micro or MicroBatch(), self.conditioning(modules, batch)
-        tokens, shown = jax.lax.stop_gradient(self.tokens(modules, batch)), self.shown(modules, batch)
+        keys = micro.keys(named_key(key, "tokens"), len(jax.tree.leaves(batch)[0])) if train else None
+        tokens, shown = jax.lax.stop_gradient(self.tokens(modules, batch, keys)), self.shown(modules)
         if self.drawn != self.layout:
-            tokens = Tokens.single(tokens.flat, self.drawn)
+            tokens, shown = self._row(modules, batch, tokens, key if train else None, micro)
+        elif self.kind.draws_scales:
+            shown["relabel"] = self._relabel(modules, batch)
         # Images have no task.
         if self.tasks is not None and batch["video"].shape[1] > 1:
             task = micro.draw(self._draw_tasks, named_key(key, "task"), tokens.only.values.shape[:1])
@@ -384,55 +391,5 @@ class GeneratorTask(Task):
 
         With tasks one clip for each of those: the clip, what is given of it, and how that was completed.
         """
-        if self.tasks is not None:
-            return [self._completions(modules, batch, seed)]
-        small = {key: value[:4] for key, value in batch.items() if key in ("text_ids", "text_mask", "label")}
-        columns, first = self._originals(modules, batch), None
-        if self.given_frames:
-            first = columns[0][:, : self.given_frames]
-        count = len(next(v for k, v in batch.items() if k == "video" or k.startswith(PREFIX))[:4])
-        drawn = VideoGenerator(self, modules).generate(
-            small, self.config.data.clip.frames, seed, count=count, first_frames=first
-        )
-        labels = ("original", "sample")[1 - len(columns) :]
-        return [Picture("samples", list(zip(*columns, drawn, strict=True)), [""] * count, labels)]
-
-    def _originals(self, modules: Modules, batch: Batch) -> list[UInt8[np.ndarray, "batch time height width 3"]]:
-        """The first clips of a batch, or of a token cache what their codes stand for where frames of them are given."""
-        if "video" in batch:
-            return [np.asarray(batch["video"])[:4]]
-        if not self.given_frames:
-            return []
-        first = {name: array[:4] for name, array in batch.items() if name.startswith(PREFIX)}
-        return [to_pixels(self.detokenize(modules, self.tokens(modules, first)))]
-
-    def _completions(self, modules: Modules, batch: Batch, seed: int) -> Picture:
-        names = [name for name, share in zip(TASKS, self.tasks, strict=True) if share]
-        some = np.arange(len(names)) % len(batch["video"])
-        story = {key: np.asarray(batch[key])[some] for key in ("text_ids", "text_mask", "label") if key in batch}
-        videos = np.asarray(batch["video"])[some]
-        drawn, filled = VideoGenerator(self, modules).complete(names, videos, seed, story)
-        rows, labels = list(zip(videos, filled, drawn, strict=True)), ("original", "given", "completed")
-        return Picture("tasks", rows, names, labels)
-
-
-def encode_jointly(encoder: nnx.Module, batches: Sequence[Batch]) -> list[EncodedText]:
-    """The text of each batch, encoded in one pass over all of them."""
-    counts = [len(batch["text_ids"]) for batch in batches]
-    # Laid out in turns, so that every device encodes its own share of each batch.
-    turns = math.gcd(*counts)
-    ends = np.cumsum(counts)[:-1] // turns
-
-    def join(*x: Array) -> Array:
-        rows = jnp.concatenate([a.reshape(turns, -1, a.shape[1]) for a in x], axis=1)
-        return rows.reshape(sum(counts), -1)
-
-    ids, mask = jax.tree.map(join, *[(batch["text_ids"], batch["text_mask"]) for batch in batches])
-    features, masks = (
-        jnp.split(x.reshape(turns, -1, *x.shape[1:]), ends, axis=1) for x in jax.tree.leaves(encoder(ids, mask))
-    )
-    # Each batch may be shared by other devices than all of them together.
-    return [
-        EncodedText(constrain(f.reshape(-1, *f.shape[2:]), "batch", None, None), m.reshape(-1, *m.shape[2:]))
-        for f, m in zip(features, masks, strict=True)
-    ]
+        drawn = samples if self.tasks is None else completions
+        return [drawn(self, modules, batch, seed)]

@@ -248,9 +248,14 @@ class TokenizerTask(Task):
         """PSNR, SSIM, sharpness and codebook health over all batches, and the nominal bits per pixel of discrete codes.
 
         A codebook that is hardly used, or half as much as in the best evaluation since the process began, is named in
-        the log, with the remedy.
+        the log, with the remedy. Other uses of the same weights (``Tokenizer.variants``) have values of their own.
         """
-        return self.score(self.assembled(modules), batches, self.watch, keep)
+        model, batches = self.assembled(modules), list(batches)
+        values = self.score(model, batches, self.watch, keep)
+        for name, variant in model.variants.items():
+            found = self.score(variant, batches, keep=keep, label=name)
+            values |= {f"{name}_{metric}": value for metric, value in found.items()}
+        return values
 
     @staticmethod
     def score(
@@ -321,7 +326,7 @@ def reconstructor(model: nnx.Module) -> Callable[[np.ndarray], np.ndarray]:
     def run(state: Any, pixels: Array) -> Array:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels)))
-        return model.decode(latents, **model.seen(tokens))
+        return model.decode(latents, **model.seen(tokens), **model.sized(VideoShape(*pixels.shape[1:4])))
 
     def rebuild(video: np.ndarray) -> np.ndarray:
         with inside(mesh):
@@ -334,8 +339,8 @@ def _score(model: nnx.Module, pixels: Array, decoding: dict[str, Any]) -> tuple[
     """Each metric of every clip, and the counts of the codes used."""
     video = to_video(pixels)
     latents, tokens, _, statistics = model.bottleneck(model.encode(video))
-    seen = model.seen(tokens)
-    rebuilt, original = to_unit(model.decode(latents, **seen, **decoding)), to_unit(video)
+    seen, sized = model.seen(tokens), model.sized(VideoShape(*video.shape[1:4]))
+    rebuilt, original = to_unit(model.decode(latents, **seen, **sized, **decoding)), to_unit(video)
     scores = {name: FIDELITY[name](rebuilt, original) for name in measurable(*video.shape[2:4])}
     if model.vocabulary and seen:
         bits = tokens.bits() + model.lengths.bits(tokens.only.layout)

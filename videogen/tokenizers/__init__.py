@@ -12,14 +12,17 @@ from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.detokenized import Detokenized
+from videogen.tokenizers.hitvideo import HitVideo
 from videogen.tokenizers.karl import Karl
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
 from videogen.tokenizers.omnitokenizer import OmniTokenizer
 from videogen.tokenizers.one_d import OneD
+from videogen.tokenizers.one_d_any_size import OneDAnySize
 from videogen.tokenizers.one_d_causal import CausalOneD
 from videogen.tokenizers.one_d_flow import OneDFlow
+from videogen.tokenizers.one_vae import OneVae
 from videogen.tokenizers.over_latents import OverLatents, of_latents
 from videogen.tokenizers.requests import Request
 from videogen.tokenizers.tiling import Tiled
@@ -72,13 +75,16 @@ TOKENIZERS = {
     "convolutional": ConvolutionalTokenizer,
     "cvivit": CViViT,
     "detokenized": build_detokenized,
+    "hitvideo": HitVideo,
     "karl": Karl,
     "magvit": Magvit,
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,
     "one_d": OneD,
     "one_d_causal": CausalOneD,
+    "one_d_any_size": OneDAnySize,
     "one_d_flow": OneDFlow,
+    "one_vae": OneVae,
     "over_latents": build_over_latents,
     "tokenflow": TokenFlow,
 }
@@ -98,13 +104,16 @@ __all__ = [
     "ConvolutionalTokenizer",
     "Detokenized",
     "Encoded",
+    "HitVideo",
     "Karl",
     "Magvit",
     "Normalised",
     "OmniTokenizer",
     "OneD",
+    "OneDAnySize",
     "Request",
     "OneDFlow",
+    "OneVae",
     "OverLatents",
     "Tiled",
     "TokenFlow",

@@ -1,10 +1,13 @@
 """The contract of tokenizers, and what all of them share."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -61,9 +64,11 @@ class Tokenizer(nnx.Module):
       quantizer: makes codes of latents.
       last_layer: path of the last layer of the decoder, where adaptive weights of losses compare gradients.
       sides: names of the sides that tokens lie along.
+      begins: the latent frame of a clip that a segment begins with, by its name, where that is not the first one.
       prefix_equal: tokens of the first frames of a clip are the first tokens of the clip.
       drops: the decoder can do without some of the tokens (``Segment.kept``).
       adapts: it decides by itself which tokens a clip needs for an error that may be asked for (``Request``).
+      residual: a segment codes what those before it leave open (``relabel``).
       lengths: decides which tokens the decoder sees; all, but of tokenizers with ``drops``.
       normalised: tokens are normalised latents, of mean 0 and variance 1; ``lookup`` gives the raw ones.
       streams: there are ``encode_chunk`` and ``decode_chunk``, so that a video may be longer than memory.
@@ -76,9 +81,11 @@ class Tokenizer(nnx.Module):
     quantizer: nnx.Module
     last_layer: tuple[str, ...]
     sides: tuple[str, ...] = GRID
+    begins: Mapping[str, int] = MappingProxyType({})
     prefix_equal: bool = False
     drops: bool = False
     adapts: bool = False
+    residual: bool = False
     lengths: LengthRule = All()
     normalised: bool = False
     streams: bool = False
@@ -129,7 +136,11 @@ class Tokenizer(nnx.Module):
         self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None, **seen: Any
     ) -> Video:
         """What training compares with ``video``; of a decoder that diffuses, the video that it sees in a noisy one."""
-        return self.decode(latents, **seen)
+        return self.decode(latents, **seen, **self.sized(VideoShape(*video.shape[1:4])))
+
+    def sized(self, shape: VideoShape) -> dict[str, Any]:
+        """What ``decode`` must be told so that clips have this shape; nothing where the latents say it."""
+        return {}
 
     def compare(
         self,
@@ -184,6 +195,16 @@ class Tokenizer(nnx.Module):
         return self
 
     @property
+    def variants(self) -> "Mapping[str, Tokenizer]":
+        """Other uses of the same weights that an evaluation measures as well, by name."""
+        return {}
+
+    @property
+    def compressions(self) -> Mapping[str, Compression]:
+        """Pixels per place of each segment that lies on a grid, by its name."""
+        return {SEGMENT: self.compression} if self.on_grid else {}
+
+    @property
     def on_grid(self) -> bool:
         """Whether there is one token for every place of the clip's grid."""
         return self.sides == GRID
@@ -201,6 +222,27 @@ class Tokenizer(nnx.Module):
     def grid(self, shape: VideoShape) -> TokenGrid:
         """The one segment of a clip as time × height × width; raises ``UserError`` as ``layout`` does."""
         return self.layout(shape).only.grid
+
+    def budgets(self, layout: Layout) -> list[int]:
+        """Numbers of tokens that may be asked for, those worth trying; none where the decoder needs all tokens.
+
+        Of one segment they are the powers of two and all; of tokens in rows (latent frames) those of a row. Of several
+        segments they are the tokens of the first ones together.
+        """
+        if not self.drops:
+            return []
+        if len(layout.segments) > 1:
+            return [*itertools.accumulate(segment.tokens for _, segment in layout.segments)]
+        row = layout.only.shape[-1]
+        return [2**i for i in range(row.bit_length()) if 2**i < row] + [row]
+
+    def centres(self, shape: VideoShape) -> dict[str, Float[np.ndarray, "time height width 3"]]:
+        """Where the tokens of a clip lie, by segment: the middle of what each stands for, in frames, rows and columns.
+
+        They are in the same units for all segments, whatever their compression; segments without a grid have none.
+        """
+        grids = [(name, segment.shape) for name, segment in self.layout(shape).segments if name in self.compressions]
+        return {name: self.compressions[name].centres(sides, self.begins.get(name, 0)) for name, sides in grids}
 
     def check_chunk(self, chunk: Video, first: bool) -> None:
         """Raises ``UserError`` for a chunk of a length, or of a height or width, that cannot be coded."""
@@ -221,14 +263,20 @@ class Tokenizer(nnx.Module):
         segments = {name: Segment(values, segment, encoded.exists, kept) for name, segment in layout.segments}
         return quantized.latents, Tokens.of(**segments), quantized.losses, quantized.measured
 
-    def tokenize(self, video: Video, request: Any = None) -> Tokens:
-        """Pixels to tokens: codes, or of a continuous tokenizer the mean of its posterior."""
-        check_video(video)
-        return self.bottleneck(self.encode(video, request))[1]
+    def tokenize(self, video: Video, request: Any = None, keys: jax.Array | None = None) -> Tokens:
+        """Pixels to tokens: codes, or of a continuous tokenizer the mean of its posterior.
 
-    def detokenize(self, tokens: Tokens) -> Video:
-        """Tokens to pixels, clipped to [-1, 1]."""
-        return jnp.clip(self.decode(self.lookup(tokens), **self.seen(tokens)), -1.0, 1.0)
+        Args:
+          video: in [-1, 1].
+          request: as ``encode`` takes it.
+          keys: one of each clip, for quantizers that draw outside of training, too.
+        """
+        check_video(video)
+        return self.bottleneck(self.encode(video, request), key=keys)[1]
+
+    def detokenize(self, tokens: Tokens, **settings: Any) -> Video:
+        """Tokens to pixels, clipped to [-1, 1]; ``settings`` are those of ``decode``."""
+        return jnp.clip(self.decode(self.lookup(tokens), **self.seen(tokens), **settings), -1.0, 1.0)
 
     def kept_by(self, request: Any = None) -> str:
         """Which tokens may be left out of clips that are encoded with a request: a name in ``data.bits.KEPT``."""
@@ -240,21 +288,23 @@ class Tokenizer(nnx.Module):
         Raises:
           UserError: it cannot do without some.
         """
-        kept = tokens.only.seen
-        if kept is not None and not self.drops:
+        if all(segment.seen is None for segment in tokens.segments):
+            return {}
+        if not self.drops:
             raise UserError(f"{type(self).__name__} decodes whole clips of tokens only, and some are left out here")
-        return {} if kept is None else {"kept": kept}
+        return {"kept": tokens.only.seen}
 
     def lookup(self, tokens: Tokens) -> Latents:
         """The quantised latents that tokens stand for."""
         return self.quantizer.lookup(tokens.only.values) if self.vocabulary else tokens.only.values
 
-    def partial(self, tokens: Tokens, segment: str) -> Float[Array, "batch *sides width"]:
+    def partial(self, tokens: Tokens, segment: str, *, through: bool = False) -> Float[Array, "batch *sides width"]:
         """What the segments before ``segment`` sum up to, resized to its sides: the input of a next-scale generator.
 
         Args:
-          tokens: at least the segments before; others are not looked at. Before the first one the sum is 0.
+          tokens: at least the segments that are summed; others are not looked at. Before the first one the sum is 0.
           segment: a name in the layout.
+          through: ``segment`` itself is in the sum, too.
 
         Raises:
           UserError: this tokenizer has no such sums, or a segment before is missing.
@@ -296,6 +346,13 @@ class Wrapped(Tokenizer):
     @property
     def coder(self) -> Tokenizer:
         return self.tokenizer.coder
+
+    @property
+    def compressions(self) -> Mapping[str, Compression]:
+        return self.tokenizer.compressions
+
+    def centres(self, shape: VideoShape) -> dict[str, Float[np.ndarray, "time height width 3"]]:
+        return self.tokenizer.centres(shape)
 
     @property
     def sides(self) -> tuple[str, ...]:

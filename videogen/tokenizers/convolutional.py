@@ -18,7 +18,7 @@ from videogen.nn import (
     AdaptiveGroupNorm,
     Convolution,
     DepthToSpace,
-    GroupNorm,
+    FrameAttention,
     Linear,
     ResidualBlock,
     Stack,
@@ -26,6 +26,7 @@ from videogen.nn import (
     average_pool,
     blur_pool,
     checkpointed,
+    frame_norm,
     repeat,
 )
 from videogen.ranges import Count, Natural
@@ -48,11 +49,12 @@ class Layout:
       blocks: residual blocks of each level.
       middle_blocks: residual blocks after the last level (before it, in the decoder).
       time_kernel: frames of every kernel; 1 makes an image tokenizer.
-      groups: groups of the norms.
+      groups: groups of the norms; 0: RMS norms over the channels of each place (``nn.frame_norm``).
       padding: time padding (``nn.convolution.PADDINGS``).
       downsampling: a name in ``DOWNSAMPLING``.
       depth_to_space: up-sampling by depth-to-space; otherwise nearest neighbours and a convolution.
       adaptive: every level of the decoder begins with a group norm that sees the quantised latents.
+      attention: behind the middle blocks attention within each frame, and as many blocks once more.
     """
 
     widths: tuple[int, ...]
@@ -63,8 +65,9 @@ class Layout:
     groups: int
     padding: str
     downsampling: str
-    depth_to_space: bool
-    adaptive: bool
+    depth_to_space: bool = True
+    adaptive: bool = True
+    attention: bool = False
 
     @classmethod
     def of(
@@ -189,6 +192,21 @@ class NearestUp(nnx.Module):
         return self.convolution(repeat(x, self.stride, drop_first=False), stream)
 
 
+class Middle(Level):
+    """The middle blocks; with attention between as many on either side."""
+
+    def __init__(self, layout: Layout, *, remat: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, common = layout.widths[-1], dict(remat=remat, dtype=dtype, rngs=rngs)
+        super().__init__(width, width, layout.middle_blocks, layout, **common)
+        attends = layout.attention
+        self.attention = FrameAttention(width, groups=layout.groups, dtype=dtype, rngs=rngs) if attends else None
+        self.after = Level(width, width, layout.middle_blocks, layout, **common) if attends else None
+
+    def __call__(self, x: Array, stream: Stream | None = None) -> Array:
+        x = super().__call__(x, stream)
+        return x if self.after is None else self.after(self.attention(x), stream)
+
+
 class Encoder(nnx.Module):
     """Convolution; residual levels with down-sampling between them; middle blocks; norm, swish, 1×1×1 convolution."""
 
@@ -201,19 +219,27 @@ class Encoder(nnx.Module):
         self.levels = nnx.List([Level(a, b, layout.blocks, layout, remat=remat, **common) for a, b in pairs])
         pairs = zip(widths, layout.strides, strict=False)
         self.downs = nnx.List([Down(width, stride, layout, **common) for width, stride in pairs])
-        self.middle = Level(deep, deep, layout.middle_blocks, layout, remat=remat, **common)
-        self.norm = GroupNorm(deep, groups=layout.groups, rngs=rngs)
+        self.middle = Middle(layout, remat=remat, **common)
+        self.norm = frame_norm(deep, layout.groups, rngs)
         # Quantizers work in float32, so the projection before them does too.
         self.output = Linear(deep, outputs, axes=("embed", None), precision=FULL, rngs=rngs)
 
-    def __call__(self, video: Video, stream: Stream | None = None) -> Latents:
+    def __call__(self, video: Video, stream: Stream | None = None, downs: int | None = None) -> Latents:
+        """Latents; with fewer ``downs`` than there are the last down-samplings are left out."""
+        return self.latents(self.features(video, stream, downs))
+
+    def features(self, video: Video, stream: Stream | None = None, downs: int | None = None) -> Array:
+        """What the latents are read from."""
         x = self.input(video, stream)
         for i, level in enumerate(self.levels):
             x = level(x, stream)
-            if i < len(self.downs):
+            if i < (len(self.downs) if downs is None else downs):
                 x = self.downs[i](x, stream)
-        x = self.middle(x, stream)
-        return self.output(jax.nn.swish(self.norm(x)).astype(jnp.float32))
+        return self.middle(x, stream)
+
+    def latents(self, features: Array) -> Latents:
+        """Reads latents from features."""
+        return self.output(jax.nn.swish(self.norm(features)).astype(jnp.float32))
 
 
 class Decoder(nnx.Module):
@@ -223,7 +249,7 @@ class Decoder(nnx.Module):
         common = dict(dtype=dtype, rngs=rngs)
         widths, deep = layout.widths[::-1], layout.widths[-1]
         self.input = Convolution(inputs, deep, layout.kernel, padding=layout.padding, **common)
-        self.middle = Level(deep, deep, layout.middle_blocks, layout, remat=remat, **common)
+        self.middle = Middle(layout, remat=remat, **common)
         levels, norms, ups = [], [], []
         for i, (width, factors) in enumerate(zip(widths, layout.factors()[::-1], strict=True)):
             before = widths[max(i - 1, 0)]
@@ -233,7 +259,7 @@ class Decoder(nnx.Module):
             if i < len(layout.strides):
                 ups.append(self._up(width, layout.strides[-1 - i], layout, common))
         self.levels, self.norms, self.ups = nnx.List(levels), nnx.List(norms), nnx.List(ups)
-        self.norm = GroupNorm(widths[-1], groups=layout.groups, rngs=rngs)
+        self.norm = frame_norm(widths[-1], layout.groups, rngs)
         self.output = Convolution(widths[-1], channels, layout.kernel, padding=layout.padding, **common)
 
     @staticmethod
@@ -243,11 +269,22 @@ class Decoder(nnx.Module):
         return NearestUp(width, stride, layout, **common)
 
     def __call__(self, latents: Latents, stream: Stream | None = None) -> Video:
-        x = self.middle(self.input(latents, stream), stream)
-        for i, level in enumerate(self.levels):
-            if self.norms:
-                x = self.norms[i](x, latents, stream)
-            x = level(x, stream)
+        return self.shallower(0, self.deepest(latents, stream), latents, stream)
+
+    def deepest(self, latents: Latents, stream: Stream | None = None) -> Array:
+        """What the first level takes."""
+        return self.middle(self.input(latents, stream), stream)
+
+    def level(self, number: int, x: Array, latents: Latents, stream: Stream | None = None) -> Array:
+        """One level without its up-sampling, from the coarsest one on."""
+        if self.norms:
+            x = self.norms[number](x, latents, stream)
+        return self.levels[number](x, stream)
+
+    def shallower(self, number: int, x: Array, latents: Latents, stream: Stream | None = None) -> Video:
+        """Pixels of what a level takes."""
+        for i in range(number, len(self.levels)):
+            x = self.level(i, x, latents, stream)
             if i < len(self.ups):
                 x = self.ups[i](x, stream)
         return self.output(jax.nn.swish(self.norm(x)), stream).astype(jnp.float32)

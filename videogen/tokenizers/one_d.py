@@ -1,7 +1,7 @@
 """Tokens without a place: learned queries gather a whole clip into a row of codes, of which a part may be enough.
 
 LARP (Wang et al., ICLR 2025) and One-D-Piece (Miwa et al., 2025) are settings of ``OneD``; the encoder of FlexTok
-(``one_d_flow``) is the same, and KARL (``karl``) adds to ``OneD``.
+(``one_d_flow``) is the same, KARL (``karl``) adds to ``OneD``, and ``one_d_any_size`` takes clips of many sizes.
 """
 
 import math
@@ -117,11 +117,17 @@ class Queried(Tokenizer):
           request: how many codes the decoder is to see, the first ones; ``None`` leaves it to the length rule. The
             latents are the same for all.
         """
-        patches = self._patches(video)
-        queries = jnp.broadcast_to(self.queries.get_value().astype(self.dtype), (len(video), *self.queries.shape))
-        x = self.encoder(jnp.concatenate([patches, queries], axis=1))[:, patches.shape[1] :]
         extra = {} if request is None else {length_rules.ASKED: self._asked(request, len(video))}
-        return Encoded(self.to_code(self.encoder_norm(x).astype(jnp.float32)), extra=extra)
+        return Encoded(self.to_code(self.encoder_norm(self._gather(video)).astype(jnp.float32)), extra=extra)
+
+    def _gather(self, video: Video) -> Float[Array, "batch queries width"]:
+        """What the queries find in clips."""
+        patches = self._patches(video)
+        x = jnp.concatenate([patches, self._fresh_queries(len(video))], axis=1)
+        return self.encoder(x)[:, patches.shape[1] :]
+
+    def _fresh_queries(self, batch: int) -> Float[Array, "batch queries width"]:
+        return jnp.broadcast_to(self.queries.get_value().astype(self.dtype), (batch, *self.queries.shape))
 
     def _patches(self, video: Video) -> Float[Array, "batch patches width"]:
         """Patches of clips, with their places; raises ``UserError`` for clips of another shape."""

@@ -127,7 +127,7 @@ class TokenFlow(Tokenizer):
     """
 
     last_layer = ("pixel_decoder", "output")
-    drops = scales = True
+    drops = scales = residual = True
 
     def __init__(
         self,
@@ -236,9 +236,9 @@ class TokenFlow(Tokenizer):
         """Nothing: what is left out is not in the sum that ``lookup`` and ``bottleneck`` give."""
         return {}
 
-    def partial(self, tokens: Tokens, segment: str) -> Latents:
+    def partial(self, tokens: Tokens, segment: str, *, through: bool = False) -> Latents:
         number = self._number(segment)
-        shown = [tokens[name].values for name in self.quantizer.names[:number]]
+        shown = [tokens[name].values for name in self.quantizer.names[: number + through]]
         if not shown:
             return jnp.zeros((len(tokens.segments[0].values), *self.quantizer.scales[0], self.quantizer.width))
         return self.quantizer.at_scale(self.quantizer.total(shown), number)
