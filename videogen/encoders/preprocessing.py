@@ -106,10 +106,12 @@ def in_range(images: Array) -> Float[Array, "*batch height width 3"]:
         raise UserError(f"an encoder needs pictures [..., height, width, 3], got {list(images.shape)}")
     if images.dtype == jnp.uint8:
         return jnp.asarray(images, jnp.float32) / 127.5 - 1
-    # Asked so that it is also true of what is no number.
-    if not isinstance(images, jax.core.Tracer) and not jnp.all(jnp.abs(images) <= 1.0001):
-        low, high = float(jnp.min(images)), float(jnp.max(images))
-        raise UserError(f"pictures must be in [-1, 1] (or uint8), got values from {low:g} to {high:g}")
+    if not isinstance(images, jax.core.Tracer):
+        # By NumPy, which looks at constants of a traced program, too; asked so that it is also true of what is no number.
+        values = np.asarray(images)
+        if not np.all(np.abs(values) <= 1.0001):
+            low, high = float(values.min()), float(values.max())
+            raise UserError(f"pictures must be in [-1, 1] (or uint8), got values from {low:g} to {high:g}")
     return jnp.asarray(images, jnp.float32)
 
 
