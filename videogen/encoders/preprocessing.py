@@ -107,7 +107,7 @@ def in_range(images: Array) -> Float[Array, "*batch height width 3"]:
     if images.dtype == jnp.uint8:
         return jnp.asarray(images, jnp.float32) / 127.5 - 1
     if not isinstance(images, jax.core.Tracer):
-        # By NumPy, which looks at constants of a traced program, too; asked so that it is also true of what is no number.
+        # By NumPy, which also sees constants of a traced program; asked so that it is true of what is no number, too.
         values = np.asarray(images)
         if not np.all(np.abs(values) <= 1.0001):
             low, high = float(values.min()), float(values.max())
