@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from videogen.errors import UserError
 from videogen.nn import Mean, MicroBatch, whole
 from videogen.shapes import Latents, Video
-from videogen.tokenizers.base import Encoded, Wrapped
+from videogen.tokenizers.base import Encoded
+from videogen.tokenizers.wrapped import Wrapped
 from videogen.tokens import Tokens
 
 

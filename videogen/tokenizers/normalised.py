@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 from videogen.errors import UserError
 from videogen.nn import MicroBatch
 from videogen.shapes import Latents, Video, VideoShape
-from videogen.tokenizers.base import Encoded, Tokenizer, Wrapped
+from videogen.tokenizers.base import Encoded, Tokenizer
 from videogen.tokenizers.normaliser import Normaliser
+from videogen.tokenizers.wrapped import Wrapped
 from videogen.tokens import Layout, Tokens
 
 

@@ -10,8 +10,9 @@ from videogen.errors import UserError
 from videogen.nn import MicroBatch
 from videogen.ranges import Triple
 from videogen.shapes import Compression, Latents, Video, VideoShape
-from videogen.tokenizers.base import Compared, Encoded, Tokenizer, Wrapped
+from videogen.tokenizers.base import Compared, Encoded, Tokenizer
 from videogen.tokenizers.one_d import check_clip
+from videogen.tokenizers.wrapped import Wrapped
 from videogen.tokens import Layout, Tokens
 
 LATENTS = "latents"

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from videogen.errors import UserError
 from videogen.shapes import Latents, Tiles, Video, VideoShape
-from videogen.tokenizers.base import Encoded, Tokenizer, Wrapped
+from videogen.tokenizers.base import Encoded, Tokenizer
+from videogen.tokenizers.wrapped import Wrapped
 from videogen.tokens import Layout
 
 OVERLAP = 4
