@@ -247,7 +247,8 @@ def behind_layers(model, conditioning: Conditioning, count: int) -> jax.Array:
 
 @functools.cache
 def seen_by(count: int):
-    return jax.jit(lambda conditioning: behind_layers(next_token(), conditioning, count))
+    model = next_token()
+    return jax.jit(lambda conditioning: behind_layers(model, conditioning, count))
 
 
 @pytest.mark.parametrize("states", [LAYERS, 2])
