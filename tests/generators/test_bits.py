@@ -73,13 +73,14 @@ def forced(monkeypatch, output) -> None:
 def test_flips_that_are_known_give_the_tokens_back(monkeypatch, vocabulary):
     """In one step and in many, by both samplers, from ids of any number of bits."""
     clean = ids(vocabulary)
-    for anew in (True, False):
+    for anew in (True, False) if len(vocabulary) == 5 else (True,):
         noise = NOISE | {"process": {"name": "bernoulli", "threshold": True, "anew": anew}}
         model = make(FLOW, vocabulary, noise=noise)
         bits = model.statistics.normalise(clean.only.values).reshape(2, 1, 1, TOKENS, -1)
         forced(monkeypatch, lambda noisy, t, bits=bits: jnp.where(noisy != bits, 50.0, -50.0))
-        for steps in (1, 4):
-            drawn = model.sample(layout(vocabulary), told(), KEYS, FlowSampler(steps=steps, guidance_scale=1.0))
+        for steps in (1, 4) if anew else (3,):
+            sampler = FlowSampler(steps=steps, guidance_scale=1.0)
+            drawn = jax.jit(lambda s=sampler, m=model: m.sample(layout(vocabulary), told(), KEYS, s))()
             np.testing.assert_array_equal(drawn.only.values, clean.only.values)
             assert drawn.only.values.dtype == jnp.int32
         loss, _ = model.loss(clean, told(), jax.random.key(0), train=False)
@@ -96,7 +97,7 @@ def test_the_network_sees_bits_as_minus_one_and_one_and_predicts_at_every_place(
     model, bits = flow(), flow().statistics.normalise(ids((2,) * 5).only.values).reshape(2, 1, 1, TOKENS, 5)
     prepared, t = model.prepare(told()), jnp.array([0.3, 0.9])
     assert model.predict(bits, t, prepared).shape == bits.shape
-    slope = jax.jacobian(lambda x: model.predict(x, t, prepared)[0, 0, 0, :, 0])(bits.astype(jnp.float32))
+    slope = jax.jit(jax.jacobian(lambda x: model.predict(x, t, prepared)[0, 0, 0, :, 0]))(bits.astype(jnp.float32))
     assert (jnp.abs(slope[:, 0]) > 0).all()
 
 
@@ -104,7 +105,7 @@ def test_guidance_temperature_and_neighbours():
     model, vocabulary = flow(), (2,) * 5
 
     def draw(sampler, conditioning=told(), keys=KEYS):
-        return model.sample(layout(vocabulary), conditioning, keys, sampler).only.values
+        return jax.jit(lambda: model.sample(layout(vocabulary), conditioning, keys, sampler))().only.values
 
     plain = draw(FlowSampler(steps=3, guidance_scale=1.0))
     assert set(np.unique(plain)) <= {0, 1}
@@ -220,13 +221,12 @@ def test_another_text_in_the_middle_is_read_from_there_on():
     shared = dict(vocabulary=(2,) * 8, grid=(2, 1, 2), context_width=8, rngs=nnx.Rngs(0))
     model = generators.build(NEXT | {"text": "deep", "block": (1, 1, 2)}, **shared)
     sampler = BlockSampler(temperature=0.0)
-    state = model.begin(grid, told(), KEYS, sampler)
-    state, first = model.advance(state, None, 0)
-    same, _ = model.advance(state, told(), 1)
-    again, _ = model.advance(state, None, 1)
+    advance = jax.jit(model.advance)
+    state, _ = advance(model.begin(grid, told(), KEYS, sampler), None, 0)
+    (same, _), (again, _) = advance(state, told(), 1), advance(state, None, 1)
     for a, b in zip(jax.tree.leaves(same.memory), jax.tree.leaves(again.memory), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    other, _ = model.advance(state, told(seed=9), 1)
+    other, _ = advance(state, told(seed=9), 1)
     cached, fresh = other.memory[1][0], model.stepper(grid, told(seed=9), KEYS, sampler).empty_caches()[0]
     np.testing.assert_allclose(cached.key[..., :TEXT], fresh.key[..., :TEXT], atol=1e-6)
     np.testing.assert_allclose(
@@ -245,17 +245,21 @@ def behind_layers(model, conditioning: Conditioning, count: int) -> jax.Array:
     return model.stack(x, layers=slice(count), per_layer={"extra_kv": keys})
 
 
+@functools.cache
+def seen_by(count: int):
+    model = next_token()
+    return jax.jit(lambda conditioning: behind_layers(model, conditioning, count))
+
+
 @pytest.mark.parametrize("states", [LAYERS, 2])
 def test_layer_l_reads_the_hidden_state_of_layer_l_and_of_no_other(states):
     """With half as many states two neighbours share one."""
-    model, text = next_token(), told(states).text
+    text = told(states).text
     share = LAYERS // states
     for state in range(states):
         changed = Conditioning(EncodedText(text.features.at[:, :, state].add(3.0), text.mask))
         for count in range(1, LAYERS + 1):
-            moved = (
-                np.abs(behind_layers(model, changed, count) - behind_layers(model, told(states), count)).max() > 1e-5
-            )
+            moved = np.abs(seen_by(count)(changed) - seen_by(count)(told(states))).max() > 1e-5
             assert moved == (count > state * share), (state, count)
 
 

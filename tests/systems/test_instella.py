@@ -159,6 +159,13 @@ def test_more_layers_of_the_language_model_than_of_the_generator_are_refused(sta
         jax.eval_shape(loss, {name: state for name, (_, state) in graphs.items()}, batch)
 
 
+def test_an_encoder_of_another_kind_than_its_part_is_named():
+    config = instella.get_config("stage=diffusion,size=debug")
+    config.text.encoder.name = "t5"
+    with pytest.raises(UserError, match="name is 't5', and the part text_encoder is a 'shapes_captions'"):
+        tasks.build(config)
+
+
 def test_the_guides_name_it():
     text = (REPOSITORY / "docs" / "generators.md").read_text() + (REPOSITORY / "docs" / "tokenizers.md").read_text()
     assert "one_d_any_size" in text and "videogen/configs/instella.py" in text

@@ -68,9 +68,9 @@ def tokenizer(size: str) -> ConfigDict:
     config.model = autoencoder(size)
     take_clip_of(config, config.model)
     if size == "debug":
-        config.steps = 3600
-        config.eval_every = 1800
-        config.checkpoint_every = 1800
+        config.steps = 6000
+        config.eval_every = 2000
+        config.checkpoint_every = 2000
         config.losses.adversarial.discriminator.update({"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2})
         rates = {"name": "muon", "learning_rate": 1e-2, "adam_share": 0.3, "warmup": 50, "final": 0.02}
     elif size == "small":
@@ -104,7 +104,8 @@ def autoencoder(size: str) -> ConfigDict:
     """The binary autoencoder at each size (paper: 64 × 64 patches, then 32 × 32 places, 128 tokens of 64 bits)."""
     quantizer = {"name": "bernoulli", "bits": 64, "temperature": 0.1, "uncertainty_weight": 0.01}
     if size == "debug":
-        quantizer |= {"bits": 16}
+        # Bits that are soon sure learn no more.
+        quantizer |= {"bits": 16, "uncertainty_weight": 0.001}
         shape = {"clip": (4, 24, 24), "patch": (2, 4, 4), "queries": 32, "extent": 16.0, "resized_after": (1, 1)}
         # Convolutions of single places: Muon spends most of its time on large kernels.
         shape |= {"rotary_channels": (4, 14, 14), "kernels": (2, 1)}

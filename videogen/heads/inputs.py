@@ -44,6 +44,7 @@ class IdEmbedding(nnx.Module):
         part = width if join == "sum" else -(-width // len(sizes))
         self.table = Embedding(sum(sizes), part, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         joined = join == "concatenation"
+        self.of_bits = not joined and not hidden and set(self.ids) == {2}
         self.join = Linear(len(sizes) * part, width, axes=(None, "embed"), dtype=dtype, rngs=rngs) if joined else None
 
     def __call__(
@@ -51,7 +52,7 @@ class IdEmbedding(nnx.Module):
     ) -> Float[Array, "... width"]:
         """The vector of each place; ``hidden`` says of which levels the id is not shown."""
         parts = digits.split(ids, self.bases)
-        if hidden is None and self.join is None and set(self.ids) == {2}:
+        if self.of_bits:
             return self._of_bits(parts)
         if hidden is not None:
             if hidden.shape[-1] > 1:

@@ -83,6 +83,12 @@ class GeneratorTask(Task):
         known = [*TEXT_ENCODERS, "none"]
         if self.text not in known:
             raise UserError(f"unknown text encoder {self.text!r}{near_matches(self.text, known)}")
+        part = config.parts.get(TEXT_ENCODER, {}).get("model", {}).get("name", self.text)
+        if self.text in FROZEN_TEXT and part != self.text:
+            raise UserError(
+                f"config.text.encoder.name is {self.text!r}, and the part {TEXT_ENCODER} is a {part!r}: set "
+                f"config.parts.{TEXT_ENCODER}.model.name and its checkpoint, too"
+            )
         # Only its arithmetic is used here; the weights are a frozen module.
         self.tokenizer = nnx.eval_shape(lambda: self.structure_of_part("tokenizer"))
         clip = config.data.clip
