@@ -241,7 +241,8 @@ class NextBlockTransformer(Generator):
         if self.centres is None:
             angles = rotary_angles(grid.shape, self.head_width)[self.order(grid)]
         else:
-            angles = np.asarray(angles_at(np.array(self.centres), self.head_width))
+            with jax.ensure_compile_time_eval():
+                angles = np.asarray(angles_at(np.array(self.centres), self.head_width))
         return learned, np.concatenate([angles, *[angles[-self.block_tokens :]] * (self.delayed // self.block_tokens)])
 
     def features(

@@ -27,7 +27,6 @@ from videogen.conditioning import (
 from videogen.data import read_buckets
 from videogen.data.token_files import MASKS, PREFIX
 from videogen.errors import UserError, near_matches
-from videogen.generators.disturbance import Relabel, disturbed
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import inside, mesh_of, spread
 from videogen.shapes import TokenGrid, Video, VideoShape
@@ -44,7 +43,7 @@ from videogen.tasks.base import (
     to_video,
 )
 from videogen.tasks.generation import VideoGenerator
-from videogen.tasks.rows import centres_of, check_one_size, row_of
+from videogen.tasks.rows import centres_of, check_one_size, in_row, relabel_of, row_of
 from videogen.tasks.showing import completions, samples
 from videogen.tasks.texts import encode_jointly
 from videogen.tokens import Layout, Segment, Tokens
@@ -64,8 +63,8 @@ class TextToCodes(nnx.Module):
 class GeneratorTask(Task):
     """Group: ``generator`` (with its text encoder). Frozen: ``tokenizer`` and, of ``FROZEN_TEXT``, ``text_encoder``.
 
-    ``config.text.encoder`` is the text encoder (``name = "none"`` for a generator without text; T5 and language models
-    are the part ``text_encoder``), ``config.classes`` the number of labels or ``None``.
+    ``config.text.encoder`` is the text encoder (``name = "none"``: no text; T5 and language models are the part
+    ``text_encoder``), ``config.classes`` the number of labels or ``None``.
     ``config.tasks`` are weights of ``conditioning.TASKS``: each clip is then completed from the pixels that a task
     drawn for it gives (MAGVIT); without them clips are drawn from text and label alone. Images have no task.
     """
@@ -273,22 +272,6 @@ class GeneratorTask(Task):
         """What the generator asks the tokenizer for: sums of scales."""
         return {"partial": modules["tokenizer"].partial} if self.kind.draws_scales else {}
 
-    def _relabel(self, modules: Modules, batch: Batch) -> Relabel | None:
-        """``Tokenizer.relabel`` of the clips of a batch, where these are there."""
-        if "video" not in batch:
-            return None
-        tokenizer = modules["tokenizer"]
-        return functools.partial(tokenizer.relabel, jax.lax.stop_gradient(tokenizer.encode(to_video(batch["video"]))))
-
-    def _row(self, modules: Modules, batch: Batch, tokens: Tokens, key: jax.Array | None, micro: MicroBatch) -> Any:
-        """Tokens of several segments in one row, and what is shown of them where residual ones are disturbed."""
-        generator, inputs = modules["generator"].generator, {}
-        if key is not None and generator.token_drop > 0 and self.tokenizer.residual:
-            relabel = self._relabel(modules, batch)
-            seen, tokens = disturbed(tokens, relabel, generator.token_drop, generator.head, key, micro)
-            inputs["inputs"] = Tokens.single(seen.flat, self.drawn)
-        return Tokens.single(tokens.flat, self.drawn), inputs
-
     def unprompted(self, count: int) -> dict[str, np.ndarray]:
         """The text and label parts of a batch of which nothing is said."""
         batch = {}
@@ -329,9 +312,10 @@ class GeneratorTask(Task):
         keys = micro.keys(named_key(key, "tokens"), len(jax.tree.leaves(batch)[0])) if train else None
         tokens, shown = jax.lax.stop_gradient(self.tokens(modules, batch, keys)), self.shown(modules)
         if self.drawn != self.layout:
-            tokens, shown = self._row(modules, batch, tokens, key if train else None, micro)
+            relabel = relabel_of(modules["tokenizer"], batch) if train and self.tokenizer.residual else None
+            tokens, shown = in_row(tokens, self.drawn, modules["generator"].generator, relabel, key, micro)
         elif self.kind.draws_scales:
-            shown["relabel"] = self._relabel(modules, batch)
+            shown["relabel"] = relabel_of(modules["tokenizer"], batch)
         # Images have no task.
         if self.tasks is not None and batch["video"].shape[1] > 1:
             task = micro.draw(self._draw_tasks, named_key(key, "task"), tokens.only.values.shape[:1])

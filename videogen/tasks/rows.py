@@ -1,14 +1,20 @@
 """Tokens of several segments as one row, for generators that draw one token after another."""
 
 import dataclasses
+import functools
 from typing import Any
 
+import jax
 import numpy as np
 
 from videogen.errors import UserError
+from videogen.generators import Generator
+from videogen.generators.disturbance import Relabel, disturbed
+from videogen.nn import MicroBatch
 from videogen.shapes import VideoShape
+from videogen.tasks.base import Batch, to_video
 from videogen.tokenizers import Tokenizer
-from videogen.tokens import Layout
+from videogen.tokens import Layout, Tokens
 
 
 def check_one_size(section: Any) -> None:
@@ -35,3 +41,30 @@ def centres_of(tokenizer: Tokenizer, shape: VideoShape) -> tuple[tuple[float, fl
     centres = tokenizer.centres(shape)
     places = [centres[name].reshape(-1, 3) for name in tokenizer.layout(shape).names]
     return tuple(map(tuple, np.concatenate(places).tolist()))
+
+
+def relabel_of(tokenizer: Tokenizer, batch: Batch) -> Relabel | None:
+    """``Tokenizer.relabel`` of the clips of a batch; ``None`` where only their tokens are there."""
+    if "video" not in batch:
+        return None
+    return functools.partial(tokenizer.relabel, jax.lax.stop_gradient(tokenizer.encode(to_video(batch["video"]))))
+
+
+def in_row(
+    tokens: Tokens, row: Layout, generator: Generator, relabel: Relabel | None, key: jax.Array, micro: MicroBatch
+) -> tuple[Tokens, dict[str, Tokens]]:
+    """Tokens of several segments in one row, and what is shown of them: ``{"inputs": …}``, or nothing where it is they.
+
+    Args:
+      tokens: of the clips.
+      row: ``row_of`` their layout.
+      generator: which learns them.
+      relabel: of a residual tokenizer in training: where the generator is shown wrong ids, the later ones change.
+      key: decides which.
+      micro: which examples of the batch these are.
+    """
+    shown = {}
+    if relabel is not None and generator.token_drop > 0:
+        seen, tokens = disturbed(tokens, relabel, generator.token_drop, generator.head, key, micro)
+        shown["inputs"] = Tokens.single(seen.flat, row)
+    return Tokens.single(tokens.flat, row), shown
