@@ -62,7 +62,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.losses = loss_terms(l1=1.0, adversarial=adversarial(clips, objective="hinge"))
     config.model = one_vae(size, chosen["model"], chosen["codes"] if joint else "")
     if size == "debug":
-        config.steps = 1200 if joint else 900
+        config.steps = 900
         config.eval_every = config.checkpoint_every = 300
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.update({"l1": {"name": "l1", "weight": 0.0}, "l2": {"name": "l2", "weight": 5.0}})
