@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from videogen import data, tasks
-from videogen.configs import karl, larp, one_d_piece, phenaki, tokenbridge, videodit
+from videogen.configs import hitvideo, karl, larp, one_d_piece, phenaki, tokenbridge, videodit
 from videogen.data.inputs import clip_of
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
@@ -216,3 +216,23 @@ def test_the_tokens_that_an_error_needs_are_kept(tmp_path):
     other = Loaded(tmp_path, ordered, tasks.build(ordered), tasks.build(ordered).init(nnx.Rngs(0)), step=0)
     with pytest.raises(UserError, match="OneD does not decide how many tokens an error needs: leave out --max_error"):
         write_token_cache(other, tmp_path / "no", {"name": "shapes"}, clips=3, batch_size=2, max_error=0.1)
+
+
+def test_the_first_layers_alone_are_kept_where_their_tokens_are_asked_for(tmp_path):
+    config = hitvideo.get_config("size=debug")
+    config.data.clip.update({"height": 16, "width": 16})
+    config.model.update({"width": 8, "multipliers": (1, 2), "spatial_strides": (4,), "temporal_strides": (2,)})
+    run = Loaded(tmp_path, config, tasks.build(config), tasks.build(config).init(nnx.Rngs(0)), step=0)
+    write_token_cache(run, tmp_path / "few", {"name": "shapes"}, clips=2, batch_size=2, tokens=20)
+    settings = {"name": "tokens", "tokenizer_hash": run.hash, "path": str(tmp_path / "few")}
+    cache = data.build(settings, clip=clip_of(config), seed=0, split="train")
+    pixels = data.build({"name": "shapes"}, clip=clip_of(config), seed=0, split="train")
+    for i in range(2):
+        video = tasks.to_video(jnp.asarray(pixels[i]["video"])[None])
+        for name, segment in jax.jit(run.tokenizer.tokenize)(video).items():
+            np.testing.assert_array_equal(cache[i][f"tokens/{name}"], segment.values[0])
+        assert "tokens/layer_3/kept" not in cache[i] and cache[i]["tokens/layer_2/kept"].all()
+        assert not cache[i]["tokens/layer_1/kept"].any()
+    with pytest.raises(UserError, match="first layers of this clip have 8, 20, 68 tokens; ask for one of these, not 9"):
+        write_token_cache(run, tmp_path / "some", {"name": "shapes"}, clips=2, batch_size=2, tokens=9)
+    assert not (tmp_path / "some").exists()

@@ -94,7 +94,7 @@ def test_the_published_recipe():
 @pytest.mark.parametrize("codes", ["fsq", "vq", "lfq"])
 def test_smaller_sizes_build(size, codes):
     model = model_of(f"size={size},codes={codes}")
-    bits = 2 * {"debug": 10, "small": 14}[size]
+    bits = 2 * {"debug": 6, "small": 14}[size]
     assert np.log2(np.float64(model.vocabulary)).sum() == pytest.approx(bits, rel=0.06)
     assert model_of(f"stage=vae,size={size}").vocabulary == () and count(f"size={size}") > 5e5
 
@@ -142,7 +142,7 @@ def test_the_joint_stage_begins_with_the_average_of_the_continuous_one(tmp_path)
 @pytest.mark.slow
 def test_both_stages_train_and_are_loaded(tmp_path):
     """The first step of the joint stage has the reconstruction of the first; both uses are measured."""
-    train(tiny("vae", **{"steps": 60, "eval_every": 60, "checkpoint_every": 60}), tmp_path / "vae")
+    train(tiny("vae"), tmp_path / "vae")
     joint = tiny("tokenizer")
     joint.start_from.run = str(tmp_path / "vae")
     train(joint, tmp_path / "joint")
@@ -151,5 +151,5 @@ def test_both_stages_train_and_are_loaded(tmp_path):
     before, after = (loaded.task.evaluate(loaded.modules, [{"video": video}], seed=0) for loaded in (vae, model))
     assert "bits_per_pixel" in after and "bits_per_pixel" not in before
     assert after["continuous_psnr"] == pytest.approx(before["psnr"], abs=0.5) and after["psnr"] > 5
-    tokens = model.tokenizer.tokenize(jnp.asarray(video / 127.5 - 1, jnp.float32))
-    assert jax.tree.map(jnp.shape, model.tokenizer.detokenize(tokens)) == (4, 5, 16, 16, 3)
+    rebuild = jax.jit(lambda video: model.tokenizer.detokenize(model.tokenizer.tokenize(video)))
+    assert rebuild(jnp.asarray(video / 127.5 - 1, jnp.float32)).shape == video.shape

@@ -66,7 +66,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.losses = loss_terms(l1=1.0, adversarial=adversarial(clips, objective="hinge"))
     config.model = one_vae(size, chosen["model"], chosen["codes"] if joint else "")
     if size == "debug":
-        config.steps = 900 if joint else 1200
+        config.steps = 900
         config.eval_every = config.checkpoint_every = 300
         config.data.clip.update({"height": 24, "width": 24})
         config.losses.update({"l1": {"name": "l1", "weight": 0.0}, "l2": {"name": "l2", "weight": 5.0}})
@@ -125,8 +125,8 @@ def both(**rates: float | str) -> dict[str, ConfigDict]:
 def one_vae(size: str, model: str, codes: str = "") -> ConfigDict:
     """The network at each size, with codes of this kind beside its latents, or without any."""
     if size == "debug":
-        levels = {"width": 16, "multipliers": (1, 2, 4, 4), "blocks": 1, "temporal_strides": (1, 1, 2)}
-        channels, kl_weight, first_frame = 8, 1e-3, "fine"
+        levels = {"width": 16, "multipliers": (1, 2, 4), "blocks": 1, "temporal_strides": (1, 2)}
+        channels, kl_weight, first_frame = 4, 1e-3, "fine"
     elif size == "small":
         levels = {"width": 48, "multipliers": (1, 2, 4, 4), "blocks": 2, "temporal_strides": (1, 2, 2)}
         channels, kl_weight, first_frame = 32, 1e-4, "fine"
@@ -151,20 +151,20 @@ LFQ = {"name": "lfq", "diversity": 1.0, "commitment_weight": 0.25}
 VQ = {"name": "vq", "cosine": True, "codebook_update": "ema"}
 CODES = {
     "fsq": {
-        "debug": groups(name="fsq", levels=(8, 5, 5, 5)),
+        "debug": groups(name="fsq", levels=(8, 8)),
         "small": groups(name="fsq", levels=(8, 8, 8, 5, 5)),
         "paper": groups(name="fsq", levels=(8, 8, 8, 5, 5, 5)),
     },
     "lfq": {
         # A short run cannot afford all codes alike: with an entropy weight of 0.1 colours are lost.
-        "debug": groups(**LFQ, bits=10, entropy_weight=0.03),
+        "debug": groups(**LFQ, bits=6, entropy_weight=0.03),
         "small": groups(**LFQ, bits=14, entropy_weight=0.1),
         "paper": groups(**LFQ, bits=16, entropy_weight=0.1),
     },
     "vq": {
-        "debug": groups(**VQ, size=1024, width=4, decay=0.95, restart_threshold=0.05),
+        "debug": groups(**VQ, size=64, width=4, decay=0.95, restart_threshold=0.05),
         "small": groups(**VQ, size=2**14, width=16, restart_threshold=0.01),
         "paper": groups(**VQ, size=2**16, width=16, restart_threshold=0.01),
     },
 }
-"""Quantizer -> size -> its config: two of about 10, 14 and 16 bits; the paper's is FSQ."""
+"""Quantizer -> size -> its config: two of about 6, 14 and 16 bits; the paper's is FSQ."""
