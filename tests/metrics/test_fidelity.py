@@ -186,6 +186,12 @@ def test_usage_of_even_draws_matches_the_expectation(draws, size):
     assert np.mean(usage) == pytest.approx(expected_usage(draws, size), abs=0.01)
 
 
+@pytest.mark.parametrize(("draws", "share"), [(512, 0.0155), (5000, 0.142), (50_000, 0.783)])
+def test_even_draws_of_a_large_codebook_show_few_of_its_codes(draws, share):
+    """Users' notes on tokens, case 6: what one pooled figure hides."""
+    assert expected_usage(draws, 32_768) == pytest.approx(share, rel=5e-3)
+
+
 def test_expected_usage_at_the_borders():
     assert expected_usage(0, 16) == 0
     assert expected_usage(1, 16) == pytest.approx(1 / 16)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from videogen.quantizers import FiniteScalarQuantizer
 
@@ -113,3 +114,29 @@ def test_clamped_codes_are_the_nearest_levels():
 
 def test_there_is_nothing_to_train():
     assert not FiniteScalarQuantizer([3, 3])(jnp.zeros((1, 2))).losses
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("levels", [(8, 8, 8, 8), (8, 5, 5, 5), (8, 8, 8, 6, 5)])
+def test_no_input_has_an_id_beyond_the_vocabulary(levels, dtype):
+    """Users' notes on tokens, case 4: ids come from rounded integers, whatever the size or type of what comes in."""
+    quantizer = FiniteScalarQuantizer(levels)
+    random = np.random.default_rng(0).normal(0, 3, (100_000, len(levels)))
+    inputs = np.concatenate([random, np.zeros((1, len(levels))), *(np.full((1, len(levels)), x) for x in (1e4, -1e4))])
+    for train in (False, True):
+        found = quantizer(jnp.asarray(inputs, dtype), train=train, key=jax.random.key(0))
+        assert found.indices.min() >= 0 and found.indices.max() == quantizer.size - 1
+        # All codes of few are reached in bfloat16, too: 1001 and 1002 are one number there.
+        assert quantizer.size > 1000 or (found.statistics["counts"] > 0).all()
+
+
+def test_very_many_codes_have_an_id_for_every_dimension():
+    """4 ** 16 = 2 ** 32 is no int32, and a table of all codes would take 34 GB."""
+    quantizer = FiniteScalarQuantizer((4,) * 16)
+    assert quantizer.vocabulary == (4,) * 16 and not jax.tree.leaves(nnx.state(quantizer))
+    found = quantizer(jnp.asarray(np.random.default_rng(0).normal(0, 2, (50, 16)), jnp.float32))
+    assert found.indices.shape == (50, 16) and found.indices.min() == 0 and found.indices.max() == 3
+    assert found.statistics["counts"].shape == (64,) and found.statistics["counts"].sum() == 50 * 16
+    np.testing.assert_array_equal(quantizer.lookup(found.indices), found.latents)
+    assert FiniteScalarQuantizer((8,) * 8).vocabulary == (2**24,)
+    assert FiniteScalarQuantizer((8,) * 8 + (3,)).vocabulary == (8,) * 8 + (3,)

@@ -125,3 +125,28 @@ def test_81_frames_take_the_memory_of_a_clip(model):
     tokens = jax.jit(model.tokenize)(clip)
     np.testing.assert_array_equal(coded, tokens.only.values)
     np.testing.assert_allclose(videos.decode(coded), jax.jit(model.detokenize)(tokens), atol=5e-5)
+
+
+def test_tokens_are_not_mixed_on_their_way_to_the_quantizer(model):
+    """Users' notes on tokens, case 1: input i of the quantizer depends on register i alone, in the order they stand."""
+    seen = []
+
+    class Noted(nnx.Module):
+        def __init__(self, layer):
+            self.layer = layer
+
+        def __call__(self, x):
+            seen.append(x)
+            return self.layer(x)
+
+    noted = make()
+    noted.to_code = Noted(noted.to_code)
+    values = noted.encode(video(3)).values
+    np.testing.assert_allclose(values, noted.to_code.layer(seen[0]), atol=1e-6)
+    assert seen[0].shape == (1, 2, 4, 12)
+
+    def of_one(x: jax.Array) -> jax.Array:
+        return jnp.sin(noted.to_code.layer(x))[0, 1, 2].sum()
+
+    gradient = jnp.abs(jax.grad(of_one)(seen[0])).max(-1)[0]
+    assert gradient[1, 2] > 0 and gradient.sum() == gradient[1, 2]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError, near_matches
 from videogen.nn import Mean, whole
-from videogen.quantizers.base import Quantized, Quantizer, count_codes
+from videogen.quantizers.base import Quantized, Quantizer, count_levels
 from videogen.quantizers.estimators import straight_through
 
 EPSILON = 1e-3
@@ -22,11 +22,15 @@ LARGEST_EXCESS = np.float32(0.49)
 
 BOUNDS = ("tanh", "symmetric", "clamp")
 
+LARGEST = 2**24
+"""Codes of one id: how often each occurs is counted, and the counts must fit in memory."""
+
 
 class FiniteScalarQuantizer(Quantizer):
     """FSQ: ``z_i`` is bounded to ``levels[i]`` values and rounded with a straight-through gradient.
 
-    Codes are scaled to [-1, 1]; the id is mixed-radix with the first dimension fastest.
+    Codes are scaled to [-1, 1]; the id is mixed-radix with the first dimension fastest. Of more than ``LARGEST`` codes
+    there is no id: every dimension is a level of its own.
 
     Args:
       levels: levels per dimension, each at least 3 (2 when symmetric); their product is the vocabulary. Typical:
@@ -52,8 +56,8 @@ class FiniteScalarQuantizer(Quantizer):
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
-        """Ids of the one level: the product of the channels' levels."""
-        return (self.size,)
+        """Ids of the one level, the product of the dimensions' levels; of very many codes those of each dimension."""
+        return (self.size,) if self.size <= LARGEST else self.levels
 
     def _bounded(self, z: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """Latents in units of levels; level d of L reaches from d - 1/2 to d + 1/2."""
@@ -81,9 +85,10 @@ class FiniteScalarQuantizer(Quantizer):
         levels = np.array(self.levels, np.int32)
         return -(levels // 2) if self.bound == "tanh" else 0 * levels
 
-    def lookup(self, indices: Int[Array, "... 1"]) -> Float[Array, "... width"]:
+    def lookup(self, indices: Int[Array, "... ids"]) -> Float[Array, "... width"]:
         """Code vectors in [-1, 1] of ids."""
-        digits = indices // self._basis() % np.array(self.levels, np.int32)
+        joint = self.size <= LARGEST
+        digits = indices // self._basis() % np.array(self.levels, np.int32) if joint else indices
         return self._scaled(digits + self._first()).astype(jnp.float32)
 
     def __call__(
@@ -98,6 +103,8 @@ class FiniteScalarQuantizer(Quantizer):
         """Rounds ``latents``; ``exists`` tells which codes count, the other arguments change nothing."""
         bounded = self._bounded(latents.astype(jnp.float32))
         digits = jnp.round(bounded) if self.bound == "tanh" else jnp.floor(bounded + 0.5)
-        ids = jnp.sum((digits.astype(jnp.int32) - self._first()) * self._basis(), -1, keepdims=True)
+        ids = digits.astype(jnp.int32) - self._first()
+        if self.size <= LARGEST:
+            ids = jnp.sum(ids * self._basis(), -1, keepdims=True)
         codes = self._scaled(straight_through(bounded, digits))
-        return Quantized(codes, ids, {}, {"counts": count_codes(ids, self.size, exists)})
+        return Quantized(codes, ids, {}, {"counts": count_levels(ids, self.vocabulary, exists)})
