@@ -56,7 +56,7 @@ def test_strengths_that_there_are_not(text):
 class Odd(nnx.Module):
     """Takes 1 + 2·k frames."""
 
-    def grid(self, shape):
+    def layout(self, shape):
         if shape.frames % 2 == 0:
             raise UserError("1 + 2·k frames")
 
@@ -77,7 +77,7 @@ def test_a_tokenizer_is_given_a_number_of_frames_that_it_takes(monkeypatch):
 
 
 class Never(nnx.Module):
-    def grid(self, shape):
+    def layout(self, shape):
         raise UserError(f"no clip of {shape.height} rows")
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from videogen import generators, heads
 from videogen.conditioning import Conditioning
 from videogen.errors import UserError
+from videogen.generators import HEADS_OF
 from videogen.generators.disturbance import disturbed
 from videogen.generators.next_scale import NextScaleTransformer, ScaleSampler, centres
 from videogen.nn import MicroBatch
@@ -198,3 +199,32 @@ def test_other_sizes_and_given_frames_are_refused(model):
     for layout, prefix in ((other, None), (LAYOUT, tokens_of(0))):
         with pytest.raises(UserError, match="size of training"):
             model.sample(layout, said, keys, ScaleSampler(), prefix, partial=partial)
+
+
+@pytest.mark.parametrize("head", HEADS_OF["next_scale"])
+def test_every_head_of_the_table_learns_and_draws_every_scale(head):
+    settings = {"layers": 1, "heads": 2} if head == "depth" else {}
+    transformer = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
+    config = {"name": "next_scale", "transformer": transformer, "head": {"name": head, **settings}}
+    model = generators.build(config, layout=LAYOUT, features=2, context_width=None, classes=None, rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    tokens, said, key = tokens_of(0), Conditioning(), jax.random.key(0)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        model = nnx.merge(graph, params, rest)
+        return model.loss(tokens, said, key, partial=partial)[0]
+
+    # A step downhill lowers the loss, whose gradient reaches every parameter.
+    before, gradient = loss(params)
+    assert all((jnp.abs(g) > 0).any() for g in jax.tree.leaves(gradient))
+    after, _ = loss(jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient))
+    assert after < before
+    drawn = model.sample(LAYOUT, said, jax.random.split(key, 3), ScaleSampler(), partial=partial)
+    assert drawn.flat.shape == (3, LAYOUT.tokens, 1) and drawn.flat.min() >= 0 and drawn.flat.max() < CODES
+    if not model.head.cuts:
+        with pytest.raises(UserError, match="leave sampler.top_k at 0"):
+            generators.check_sampler(model, ScaleSampler(refine=((2, 1.0),)))
+    else:
+        generators.check_sampler(model, ScaleSampler(refine=((2, 1.0),)))

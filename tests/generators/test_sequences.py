@@ -73,8 +73,8 @@ def test_a_sampler_that_cannot_draw_is_refused(bad):
 
 def test_what_a_sampler_does_when_it_is_told_nothing():
     """Plain sampling: the distribution as it is, without guidance; MaskGIT's and the flow's published beginnings."""
-    assert BlockSampler() == BlockSampler(1.0, 0, 1.0, 1.0, "constant", None)
-    assert MaskGITSampler() == MaskGITSampler(12, "cosine", 1.0, 1.0, 4.0, 0, 1.0, None)
+    assert BlockSampler() == BlockSampler(1.0, 0, 1.0, 1.0, "constant", None, None)
+    assert MaskGITSampler() == MaskGITSampler(12, "cosine", 1.0, 1.0, 4.0, 0, 1.0, "constant", None, "confidence")
     flow = FlowSampler()
     assert (flow.steps, flow.build_solver(), flow.grid) == (50, diffusion.Euler(), {"name": "uniform"})
     assert (flow.shift, flow.guidance_scale, flow.lag, flow.extension) == (None, 5.0, 0, "window")

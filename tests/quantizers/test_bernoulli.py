@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videogen.data import bits as packing
+from videogen.data.bits import Packing
 from videogen.errors import UserError
 from videogen.quantizers import BernoulliQuantizer, LookupFreeQuantizer
+from videogen.tokens import Layout, SegmentLayout
 
 Z = jnp.array([-2.0, -0.3, 0.0, 0.5, 4.0])
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -85,9 +86,10 @@ def test_64_bits_are_64_levels_of_two_ids_and_eight_bytes():
     assert quantizer.vocabulary == (2,) * 64
     bits = np.asarray(jax.random.bernoulli(jax.random.key(3), 0.5, (128, 64)), np.int32)
     np.testing.assert_array_equal(quantizer.lookup(jnp.asarray(bits)), bits)
-    packed = packing.pack(bits, quantizer.vocabulary)
+    packing = Packing(Layout.of(row=SegmentLayout((("query", 128),), quantizer.vocabulary)))
+    packed = packing.pack({"row": bits})
     assert packed == np.packbits(bits.reshape(-1).astype(np.uint8)).tobytes() and len(packed) == 1024
-    np.testing.assert_array_equal(packing.unpack(packed, 128, quantizer.vocabulary)[0], bits)
+    np.testing.assert_array_equal(packing.unpack(packed)[0]["row"], bits)
     with pytest.raises(UserError, match="1 to 24 bits per level"):
         BernoulliQuantizer(64, levels=1)
 

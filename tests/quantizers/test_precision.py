@@ -43,7 +43,8 @@ def test_products_of_quantizers_and_of_their_gradients(name, largest, monkeypatc
         quantized = nnx.merge(graph, params, rest)(z, key=jax.random.key(0), train=True)
         return quantized.latents.sum() + sum(quantized.losses.values()), quantized
 
-    z = jnp.ones((2, 3, quantizer.input_width))
+    places = quantizer.scales[-1] if name == "multi_scale" else (3,)
+    z = jnp.ones((2, *places, quantizer.input_width))
     lines = products(jax.grad(loss, (0, 1), has_aux=True), z, params)
     assert_full(lines)
     # Rounding and sampling of Gaussians and bits have none.

@@ -86,7 +86,7 @@ def test_a_prediction_of_noise_cannot_begin_where_there_is_nothing_else():
         ("masked", {"extension": "queue"}),
         ("next_block", {"steps": 4}),
         ("flow", {"guidance_scale": NAN}),
-        ("flow", {"temperature": 1.0}),
+        ("flow", {"temperature": 2.0}),
         ("flow", {"extension": "queue"}),
     ],
 )

@@ -200,8 +200,9 @@ def test_a_latent_depends_on_no_later_frame(name):
     model, rows = model_of(name), influence(run(name)[0], video_of(name))
     values = latents_of(name)[0]
     parts = sorted(values) if isinstance(values, dict) else [SEGMENT]
+    compressions = {SEGMENT: model.compression, **model.compressions}
     latents = [
-        (model.compressions[part], model.begins.get(part, 0) + i)
+        (compressions[part], model.begins.get(part, 0) + i)
         for part in parts
         for i in range(values[part].shape[1] if isinstance(values, dict) else values.shape[1])
     ]

@@ -78,7 +78,7 @@ def test_a_video_of_any_length_takes_two_programs_in_each_direction(name, caplog
     assert videos._run._cache_size() == 4
 
 
-@pytest.mark.parametrize("name", ["magvit", *FIXED])
+@pytest.mark.parametrize("name", ["magvit", *(name for name in FIXED if name != "tokenflow")])
 def test_clips_that_are_coded_as_a_whole_take_window_after_window(name):
     model, videos = model_of(name), long_of(name)
     video = video_of(2 * videos.frames)

@@ -147,21 +147,21 @@ def generator(size: str, model: str, order: str) -> ConfigDict:
         config.sampler.update({"name": "maskgit", "steps": steps, "schedule": "cosine", "final_temperature": 1.0})
         config.sampler.order = "random"
     if size == "debug":
-        debug(config)
+        debug(config, order)
     elif size == "small":
         small(config)
     else:
-        paper(config, model)
+        paper(config, model, order)
     return config
 
 
-def debug(config: ConfigDict) -> None:
+def debug(config: ConfigDict, order: str) -> None:
     """Sets the generator's training on two CPU cores."""
     from_text(config, "debug", rotary=True)
     config.data.clip.update({"height": 24, "width": 24})
     config.model.head = {"name": "depth", "layers": 1, "heads": 4}
     config.sampler.guidance_scale = 3.0
-    if config.sampler.name == "blocks":
+    if order == "raster":
         config.sampler.top_p = 0.9
 
 
@@ -173,7 +173,7 @@ def small(config: ConfigDict) -> None:
     config.model.head = {"name": "depth", "layers": 2, "heads": 8}
 
 
-def paper(config: ConfigDict, model: str) -> None:
+def paper(config: ConfigDict, model: str, order: str) -> None:
     """Sets the published training of the generator of size ``model``."""
     # 800 epochs of ImageNet, 200 of them warm-up; guidance and temperature of each model are the published ones.
     config.steps = 500_000
@@ -192,7 +192,7 @@ def paper(config: ConfigDict, model: str) -> None:
     config.model.head = head | {"condition": "adaptive", "guidance": "features"}
     scale, temperature = {"L": (3.1, 0.97), "H": (3.45, 0.91)}[model]
     config.sampler.update({"guidance_scale": scale, "guidance_schedule": "linear", "temperature": temperature})
-    if config.sampler.name == "maskgit":
+    if order == "random":
         config.sampler.final_temperature = temperature
     config.ema.decay = 0.9999
     config.parallel.mesh.update({"data": 1, "fsdp": -1})

@@ -121,6 +121,8 @@ class NextScaleTransformer(Generator):
         common = dict(remat=remat, dtype=dtype, rngs=rngs)
         (_, first), *_ = layout.segments
         self.head = heads.build(head, vocabulary=first.vocabulary, channels=None, width=width, hidden=False, **common)
+        # Sums stand at its places and never ids.
+        self.head.inputs = None
         self.start_vectors = parameter(rngs, (first.tokens, width), (None, "embed"), truncated_normal(0.02))
         self.embed = Linear(features, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         self.positions = LearnedPositions(layout.tokens, width, rngs=rngs)
@@ -164,7 +166,8 @@ class NextScaleTransformer(Generator):
         key: jax.Array | None = None,
     ) -> Float[Array, "batch places width"]:
         """Features of the places of the scales whose ``sums`` are given, from the first on."""
-        batch = conditioning.batch_size
+        batch = next((len(of_scale) for of_scale in sums.values() if of_scale is not None), None)
+        batch = conditioning.batch_size if batch is None else batch
         x = jnp.concatenate([self.inputs(name, of_scale, batch) for name, of_scale in sums.items()], axis=1)
         scale = np.repeat(np.arange(len(sums)), [self.layout[name].tokens for name in sums])
         learned, angles = self.places(0, x.shape[1])
