@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from tests.encoders.oracles import assert_near, channels_first, import_torchvision
 from videogen.encoders.lpips import Lpips
@@ -90,6 +91,31 @@ def test_distances_are_those_of_the_package(pair, sides):
     expected = theirs(channels_first(a), channels_first(b)).detach().numpy()[:, 0, 0, 0]
     assert expected.min() > 1e-3
     assert_near(jax.jit(ours)(a, b), expected, 1e-5)
+
+
+class Stages(nnx.Module):
+    """Two maps in the place of a trunk's: the pixels, and their squares at every second place."""
+
+    widths, smallest = (3, 3), 2
+
+    def __call__(self, x):
+        return [x, jnp.square(x[:, ::2, ::2])]
+
+
+def test_the_value_is_the_published_formula():
+    """Mean over places of the weighted squares of differences of unit vectors, summed over the stages."""
+    ours, (a, b) = Lpips.structure("alex"), images(4, 6)
+    weights = np.random.default_rng(1).uniform(0, 1, (2, 3)).astype(np.float32)
+    ours.trunk, ours.heads = Stages(), nnx.List([nnx.Param(jnp.asarray(weight)) for weight in weights])
+    expected = 0
+    for stage, weight in zip(range(2), weights, strict=True):
+        units = []
+        for picture in (a, b):
+            x = (np.float64(picture) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+            x = x if stage == 0 else x[:, ::2, ::2] ** 2
+            units.append(x / np.sqrt((x**2).sum(-1, keepdims=True)))
+        expected += ((units[0] - units[1]) ** 2 @ weight).mean((1, 2))
+    np.testing.assert_allclose(ours(a, b), expected, rtol=1e-6)
 
 
 def test_small_sides_are_refused():

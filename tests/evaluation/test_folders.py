@@ -270,6 +270,40 @@ def test_counts_of_presets_are_those_of_their_names():
     assert all(p.real == p.generated for key, p in PRESETS.items() if "styleganv" in key)
 
 
+def test_presets_tell_readings_of_one_protocol_apart():
+    """Two forms of BAIR, two crops of ImageNet, two splits behind one name: readers could not know which was meant."""
+    one, many = PRESETS["fvd.bair_1f_25600"], PRESETS["fvd.bair_1f_100x256"]
+    assert (one.real, one.generated, one.generated_clips.repeats) == (256, 25_600, 1)
+    assert (many.real, many.generated, many.generated_clips.repeats) == (256, 256, 100)
+    assert one.generated_clips.given == many.generated_clips.given == 1 and one.frames == many.frames == 16
+    crops = {
+        "fid.imagenet_50k": ("train", "adm"),
+        "kid.imagenet_50k": ("train", "adm"),
+        "rfid.imagenet_50k": ("eval", "adm"),
+        "rfid.imagenet_50k_torchvision": ("eval", "torchvision"),
+    }
+    assert crops == {n: (p.real_clips.split, p.real_clips.crop) for n, p in PRESETS.items() if "imagenet" in n}
+    assert all(PRESETS[name].real_clips.side == 256 for name in crops)
+    split = {name: preset.real_clips.split for name, preset in PRESETS.items() if name.startswith("fvd.")}
+    assert {name for name, found in split.items() if found == "eval"} == {
+        "fvd.k600_5f_64px",
+        "fvd.bair_1f_25600",
+        "fvd.bair_1f_100x256",
+    }
+
+
+@pytest.mark.parametrize(("rule", "columns"), [("adm", (63, 127)), ("torchvision", (64, 128))])
+def test_pictures_of_a_folder_are_cut_by_the_rule_of_their_preset(tmp_path, rule, columns):
+    """At its own height nothing is resized, and the two rules cut at places that differ by one pixel."""
+    pixels = RNG.integers(0, 256, (64, 191, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    preset = Preset("frechet", "inception", "", 1, "", real_clips=RealClips(crop=rule, side=64))
+    clip = sides.FolderSide("real", (tmp_path / "a.png",), 1, preset).clip(0)
+    np.testing.assert_array_equal(clip, pixels[None, :, slice(*columns)])
+    whole = sides.FolderSide("generated", (tmp_path / "a.png",), 1, preset).clip(0)
+    np.testing.assert_array_equal(whole, pixels[None])
+
+
 def test_presets_name_networks_that_exist():
     for name, preset in PRESETS.items():
         assert preset.network in {**encoders.ENCODERS, **measures.NETWORKS}, name

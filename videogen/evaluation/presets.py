@@ -129,6 +129,12 @@ VIDEOS = {
         source="MAGVIT, BAIR: 1 frame given and 15 drawn, 100 samples of each of 256 test clips, here as one set of "
         "25,600 against 256; whether the paper takes them as one set was not found",
     ),
+    "fvd.bair_1f_100x256": Preset(
+        "frechet", **_I3D, frames=16, real=256, generated=256, real_clips=RealClips("eval"),
+        generated_clips=GeneratedClips(repeats=100, given=1),
+        source="the other reading of the same sentence: a mean over 100 sets of 256 samples, one of each test clip, "
+        "each against the 256 clips; its value is higher, as that of few clips always is",
+    ),
     "fvd.omnitokenizer_17f": Preset(
         "frechet", **_I3D, frames=17, real=2048, generated=2048, real_clips=_CENTRE, sides=(224, 224),
         resize="bilinear", source="OmniTokenizer (Wang et al., NeurIPS 2024): 17 frames, 2048 against 2048",
