@@ -388,15 +388,13 @@ print("equal")
 
 DIVISIBLE = {"convolutional, blurred": {"downsampling": "strided"}, "omnitokenizer": {"heads": 4}}
 """What a model needs for its sides to be shared out evenly."""
-WIDE = {"hitvideo": 32, "one_vae": 16}
-"""Sides of clips whose coarsest grid leaves two columns to each of two devices: XLA gets convolutions of one wrong."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_batch_and_width_over_the_mesh_change_nothing(run_python, name):
     frames = frames_of(name) if name in FIXED or name not in CAUSAL else model_of(name).compression.frames(2)
-    about = dict(settings=DIVISIBLE.get(name, {}), frames=frames, side=WIDE.get(name, SIDE))
+    about = dict(settings=DIVISIBLE.get(name, {}), frames=frames, side=SIDE)
     program = MESH.format(name=name, **about)
     result = run_python(program, devices=4)
     assert result.returncode == 0 and "equal" in result.stdout, result.stderr

@@ -90,6 +90,9 @@ class Convolution(nnx.Module):
         x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2
         if self.padding != "same":
             x, centred = with_past(x, self.size[0], self.stride[0], self.padding, stream), 0
+        if self.stride[2] > 1:  # not shared out where the result is not: XLA would share that out, too
+            columns = x.shape[3] // self.stride[2]
+            x = constrain(x, "batch", *GRID_AXES[1], "embed", shape=(*x.shape[:3], columns, x.shape[4]))
         y = convolve(x, self.kernel.get_value(), self.stride, centred)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(self.dtype)

@@ -34,6 +34,10 @@ SMALLEST_FSDP_SIZE = 2**14
 """Parameters with fewer elements are replicated: gathering them costs more than it saves."""
 
 
+FEWEST_COLUMNS = 2
+"""Of a grid on one device: XLA computes some convolutions of single columns wrongly, without a word."""
+
+
 def _axes_size(mesh_shape: dict[str, int], axes: str | tuple[str, ...]) -> int:
     names = (axes,) if isinstance(axes, str) else axes
     return math.prod(mesh_shape.get(name, 1) for name in names)
@@ -42,21 +46,32 @@ def _axes_size(mesh_shape: dict[str, int], axes: str | tuple[str, ...]) -> int:
 def activation_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
     """The partition of an activation on the entered mesh; axes that the mesh does not divide stay whole.
 
-    A batch that it does not divide is shared by some of the data-parallel axes (``mesh.batch_axes``).
+    A batch that it does not divide is shared by some of the data-parallel axes (``mesh.batch_axes``). A width stays
+    whole where a device would get a single column.
     """
     mesh_shape = dict(jax.sharding.get_abstract_mesh().shape)
     spec = []
     for name, size in zip(axes, shape, strict=True):
         target = batch_axes(mesh_shape, size) if name == "batch" else RULES.get(name) if name else None
-        spec.append(target if target and size % _axes_size(mesh_shape, target) == 0 else None)
+        parts = _axes_size(mesh_shape, target) if target else 1
+        shared = target and size % parts == 0 and (name != "width" or size >= FEWEST_COLUMNS * parts)
+        spec.append(target if shared else None)
     return PartitionSpec(*spec)
 
 
-def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
-    """Constrains an activation's sharding by the logical names of its axes; a no-op outside a mesh."""
+def constrain(
+    x: Shaped[Array, "..."], *axes: str | None, shape: Sequence[int] | None = None
+) -> Shaped[Array, "..."]:
+    """Constrains an activation's sharding by the logical names of its axes; a no-op outside a mesh.
+
+    Args:
+      x: the activation.
+      *axes: their names.
+      shape: sides that decide which axes are shared out; ``None``: those of ``x``.
+    """
     if not on_mesh():
         return x
-    return jax.lax.with_sharding_constraint(x, activation_spec(axes, x.shape))
+    return jax.lax.with_sharding_constraint(x, activation_spec(axes, shape or x.shape))
 
 
 def parameter_spec(
