@@ -59,9 +59,7 @@ def activation_spec(axes: Sequence[str | None], shape: Sequence[int]) -> Partiti
     return PartitionSpec(*spec)
 
 
-def constrain(
-    x: Shaped[Array, "..."], *axes: str | None, shape: Sequence[int] | None = None
-) -> Shaped[Array, "..."]:
+def constrain(x: Shaped[Array, "..."], *axes: str | None, shape: Sequence[int] | None = None) -> Shaped[Array, "..."]:
     """Constrains an activation's sharding by the logical names of its axes; a no-op outside a mesh.
 
     Args:
