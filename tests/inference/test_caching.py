@@ -47,7 +47,10 @@ def tokenizer_run(directory, task: GeneratorTask) -> Loaded:
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["masked", "larp", "tokenbridge", "flow"])
 def test_the_loss_from_a_cache_is_the_loss_on_the_fly(system, tmp_path):
-    task = tasks.build(generator_config(system))
+    config = generator_config(system)
+    if system == "tokenbridge":  # whose training draws from the posterior, of which a cache holds the mean
+        config.parts.tokenizer.model.quantizer.drawn = False
+    task = tasks.build(config)
     run = tokenizer_run(tmp_path, task)
     count = write_token_cache(run, tmp_path / "cache", {"name": "shapes"}, clips=3, batch_size=2)
     clip = clip_of(task.config)

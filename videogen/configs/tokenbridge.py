@@ -8,7 +8,9 @@ autoregressive generator whose head goes through the channels of a place one aft
 nothing: its steps measure mean and deviation of every channel of the latents, by which ``per_dimension`` then rounds
 them. ``launch/local.py`` runs all three; by hand ``quantized`` takes --config.start_from.run=DIRECTORY, ``generator``
 the directory of ``quantized`` by --config.parts.tokenizer.checkpoint. Values per channel are free:
---config.model.quantizer.bins=16 of the stage ``quantized``, and of any tokenizer with a Gaussian bottleneck.
+--config.model.quantizer.bins=16 of the stage ``quantized``, and of any tokenizer with a Gaussian bottleneck. The
+generator learns the codes of a draw from each clip's posterior, in every step another; a token cache holds the codes of
+the mean, so training from one is another recipe.
 ``levels=parallel`` predicts the channels of a place at once, ``levels=delay`` one place later each.
 
 ``debug`` and ``small`` are videos; ``paper`` is the published setting, images of 256 × 256 in 16 × 16 places of 16
