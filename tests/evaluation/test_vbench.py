@@ -1,6 +1,7 @@
 """VBench of a folder: samples by a manifest, nothing missing taken for a value, and no total without all."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -56,19 +57,45 @@ def test_values_are_means_over_the_samples_that_are_listed(tmp_path):
     json.dumps(record)
 
 
-def test_a_missing_sample_leaves_its_dimension_out_of_every_total(tmp_path):
+def test_a_missing_sample_leaves_its_dimension_out_of_every_total(tmp_path, caplog):
     values = {name: dimension.high for name, dimension in DIMENSIONS.items() if name != BOTH[0]}
     (tmp_path / "values.json").write_text(json.dumps(values))
     steps(tmp_path, "a.mp4", 9, 9)
     write(tmp_path, ("a.mp4", BOTH), ("b.mp4", BOTH))
     record = vbench(tmp_path, values=tmp_path / "values.json")
     assert record["protocol"]["counts"] == {"temporal_flickering": "1 of 2"}
+    assert "1 listed files are missing: b.mp4" in caplog.text
     found = record["metrics"]
     assert found["incomplete"] == found["missing"] == ["temporal_flickering"]
     assert found["semantic"] == pytest.approx(1) and not {"quality", "total"} & found.keys()
     assert found["dimensions"]["background_consistency"]["from"] == "given"
     steps(tmp_path, "b.mp4", 9, 9)
     assert vbench(tmp_path, values=tmp_path / "values.json")["metrics"]["total"] == pytest.approx(1, abs=0.01)
+
+
+def test_pipes_are_not_waited_for_and_a_byte_order_mark_is_none_of_the_text(tmp_path):
+    steps(tmp_path, "a.mp4", 9, 9), write(tmp_path, ("a.mp4", BOTH[:1]))
+    os.mkfifo(tmp_path / "values.json")
+    with pytest.raises(UserError, match="no regular file"):
+        vbench(tmp_path, values=tmp_path / "values.json")
+    manifest = tmp_path / "vbench.jsonl"
+    manifest.write_bytes(b"\xef\xbb\xbf" + manifest.read_bytes())
+    assert vbench(tmp_path)["protocol"]["counts"] == {"temporal_flickering": "1 of 1"}
+
+
+def test_what_was_measured_of_another_file_is_not_kept(tmp_path):
+    """A file of the same name, size and place in the list."""
+    steps(tmp_path, "a.mp4", 9, 9), write(tmp_path, ("a.mp4", BOTH[:1]))
+    labels = []
+
+    def keep(label, compute):
+        labels.append(label)
+        return compute()
+
+    vbench(tmp_path, keep=keep), vbench(tmp_path, keep=keep)
+    os.utime(tmp_path / "a.mp4", (1, 1))
+    vbench(tmp_path, keep=keep)
+    assert labels[0] == labels[1] != labels[2]
 
 
 def test_files_of_two_rates_are_refused(tmp_path):
@@ -91,11 +118,20 @@ def test_files_of_two_rates_are_refused(tmp_path):
         ('{"file": "a.mp4", "dimensions": ["colour"]}', "unknown dimension 'colour'.*did you mean 'color'"),
         ('{"file": "a.mp4", "dimensions": [["color"]]}', "unknown dimension"),
         ('{"file": "a.mp4", "dimensions": []}\n' * 2, "line 2: a.mp4 is listed twice"),
+        (
+            '{"file": "a.mp4", "dimensions": []}\n{"file": "./a.mp4", "dimensions": []}',
+            "line 2: ./a.mp4 is listed twice",
+        ),
+        ('{"file": "' + 300 * "a" + '", "dimensions": []}', "aaa cannot be a file: .*too long"),
+        ('{"file": "loop.mp4", "dimensions": []}', "loop.mp4 cannot be a file"),
+        ('{"file": ".", "dimensions": []}', "line 1: . is no regular file"),
+        ('{"file": "", "dimensions": []}', "line 1: an empty name is no regular file"),
         ("\n", "lists no sample"),
     ],
 )
 def test_manifests_that_cannot_be_are_refused(tmp_path, line, words):
     (tmp_path / "vbench.jsonl").write_text(line)
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
     with pytest.raises(UserError, match=words):
         vbench(tmp_path)
 
@@ -105,8 +141,12 @@ def test_manifests_that_cannot_be_are_refused(tmp_path, line, words):
     [
         ("[]", "no JSON object"),
         ("{", "no JSON object"),
-        ('{"scene": NaN}', "scene must be a finite number, got NaN"),
-        ('{"scene": true}', "scene must be a finite number, got true"),
+        ('{"scene": NaN}', "scene must be a number from -1000 to 1000, got nan"),
+        ('{"scene": 1001}', "scene must be a number from -1000 to 1000, got 1001"),
+        ('{"scene": 1' + 400 * "0" + "}", "scene must be a number"),
+        ('{"scene": true}', "scene must be a number"),
+        ('{"scene": {}}', "scene must be a number"),
+        ('{"scene": 1, "scene": 2}', "scene is named twice"),
         ('{"scenes": 1}', "did you mean 'scene'"),
     ],
 )

@@ -6,13 +6,13 @@ come from a file of values, or are missing, and then there is no total.
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from videogen.data.video_io import read_video
@@ -27,6 +27,10 @@ MANIFEST = "vbench.jsonl"
 FLICKER, BACKGROUND = "temporal_flickering", "background_consistency"
 BATCH = 8
 """Frames that the network takes at a time."""
+LARGEST = 1000
+"""Values of dimensions are shares and scores; none is beyond this."""
+NAMED = 5
+"""Missing files that are named."""
 
 _LIKE = '{"file": "a.mp4", "prompt": "a cat", "dimensions": ["temporal_flickering"]}'
 
@@ -41,11 +45,9 @@ def read_manifest(folder: Path) -> dict[str, list[str]]:
       UserError: no such file, a line that is no such JSON object, a file outside the folder or listed twice, or an
         unknown dimension.
     """
-    path, found = folder / MANIFEST, {}
+    path, found, seen = folder / MANIFEST, {}, set()
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; it lists the samples, a line {_LIKE} each") from None
+        lines = _content(path, f"; it lists the samples, a line {_LIKE} each").decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path} is no UTF-8; save the file with that encoding") from None
     for number, line in enumerate(lines, 1):
@@ -55,17 +57,23 @@ def read_manifest(folder: Path) -> dict[str, list[str]]:
         try:
             entry = json.loads(line)
             file, dimensions = entry["file"], entry["dimensions"]
-            inside = (folder / file).resolve().is_relative_to(folder.resolve())
+            real = (folder / file).resolve()
+            odd = not file or real.exists() and not real.is_file()
         except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(f"{place} is no JSON object like {_LIKE}") from None
+        except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
+            raise UserError(f"{place}: {file[:40]} cannot be a file: {error!s:.80}") from None
         if not isinstance(dimensions, list):
             raise UserError(f"{place} is no JSON object like {_LIKE}")
-        if not inside:
+        if odd:
+            raise UserError(f"{place}: {file or 'an empty name'} is no regular file")
+        if not real.is_relative_to(folder.resolve()):
             raise UserError(f"{place}: {file} is outside {folder}")
-        if file in found:
+        if real in seen:
             raise UserError(f"{place}: {file} is listed twice; give it all its dimensions in one line")
         for name in dimensions:
             _check_dimension(name, place)
+        seen.add(real)
         found[file] = dimensions
     if not found:
         raise UserError(f"{path} lists no sample")
@@ -76,21 +84,34 @@ def read_values(path: str | os.PathLike) -> dict[str, float]:
     """Values of dimensions that were measured elsewhere: a JSON object of names and numbers.
 
     Raises:
-      UserError: the file cannot be read, a dimension is unknown, or a value is no finite number.
+      UserError: the file cannot be read, a dimension is unknown or named twice, or a value is no number from -1000 to
+        1000.
     """
     try:
-        values = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        values = json.loads(_content(Path(path)), object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         values = None
-    if not isinstance(values, dict):
+    if not isinstance(values, tuple):
         raise UserError(f'{path} is no JSON object like {{"motion_smoothness": 0.97}}')
-    for name, value in values.items():
+    found: dict[str, float] = {}
+    for name, value in values:
         _check_dimension(name, str(path))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{path}: {name} must be a finite number, got {json.dumps(value)[:40]}")
-    return {name: float(value) for name, value in values.items()}
+        if name in found:
+            raise UserError(f"{path}: {name} is named twice")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
+            raise UserError(f"{path}: {name} must be a number from -{LARGEST} to {LARGEST}, got {str(value)[:40]}")
+        found[name] = float(value)
+    return found
+
+
+def _content(path: Path, advice: str = "") -> bytes:
+    """The bytes of a regular file: opening a pipe would wait for ever."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot read {path}: no regular file{advice}")
+        return path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}{advice}") from None
 
 
 def _check_dimension(name: Any, place: str) -> None:
@@ -131,7 +152,10 @@ def vbench(
     if BACKGROUND in here and weights is None:
         raise UserError(f"--weights is missing: openai/clip-vit-base-patch32, for {BACKGROUND}; or name its value")
     network = load_network("clip_image", weights, None) if BACKGROUND in here else None
-    files = [file for file in manifest if (folder / file).is_file() and set(here) & set(manifest[file])]
+    asked = [file for file, names in manifest.items() if set(here) & set(names)]
+    files = [file for file in asked if (folder / file).is_file()]
+    if absent := [file for file in asked if not (folder / file).is_file()]:
+        logging.warning("%d listed files are missing: %s", len(absent), ", ".join(absent[:NAMED]))
     found: dict[str, list[float]] = {name: [] for name in here}
     rates: set[float] = set()
 
@@ -146,7 +170,9 @@ def vbench(
         return measures
 
     for file in tqdm(files, desc="vbench", unit=" clips"):
-        label = hashlib.sha256(f"{file} {(folder / file).stat().st_size} {manifest[file]}".encode()).hexdigest()[:16]
+        about = (folder / file).stat()
+        key = f"{file} {about.st_size} {about.st_mtime_ns} {manifest[file]}"
+        label = hashlib.sha256(key.encode()).hexdigest()[:16]
         try:
             one = keep(f"clip_{label}", lambda file=file: measured(file))
         except UserError as error:
