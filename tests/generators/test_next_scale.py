@@ -94,7 +94,7 @@ def test_loss_is_the_mean_over_the_tokens_of_all_scales(model):
     np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == ids).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 2.5])
 def test_cached_drawing_agrees_with_the_whole_at_every_scale(model, guidance):
     keys, said = jax.random.split(jax.random.key(3), 3), Conditioning(label=LABELS)
     sampler = ScaleSampler(temperature=1e-4, guidance_scale=guidance, guidance_schedule="linear")

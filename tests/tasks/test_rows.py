@@ -51,6 +51,7 @@ def test_every_place_of_a_row_has_its_middle_in_pixels(layers):
     np.testing.assert_allclose(grid[:, 1:], above[:, 1:])
 
 
+@pytest.mark.slow
 def test_a_row_decodes_as_its_segments_do(layers):
     task, modules, batch = layers
     tokens = task.tokens(modules, batch)

@@ -71,6 +71,7 @@ def test_a_fresh_model_learns_with_every_parameter_after_one_step():
     assert not [path for path, g in nnx.to_flat_state(second) if not jnp.abs(g.get_value()).max() > 0]
 
 
+@pytest.mark.slow
 def test_a_perceptual_gradient_flows_through_the_denoiser_into_the_encoder():
     graph, params = nnx.split(make(SMALL, **GAUSSIAN))
     video = clip(1, side=16)

@@ -113,6 +113,7 @@ def test_image_steps_never_touch_the_tubelet_projections_and_video_steps_touch_b
     assert min(sizes(video, "first")) > 0 and min(sizes(video, "rest")) > 0
 
 
+@pytest.mark.slow
 def test_the_gaussian_head_is_deterministic_without_training_and_has_no_codes():
     model = make(CONFIG, quantizer=GAUSSIAN)
     latents = jax.jit(lambda v: model.encode(v).values)(random(1, 3, 8, 8, 3))

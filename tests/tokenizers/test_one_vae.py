@@ -132,6 +132,7 @@ def both(model: OneVae, video: jax.Array) -> list[jax.Array]:
     return [m.decode(m.bottleneck(m.encode(video))[0]) for m in (model, *model.variants.values())]
 
 
+@pytest.mark.slow
 def test_codes_tend_to_the_continuous_clip():
     """7: with weights of a continuous VAE and fresh codes the discrete clip goes to the continuous one."""
     quantizer = {"name": "two_paths", "width": 6, "reach": 6.0}
