@@ -41,14 +41,16 @@ def clip(monkeypatch):
 def test_values_are_means_over_the_samples_that_are_listed(tmp_path):
     steps(tmp_path, "A cat.mp4", 100, 100, 100), steps(tmp_path, "a cat.mp4", 0, 255, 0)
     steps(tmp_path, "old.mp4", 0, 255, 0)  # of an older run: not listed
-    write(tmp_path, ("A cat.mp4", BOTH), ("a cat.mp4", BOTH[:1]))
+    steps(tmp_path, "sky.mp4", 0, 255, 255)  # for its background alone
+    write(tmp_path, ("A cat.mp4", BOTH), ("a cat.mp4", BOTH[:1]), ("sky.mp4", BOTH[1:]))
     record = vbench(tmp_path, "clip")
     found = record["metrics"]["dimensions"]
     assert found["temporal_flickering"]["value"] == pytest.approx((1 + 0) / 2, abs=0.02)
     assert found["temporal_flickering"]["samples"] == found["temporal_flickering"]["expected"] == 2
     assert found["background_consistency"] == {
-        **{"value": pytest.approx(1.0), "normalised": pytest.approx(1.0)},
-        **{"from": "measured", "samples": 1, "expected": 1},
+        # Of the second one black turns white, and white stays: cosines with the frame before 0 and 1, with the first 0.
+        **{"value": pytest.approx((1 + 0.25) / 2), "normalised": pytest.approx((0.625 - 0.2615) / (1 - 0.2615))},
+        **{"from": "measured", "samples": 2, "expected": 2},
     }
     # The value of .5 is below what VBench calls 0 (.6293), and is shown as it is.
     assert found["temporal_flickering"]["normalised"] == pytest.approx((0.5 - 0.6293) / (1 - 0.6293), abs=0.05)
