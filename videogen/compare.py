@@ -20,13 +20,13 @@ from videogen import app
 
 OUT = flags.DEFINE_string("out", None, "HTML file to write as well.")
 RANKING = flags.DEFINE_string("ranking", None, "File for the ranking of tokbench results: .json, .md or .html.")
-
 RATES = flags.DEFINE_string("rates", None, "PNG file for the curves of rate_distortion results.")
 
 
 def main(files: list[str]) -> None:
     """Runs the command."""
     from videogen.configuration import check_writable
+    from videogen.errors import UserError
     from videogen.reporting.comparison import compare
     from videogen.reporting.ranking import write_ranking
     from videogen.reporting.rates import write_leaderboard
@@ -35,6 +35,8 @@ def main(files: list[str]) -> None:
         if flag.value:
             check_writable(flag.value, f"--{flag.name}")
     if RATES.value:
+        if given := [flag.name for flag in (OUT, RANKING) if flag.value]:
+            raise UserError(f"--{given[0]} and --rates are two different pages: run the command once for each")
         print(write_leaderboard(files, RATES.value))
         logging.info("wrote %s", RATES.value)
         return

@@ -47,7 +47,9 @@ GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance;
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", None, "Of a row of codes draw the first ones alone, so many.", lower_bound=1)
 EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
-TEMPERATURE = flags.DEFINE_float("temperature", None, "Softmax temperature.", lower_bound=0.01)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "Softmax temperature; 0, of bits, takes the likelier value.", lower_bound=0
+)
 TILE = flags.DEFINE_string(
     "tile", None, "HEIGHTxWIDTH in pixels: decode large frames by overlapping tiles of this size."
 )

@@ -186,6 +186,26 @@ class Tokens:
         seen = (jnp.ones(s.values.shape[:-1], bool) if s.seen is None else s.seen for s in self.segments)
         return jnp.concatenate([mask.reshape(len(mask), -1) for mask in seen], axis=1)
 
+    def whole_segments(self) -> Bool[Array, "batch segments"] | None:
+        """Which segments of each example are there; ``None``: all. It is for tokenizers that decode whole first ones.
+
+        Raises:
+          UserError: a segment is there in part, or without one before it; this is looked at where masks have values,
+            not while a program is traced.
+        """
+        if all(segment.seen is None for segment in self.segments):
+            return None
+        batch = len(self.segments[0].values)
+        rows = [jnp.ones((batch, 1), bool) if s.seen is None else s.seen.reshape(batch, -1) for s in self.segments]
+        every, some = (jnp.stack([of(row, axis=-1) for row in rows], axis=-1) for of in (jnp.all, jnp.any))
+        if isinstance(every, jax.core.Tracer):
+            return every
+        if in_part := [name for name, part in zip(self.names, (every != some).any(axis=0), strict=True) if part]:
+            raise UserError(f"{in_part[0]} is there in part: it decodes as a whole or not at all")
+        if not every[:, 0].all() or (every[:, 1:] > every[:, :-1]).any():
+            raise UserError(f"only the first of {', '.join(self.names)} decode, and an earlier one is left out")
+        return every
+
     @property
     def layout(self) -> "Layout":
         """The layouts of all segments."""

@@ -162,6 +162,17 @@ def test_several_tokenizers_stand_on_one_picture(tmp_path):
     assert not (tmp_path / "no.png").exists()
 
 
+def test_the_command_writes_one_page_at_a_time(tmp_path, run_command):
+    file = result(
+        tmp_path / "one_d" / "rates.json", {"tokenizer": {"8": {"written_bits_per_pixel": 0.1, "psnr": 20.0}}}
+    )
+    found = run_command("compare", file, f"--rates={tmp_path / 'all.png'}", f"--out={tmp_path / 'all.html'}")
+    assert found.returncode == 2 and "--out and --rates are two different pages" in found.stderr
+    assert not (tmp_path / "all.png").exists()
+    found = run_command("compare", file, f"--rates={tmp_path / 'all.png'}")
+    assert found.returncode == 0 and "0.1000" in found.stdout and (tmp_path / "all.png").exists()
+
+
 def test_a_tokenizer_that_decides_has_points_by_error_and_lpips_is_that_of_its_weights(tmp_path, monkeypatch):
     config = karl.get_config("size=debug")
     config.model.update({"queries": 6, "longest": 0, "encoder": dict(NETWORK), "decoder": dict(NETWORK)})

@@ -33,7 +33,7 @@ MODELS = {
     "rows, token start": {"block": (1, 1, 4), "start": "tokens"},
     "squares, token start": {"block": (1, 2, 2), "start": "tokens", "transformer": {"rotary": True}},
     "given": {"block": (1, 1, 4), "start": "given", "given": 1},
-    "prefix LM": {"block": (1, 1, 2), "start": "given", "given": 1, "bidirectional_prefix": True},
+    "prefix LM": {"block": (1, 1, 2), "start": "prefix", "given": 1},
     "factors": {"vocabulary": (16,), "head": {"name": "categorical", "factors": 2}, "block": (1, 1, 2)},
     "two levels": {"vocabulary": (8, 6), "block": (1, 1, 4)},
     "two levels, delayed": {"vocabulary": (8, 6), "block": (1, 1, 4), "delay": True},
@@ -41,8 +41,7 @@ MODELS = {
     "three levels in depth": {"vocabulary": (8, 6, 4), "block": (1, 1, 2), "head": DEPTH},
     "deep text": {"text": "deep"},
     "rows, token start, deep text": {"text": "deep", "block": (1, 1, 4), "start": "tokens", "transformer": ROTARY},
-    "prefix LM, deep text": {"text": "deep", "block": (1, 1, 2), "start": "given", "given": 1}
-    | {"bidirectional_prefix": True},
+    "prefix LM, deep text": {"text": "deep", "block": (1, 1, 2), "start": "prefix", "given": 1},
 }
 
 FIRST_TIER = ("next token", "rows, token start", "prefix LM", "factors", "three levels, delayed tokens")
@@ -292,7 +291,7 @@ def test_an_image_is_a_clip_of_one_frame():
         ({"transformer": {**SMALL, "position_generator": True}}, "cannot be decoded"),
         ({"transformer": {**SMALL, "widht": 3}}, "did you mean 'width'"),
         ({"given": 1}, "contradict each other"),
-        ({"bidirectional_prefix": True}, "needs given frames"),
+        ({"start": "prefix"}, "contradict each other"),
         ({"start": "given", "given": 3, "block": (1, 1, 4)}, "fewer than all 3"),
         ({"head": {"name": "categorical", "factors": 3}}, "does not split into equal factors"),
     ],

@@ -50,9 +50,7 @@ KINDS = {
     "blocks": Kind(NextBlockTransformer, BLOCKS, {"block": (1, 1, 2)}),
     "blocks after a prefix": Kind(NextBlockTransformer, BLOCKS, {"block": (1, 1, 1)}, known=1),
     "token start": Kind(NextBlockTransformer, BLOCKS, {"block": (1, 1, 2), "start": "tokens"}),
-    "prefix LM": Kind(
-        NextBlockTransformer, BLOCKS, {"start": "given", "given": 1, "bidirectional_prefix": True}, known=1
-    ),
+    "prefix LM": Kind(NextBlockTransformer, BLOCKS, {"start": "prefix", "given": 1}, known=1),
     "delayed levels": Kind(NextBlockTransformer, BLOCKS, {"vocabulary": (5, 4), "delay": True}),
     "latents in blocks": Kind(NextBlockTransformer, BLOCKS, {"head": {"name": "gaussian_mixture", "components": 2}}),
     "masked": Kind(MaskedTransformer, MASKED, step=3),

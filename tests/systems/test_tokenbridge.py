@@ -10,6 +10,7 @@ from flax import nnx
 
 from videogen import tasks
 from videogen.configs import tokenbridge
+from videogen.errors import UserError
 from videogen.shapes import TokenGrid
 from videogen.tasks import to_video
 from videogen.training.state import new_state, parameter_count, structure_of
@@ -63,6 +64,14 @@ def test_only_statistics_are_left_to_move(size):
     moved = {path[0] for path, _ in nnx.to_flat_state(nnx.state(built(f"stage=quantized,size={size}")[1]))}
     assert moved == {*config.optimizer.tokenizer.freeze, "quantizer"}
     assert list(built(f"stage=quantized,size={size}")[0].losses) == ["tokenizer"]
+
+
+def test_delayed_channels_are_drawn_in_raster_order():
+    for order in ("", ",order=raster"):
+        model = tokenbridge.get_config(f"stage=generator,size=paper,levels=delay{order}").model
+        assert model.name == "next_block" and model.delay
+    with pytest.raises(UserError, match="levels=delay draws places one after another, and order=random does not"):
+        tokenbridge.get_config("stage=generator,size=paper,levels=delay,order=random")
 
 
 @pytest.mark.parametrize("name", tokenbridge.SWEEPS)

@@ -130,7 +130,7 @@ def test_other_parts_of_the_layers_are_refused():
     with pytest.raises(UserError, match="layer_1 is there in part"):
         model.detokenize(keeping(layer_1=some.at[0, 0, 0, 0].set(False)))
     gone = jnp.zeros(whole["layer_2"].values.shape[:-1], bool)
-    with pytest.raises(UserError, match="with all layers above it"):
+    with pytest.raises(UserError, match="the first of layer_3, layer_2, layer_1 decode, and an earlier"):
         model.detokenize(keeping(layer_2=gone))
     with pytest.raises(UserError, match="these are layer_2, layer_1, and what decodes are the first of layer_3"):
         model.detokenize(Tokens.of(layer_2=whole["layer_2"], layer_1=part))

@@ -15,16 +15,12 @@ def begun(size: str, tokenizer: ConfigDict) -> ConfigDict:
     return config
 
 
-def from_text(config: ConfigDict, size: str, **transformer: bool) -> None:
-    """Sets the training at ``debug`` or ``small``; ``transformer`` are further keys of its section.
-
-    Used by all systems with a generator but magvit.
-    """
+def trained(config: ConfigDict, size: str, **transformer: bool) -> None:
+    """Sets the training at ``debug`` or ``small``; ``transformer`` are further keys of its section."""
     if size == "debug":
         config.steps = 3200
         config.eval_every = 1600
         config.checkpoint_every = 800
-        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
         config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, **transformer}
         muon = {"learning_rate": 1.2e-2, "adam_share": 0.2, "warmup": 50, "final": 0.02, "weight_decay": 0.0}
         config.optimizer = {"generator": optimizer("muon", **muon)}
@@ -34,10 +30,18 @@ def from_text(config: ConfigDict, size: str, **transformer: bool) -> None:
         config.checkpoint_every = 2500
         config.data.batch_size = 64
         config.data.workers = 8
-        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
         config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, **transformer}
         config.ema.decay = 0.999
         config.optimizer = {"generator": optimizer(learning_rate=6e-4, warmup=1000, b2=0.95, final=0.02)}
+
+
+def from_text(config: ConfigDict, size: str, **transformer: bool) -> None:
+    """``trained``, from captions that a small encoder reads, which is trained along."""
+    trained(config, size, **transformer)
+    if size == "debug":
+        config.text = bpe_text(vocabulary_size=512, length=24, width=128, layers=1, heads=4)
+    else:
+        config.text = bpe_text(vocabulary_size=4096, length=64, width=512, layers=4, heads=8)
 
 
 def next_token(size: str, tokenizer: ConfigDict) -> ConfigDict:

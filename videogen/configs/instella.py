@@ -28,10 +28,11 @@ recipe, the range that rows and columns are rescaled to, the kernels of the conv
 the rotary positions, EMA, the batch of the whole job, and b2 of AdamW.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from videogen import encoders
 from videogen.configs.common import adversarial, base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.generators import begun, trained
 from videogen.configuration import parse_argument
 
 STAGES = ("tokenizer", "diffusion", "autoregressive")
@@ -132,11 +133,7 @@ def network(width: int, layers: int, heads: int, ratio: int = 4) -> dict:
 
 def generator(stage: str, size: str, text: str) -> ConfigDict:
     """A generator of the bits, from text."""
-    config = base(dtype="float32" if size == "debug" else "bfloat16")
-    config.task = "generator"
-    config.classes = config_dict.placeholder(int)
-    # Model and hash are filled in from the checkpoint when the run starts.
-    config.parts.tokenizer = frozen(autoencoder(size))
+    config = begun(size, autoencoder(size))
     take_clip_of(config, config.parts.tokenizer.model)
     config.model = diffusion() if stage == "diffusion" else autoregressive()
     config.model.update({"text": text, "condition_drop": 0.1})
@@ -149,12 +146,13 @@ def generator(stage: str, size: str, text: str) -> ConfigDict:
         tokens = {"name": "huggingface", "path": "", "length": 24}
         config.text = {"encoder": {"name": STAND_IN}, "tokenizer": tokens}
         config.parts.text_encoder = frozen(encoders.describe(STAND_IN, folder)) | {"checkpoint": str(folder)}
-    if size == "debug":
-        debug(config)
-    elif size == "small":
-        small(config)
-    else:
+    if size == "paper":
         paper(config, stage)
+        return config
+    trained(config, size, rotary=True)
+    if size == "small":
+        rates = {"learning_rate": 3e-4, "warmup": 1000, "final": 0.02, "weight_decay": 0.0}
+        config.optimizer = {"generator": optimizer(**rates)}
     return config
 
 
@@ -183,29 +181,6 @@ def sampler(stage: str) -> ConfigDict:
         return ConfigDict({"name": "flow", "steps": 30, "grid": grid, **common})
     common = {"guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 1.0}
     return ConfigDict({"name": "blocks", "top_k": 0, "top_p": 1.0, **common})
-
-
-def debug(config: ConfigDict) -> None:
-    """Sets a generator's training on two CPU cores."""
-    config.steps = 3200
-    config.eval_every = 1600
-    config.checkpoint_every = 800
-    config.model.transformer = {"width": 128, "layers": 4, "heads": 4, "mlp_width": 512, "rotary": True}
-    config.optimizer = {
-        "generator": optimizer("muon", learning_rate=1.2e-2, adam_share=0.2, warmup=50, final=0.02, weight_decay=0.0)
-    }
-
-
-def small(config: ConfigDict) -> None:
-    """Sets a generator's training on one accelerator."""
-    config.steps = 50_000
-    config.eval_every = 2500
-    config.checkpoint_every = 2500
-    config.data.batch_size = 64
-    config.data.workers = 8
-    config.model.transformer = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, "rotary": True}
-    config.ema.decay = 0.999
-    config.optimizer = {"generator": optimizer(learning_rate=3e-4, warmup=1000, final=0.02, weight_decay=0.0)}
 
 
 def paper(config: ConfigDict, stage: str) -> None:

@@ -29,6 +29,7 @@ from videogen.configs.common import no_text, optimizer
 from videogen.configs.generators import begun, from_text
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
+from videogen.errors import UserError
 
 STAGES = ("tokenizer", "quantized", "generator")
 
@@ -73,6 +74,8 @@ def get_config(argument: str = "") -> ConfigDict:
         return quantized(chosen["size"])
     order = chosen["order"] or ("random" if chosen["size"] == "paper" else "raster")
     if chosen["levels"] == "delay":
+        if chosen["order"] == "random":
+            raise UserError("levels=delay draws places one after another, and order=random does not: take one of them")
         order = "raster"
     config = generator(chosen["size"], chosen["model"], order)
     if chosen["levels"] != "depth":

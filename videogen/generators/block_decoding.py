@@ -105,7 +105,7 @@ class Decoding(Stepper):
         caches = self.empty_caches()
         if model.start == "tokens" and not self.known:
             return jax.lax.fori_loop(0, size, self._token, (values, caches))
-        first, place = size if model.start == "given" else 0, self.known_places
+        first, place = size if model.given else 0, self.known_places
         x = model.inputs(values, self.grid)[:, : place + size - first]
         features, caches = self.pass_through(jnp.tile(x, (1 + self.guided, 1, 1)), first, caches)
         return self._write(values, self._draw(features[:, -size:], place), place), caches

@@ -42,8 +42,9 @@ TEXTS = ("cross", "deep")
 """How tokens see the conditioning: by a cross-attention in every block, or in every block as what a layer of a language
 model makes of the text (``deep_text``)."""
 
-STARTS = ("tokens", "block", "given")
-"""How the first block comes about: token by token (NBP section 3.3), at once from learned vectors, or it is given."""
+STARTS = ("tokens", "block", "given", "prefix")
+"""How the first block comes about: token by token (NBP section 3.3), at once from learned vectors, or it is given; the
+given frames of a prefix see each other both ways (prefix LM)."""
 
 
 class NextBlockTransformer(Generator):
@@ -59,8 +60,7 @@ class NextBlockTransformer(Generator):
       delay: every level of a code is predicted one block later than the one below it (MusicGen; Copet et al., 2023).
       block: ``(time, height, width)`` of a block; ``(1, 1, 1)`` is next-token prediction.
       start: a name in ``STARTS``.
-      given: latent frames that are always given; with ``start="given"``, else 0. They have no loss.
-      bidirectional_prefix: the given frames see each other both ways (prefix LM).
+      given: latent frames that are always given; with ``start="given"`` or ``"prefix"``, else 0. They have no loss.
       text: a name in ``TEXTS``.
       context_width: width of the conditioning features; ``None`` builds an unconditional model.
       classes: number of class labels; ``None`` means a model without labels.
@@ -80,7 +80,6 @@ class NextBlockTransformer(Generator):
         block: Triple = (1, 1, 1),
         start: str = "block",
         given: Natural = 0,
-        bidirectional_prefix: bool = False,
         text: Annotated[str, OneOf(*TEXTS)] = "cross",
         context_width: int | None = None,
         classes: int | None = None,
@@ -92,10 +91,10 @@ class NextBlockTransformer(Generator):
     ):
         if start not in STARTS:
             raise UserError(f"unknown start {start!r}{near_matches(start, STARTS)}")
-        if (start == "given") != (given > 0):
-            raise UserError(f'start={start!r} and given={given} contradict each other: frames are given with "given"')
-        if bidirectional_prefix and not given:
-            raise UserError("bidirectional_prefix needs given frames")
+        if (start in ("given", "prefix")) != (given > 0):
+            raise UserError(
+                f"start={start!r} and given={given} contradict each other: frames are given with 'given' or 'prefix'"
+            )
         section = read_transformer(transformer)
         if section.position_generator:
             raise UserError("a position generator looks at its neighbours: blocks cannot be decoded one after another")
@@ -110,7 +109,7 @@ class NextBlockTransformer(Generator):
         self.mask = BlockCausal(
             self.block_tokens,
             causal_first=start == "tokens",
-            prefix=self.given if bidirectional_prefix else 0,
+            prefix=self.given if start == "prefix" else 0,
         )
         common = dict(remat=remat, dtype=dtype, rngs=rngs)
         # Delayed levels leave places without a value.
@@ -122,7 +121,7 @@ class NextBlockTransformer(Generator):
             raise UserError("a sequence ends behind any of its tokens: head.special=('end',) needs block=(1, 1, 1)")
         self.statistics = None if self.head.discrete else LatentStatistics(channels)
         self.positions = LearnedPositions(self.grid.tokens + self.delayed, width, rngs=rngs)
-        starts = () if start == "given" else (self.block_tokens, width)
+        starts = () if given else (self.block_tokens, width)
         self.start_vectors = parameter(rngs, starts, (None, "embed"), truncated_normal(0.02)) if starts else None
         deep, crossed = (context_width, None) if text == "deep" else (None, context_width)
         known = dict(classes=classes, layered=bool(deep), rngs=rngs)
@@ -223,7 +222,7 @@ class NextBlockTransformer(Generator):
         hidden = self.absent(grid)
         hidden = None if hidden is None else jnp.broadcast_to(hidden, values.shape)
         size, x = self.block_tokens, self.head.embed(values, hidden)
-        if self.start == "given":
+        if self.given:
             return x[:, :-size]
         start = jnp.broadcast_to(self.start_vectors.get_value().astype(x.dtype), (x.shape[0], size, x.shape[-1]))
         if self.start == "block":
@@ -255,7 +254,7 @@ class NextBlockTransformer(Generator):
     ) -> Float[Array, "batch predicted width"]:
         """Features of every predicted place: all of them, or with given frames those after the first block."""
         learned, angles = self.places(grid)
-        first = self.block_tokens if self.start == "given" else 0
+        first = self.block_tokens if self.given else 0
         x = self.inputs(values, grid) + learned[first:].astype(self.dtype)
         context, context_mask, per_layer = None, None, {}
         if self.context is not None:
@@ -276,7 +275,7 @@ class NextBlockTransformer(Generator):
 
     def targets(self, values: Shaped[Array, "batch places levels"]) -> Shaped[Array, "batch predicted levels"]:
         """The values of a sequence that are predicted: all, but for a first block that is given."""
-        return values[:, self.block_tokens :] if self.start == "given" else values
+        return values[:, self.block_tokens :] if self.given else values
 
     # Training --------------------------------------------------------------------------------------------------------
 

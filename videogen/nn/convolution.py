@@ -90,7 +90,8 @@ class Convolution(nnx.Module):
         x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2
         if self.padding != "same":
             x, centred = with_past(x, self.size[0], self.stride[0], self.padding, stream), 0
-        if self.stride[2] > 1:  # not shared out where the result is not: XLA would share that out, too
+        if self.stride[2] > 1:
+            # Sharded only where the result is: XLA shards the result as its input, whatever is asked of it later.
             columns = x.shape[3] // self.stride[2]
             x = constrain(x, "batch", *GRID_AXES[1], "embed", shape=(*x.shape[:3], columns, x.shape[4]))
         y = convolve(x, self.kernel.get_value(), self.stride, centred)

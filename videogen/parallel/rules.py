@@ -35,7 +35,7 @@ SMALLEST_FSDP_SIZE = 2**14
 
 
 FEWEST_COLUMNS = 2
-"""Of a grid on one device: XLA computes some convolutions of single columns wrongly, without a word."""
+"""Columns of a grid that a device has at least: of single ones XLA's gradients of convolutions are wrong."""
 
 
 def _axes_size(mesh_shape: dict[str, int], axes: str | tuple[str, ...]) -> int:
@@ -65,7 +65,7 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None, shape: Sequence[int] |
     Args:
       x: the activation.
       *axes: their names.
-      shape: sides that decide which axes are shared out; ``None``: those of ``x``.
+      shape: the sizes that decide which axes are sharded; ``None``: those of ``x``.
     """
     if not on_mesh():
         return x

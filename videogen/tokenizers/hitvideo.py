@@ -96,12 +96,8 @@ class HitVideo(Tokenizer):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        middle = blocks if middle_blocks is None else middle_blocks
-        networks = Networks.of(
-            *(width, multipliers, spatial_strides, temporal_strides),
-            **dict(blocks=blocks, middle_blocks=middle, time_kernel=3, groups=norm_groups, padding=padding),
-            downsampling="strided",
-        )
+        about = dict(middle_blocks=middle_blocks, norm_groups=norm_groups, padding=padding)
+        networks = Networks.causal(width, multipliers, blocks, spatial_strides, temporal_strides, **about)
         names = [f"layer_{i + 1}" for i in reversed(range(len(layer_strides) + 1))]
         if set(quantizers) != set(names):
             got = ", ".join(quantizers) or "none"
@@ -215,25 +211,10 @@ class HitVideo(Tokenizer):
         if tokens.names != names[: len(tokens.names)]:
             known = ", ".join(names)
             raise UserError(f"these are {', '.join(tokens.names)}, and what decodes are the first of {known}")
-        ids = {name: segment.values for name, segment in tokens.items()}
-        return self.quantizer.lookup(ids, self._layers_seen(tokens))
-
-    def _layers_seen(self, tokens: Tokens) -> Bool[Array, "batch layers"] | None:
-        """Which layers of each example are there; values are looked at where there are any."""
-        if all(segment.seen is None for segment in tokens.segments):
-            return None
-        batch, columns = len(tokens.segments[0].values), []
-        for name, segment in tokens.items():
-            seen = jnp.ones((batch, 1), bool) if segment.seen is None else segment.seen.reshape(batch, -1)
-            columns.append(seen.all(-1))
-            if not isinstance(seen, jax.core.Tracer) and bool((seen.any(-1) != columns[-1]).any()):
-                raise UserError(f"{name} is there in part: a layer decodes as a whole or not at all")
-        seen = jnp.stack(columns, axis=-1)
-        first = jnp.cumprod(seen, axis=-1).astype(bool)
-        if not isinstance(seen, jax.core.Tracer) and bool((~first[:, 0]).any() | (first != seen).any()):
-            raise UserError("a layer decodes with all layers above it, and one of these is left out")
-        missing = len(self.quantizer.names) - len(columns)
-        return jnp.pad(first, ((0, 0), (0, missing)))
+        ids, there = {name: segment.values for name, segment in tokens.items()}, tokens.whole_segments()
+        if there is not None:
+            there = jnp.pad(there, ((0, 0), (0, len(names) - len(tokens.names))))
+        return self.quantizer.lookup(ids, there)
 
     def seen(self, tokens: Tokens) -> dict[str, Bool[Array, "batch ..."]]:
         """Nothing: latents say what is dropped."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -228,8 +227,8 @@ class TokenFlow(Tokenizer):
             raise UserError(
                 f"only whole first scales of {known} decode, and there are {', '.join(tokens.names) or 'none'}"
             )
-        _check_kept(tokens)
-        seen = [None if s.seen is None else s.seen.reshape(len(s.values), -1).all(-1) for s in tokens.segments]
+        there = tokens.whole_segments()
+        seen = () if there is None else [*there.T]
         return self.quantizer.total([segment.values for segment in tokens.segments], seen)
 
     def seen(self, tokens: Tokens) -> dict[str, Bool[Array, "batch ..."]]:
@@ -298,15 +297,3 @@ def _pixels(clip: VideoShape, levels: Compression, places: Triple) -> VideoShape
 
 def _resized(video: Video, shape: VideoShape) -> Video:
     return resize_cubic(video, (shape.frames, shape.height, shape.width))
-
-
-def _check_kept(tokens: Tokens) -> None:
-    """Raises ``UserError`` where what is kept is not whole first scales, as far as masks have values."""
-    masks = [segment.seen for segment in tokens.segments]
-    if any(isinstance(mask, jax.core.Tracer) for mask in masks) or not any(mask is not None for mask in masks):
-        return
-    batch = len(tokens.segments[0].values)
-    rows = [np.ones((batch, 1), bool) if mask is None else np.asarray(mask).reshape(batch, -1) for mask in masks]
-    every, some = (np.stack([of(row, axis=-1) for row in rows], axis=-1) for of in (np.all, np.any))
-    if (every != some).any() or not every[:, 0].all() or (every[:, 1:] > every[:, :-1]).any():
-        raise UserError("only whole first scales decode, and here a part of a scale or an earlier one is left out")
