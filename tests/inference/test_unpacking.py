@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from videogen import data, tasks
-from videogen.configs import karl, one_d_piece, phenaki
+from videogen.configs import hitvideo, karl, one_d_piece, phenaki
 from videogen.data.bit_files import BitReader
 from videogen.data.inputs import clip_of
 from videogen.data.video_io import read_video
@@ -135,6 +135,23 @@ def test_what_cannot_be_decoded_is_one_line(ordered, tmp_path):
     refused("000001.bits is damaged: its checksum differs", batch_size=4)
     clip.unlink()
     refused("000001.bits does not exist", batch_size=4)
+
+
+def test_only_whole_first_segments_are_decoded(tmp_path, videos):
+    config = hitvideo.get_config("size=debug")
+    config.data.clip.update({"height": 16, "width": 16})
+    config.model.update({"width": 8, "multipliers": (1, 2), "spatial_strides": (4,), "temporal_strides": (2,)})
+    modules = tasks.build(config).init(nnx.Rngs(0))
+    kernel = modules["tokenizer"].decoder.output.kernel
+    kernel.set_value(0.3 * jax.random.normal(jax.random.key(1), kernel.get_value().shape))
+    run = Loaded(tmp_path, config, tasks.build(config), modules, step=0)
+    assert write(run, tmp_path / "bits") == [68 * 10 // 8] * 3
+    decode_bits(run, tmp_path / "bits", tmp_path / "videos", tokens=20)
+    np.testing.assert_allclose(np.stack(videos).astype(int), decoded(run, 20), atol=1)
+    for tokens in (7, 19, 67):
+        with pytest.raises(UserError, match=f"have 8, 20, 68 tokens; ask for one of these, not {tokens}"):
+            decode_bits(run, tmp_path / "bits", tmp_path / "others", tokens=tokens)
+    assert len(videos) == 3
 
 
 def test_a_tokenizer_that_cannot_do_with_fewer_tokens_or_has_no_codes(tmp_path, videos):
