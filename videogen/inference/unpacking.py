@@ -53,7 +53,9 @@ def decode_bits(
         raise UserError(f"a clip has 1 … {row} tokens, and {tokens} are asked for")
     if tokens is not None and len(layout.segments) > 1 and tokens not in (sums := model.budgets(layout)):
         known = ", ".join(map(str, sums))
-        raise UserError(f"the first of {', '.join(layout.names)} have {known} tokens; ask for one of these, not {tokens}")
+        raise UserError(
+            f"the first of {', '.join(layout.names)} have {known} tokens; ask for one of these, not {tokens}"
+        )
     check_writable(out, "out", directory=True)
     graph, state = nnx.split(model)
     mesh = mesh_of(state)
