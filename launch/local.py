@@ -34,6 +34,7 @@ from videogen.configuration import replace_text, short_config, take_data  # noqa
 from videogen.data import Clip, build  # noqa: E402
 from videogen.data.inputs import has_text  # noqa: E402
 from videogen.errors import UserError  # noqa: E402
+from videogen.evaluation.origin import commit, hardware  # noqa: E402
 from videogen.locks import locked  # noqa: E402
 
 DATA = flags.DEFINE_string("data", None, "Folder of videos (several: commas between) that every stage learns from.")
@@ -181,12 +182,14 @@ def run_stage(stage: Stage, children: Children) -> None:
 def collect(stages: list[Stage], seconds: dict[str, float]) -> dict[str, Any]:
     """What ``metrics.json`` holds: the evaluation of every stage, and what is needed to read it."""
     records = {s.name: json.loads(s.evaluation.read_text()) for s in stages if s.evaluate}
-    last = records[next(reversed(records))]
+    # Stages without a protocol say what they found in their own metrics.
+    last = records[next(reversed(records))] if records else {"commit": commit(), "hardware": hardware()}
     return {
+        "seed": stages[-1].config.seed,
         **{name: record["metrics"] for name, record in records.items()},
         "seconds": seconds,
         "protocol": {name: record["protocol"] for name, record in records.items()},
-        **{key: last[key] for key in ("seed", "commit", "hardware")},
+        **{key: last[key] for key in ("seed", "commit", "hardware") if key in last},
     }
 
 

@@ -1,6 +1,7 @@
 """The report of a local run: numbers, curves, clips and commands of every stage."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from videogen.configuration import shown_rate
 from videogen.data.shapes_source import COLOURS, DIRECTIONS, FORMS
 from videogen.data.video_io import read_video
+from videogen.evaluation.protocols import ALONE
 from videogen.evaluation.stand_in import PRESET, WORDS
 from videogen.reporting.page import Clips, Curves, Figures, Pairs, Section, Table, write_report
 from videogen.reporting.run_page import command_line, goodput_section, of_clips
@@ -30,12 +32,12 @@ def minutes(seconds: float) -> str:
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """``{"a / b": number}`` of nested metrics."""
+    """``{"a / b": number}`` of nested metrics; words and lists are left out."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name} / ")
-        else:
+        elif isinstance(value, int | float):
             flat[prefix + name] = value
     return flat
 
@@ -88,6 +90,25 @@ def headline(stages: list["Stage"], metrics: dict[str, Any]) -> Section:
             if word in JUDGED:
                 chance = f"of generated clips; guessing gives {1 / JUDGED[word]:.0%}"
                 items.append((f"right {word}{of}", f"{share:.0%}", chance))
+        for way in ("text_to_video", "video_to_text"):
+            if way in results.get("retrieval", {}):
+                found, words = results["retrieval"][way], way.replace("_", " ")
+                said = f"R@1 of {found['queries']} queries; guessing gives {100 / results['clips']:.1f} %"
+                items.append((f"{words}{of}", f"{found['recall_at_1']:.1f} %", said))
+        if "recognition" in results:
+            found = results["recognition"]
+            said = f"of clips are told to be of their class; guessing gives {found['chance']:.1f} %"
+            items.append((f"recognition{of}", f"{found['top_1']:.1f} %", said))
+        if "answers" in results:
+            found = results["answers"]
+            said = f"of questions; guessing gives {found['chance']:.0%}" if "chance" in found else "of written answers"
+            items.append((f"right answers{of}", f"{found.get('chosen', found['written']):.0%}", said))
+        for what, share in results.get("signs", {}).items():
+            items.append((f"{what} of signers{of}", f"{share:.0%}", "read right in drawn clips by a program"))
+        if "streams" in results:
+            told = results["streams"]
+            text = f"{told['spoken']:.0%}, {told['false_per_minute']:.1f} false a minute"
+            items.append((f"events spoken about within two frames{of}", text, "of streams that it watches"))
         if PRESET in results:
             counts = metrics["protocol"][stage.name]["beside"][PRESET]["counts"]
             said = f"{WORDS}: {counts['generated']} clips against {counts['real']}; lower is better"
@@ -141,7 +162,13 @@ def generator_sections(stage: "Stage", fps: float, held_out: bool | None = True)
             [Curves(stage.directory / "metrics.jsonl", ("loss", "accuracy"))],
         )
     ]
-    if stage.evaluate and stage.config.get("tasks"):
+    if stage.evaluate and "--protocol=signs" in stage.evaluate:
+        with np.load(stage.clips, allow_pickle=False) as clips:
+            labels, captions = ("original", "drawn"), [str(c) for c in clips["captions"]]
+            pairs = Pairs(clips["originals"], clips["reconstructions"], captions, fps, labels=labels)
+        what = f"{of_clips(held_out).capitalize()}: left the original, right what its text and first frame gave."
+        sections.append(Section(f"{stage.name.capitalize()}: signs from texts", what, [pairs]))
+    elif stage.evaluate and stage.config.get("tasks"):
         with np.load(stage.clips, allow_pickle=False) as clips:
             labels, tasks = ("given", "completed"), [str(c) for c in clips["captions"]]
             pairs = Pairs(clips["given"], clips["videos"], tasks, fps, labels=labels)
@@ -180,6 +207,50 @@ def generator_sections(stage: "Stage", fps: float, held_out: bool | None = True)
     return sections
 
 
+def reading_sections(stage: "Stage", fps: float, held_out: bool | None = True) -> list[Section]:
+    """What the report says of a model that reads clips and draws none: its curves, and what it says of some clips."""
+    name, terms = stage.name.capitalize(), tuple(stage.config.losses)
+    curves = Curves(stage.directory / "metrics.jsonl", ("loss", *terms))
+    text = "Good: the losses fall, and training and evaluation agree."
+    sections = [Section(f"{name}: learning", text, [curves])]
+    if stage.evaluate:
+        with np.load(stage.clips, allow_pickle=False) as clips:
+            said = [f"{found} ({true})" for found, true in zip(clips["prompts"], clips["readings"], strict=True)]
+            verdicts = [("", {"right": bool(row[0])}) for row in clips["correct"]]
+            shown = Clips(clips["videos"], said, verdicts, fps)
+        text = f"{of_clips(held_out).capitalize()}: under each what the model says of it, and what is true."
+        sections.append(Section(f"{name}: what it reads", text, [shown]))
+    return sections
+
+
+def stream_sections(stage: "Stage", fps: float, held_out: bool | None = True) -> list[Section]:
+    """What the report says of a model that watches streams."""
+    with np.load(stage.clips, allow_pickle=False) as clips:
+        said = [f"{true} · said: {said}" for true, said in zip(clips["prompts"], clips["readings"], strict=True)]
+        shown = Clips(clips["videos"][: len(said)], said, fps=fps)
+    name = stage.name.capitalize()
+    what = (
+        "The model watches frame by frame and says what happens. Good: the loss falls, and the share of words guessed "
+        "right rises; silence is guessed right early, since most frames are silent."
+    )
+    keys = ("streaming", "streaming_answer_accuracy", "streaming_silence_accuracy", "fluency", "spoken")
+    text = f"{of_clips(held_out).capitalize()}: the frame of every event and what is to be said, then what was said."
+    return [
+        Section(f"{name}: learning", what, [Curves(stage.directory / "metrics.jsonl", keys)]),
+        Section(f"{name}: what it says", text, [shown]),
+    ]
+
+
+def sections_of(config: Any) -> Callable[..., list[Section]]:
+    """What makes the sections of a stage."""
+    task = class_of(config)
+    if task.draws:
+        return generator_sections
+    if task.watches:
+        return stream_sections
+    return reading_sections if task.default_protocol(config) in (*ALONE, None) else tokenizer_sections
+
+
 def numbers(stages: list["Stage"], metrics: dict[str, Any]) -> Table:
     """Every metric with its protocol beside it."""
     rows = []
@@ -201,9 +272,8 @@ def report(stages: list["Stage"], metrics: dict[str, Any], workdir: Path, config
     """Writes ``report.html``; returns its path."""
     sections = [headline(stages, metrics)]
     for stage in stages:
-        sections_of = generator_sections if class_of(stage.config).draws else tokenizer_sections
         held_out = metrics["protocol"].get(stage.name, {}).get("held_out")
-        sections += sections_of(stage, shown_rate(stage.config), held_out)
+        sections += sections_of(stage.config)(stage, shown_rate(stage.config), held_out)
         time_spent = goodput_section(stage.directory / "metrics.jsonl", f"{stage.name.capitalize()}: time")
         sections += [time_spent] if time_spent else []
     origin = f"seed {metrics['seed']}, commit {metrics['commit']}, {metrics['hardware']}"

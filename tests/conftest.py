@@ -28,6 +28,15 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA stops at a f
     QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
+from tests import compiled  # noqa: E402  (JAX reads the settings above when it is imported)
+
+compiled.compile_methods()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that put something into the place of a method see the methods as they are."""
+    compiled.set_for(item)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first, so that no worker is left alone with one of them at the end."""

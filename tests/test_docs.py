@@ -57,9 +57,26 @@ def test_the_first_page_names_every_system_and_every_guide():
         "instella": "Instella-T2I",
         "hitvideo": "HiTVideo",
         "one_vae": "OneVAE",
+        "divot": "Divot",
+        "dicode": "DiCoDe",
+        "language": "language models over streams",
+        "understanding": "video-language models",
+        "tokensgen": "TokensGen",
+        "signvip": "SignViP",
+        "retrieval": "text-video retrieval",
+        "violet": "VIOLET",
+        "evilm": "E-ViLM",
+        "all_in_one": "All-in-one",
+        "vidla": "VidLA",
+        "recognition": "recognition of clips",
+        "streams": "models that watch streams",
+        "hot": "HoT",
+        "trajvit": "TrajViT",
+        "videolisa": "VideoLISA",
+        "selective_s4": "Selective S4",
     }
     configs = {path.stem for path in (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")}
-    configs -= {"common", "data_sets", "generators", "networks", "stand_ins"}
+    configs -= {"common", "data_sets", "generators", "networks", "recipes", "stand_ins", "video_text"}
     assert configs == set(names) and [name for name in names.values() if name not in text] == []
     guides = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"index.md"}
     assert {name for name in guides if f"({name})" not in text} == set()

@@ -1,4 +1,4 @@
-"""The numeric rooms on other processors: the same tests with the instructions of older ones."""
+"""The numeric rooms on another processor: the same tests with the instructions of an old one."""
 
 import os
 import subprocess
@@ -22,10 +22,9 @@ NUMERIC = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2"])
-def test_sums_hold_in_another_order(instructions, tmp_path):
+def test_sums_hold_in_another_order(tmp_path):
     """XLA adds in another order there; a tolerance that does not grow with the array fails."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_cpu_max_isa={instructions}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_cpu_max_isa=SSE4_2"
     env = environment() | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not attack", *NUMERIC]
     env["PYTHONPATH"] = str(REPOSITORY)  # the oracles need PyTorch

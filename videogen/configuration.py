@@ -1,11 +1,13 @@
 """Config arguments (``stage=tokenizer,size=debug``) and the JSON form a run directory keeps."""
 
+import ast
 import contextlib
+import copy
 import json
 import os
 import runpy
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,38 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         return {k: v for key in value for k, v in walk(f"{prefix}.{key}" if prefix else key, value[key]).items()}
 
     return walk("", json.loads(json.dumps(config.to_dict())))
+
+
+def read_settings(texts: Iterable[str], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of a section, written ``KEY=VALUE``, ``SECTION.KEY=VALUE`` in the sections in it.
+
+    Args:
+      texts: such settings; a value is a Python literal, or else a word.
+      section: a section that is named in a setting is this one's with the setting in it.
+
+    Raises:
+      UserError: a text is no setting, or goes into what is no section.
+    """
+    words = {"none": None, "true": True, "false": False}
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        names = key.strip().split(".")
+        if not sign or not all(names):
+            raise UserError(f"a setting is written KEY=VALUE, such as attention.name=svg2; got {text!r}")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        if isinstance(value, str):
+            value = words.get(value.lower(), value)
+        inner, around = found, section
+        for name in names[:-1]:
+            if name not in inner:
+                inner[name] = copy.deepcopy(dict((around or {}).get(name) or {}))
+            inner, around = inner[name], {}
+            if not isinstance(inner, dict):
+                raise UserError(f"{text!r} goes into {name}, which is no section")
+        inner[names[-1]] = value
+    return found
 
 
 def take_data(config: ConfigDict, origin: ConfigDict, given: Iterable[str]) -> list[str]:

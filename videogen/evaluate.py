@@ -16,13 +16,29 @@ Protocols of tokenizers:
                        --weights=ALEXNET,HEADS LPIPS, too; videogen.compare --rates draws several on one picture
     denoising_steps    of diffusion decoders: PSNR, SSIM and sharpness by the number of steps
     downstream         how often EfficientNet-lite0 finds the same class in originals and reconstructions
+    signs              on the signer source, of stages that draw from maps of points, and of generators: what a judge
+                       reads of clips drawn from their own tokens, or from sentences that training has not seen
 Protocols of generators:
     prompt_fidelity    on shapes: colour, form and direction read back from samples of unseen prompts, or of labels;
                        whether the shape is there in every frame, keeps its form and moves evenly
     composition        the same for colours, forms and directions that never come together in training
     geneval.shapes     on shapes: GenEval's six tasks, answered by the judge; equally many prompts of each
+    captions           what a language model says of held-out clips: how many texts are right; on shapes also how many
+                       name the right colour, form, direction, …
     tasks              with config.tasks or given frames: PSNR of what each task leaves unknown, beside copies of the
                        nearest given pixel
+Protocol of two towers, and of models of clips and words:
+    retrieval          how often the right clip is found for a caption, and the right caption for a clip; the same
+                       re-ranked by dual softmax, which uses the whole test set; of models of clips and words by the
+                       scores of matching, a pass of the network for every pair
+Protocol of what has learned classes of clips:
+    recognition        how often the class of a clip is the likeliest one
+Protocol of video-language models:
+    answers            the share of held-out questions that are answered rightly, by kind, beside that of guessing
+Protocol of models that watch streams:
+    streams            when they speak and what they say: perplexity, difference of time, correctness and fluency of
+                       turns, the share of events spoken about within two frames, false ones a minute, answers to
+                       questions about what was, is and will be
 On shapes reconstruction and prompt_fidelity also give frechet.shapes_stand_in, a Fréchet distance on a small classifier
 that comes with this package; it is no FVD.
 
@@ -82,7 +98,8 @@ PROTOCOL = flags.DEFINE_string(
     "protocol",
     None,
     "reconstruction, denoising_steps, rate_distortion, downstream, prompt_fidelity, composition, tasks, "
-    "geneval.shapes, a preset, vbench, or tokbench.SIZE.ppocrv6.",
+    "geneval.shapes, captions, signs, retrieval, recognition, answers, streams, a preset, vbench, or "
+    "tokbench.SIZE.ppocrv6.",
 )
 COUNT = flags.DEFINE_integer(
     "count", None, "Held-out clips, or unseen prompts (128); of a preset clips of both sides.", lower_bound=1

@@ -6,12 +6,13 @@
     python -m videogen.sample --checkpoint=runs/generator --task=inpaint --video=clip.mp4 --out=samples
 
 --out is a directory, or a file of one video (.mp4, .gif, .png) or of several (.npz). What the videos were made from
-stands beside them as JSON. --prompts=FILE has a prompt on each line.
+stands beside them as JSON. --prompts=FILE has a prompt on each line. --set=KEY=VALUE is any setting of the sampler:
+--set=attention.name=svg2 --set=attention.top_p=0.9 draws with sparse attention.
 
 Several --prompt or --label flags give several videos, --count so many of each. With --story the prompts are one video:
-each holds for one window, in order. --frames beyond the training window slides it; --image animates a picture, --video
-is continued from its first --given frames. The same seed gives the same videos. A killed command goes on where it
-stopped: finished batches stay in OUT.parts/ until the end.
+each holds for one window, in order. --frames beyond the training window slides it; --image animates a picture, or says
+who signs (--config=signvip), --video is continued from its first --given frames. The same seed gives the same videos. A
+killed command goes on where it stopped: finished batches stay in OUT.parts/ until the end.
 
 A generator that was trained with config.tasks (--config=magvit) completes a window of --video by --task:
 frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,
@@ -19,12 +20,16 @@ inpaint_central, inpaint_dynamic; conditional_prediction and conditional_generat
 outpaint, interpolate and predict are short for inpaint_central, outpaint_central, interpolation and frame_prediction.
 Beside each sample stands side_by_side_*.mp4: the video, what was given of it, the sample. With --nopaste given pixels,
 too, are what the tokenizer makes of them.
+
+A language model over streams (--config=language) also says what a video shows: --caption --video=FILE prints --count
+texts of its first clip, which stand in OUT/captions.json as well. With --story it writes the texts of the clips whose
+--prompt is left out (--frames says how many clips there are).
 """
 
 from absl import flags, logging
 
 from videogen import app
-from videogen.configuration import check_writable
+from videogen.configuration import check_writable, read_settings
 from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of a generator.")
@@ -36,17 +41,25 @@ STORY = flags.DEFINE_bool("story", False, "Take the prompts as one video's story
 FRAMES = flags.DEFINE_integer("frames", None, "Length; by default one window, or one per story prompt.", lower_bound=1)
 OVERLAP = flags.DEFINE_integer("overlap", None, "Frames kept at every slide of the window.", lower_bound=1)
 IMAGE = flags.DEFINE_string("image", None, "Picture or clip whose first frame the videos start with.")
+SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels, where a generator draws others than in training.")
 TASK = flags.DEFINE_string("task", None, "What to complete of --video, see above.")
 VIDEO = flags.DEFINE_string("video", None, "Video to complete, or without --task to continue.")
 GIVEN = flags.DEFINE_integer(
     "given", None, "Frames of --video to begin with; by default as in training.", lower_bound=1
 )
 PASTE = flags.DEFINE_bool("paste", True, "Keep the given pixels of --task as they are.")
+CAPTION = flags.DEFINE_bool("caption", False, "Say what --video shows, instead of drawing.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides every draw.")
 GUIDANCE = flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance; 1 is none.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "Decoding steps.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", None, "Of a row of codes draw the first ones alone, so many.", lower_bound=1)
-EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window (slides) or queue (FIFO).")
+SET = flags.DEFINE_multi_string(
+    "set",
+    [],
+    "Setting of the sampler as KEY=VALUE, such as attention.name=svg2.",
+    allow_override=True,  # beside the flag of launch/ in one process
+)
+EXTENSION = flags.DEFINE_string("extension", None, "Longer videos of latents: window, queue, adaptive_queue.")
 TEMPERATURE = flags.DEFINE_float(
     "temperature", None, "Softmax temperature; 0, of bits, takes the likelier value.", lower_bound=0
 )
@@ -62,9 +75,15 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 def check_flags() -> None:
     """Refuses flags that do not go together."""
     window = {"story": STORY, "frames": FRAMES, "overlap": OVERLAP, "image": IMAGE, "given": GIVEN, "label": LABEL}
+    window["size"] = SIZE
     for name, flag in window.items():
         if TASK.value and flag.value:
             raise UserError(f"--task completes one window of --video; leave --{name} out")
+    for name, flag in {**window, "task": TASK, "prompt": PROMPT, "prompts": PROMPTS}.items():
+        if CAPTION.value and flag.value:
+            raise UserError(f"--caption says what --video shows; leave --{name} out")
+    if CAPTION.value and not VIDEO.value:
+        raise UserError("--caption says what a video shows: name it with --video=FILE")
     if TASK.value and COUNT.value > 1:
         raise UserError("--task completes --video once, or once for each --prompt; leave --count out")
     if GIVEN.value and not VIDEO.value:
@@ -77,6 +96,20 @@ def check_flags() -> None:
         raise UserError("--story needs its prompts: --prompt, once for each window")
 
 
+def say() -> None:
+    """Prints and writes what a video shows."""
+    from videogen.inference.captioning import caption_video, write_texts
+    from videogen.training.loading import load_for_command
+
+    loaded = load_for_command(CHECKPOINT.value, MESH.value)
+    check_writable(OUT.value, "--out", directory=True)
+    sampler = {} if TEMPERATURE.value is None else {"temperature": TEMPERATURE.value}
+    texts = caption_video(loaded, VIDEO.value, seed=SEED.value, count=COUNT.value, sampler=sampler)
+    for text in texts:
+        print(text)
+    logging.info("wrote %s", write_texts(OUT.value, texts, loaded, VIDEO.value, SEED.value))
+
+
 def main() -> None:
     """Runs the command."""
     from videogen.inference.pictures import WRITERS
@@ -86,31 +119,34 @@ def main() -> None:
     from videogen.training.loading import load_for_command
 
     check_flags()
+    if CAPTION.value:
+        say()
+        return
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
     check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
-    names = {"guidance_scale": GUIDANCE, "steps": STEPS, "temperature": TEMPERATURE, "extension": EXTENSION}
-    names |= {"tokens": TOKENS}
-    sampler = {name: flag.value for name, flag in names.items() if flag.value is not None}
     loaded = load_for_command(CHECKPOINT.value, MESH.value)
+    given = {f.name: f.value for f in (GUIDANCE, STEPS, TEMPERATURE, EXTENSION, TOKENS) if f.value is not None}
+    sampler = read_settings(SET.value, loaded.config.get("sampler") or {}) | given
     tile = read_tile(TILE.value) if TILE.value else None
     check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     recorded = {"count": COUNT, "overlap": OVERLAP, "image": IMAGE, "video": VIDEO, "given": GIVEN, "task": TASK}
-    recorded |= {"tile": TILE} | ({"paste": PASTE} if TASK.value else {})
+    recorded |= {"tile": TILE, "size": SIZE} | ({"paste": PASTE} if TASK.value else {})
     asked = {name: flag.value for name, flag in recorded.items()}
     said = {"seed": SEED.value, "story": STORY.value, "labels": labels, "asked": asked, "sampler": sampler}
     if loaded.text is not None and not (prompts or labels or TASK.value):
         raise UserError("nothing to draw: give --prompt, or --task with --video")
     finished = FinishedBatches(OUT.value, {"prompts": prompts, "frames": FRAMES.value, **said, **loaded.key})
-    compared = None
+    settings, compared, measured = {"seed": SEED.value, "sampler": sampler, "tile": tile}, None, {}
     if TASK.value:
-        settings = {"seed": SEED.value, "paste": PASTE.value, "sampler": sampler, "tile": tile}
-        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, **settings)
+        videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, paste=PASTE.value, **settings)
     else:
-        flags_of_draw = {"count": COUNT, "story": STORY, "frames": FRAMES, "seed": SEED, "overlap": OVERLAP}
-        flags_of_draw |= {"image": IMAGE, "video": VIDEO, "given": GIVEN}
-        drawing = {name: flag.value for name, flag in flags_of_draw.items()}
-        videos = draw_videos(loaded, prompts, labels=labels, **drawing, sampler=sampler, tile=tile, keep=finished)
-    paths = write_samples(OUT.value, videos, prompts, loaded, compared=compared, scale=SCALE.value, **said)
+        flags_of_draw = {"count": COUNT, "story": STORY, "frames": FRAMES, "overlap": OVERLAP, "image": IMAGE}
+        flags_of_draw |= {"video": VIDEO, "given": GIVEN}
+        settings |= {name: flag.value for name, flag in flags_of_draw.items()}
+        settings["size"] = read_tile(SIZE.value, "size") if SIZE.value else None
+        videos = draw_videos(loaded, prompts, labels=labels, **settings, keep=finished, measured=measured)
+    shown = {"compared": compared, "scale": SCALE.value, "measured": measured}
+    paths = write_samples(OUT.value, videos, prompts, loaded, **shown, **said)
     finished.remove()
     for path in paths:
         logging.info("wrote %s", path)

@@ -21,15 +21,22 @@ and their captions. They are decoded, or the first K tokens of each, with
 
     python -m videogen.tokenize --checkpoint=runs/tokenizer --decode=OUT --out=VIDEOS [--tokens=K]
 
+--from=GENERATOR, in the place of --checkpoint, writes tokens that a generator has drawn for the captions of the clips,
+beside the clips: what a decoder that is told tokens goes on with (--config=divot:stage=sampled), so that it has seen
+drawn ones.
+
 --normalise writes latents of mean 0 and variance 1, of a tokenizer without codes. The generator's tokenizer is then the
 one with these statistics: --config.parts.tokenizer.checkpoint=cache/tokenizer.
 """
+
+from typing import Any
 
 from absl import flags, logging
 
 from videogen import app
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of the tokenizer.")
+FROM = flags.DEFINE_string("from", None, "Run directory or export of a generator whose tokens are drawn.")
 OUT = flags.DEFINE_string("out", None, "Directory of the cache; must not exist.")
 SOURCE = flags.DEFINE_string(
     "source", None, "Name of the data source; by default the one the tokenizer was trained on."
@@ -48,7 +55,7 @@ FORMAT = flags.DEFINE_enum(
 )
 DECODE = flags.DEFINE_string("decode", None, "Directory of bits (--format=bits) to write as videos.")
 MESH = app.define_mesh()
-flags.mark_flags_as_required(["checkpoint", "out"])
+flags.mark_flags_as_required(["out"])
 
 
 def main() -> None:
@@ -69,10 +76,15 @@ def main() -> None:
         count = decode_bits(loaded, DECODE.value, OUT.value, tokens=TOKENS.value, batch_size=BATCH_SIZE.value)
         logging.info("wrote %d videos to %s", count, OUT.value)
         return
+    if bool(CHECKPOINT.value) == bool(FROM.value):
+        raise UserError("give --checkpoint (clips are encoded) or --from (tokens are drawn), one of the two")
     source = {"name": SOURCE.value} if SOURCE.value else None
     if PATH.value:
         source = {**(source or {"name": "video_folder"}), "path": PATH.value}
-    loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
+    loaded = load_for_command(CHECKPOINT.value or FROM.value, MESH.value, BATCH_SIZE.value)
+    if FROM.value:
+        write_drawn(loaded, source)
+        return
     asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value, "windows": WINDOWS.value}
     asked |= {"tokens": TOKENS.value, "max_error": MAX_ERROR.value, "form": FORMAT.value}
     finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
@@ -86,6 +98,25 @@ def main() -> None:
         return
     made_by = read_meta(OUT.value)["tokenizer_hash"]
     logging.info("wrote %d clips to %s, tokenizer %s", count, OUT.value, made_by[:12])
+
+
+def write_drawn(loaded: Any, source: dict[str, Any] | None) -> None:
+    """Writes a cache of drawn tokens beside their clips."""
+    from videogen.errors import UserError
+    from videogen.inference.caching import remove_unfinished
+    from videogen.inference.sampled import write_sampled_cache
+    from videogen.runs.finished import FinishedBatches
+
+    for flag in (WINDOWS, NORMALISE, TOKENS, MAX_ERROR, FORMAT):
+        if flag.present:
+            raise UserError(f"--{flag.name} means nothing with --from: tokens are drawn for whole clips")
+    asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value}
+    finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
+    if finished.found:
+        remove_unfinished(OUT.value)
+    count = write_sampled_cache(loaded, OUT.value, source, **asked, keep=finished)
+    finished.remove()
+    logging.info("wrote %d clips to %s", count, OUT.value)
 
 
 if __name__ == "__main__":

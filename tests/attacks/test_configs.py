@@ -15,7 +15,10 @@ from videogen.planning.programs import complete_for_planning
 from videogen.training import start
 
 SYSTEMS = ("phenaki", "magvit", "magvit2", "omnitokenizer", "nbp", "cdt", "videodit", "larp", "tokenbridge")
-SYSTEMS += ("one_d_piece", "karl", "flextok", "tokenflow", "instella", "hitvideo", "one_vae")
+SYSTEMS += ("one_d_piece", "karl", "flextok", "tokenflow", "instella", "hitvideo", "one_vae", "divot", "dicode")
+SYSTEMS += ("tokensgen", "language", "understanding", "signvip", "retrieval", "streams")
+SYSTEMS += ("violet", "evilm", "all_in_one", "vidla", "recognition")
+SYSTEMS += ("hot", "selective_s4", "videolisa", "trajvit")
 VALUES = (
     *(0, -1, 1, 2, 3, 7, 2**20, 2**40, -2.5, 0.0, 0.5, 1.5, 1e30, float("nan"), float("inf"), None, True, False),
     *("", "abc", "none", (), (1,), (0, 0), (2, 2), (-1, 3), (1, 2, 3, 4), ("a",), {"a": 1}, {}),

@@ -413,3 +413,17 @@ def test_samples_of_own_videos_are_shown_without_a_verdict(tmp_path, videos):
             write_video(file, np.full((4, 32, 66, 3), 100 * step, np.uint8), 8.0)
     *_, shown = local_report.generator_sections(stage, 8.0, None)
     assert shown.render().count("<video") == 2 and shown.blocks[0].videos[0].mean() > 150
+
+
+def test_a_model_of_streams_is_shown_with_what_it_says(tmp_path):
+    (stage,) = local.plan("streams:size=debug", tmp_path / "run", [], None)
+    assert "--protocol=streams" in stage.evaluate
+    stage.clips.parent.mkdir(parents=True)
+    (stage.directory / "metrics.jsonl").write_text('{"step": 2, "train/streaming": 1.0}\n')
+    told, said = ["2: a red circle appears", "5: it leaves"], ["2: a red circle appears", "(nothing)"]
+    videos = np.zeros((2, 4, 24, 24, 3), np.uint8)
+    np.savez(stage.clips, videos=videos, prompts=np.array(told), readings=np.array(said))
+    learning, shown = local_report.stream_sections(stage, 2.0, True)
+    page = shown.render()
+    assert page.count("<video") == 2 and "5: it leaves · said: (nothing)" in page
+    assert "streaming" in learning.render()

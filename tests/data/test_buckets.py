@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from videogen.data.buckets import BucketSchedule, read_buckets
+from videogen.data.buckets import BucketSchedule, read_buckets, read_phases
 from videogen.data.clip import Clip
 from videogen.errors import UserError
 
@@ -38,6 +38,33 @@ def test_far_steps_cost_no_more_than_near_ones():
     schedule = BucketSchedule([8, 4], [1, 2], seed=0)
     assert schedule.position(3 * 10**15) == 16 * 10**15
     assert schedule.step(16 * 10**15) == 3 * 10**15
+
+
+def test_shares_change_at_named_steps_and_the_position_stays_a_function_of_the_step():
+    """VideoPoet, section 5: 90 % images in the first quarter of 400 steps, 10 % after it (11.7)."""
+    schedule = BucketSchedule([8, 2], [9, 1], seed=0, phases=[(100, [1, 9]), (300, [0, 1])])
+    steps = np.array([schedule.bucket(step) for step in range(400)])
+    np.testing.assert_array_equal(np.bincount(steps[:100]), [90, 10])
+    np.testing.assert_array_equal(np.bincount(steps[100:300]), [20, 180])
+    assert (steps[300:] == 1).all()
+    for step in (0, 1, 99, 100, 101, 250, 299, 300, 399):
+        assert schedule.position(step) == np.array([8, 2])[steps[:step]].sum()
+        assert schedule.step(schedule.position(step)) == step
+    plain = BucketSchedule([8, 2], [9, 1], seed=0)
+    assert [plain.bucket(step) for step in range(100)] == steps[:100].tolist()
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (((5, (1,)),), "shares of the 2 buckets"),
+        (((5, (1, 1)), (5, (1, 2))), "must be above 0 and rise"),
+        (((0, (1, 1)),), "must be above 0 and rise"),
+    ],
+)
+def test_phases_that_cannot_be_are_refused(phases, message):
+    with pytest.raises(UserError, match=message):
+        read_phases({"phases": phases}, 2)
 
 
 def section(*buckets):

@@ -234,6 +234,9 @@ def test_frames_have_even_times_in_the_order_in_which_they_are_shown(make_moving
     with make_moving(name, codec).open("rb") as file, contextlib.closing(Video(file, name, 2**28)) as video:
         times = [time for time, _ in video.frames(None)]
     np.testing.assert_allclose(times, first + np.arange(40) / 10, atol=1e-6)
+    # The clip at the beginning has the times since its first frame.
+    begun = decode_beginning(make_moving(name, codec), name, Clip(4, 32, 32))
+    np.testing.assert_allclose(begun.times, np.arange(4) / 10, atol=1e-6)
 
 
 def test_windows_are_central_or_spread_over_the_file(make_video, numbers):

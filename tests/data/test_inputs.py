@@ -1,5 +1,6 @@
 """Which examples a process reads: those that its devices hold."""
 
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,3 +152,16 @@ def test_batches_of_held_out_clips_are_arrays_also_where_captions_are_cut():
     batches = inputs.HeldOut(samples, 3, {}).batches(2, text)
     assert [set(batch) for batch in batches] == [{"video", "text_ids", "text_mask"}] * 2
     assert [len(batch["video"]) for batch in batches] == [2, 1]
+
+
+@pytest.mark.parametrize("system", ["hot", "selective_s4", "videolisa"])
+def test_plans_without_data_know_what_samples_have(system):
+    config = importlib.import_module(f"videogen.configs.{system}").get_config("size=debug")
+    found = inputs.abstract_batch(config, None)
+    assert found == inputs.abstract_batch(config, None, inputs.build_source(config, "train"))
+    with config.unlocked():
+        config.data.source.update({"segments": "stand_in", "things": 3})
+    if "video" in found:
+        size = found["video"].shape[:4]
+        with_maps = inputs.abstract_batch(config, None)
+        assert with_maps["segments"].shape == size and with_maps["links"].shape == (size[0], 3, size[1])

@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
+from videogen.data import texts_of
 from videogen.data.clip import Clip
 from videogen.data.shapes_source import (
     COLOURS,
@@ -224,3 +225,18 @@ def test_a_colour_may_be_left_out():
     assert set(alone.captions()) == {text for text in every.captions() if " red " not in text}
     with pytest.raises(UserError, match="unknown colour 'violet'"):
         ShapesSource(clip=Clip(1, 8, 8), seed=0, split="train", without="violet")
+
+
+def test_a_second_text_says_less_in_other_words():
+    source = ShapesSource(clip=Clip(1, 8, 8), seed=0, split="train", second_shape=0.5, turn=0.5, subtitle=True)
+    assert source.texts == ("caption", "subtitle")
+    for i in range(20):
+        said, shapes = source[i]["subtitle"], source[i]["attributes"]["shapes"]
+        expected = [f"the {s['colour']} {s['form']} goes {' and '.join(s['directions'])}" for s in shapes]
+        assert said == "look, " + ", ".join(expected)
+        assert source.texts_at(i) == [source.caption(i), said]
+    plain = ShapesSource(clip=Clip(1, 8, 8), seed=0, split="train", second_shape=0.5, turn=0.5)
+    assert plain.texts == ("caption",) and "subtitle" not in plain[0] and plain.texts_at(0) == [plain.caption(0)]
+    np.testing.assert_array_equal(plain[3]["video"], source[3]["video"])
+    assert texts_of({"name": "shapes", "subtitle": True}) == source.texts
+    assert texts_of({"name": "shapes"}) == texts_of({"name": "shapes", "subtitle": None}) == ("caption",)

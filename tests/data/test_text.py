@@ -169,3 +169,34 @@ def test_megabytes_of_one_word_and_halves_of_surrogate_pairs(make):
     assert tokenizer.is_cut("x" * 5_000_000)
     np.testing.assert_array_equal(tokenizer.encode(["a \ud83d b"])[0], tokenizer.encode(["a \ufffd b"])[0])
     assert time.monotonic() - began < 10
+
+
+def test_ids_are_read_back():
+    captions = ["a large red circle moves left", "zwei Kreise, ünï"]
+    for tokenizer in (ByteTokenizer(64), train_bpe(captions, 300, 64)):
+        ids, mask = tokenizer.encode(captions)
+        assert [tokenizer.decode(row[there]) for row, there in zip(ids, mask, strict=True)] == captions
+
+
+def test_what_begins_a_word_and_what_is_no_word():
+    bytes_ = ByteTokenizer(9)
+    ids, _ = bytes_.encode(["ab cd"])
+    assert bytes_.begins[ids[0]].tolist() == [False, False, True, False, False, *[False] * 4]
+    assert np.flatnonzero(bytes_.markers).tolist() == [0] and len(bytes_.begins) == 257
+    learned = train_bpe(CAPTIONS, 300, 40)
+    ids, mask = learned.encode(["a large zebra"])
+    # Every word begins with a space, as the text does.
+    assert learned.begins[ids[0][mask[0]]].sum() == 3 and learned.begins[ids[0][0]]
+    assert np.flatnonzero(learned.markers).tolist() == [0]
+
+
+def test_pieces_of_words_of_a_published_vocabulary(tmp_path):
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "run", "##ning", "red"]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[PAD]")
+    )
+    tokenizer.add_special_tokens(words[:4])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    read = FileTokenizer(tmp_path, 8)
+    assert read.begins.tolist() == [True, True, True, True, True, False, True]
+    assert np.flatnonzero(read.markers).tolist() == [0, 1, 2, 3]

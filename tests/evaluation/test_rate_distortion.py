@@ -68,8 +68,10 @@ def test_codecs_stand_beside_with_their_whole_files(tmp_path, few_strengths):
         assert best["frechet.shapes_stand_in"] < worst["frechet.shapes_stand_in"]
     sizes = [codecs.jpeg(video, 95).size for video in evaluation.videos]
     assert found["jpeg"]["95"]["bytes"] == pytest.approx(np.mean(sizes))
-    # The smallest JPEG of a picture is larger than all tokens of a clip: headers are counted.
-    assert codecs.jpeg(np.zeros((1, 64, 64, 3), np.uint8), 1).size > 600
+    # Headers and tables are counted: a black picture is larger than the 384 bytes of 256 tokens of 12 bits.
+    black = [np.zeros((1, side, side, 3), np.uint8) for side in (64, 256)]
+    assert [codecs.jpeg(picture, 1).size for picture in black] == [690, 1650]
+    assert all(codecs.webp(p, 1).size < codecs.jpeg(p, 1).size for p in black)
 
 
 def test_a_tokenizer_that_needs_all_its_codes_has_one_point(tmp_path, few_strengths):

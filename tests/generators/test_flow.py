@@ -133,6 +133,49 @@ def test_who_depends_on_whose_latents_and_times(name, causal):
     np.testing.assert_array_equal(np.abs(to_times[:, 0]) > 0, seen)
 
 
+LONG = TokenGrid(9, 1, 2)
+
+
+@functools.cache
+def windowed(window: tuple[int, ...], layers: int = 1) -> FlowTransformer:
+    """The same weights, whatever the window."""
+    settings = {"times": "frame", "causal": True, "window": window, "context_width": None, "patch": (1, 1, 1)}
+    model = FlowTransformer(CHANNELS, LONG.shape, SMALL | {"layers": layers}, **settings, rngs=nnx.Rngs(0))
+    graph, params, others = nnx.split(model, nnx.Param, ...)
+    random = np.random.default_rng(0)
+    moved = jax.tree.map(lambda x: x + jnp.asarray(0.3 * random.normal(size=x.shape), x.dtype), params)
+    return nnx.merge(graph, moved, others)
+
+
+@pytest.mark.parametrize("window", [(3, 1), (2, 0)])
+def test_a_frame_sees_its_window_and_the_sinks(window):
+    """In one layer, by gradients: in training and in sampling, which call the same network."""
+    frames, sinks = window
+    x = jax.random.normal(jax.random.key(0), (1, *LONG.shape, CHANNELS))
+
+    def of_frame(x: jax.Array) -> jax.Array:
+        model = windowed(window)
+        return jnp.sum(model.predict(x, jnp.full(1, 0.5), model.prepare(Conditioning()))[0] ** 2, axis=(1, 2, 3))
+
+    seen = np.abs(jax.jit(jax.jacobian(of_frame))(x)[:, 0]).sum((2, 3, 4)) > 0
+    at, other = np.indices((9, 9))
+    np.testing.assert_array_equal(seen, (other <= at) & ((other > at - frames) | (other < sinks)))
+
+
+def test_windows_of_four_and_eight_draw_different_videos_and_one_of_nine_sees_all():
+    sampler, layout = FlowSampler(steps=2), layout_of(LONG, channels=CHANNELS)
+    four, eight, nine, every = (
+        jax.jit(lambda m=windowed(w): m.sample(layout, Conditioning(), keys(1), sampler).only.values)()
+        for w in ((4, 0), (8, 0), (9, 0), ())
+    )
+    np.testing.assert_allclose(four[:, :4], every[:, :4], atol=1e-4)
+    np.testing.assert_allclose(eight[:, :8], every[:, :8], atol=1e-4)
+    np.testing.assert_allclose(nine, every, atol=1e-4)
+    assert (np.abs(four - eight)[:, 4:].max(axis=(0, 2, 3, 4)) > 1e-3).all() and np.abs(eight - every)[
+        :, 8
+    ].max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["cross", "joint", "causal, joint", "label", "deep"])
 def test_the_conditioning_matters_and_padding_does_not(name):
     t, conditioning = jnp.full(2, 0.5), told(name, 2)
@@ -331,11 +374,15 @@ def test_shifts_follow_the_tokens_of_the_clip():
         ({"modulation": "none"}, "unknown modulation 'none'"),
         ({"noise": {"process": {"name": "flow"}}}, "unknown process 'flow'"),
         ({"patch": (1, 2, 3)}, "4 latents along width do not divide into patches of 3"),
+        ({"window": (4, 1)}, "set model.causal, or leave it empty"),
+        ({"window": (4,), "causal": True}, r"model.window is \(frames, sinks\)"),
+        ({"window": (0, 1), "causal": True}, "1 or more frames"),
+        ({"window": (3, 0), "causal": True, "patch": (2, 1, 1), "grid": (4, 2, 4)}, "whole patches of 2"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings, message):
     with pytest.raises(UserError, match=message):
-        FlowTransformer(CHANNELS, GRID.shape, SMALL, **settings, rngs=nnx.Rngs(0))
+        FlowTransformer(CHANNELS, transformer=SMALL, **{"grid": GRID.shape, **settings}, rngs=nnx.Rngs(0))
 
 
 def test_samplers_that_cannot_work_are_named():

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.generators.clips import codes_of, latents_of
-from videogen import generators
+from videogen import generators, heads
 from videogen.conditioning import Conditioning
 from videogen.errors import UserError
 from videogen.generators import HEADS_OF, BlockSampler, MaskGITSampler
@@ -34,7 +34,7 @@ BITS = jnp.stack([LABELS // 2, LABELS % 2], axis=-1)
 
 def build(generator: str, head: str, **settings):
     values = {"vocabulary": (2, 2)}
-    if head in ("diffusion", "gaussian_mixture"):
+    if not heads.HEADS[head].discrete:
         values = {"vocabulary": (), "channels": 2}
     config = {
         "name": generator,

@@ -28,6 +28,9 @@ KINDS = {
     "bernoulli": ({"name": "bernoulli"}, (2, 2, 2)),
     "bernoulli, ids": ({"name": "bernoulli", "join": "concatenation"}, (16, 2)),
     "gaussian_mixture": ({"name": "gaussian_mixture", "components": 3}, 4),
+    "gaussian_mixture, vectors": ({"name": "gaussian_mixture", "components": 2, "guidance": "vectors", "layers": 2}, 4),
+    "gaussian": ({"name": "gaussian"}, 4),
+    "gaussian, one": ({"name": "gaussian", "variance": "one", "layers": 2}, 4),
     "diffusion": ({"name": "diffusion", "hidden_width": 16, "layers": 1, "steps": 4, "draws": 2}, 4),
 }
 LIKELIHOODS = [name for name in KINDS if name != "diffusion"]
@@ -437,7 +440,7 @@ def test_a_diffusion_head_learns_a_distribution_of_two_points():
         (
             {"name": "depth", "heads": 1},
             {"channels": 4},
-            "continuous latents; take one of: diffusion, gaussian_mixture",
+            "continuous latents; take one of: diffusion, gaussian, gaussian_mixture",
         ),
         ({"name": "diffusion", "prediction": "w"}, {"channels": 4}, "unknown prediction 'w'"),
     ],

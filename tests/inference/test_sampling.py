@@ -23,7 +23,8 @@ def loaded(source="video_folder", fps=10.0, frame_rate=None, side=32):
     clip = {"frames": 9, "height": side, "width": side, "fps": fps}
     data = {"source": {"name": source}, "clip": clip, "frame_rate": frame_rate, "eval_batch_size": 4}
     config = ConfigDict({"data": data, "sampler": {"name": "maskgit", "steps": 24, "guidance_scale": 2.0}})
-    return SimpleNamespace(config=config, text=ByteTokenizer(8), directory="run", step=3, hash="abc")
+    coder = SimpleNamespace(drawn_with={})
+    return SimpleNamespace(config=config, text=ByteTokenizer(8), directory="run", step=3, hash="abc", coder=coder)
 
 
 @pytest.fixture
@@ -177,11 +178,14 @@ def test_drawing_shows_a_bar_over_the_windows(capsys):
         def default_overlap(self):
             return 3
 
+        def windows(self, frames, overlap):
+            return 3
+
         def generate(self, told, frames, seed, *, progress, **_):
             assert list(progress(range(3))) == [0, 1, 2]
             return np.zeros((1, frames, 8, 8, 3), np.uint8)
 
     run = loaded()
-    run.generator = lambda sampler, tile: Stub()
+    run.generator = lambda sampler, tile, size: Stub()
     assert draw_videos(run, [], seed=0, frames=9).shape[1] == 9
     assert "drawing 1 … 1 of 1: 100%" in capsys.readouterr().err

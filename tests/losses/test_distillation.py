@@ -218,3 +218,29 @@ def test_a_tokenizer_learns_the_teachers_features_in_the_real_loop(tmp_path):
     assert {"dino", "distillation"} <= set(loaded.modules) and len(loaded.config.parts.dino.hash) == 64
     export_safetensors(loaded, tmp_path / "export")
     assert set(load(tmp_path / "export").modules) == {"tokenizer"}
+
+
+def test_a_teacher_that_gives_pixels_makes_it_the_ordinary_loss():
+    """E-ViLM's tokenizer: with pixels as features the squared distance of what a decoder makes of quantised vectors."""
+    clip, compression = VideoShape(3, 8, 8), Compression(2, 4, 4)
+
+    class Identity(nnx.Module):
+        def grid_width(self, reading):
+            return 3
+
+        def grid(self, video, side, reading):
+            return video
+
+    setting = losses.Setting(clip, 8, 5, 1, {"vectors": 5}, {"pixels": Identity()}, compression)
+    section = {"name": "distillation", "weight": 1.0, "teacher": "pixels", "feature": "vectors", "objective": "l2"}
+    (term,) = losses.build({"distillation": section}, setting).values()
+    decoder = term.module(nnx.Rngs(0))
+    video = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 3), minval=-1)
+    vectors = jax.random.normal(jax.random.key(1), (2, 2, 2, 2, 5))
+    features = {"vectors": vectors, **term.features({"pixels": Identity()}, video)}
+    outputs = losses.Outputs({losses.RECONSTRUCTION: losses.Pass(video, video)}, features=features)
+    found, _ = term.value({"distillation": decoder}, outputs, jax.random.key(2), jnp.zeros((), int), MicroBatch())
+    # Means of four by four pixels, of the first frame and of the two behind it.
+    small = jax.image.resize(video, (2, 3, 2, 2, 3), "linear", antialias=True)
+    seen = jnp.stack([small[:, 0], small[:, 1:].mean(1)], axis=1)
+    assert float(found) == pytest.approx(float(jnp.square(decoder(vectors) - seen).mean()), rel=1e-5)

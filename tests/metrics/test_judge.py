@@ -5,7 +5,7 @@ from scipy import ndimage
 from videogen.data.clip import Clip
 from videogen.data.shapes_source import ShapesSource, caption, render
 from videogen.errors import UserError
-from videogen.metrics.judge import ATTRIBUTES, fidelity, judge
+from videogen.metrics.judge import ATTRIBUTES, caption_agreement, fidelity, judge
 
 
 def clips(count, clip=Clip(9, 32, 32), seed=0, split="train", **settings):
@@ -212,3 +212,13 @@ def test_the_judge_is_quick(single):
     begin = time.process_time()
     fidelity(videos[:100], captions[:100])
     assert (time.process_time() - begin) / 100 < 0.05  # 7 to 10 ms on a core of 2024
+
+
+def test_texts_agree_with_captions_where_the_grammar_reads_them():
+    true = ["a large red circle moves left quickly on a dark striped background"] * 4
+    other = "a small red square moves left slowly on a dark plain background"
+    found = caption_agreement([true[0], other, "a red thing", ""], true)
+    assert found == {
+        **{"grammar": 0.5, "colour": 0.5, "form": 0.25, "size": 0.25, "direction": 0.5, "speed": 0.25},
+        "background": 0.25,
+    }

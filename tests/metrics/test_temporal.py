@@ -76,3 +76,17 @@ def test_in_time_names_every_measure_and_flicker_is_below_0_where_it_grows():
     assert found["difference_psnr"] == pytest.approx(-20 * np.log10(0.2), rel=1e-5)
     assert found["first_frame_psnr"] == pytest.approx(20.0, rel=1e-5)
     assert found["later_frames_psnr"] == pytest.approx((-2 * 20 * np.log10(0.3) + 20) / 3, rel=1e-5)
+
+
+def test_a_pulse_is_the_change_where_windows_begin_over_that_elsewhere():
+    changes = np.array([0.1, 0.1, 0.1, 0.25, 0.1, 0.1, 0.1, 0.15, 0.1])
+    levels = np.concatenate([[0], np.cumsum(0.5 * changes)])
+    video = np.broadcast_to(levels[None, :, None, None, None], (2, 10, 2, 2, 3)).astype(np.float32)
+    np.testing.assert_allclose(temporal.pulse(video, [4, 8]), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(temporal.pulse(video, [1]), 0.1 / np.delete(changes, 0).mean(), rtol=1e-5)
+    still = np.zeros((1, 10, 2, 2, 3), np.float32)
+    once = np.where(np.arange(10)[:, None, None, None] < 4, still, 1.0)
+    assert temporal.pulse(still, [4]) == 1 and np.isinf(temporal.pulse(once, [4]))
+    for starts in ([], [0], [10], [*range(1, 10)]):
+        with pytest.raises(UserError, match="at some frames of 1 to 9"):
+            temporal.pulse(video, starts)

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videogen.nn import Attention, BlockCausal, Causal, CausalWindow, Full, PrefixLM, Window, attend, mask_array
+from videogen.nn import (
+    Attention,
+    BlockCausal,
+    BlockWindow,
+    Causal,
+    CausalWindow,
+    Full,
+    PrefixLM,
+    Window,
+    attend,
+    mask_array,
+)
 
 DEFINITIONS = {
     Full(): lambda q, k: True,
@@ -15,6 +26,9 @@ DEFINITIONS = {
     BlockCausal(1): lambda q, k: k <= q,
     BlockCausal(3, prefix=2, start=2): lambda q, k: k < 2 or (q >= 2 and k - 2 < 3 * ((q - 2) // 3 + 1)),
     BlockCausal(3, causal_first=True): lambda q, k: k <= q if q < 3 else k < 3 * (q // 3 + 1),
+    BlockCausal(2) & BlockWindow(2, 2): lambda q, k: k < 2 * (q // 2 + 1) and k >= 2 * (q // 2 - 1),
+    BlockCausal(2) & BlockWindow(2, 1, 1): lambda q, k: k < 2 * (q // 2 + 1) and (k // 2 == q // 2 or k < 2),
+    BlockWindow(3, 1, start=2): lambda q, k: k < 2 or q < 2 or (k - 2) // 3 >= (q - 2) // 3,
     PrefixLM(4): lambda q, k: k < 4 or k <= q,
     PrefixLM(0): lambda q, k: k <= q,
     CausalWindow(3): lambda q, k: q - 3 < k <= q,

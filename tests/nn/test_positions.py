@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from videogen.encoders.decoders import frequencies
 from videogen.errors import UserError
 from videogen.nn import (
     Attention,
     ContinuousPositionBias,
     LearnedPositions,
     PositionGenerator,
+    RotaryScaling,
     angles_at,
     depthwise,
     rotary_angles,
@@ -51,6 +53,30 @@ def test_rotary_grid_is_in_raster_order():
     assert angles.shape == (24, 6)
     for row, place in enumerate(itertools.product(range(2), range(3), range(4))):
         np.testing.assert_allclose(angles[row : row + 1], rotary_angles([1, 1, 1], 12, offset=place))
+
+
+@pytest.mark.parametrize("kind", ["linear", "ntk"])
+def test_a_scale_of_one_changes_nothing(kind):
+    scaling = RotaryScaling(kind=kind)
+    np.testing.assert_array_equal(rotary_angles([3, 2, 4], 24, scaling=scaling), rotary_angles([3, 2, 4], 24))
+    places = jnp.asarray(np.random.default_rng(0).random((2, 5, 1)) * 9)
+    np.testing.assert_array_equal(angles_at(places, 8, scaling=scaling), angles_at(places, 8))
+
+
+def test_longer_sequences_are_scaled_linearly_or_by_the_base():
+    plain = rotary_angles([8], 16)
+    linear = rotary_angles([32], 16, scaling=RotaryScaling(factor=4.0))
+    np.testing.assert_allclose(linear[::4], plain, rtol=1e-6)
+    ntk = rotary_angles([32], 16, scaling=RotaryScaling(factor=4.0, kind="ntk"))
+    np.testing.assert_allclose(ntk, rotary_angles([32], 16, base=1e4 * 4 ** (16 / 14)), rtol=1e-6)
+    # The fastest pair turns as before, the slowest as with linear scaling.
+    np.testing.assert_allclose(ntk[:, 0], np.arange(32))
+    np.testing.assert_allclose(ntk[:, -1], linear[:, -1], rtol=1e-5)
+    own = frequencies(16, 1e4, {"rope_type": "ntk", "factor": 4.0})
+    np.testing.assert_allclose(ntk[1], own, rtol=1e-6)
+    np.testing.assert_allclose(linear[1], frequencies(16, 1e4, {"type": "linear", "factor": 4.0}), rtol=1e-6)
+    with pytest.raises(UserError, match="factor of RotaryScaling must be a number of at least 1, got 0.5"):
+        RotaryScaling(factor=0.5)
 
 
 def test_rotary_offset_continues_a_grid():

@@ -1,12 +1,15 @@
 """Lookup-free quantization: bits, ids, and losses against brute force and vector-quantize-pytorch."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from videogen.losses import entropy
-from videogen.quantizers import LookupFreeQuantizer
+from videogen.quantizers import LookupFreeQuantizer, build
 from videogen.quantizers.binary import binary_entropy
 
 torch = pytest.importorskip("torch")
@@ -73,6 +76,47 @@ def test_entropy_loss_at_its_extremes(bits):
     corners = quantizer.lookup(jnp.arange(2**bits)[:, None])
     for z, expected in ((corners, -bits * np.log(2)), (corners[:1].repeat(5, 0), 0), (0 * corners, 0)):
         np.testing.assert_allclose(jax.jit(quantizer)(z).losses["entropy"], expected, atol=1e-5)
+
+
+def test_entropies_are_logged_apart_beside_their_best_values():
+    z = latents(6)
+    result = build({"name": "lfq", "bits": 6, "entropy_weight": 0.5, "diversity": 2.0}, rngs=nnx.Rngs(0))(z)
+    sample, batch = brute_force(z, 6, 0.01)
+    figures = {name: float(value) for name, value in result.figures.items()}
+    best = 6 * np.log(2)
+    assert figures == pytest.approx(
+        {"token_entropy": sample, "batch_entropy": batch, "batch_entropy_best": best}, rel=1e-4
+    )
+    assert float(result.losses["entropy"]) == pytest.approx(0.5 * (sample - 2.0 * batch), rel=1e-4)
+    # Latents that are sure of all codes as often reach both.
+    corners = np.array(list(itertools.product((-1.0, 1.0), repeat=6)), np.float32)
+    figures = build({"name": "lfq", "bits": 6}, rngs=nnx.Rngs(0))(corners).figures
+    assert float(figures["token_entropy"]) == pytest.approx(0.0, abs=1e-5)
+    assert float(figures["batch_entropy"]) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lfq", "bsq"])
+def test_descent_on_the_entropies_alone_raises_the_use_of_the_codes(name):
+    quantizer = build({"name": name, "bits": 6, "entropy_weight": 1.0, "temperature": 1.0}, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(256, 6)), jnp.float32)
+    layer = (0.1 * jnp.eye(6), jnp.full(6, 0.5))
+
+    def quantized(layer):
+        return quantizer(x @ layer[0] + layer[1])
+
+    gradient = jax.jit(jax.grad(lambda layer: quantized(layer).losses["entropy"]))
+    before = len(np.unique(quantized(layer).indices))
+    for _ in range(50):
+        layer = jax.tree.map(lambda w, g: w - 0.5 * g, layer, gradient(layer))
+    # From nearly one code to nearly all of 64.
+    assert before <= 2 and len(np.unique(quantized(layer).indices)) >= 48
+
+
+def test_a_loss_of_weight_zero_is_not_there():
+    assert set(build({"name": "lfq", "bits": 6, "entropy_weight": 0.0}, rngs=nnx.Rngs(0))(latents(6)).losses) == {
+        "commitment"
+    }
+    assert build({"name": "bsq", "bits": 6, "entropy_weight": 0.0}, rngs=nnx.Rngs(0))(latents(6)).losses == {}
 
 
 def test_losses_equal_the_oracle():

@@ -8,12 +8,13 @@ import pytest
 from launch.systems import read_config
 from tests.processes import REPOSITORY
 from videogen import data
-from videogen.configs import phenaki, stand_ins
+from videogen.configs import phenaki, stand_ins, videodit
 from videogen.configs.common import base
 from videogen.reporting.config_help import config_help, meaning, walk
 
 FILES = (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")
-SYSTEMS = sorted({path.stem for path in FILES} - {"common", "data_sets", "generators", "networks", "stand_ins"})
+OTHERS = {"common", "data_sets", "generators", "networks", "recipes", "stand_ins", "video_text"}
+SYSTEMS = sorted({path.stem for path in FILES} - OTHERS)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -80,3 +81,14 @@ def test_a_rate_of_none_is_one_line_with_the_remedy(run_command, tmp_path):
 def test_a_remote_work_directory_that_cannot_be_is_one_line(run_command):
     done = run_command("train", "--config=phenaki:stage=tokenizer", "--workdir=nosuch://bucket/run")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such kind of path" in done.stderr, done.stderr
+
+
+def test_settings_of_shortcuts_have_a_meaning_and_a_transformer_has_an_attention_of_its_own():
+    config = videodit.get_config("stage=generator,size=debug")
+    with config.unlocked():
+        config.sampler.attention = {"name": "svg2", "top_p": 0.9, "warmup": 0.2}
+        config.sampler.cache = {"name": "residual", "every": 2}
+        config.model.transformer.attention = {"qk_norm": "width"}
+    assert [key for key, _ in walk(config) if not meaning(key, config)] == []
+    assert "the share of the attention" in meaning("sampler.attention.top_p", config).replace("estimated ", "")
+    assert meaning("sampler.cache.every", config).startswith("n; 1 computes all calls")

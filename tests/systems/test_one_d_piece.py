@@ -82,7 +82,12 @@ def test_a_generator_draws_the_first_codes_alone():
     kernel.set_value(0.3 * jax.random.normal(jax.random.key(1), kernel.get_value().shape))
     whole, first = (VideoGenerator(task, modules, {"tokens": tokens}) for tokens in (None, 2))
     said, keys = task.unprompted(3), jax.random.split(jax.random.key(0), 3)
-    of_whole, of_first = (g._draw(g._states, said, keys, None, g.layout)[0].only.values for g in (whole, first))
+
+    def tokens_of(drawing: VideoGenerator) -> jax.Array:
+        arguments = (drawing.layout, task.conditioning(modules, said), keys, drawing.sampler)
+        return modules["generator"].generator.sample(*arguments, **task.shown(modules)).only.values
+
+    of_whole, of_first = (jax.jit(functools.partial(tokens_of, drawing))() for drawing in (whole, first))
     assert of_whole.shape[1] == 6 and of_first.shape[1] == 2
     np.testing.assert_array_equal(of_first, of_whole[:, :2])
     model, layout = modules["tokenizer"], task.layout

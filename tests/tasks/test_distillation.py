@@ -248,3 +248,49 @@ def test_larger_sizes_can_be_planned(system, size):
     config = system.get_config(f"stage=distill,size={size}")
     complete_for_planning(config)
     assert "teacher" in abstract_run(config).frozen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["detokenizer"], indirect=True)
+def test_every_evaluation_compares_what_a_decoder_student_decodes_with_its_teacher(student):
+    """With the teacher's weights and steps both decode the same."""
+    values = student.task.evaluate(student.modules(0), [batch(3, 2)], 0)
+    assert {"motion_ratio", "saturation_ratio", "collapse", "psnr"} <= set(values)
+    assert "seed_distance_ratio" not in values and np.isfinite(list(values.values())).all()
+    alike = student.config.copy_and_resolve_references()
+    alike.distillation.steps = alike.model.steps
+    values = tasks.build(alike).evaluate(student.modules(0), [batch(3, 2)], 0)
+    assert values["motion_ratio"] == values["saturation_ratio"] == 1 and values["collapse"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["generator"], indirect=True)
+def test_every_evaluation_compares_a_student_with_its_teacher(student):
+    """A student that is its teacher and draws as it does has all ratios 1; one that draws nothing moves not at all."""
+    held_out = [batch(FRAMES, 4)]
+    as_teacher = student.config.copy_and_resolve_references()
+    with as_teacher.unlocked(), as_teacher.ignore_type():
+        as_teacher.distillation.update({"steps": 2, "solver": {"name": "euler"}, "guidance_scale": 1.0})
+    task, modules = tasks.build(as_teacher), student.modules(0)
+    values = task.evaluate(modules, held_out, 0)
+    names = ("motion_ratio", "saturation_ratio", "seed_distance_ratio")
+    assert [values[name] for name in names] == pytest.approx([1, 1, 1], abs=0.01)
+    assert values["collapse"] < 0.02 and "loss" in values and task.concerns(values) == []
+    again = task.evaluate(modules, held_out, 0)
+    assert again == values
+
+
+@pytest.mark.parametrize("group", ["generator", "detokenizer"])
+def test_the_best_student_is_not_that_of_the_least_loss(group):
+    config = CONFIGS[group]("distill")
+    config.checkpoint.keep_best.metric = "loss"
+    with pytest.raises(UserError, match="does not tell whether it has collapsed: set .*keep_best.metric to collapse"):
+        tasks.build(config)
+
+
+def test_attention_and_calls_are_saved_by_drawing_and_not_by_training():
+    config = generator_config("distill")
+    with config.unlocked():
+        config.sampler.cache = {"name": "residual"}
+    with pytest.raises(UserError, match="leave sampler.attention and sampler.cache out of its training"):
+        tasks.build(config)

@@ -19,6 +19,7 @@ from videogen.data.inputs import HeldOut
 from videogen.data.video_io import write_video
 from videogen.errors import UserError
 from videogen.evaluation import completion, protocols
+from videogen.evaluation.prompts import unseen_prompts
 from videogen.inference import sampling
 
 
@@ -222,7 +223,7 @@ def test_the_protocol_compares_each_task_with_copies(system, monkeypatch):
     )
     still = np.full((3, 4, 16, 16, 3), 90, np.uint8)
     samples = [{"video": v, "caption": ""} for v in still]
-    monkeypatch.setattr(protocols, "held_out", lambda source, count: HeldOut(samples, 3, {}))
+    monkeypatch.setattr(protocols, "held_out", lambda source, count, text: HeldOut(samples, 3, {}))
     monkeypatch.setattr(completion, "_story", lambda loaded, samples: task.unprompted(len(samples)))
     metrics, pictures = protocols.completion(protocols.Evaluation(loaded, 3, 0))
     assert metrics["clips"] == 3 and "inpaint_dynamic" not in metrics["tasks"] and len(metrics["tasks"]) == 9
@@ -236,12 +237,12 @@ def test_the_protocol_compares_each_task_with_copies(system, monkeypatch):
 def test_prompts_never_occur_in_training_and_there_are_only_so_many(split):
     clip = {"frames": 1, "height": 16, "width": 16, "fps": 8.0}
     loaded = types.SimpleNamespace(config=ConfigDict({"data": {"source": {"name": "shapes"}, "clip": clip}, "seed": 0}))
-    prompts = protocols.unseen_prompts(loaded, 200, split)
+    prompts = unseen_prompts(loaded, 200, split)
     assert len(set(prompts)) == 200
     assert {shapes_source.split_of(shapes_source.parse(prompt)) for prompt in prompts} == {split}
     known = len(data.build({"name": "shapes"}, clip=data.Clip(1, 16, 16), seed=0, split=split).captions())
-    assert len(protocols.unseen_prompts(loaded, known, split)) == known
+    assert len(unseen_prompts(loaded, known, split)) == known
     begin = time.process_time()
     with pytest.raises(UserError, match=f"there are {known} different prompts"):
-        protocols.unseen_prompts(loaded, known + 1, split)
+        unseen_prompts(loaded, known + 1, split)
     assert time.process_time() - begin < 2

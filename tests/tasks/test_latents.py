@@ -87,7 +87,7 @@ def test_a_queue_draws_any_length_and_does_not_change_what_it_has_drawn(system):
     seven, twelve = (generator.generate(text(1, 2), n, seed=0) for n in (7, 12))
     assert twelve.shape == (2, 12, 16, 16, 3)
     np.testing.assert_array_equal(twelve[:, :7], seven)
-    with pytest.raises(UserError, match="neither a story nor first frames"):
+    with pytest.raises(UserError, match="cannot go through a queue from 0 given ones or by a story"):
         generator.generate([text(1), text(2)], 9, seed=0)
 
 

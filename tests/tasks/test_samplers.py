@@ -143,7 +143,7 @@ def test_prompts_of_a_story_that_have_no_window_are_named(monkeypatch, caplog):
     monkeypatch.setattr(generator, "generate", generate)
     loaded = types.SimpleNamespace(
         config=task.config,
-        generator=lambda sampler, tile: generator,
+        generator=lambda sampler, tile, size: generator,
         text=types.SimpleNamespace(encode=encode, is_cut=lambda prompt: False),
     )
     with caplog.at_level("WARNING", logger="absl"):

@@ -114,6 +114,7 @@ def test_first_layers_decode_to_a_clip():
     assert asked[ASKED].tolist() == [[True, True, False]]
 
 
+@pytest.mark.uncompiled
 def test_other_parts_of_the_layers_are_refused():
     model, video = model_of(NAME), video_of(NAME)
     with pytest.raises(

@@ -88,6 +88,7 @@ def test_a_request_that_cuts_a_scale_is_refused_with_the_sums(tokens):
         jax.eval_shape(lambda clips: model().encode(clips, tokens).values, video())
 
 
+@pytest.mark.uncompiled
 def test_parts_of_scales_and_scales_without_the_ones_before_are_refused():
     _, tokens = bottleneck()
     ones = [jnp.ones((2, *scale), bool) for scale in SCALES]

@@ -29,6 +29,22 @@ class EncodedText:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class ChunkTokens:
+    """Condensed tokens of a whole video, chunk after chunk, beside which a window of it is denoised (TokensGen).
+
+    Attributes:
+      features: the slots of all chunks in the order of time, each a grid of tokens.
+      count: how many slots of an example there are; what is behind them is padding.
+      at: the latent frame of the video that the window begins with.
+    """
+
+    features: Float[Array, "batch slots height width embed"]
+    count: Int[Array, "batch"]
+    at: Int[Array, "batch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Conditioning:
     """The conditioning of a batch; a part that is ``None`` is absent for every example.
 
@@ -37,10 +53,12 @@ class Conditioning:
     Attributes:
       text: encoded captions.
       label: class indices, ``NULL_LABEL`` for none.
+      beside: condensed tokens of the video; the null does not drop them.
     """
 
     text: EncodedText | None = None
     label: Int[Array, "batch"] | None = None
+    beside: ChunkTokens | None = None
 
     @property
     def batch_size(self) -> int:
@@ -68,7 +86,7 @@ class Conditioning:
             text = dataclasses.replace(text, mask=text.mask & ~drop[:, None])
         if label is not None:
             label = jnp.where(drop, NULL_LABEL, label)
-        return Conditioning(text, label)
+        return dataclasses.replace(self, text=text, label=label)
 
     def drop_share(self, share: float, key: jax.Array, micro: MicroBatch) -> "Conditioning":
         """Makes a random share of the examples unconditional, as training for classifier-free guidance needs."""

@@ -30,7 +30,13 @@ def base(dtype: str) -> ConfigDict:
         "frozen": "sharded",
         "dtype": dtype,
     }
-    config.data = {
+    config.data = data_section()
+    return config
+
+
+def data_section() -> dict:
+    """The keys of ``data``."""
+    return {
         # Settings of single sources; those left empty take the source's own default.
         "source": {
             "name": "shapes",
@@ -41,11 +47,27 @@ def base(dtype: str) -> ConfigDict:
             "without": config_dict.placeholder(str),
             "turn": config_dict.placeholder(float),
             "directions": config_dict.placeholder(bool),
+            "subtitle": config_dict.placeholder(bool),
+            "words": config_dict.placeholder(int),
+            "maps": config_dict.placeholder(bool),
+            "segments": config_dict.placeholder(str),
+            "things": config_dict.placeholder(int),
             "audio": config_dict.placeholder(bool),
             "audio_rate": config_dict.placeholder(int),
             "pixel_budget": config_dict.placeholder(int),
+            "whole": config_dict.placeholder(bool),
+            "times": config_dict.placeholder(bool),
             "pictures": config_dict.placeholder(bool),
             "uncaptioned": config_dict.placeholder(bool),
+            # Of questions in a folder, and about shapes.
+            "questions": config_dict.placeholder(str),
+            "eval_questions": config_dict.placeholder(str),
+            "questions_per_clip": config_dict.placeholder(int),
+            "kinds": config_dict.placeholder(tuple),
+            "distractors": config_dict.placeholder(int),
+            "seconds": config_dict.placeholder(float),
+            "needle": config_dict.placeholder(int),
+            "depth": config_dict.placeholder(float),
             # Of a mixture: ({"name": …, "weight": …, …}, …).
             "parts": config_dict.placeholder(tuple),
             # Of a TFDS directory.
@@ -68,6 +90,8 @@ def base(dtype: str) -> ConfigDict:
         "batch_size": 8,
         # ((frames, height, width, batch_size, share of the steps), …); without any, all batches are of the clip above.
         "buckets": (),
+        # ((first step, (share of each bucket, …)), …): other shares from that step on.
+        "phases": config_dict.placeholder(tuple),
         "image_batch_size": 0,
         # Where the images beside the videos come from; without a name they are frames of the videos.
         "image_source": {
@@ -80,7 +104,35 @@ def base(dtype: str) -> ConfigDict:
         "eval_batch_size": 16,
         "workers": 0,
     }
-    return config
+
+
+def at_small(config: ConfigDict) -> None:
+    """Sets the length of a tokenizer's training at ``small``, on shapes."""
+    config.steps = 30_000
+    config.eval_every = config.checkpoint_every = 1000
+    config.data.batch_size = 32
+    config.data.workers = 8
+    config.ema.decay = 0.999
+
+
+def at_paper(config: ConfigDict, steps: int, batch_size: int, decay: float, source: str = "video_folder") -> None:
+    """Sets the length of a tokenizer's training at ``paper``, on a folder, its weights sharded over all devices.
+
+    Args:
+      config: of the stage.
+      steps: of the whole training.
+      batch_size: clips of a step.
+      decay: of the moving average of the weights.
+      source: ``video_folder`` or ``image_folder``.
+    """
+    config.steps = steps
+    config.eval_every = config.checkpoint_every = 5000
+    config.data.source.name = source
+    config.data.batch_size = batch_size
+    config.data.workers = 16
+    config.ema.decay = decay
+    config.parallel.mesh.update({"data": 1, "fsdp": -1})
+    config.parallel.remat = "dots"
 
 
 def frozen(model: dict | ConfigDict | None = None) -> dict:
@@ -173,3 +225,38 @@ def t5_part() -> dict:
 def no_text() -> ConfigDict:
     """A generator that is told a class, or nothing."""
     return ConfigDict({"encoder": {"name": "none"}, "tokenizer": {"name": "bytes", "path": "", "length": 1}})
+
+
+def stream_text(tokenizer: dict) -> ConfigDict:
+    """Texts whose ids stand in a stream, or that a tower reads: there is no encoder of conditions."""
+    return ConfigDict({"encoder": {"name": "stream"}, "tokenizer": tokenizer})
+
+
+def tuned_decoder(config: ConfigDict, decoder: dict, encoder: dict, lora: dict, length: int, **settings) -> None:
+    """A published decoder with low-rank updates over a frozen image encoder, on an accelerator's mesh.
+
+    The user names the folders of both. Of the decoder only the updates are trained.
+
+    Args:
+      config: of a video-language model; written to.
+      decoder: the sizes of ``encoders.Decoder``.
+      encoder: the network of the image encoder.
+      lora: the low-rank updates.
+      length: ids of a text.
+      **settings: of the optimizer, such as ``learning_rate`` and ``warmup``.
+    """
+    config.parallel.mesh.update({"data": 1, "fsdp": -1})
+    config.parallel.remat = "full"
+    config.parts.language_model = frozen({"name": "decoder", **decoder})
+    config.parts.encoder = frozen(encoder)
+    config.model.vision.encoder = {"name": "frozen", "reading": "last", "side": 0}
+    config.model.backbone = {"name": "decoder", "model": decoder, "lora": lora}
+    config.start_from.paths = (("language.stream.backbone.decoder", ":language_model"),)
+    layers = "transformer.stack.layers"
+    own = ["embedding", "head", "transformer.norm"]
+    own += [f"{layers}.{name}" for name in ("attention", "mlp", "attention_norm", "mlp_norm")]
+    config.text = stream_text(
+        {"name": "huggingface", "path": "", "vocabulary_size": decoder["vocabulary_size"], "length": length}
+    )
+    config.optimizer = {"language": optimizer(**{"b2": 0.95, "final": 0.0, "weight_decay": 0.0, **settings})}
+    config.optimizer.language.freeze = tuple(f"stream.backbone.decoder.{name}" for name in own)

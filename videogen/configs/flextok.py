@@ -29,7 +29,7 @@ FSQ levels, steps and guidance are those of ``paper``.
 from ml_collections import ConfigDict
 
 from videogen.configs import magvit2, videodit
-from videogen.configs.common import base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import at_paper, at_small, base, frozen, loss_terms, optimizer, take_clip_of
 from videogen.configs.generators import of_a_row
 from videogen.configuration import parse_argument
 
@@ -110,23 +110,10 @@ def tokenizer(size: str, model: str, decoder: str, space: str, repa: str) -> Con
         config.ema.decay = 0.998
         rates = {"name": "muon", "learning_rate": 1e-2, "adam_share": 0.2, "warmup": 50, "final": 0.02}
     elif size == "small":
-        config.steps = 30_000
-        config.eval_every = 1000
-        config.checkpoint_every = 1000
-        config.data.batch_size = 32
-        config.data.workers = 8
-        config.ema.decay = 0.999
+        at_small(config)
         rates = {"learning_rate": 3e-4, "warmup": 1000, "final": 0.02}
     else:
-        config.steps = 500_000
-        config.eval_every = 5000
-        config.checkpoint_every = 5000
-        config.data.source.name = "video_folder"
-        config.data.batch_size = 1024
-        config.data.workers = 16
-        config.ema.decay = 0.9998
-        config.parallel.mesh.update({"data": 1, "fsdp": -1})
-        config.parallel.remat = "dots"
+        at_paper(config, steps=500_000, batch_size=1024, decay=0.9998)
         rates = {"learning_rate": 1e-4, "warmup": 5000, "final": 0.01}
     groups = ("tokenizer",) if repa == "off" else ("tokenizer", "distillation")
     config.optimizer = {group: optimizer(**rates, weight_decay=0.0) for group in groups}

@@ -131,6 +131,7 @@ def flow(size: str, tokenizer: ConfigDict) -> ConfigDict:
         "modulation": "zero",
         "times": "clip",
         "causal": False,
+        "window": (),
         "prefix_share": 0.25,
         "noise": {
             "process": {"name": "rectified_flow"},

@@ -31,7 +31,7 @@ the rotary positions, EMA, the batch of the whole job, and b2 of AdamW.
 from ml_collections import ConfigDict
 
 from videogen import encoders
-from videogen.configs.common import adversarial, base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import adversarial, at_paper, at_small, base, frozen, loss_terms, optimizer, take_clip_of
 from videogen.configs.generators import begun, trained
 from videogen.configuration import parse_argument
 
@@ -75,24 +75,11 @@ def tokenizer(size: str) -> ConfigDict:
         config.losses.adversarial.discriminator.update({"patch": (4, 4, 4), "width": 64, "layers": 2, "heads": 2})
         rates = {"name": "muon", "learning_rate": 1e-2, "adam_share": 0.3, "warmup": 50, "final": 0.02}
     elif size == "small":
-        config.steps = 30_000
-        config.eval_every = 1000
-        config.checkpoint_every = 1000
-        config.data.batch_size = 32
-        config.data.workers = 8
-        config.ema.decay = 0.999
+        at_small(config)
         rates = {"learning_rate": 3e-4, "warmup": 1000, "final": 0.02}
     else:
-        config.steps = 500_000
-        config.eval_every = 5000
-        config.checkpoint_every = 5000
-        config.data.source.name = "image_folder"
-        config.data.batch_size = 256
-        config.data.workers = 16
+        at_paper(config, steps=500_000, batch_size=256, decay=0.9999, source="image_folder")
         config.losses.adversarial.discriminator.patch = (1, 16, 16)
-        config.ema.decay = 0.9999
-        config.parallel.mesh.update({"data": 1, "fsdp": -1})
-        config.parallel.remat = "dots"
         rates = {"learning_rate": 1e-4, "warmup": 5000, "final": 0.02}
     config.optimizer = {
         "tokenizer": optimizer(**rates, weight_decay=0.0),

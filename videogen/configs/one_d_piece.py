@@ -20,7 +20,7 @@ perceptual loss, published weight 0.1 on ConvNeXt-S, is off until the user names
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import adversarial, at_paper, at_small, base, loss_terms, optimizer, take_clip_of
 from videogen.configs.generators import of_a_row
 from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
@@ -64,25 +64,12 @@ def get_config(argument: str = "") -> ConfigDict:
             "discriminator": optimizer(learning_rate=1e-4, weight_decay=0.0, b1=0.5),
         }
     elif size == "small":
-        config.steps = 30_000
-        config.eval_every = 1000
-        config.checkpoint_every = 1000
-        config.data.batch_size = 32
-        config.data.workers = 8
-        config.ema.decay = 0.999
+        at_small(config)
         config.optimizer = published(warmup=1000, final=0.1)
     else:
-        config.steps = 500_000
-        config.eval_every = 5000
-        config.checkpoint_every = 5000
-        config.data.source.name = "video_folder"
-        config.data.batch_size = 512
-        config.data.workers = 16
+        at_paper(config, steps=500_000, batch_size=512, decay=0.999)
         config.losses.adversarial.update({"weight": 0.01, "start": 20_000})
         config.losses.adversarial.discriminator.patch = (1, 16, 16)
-        config.ema.decay = 0.999
-        config.parallel.mesh.update({"data": 1, "fsdp": -1})
-        config.parallel.remat = "dots"
         config.optimizer = published(warmup=5000, final=0.1)
     return config
 

@@ -4,7 +4,7 @@ import json
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from videogen.errors import UserError
 
 CAPTIONS = "captions.jsonl"
 _FIELDS = ("caption", "class")
+_SEVERAL = "captions"
 _LIKE = '{"file": …, "caption": …, "class": …}'
 
 
-def read_captions(folder: Path, names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+def read_captions(folder: Path, names: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The lines of ``captions.jsonl``, by the file they are about.
 
     A line names its file relative to the folder or by an absolute path into it. Where no file has exactly that name,
@@ -26,7 +27,8 @@ def read_captions(folder: Path, names: Iterable[str]) -> tuple[dict[str, dict[st
       names: the files there, relative to the folder with ``/``.
 
     Returns:
-      File -> its ``caption`` and ``class``, as far as they are given; and the files that lines name and nobody finds.
+      File -> its ``caption`` and ``class``, as far as they are given, and ``captions`` where it has several, of which
+      the caption is the first; and the files that lines name and nobody finds.
 
     Raises:
       UserError: a line that is no such JSON object in UTF-8, or whose fields are no text.
@@ -34,23 +36,67 @@ def read_captions(folder: Path, names: Iterable[str]) -> tuple[dict[str, dict[st
     file = folder / CAPTIONS
     if not file.exists():
         return {}, []
+    find = Finder(folder, names)
+    entries: dict[str, dict[str, Any]] = {}
+    unknown = []
+    for number, found in json_lines(file, _LIKE):
+        entry = _checked(found, f"{file}, line {number}")
+        name = find(entry["file"])
+        if name is None:
+            unknown.append(entry["file"])
+        else:
+            entries[name] = {field: clean_text(entry[field]) for field in _FIELDS if field in entry}
+            if several := tuple(map(clean_text, entry.get(_SEVERAL, ()))):
+                entries[name] |= {"caption": several[0], _SEVERAL: several}
+    return entries, unknown
+
+
+def json_lines(file: Path, like: str) -> Iterator[tuple[int, Any]]:
+    """The number of every line of a file that is not blank, from 1, and the JSON value that it is.
+
+    Only line feeds end lines: texts may hold U+2028, U+0085 and other ends of lines that ``str.splitlines`` knows.
+
+    Args:
+      file: in UTF-8, with or without a byte order mark.
+      like: what a line should look like, for messages.
+
+    Raises:
+      UserError: the file cannot be read, or a line is no JSON in UTF-8; it names the line.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    find = _Finder(folder, names)
-    entries: dict[str, dict[str, str]] = {}
-    unknown = []
-    # Only line feeds end lines: captions may hold U+2028, U+0085 and other ends of lines that str.splitlines knows.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            entry = _entry(line, f"{file}, line {number}")
-            name = find(entry["file"])
-            if name is None:
-                unknown.append(entry["file"])
-            else:
-                entries[name] = {field: clean_text(entry[field]) for field in _FIELDS if field in entry}
-    return entries, unknown
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise UserError(f"{file}, line {number} is no UTF-8; save the file with that encoding") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{file}, line {number} is no JSON object like {like}") from None
+
+
+def write_lines(file: str | Path, lines: Iterable[str]) -> int:
+    """Writes lines in UTF-8 and returns how many; the file is there as a whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    file, count = Path(file), 0
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as out:
+            for line in lines:
+                out.write(f"{line}\n")
+                count += 1
+        unfinished.replace(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
 
 
 def clean_text(text: str) -> str:
@@ -63,24 +109,26 @@ def printable(name: str | os.PathLike) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _entry(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{place} is no UTF-8; save the file with that encoding") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{place} is no JSON object like {_LIKE}") from None
+def _checked(entry: Any, place: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or "file" not in entry:
         raise UserError(f"{place} is no JSON object like {_LIKE}")
     for field in ("file", *_FIELDS):
         if not isinstance(entry.get(field, ""), str):
             said = json.dumps(entry[field])
             raise UserError(f"{place}: {field!r} must be text, got {said[:40]}; leave out what is not known")
+    several = entry.get(_SEVERAL, [])
+    if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
+        raise UserError(f"{place}: 'captions' must be a list of texts, got {json.dumps(several)[:40]}")
     return entry
 
 
-class _Finder:
-    """Finds the file that a line means."""
+class Finder:
+    """Finds the file that a line means: of exactly that name, or else the one that differs least.
+
+    Args:
+      folder: that names may begin with.
+      names: of the files there, relative to it with ``/``.
+    """
 
     def __init__(self, folder: Path, names: Iterable[str]):
         self._folder = folder
@@ -92,6 +140,7 @@ class _Finder:
             self._any_case.setdefault(_any_case(name), []).append(name)
 
     def __call__(self, written: str) -> str | None:
+        """The name of a file; ``None`` where there is no such file."""
         for folder in (self._folder, self._folder.absolute(), self._folder.resolve()):
             if posixpath.isabs(written) and written.startswith(f"{folder}/"):
                 written = written.removeprefix(f"{folder}/")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import av
 import numpy as np
 from av.video.reformatter import Interpolation
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 
 from videogen.data.crops import CROPS, centre_crop
 from videogen.errors import UserError, near_matches
@@ -63,6 +63,25 @@ class Clip:
             return 0
         return spare // 2 if rng is None or self.window == "centre" else int(rng.integers(spare + 1))
 
+    def moments(self, seconds: float, rate: float) -> Float[np.ndarray, "frames"] | None:
+        """When frames that are spread over a whole video are on show, in seconds from its beginning, rising.
+
+        With ``fps`` these are moments of that rate: where the video has more than ``frames`` of them, as many, evenly
+        spread over its whole length and never its beginning alone. Of a video that has fewer, and without ``fps``, they
+        are in the middles of ``frames`` of all its frames.
+
+        Args:
+          seconds: length of the video.
+          rate: its frames per second.
+
+        Returns:
+          ``None`` where the video has too few frames.
+        """
+        if self.fps and self.fps < rate and (count := int(np.ceil(seconds * self.fps - 0.01))) >= self.frames:
+            return spread(count, self.frames) / self.fps
+        total = round(seconds * rate)
+        return None if total < self.frames else (spread(total, self.frames) + 0.5) / rate
+
     def cover(self, height: int, width: int) -> tuple[int, int]:
         """The size (height, width) a ``height × width`` frame is resized to before the crop."""
         scale = max(self.height / height, self.width / width)
@@ -100,6 +119,20 @@ class Clip:
             return np.ascontiguousarray(frame[top : top + self.height, left : left + self.width])
 
         return cut
+
+
+def spread(total: int, count: int) -> Int[np.ndarray, "count"]:
+    """Numbers of ``count`` frames of ``total``, evenly over all of them: the first, the last and between; one is the
+    middle.
+
+    300 frames and 8 give 0, 43, 85, 128, 171, 214, 256, 299.
+
+    Raises:
+      UserError: there are fewer frames than are asked for.
+    """
+    if not 1 <= count <= total:
+        raise UserError(f"{count} different frames cannot be had of {total}")
+    return np.array([total // 2]) if count == 1 else np.rint(np.linspace(0, total - 1, count)).astype(int)
 
 
 def check_frames(frames: UInt8[np.ndarray, "time h w 3"]) -> None:

@@ -10,7 +10,7 @@ padded or repeated to fill up a clip.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -24,16 +24,32 @@ from videogen.data.source import SampleError
 from videogen.data.video import Stopped, Untrusted, Video, open_video
 
 _AUDIO_LEAD = 0.1  # seconds: the first packets after a seek lack their predecessors
-_SEEK_LEAD = 4  # frames: containers seek by decoding times, which run ahead of those of showing
+SEEK_LEAD = 4  # frames: containers seek by decoding times, which run ahead of those of showing
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A clip: its frames, their rate and the time (seconds) of the first."""
+    """A clip: its frames, their rate and the time (seconds) of the first.
+
+    Attributes:
+      times: when each frame is first shown in the file, in seconds from the file's first frame; equal where a frame is
+        shown again to keep a rate.
+    """
 
     video: UInt8[np.ndarray, "time height width 3"]
     fps: float
     start: float
+    times: Float32[np.ndarray, "time"]
+
+
+def decoded_clip(chosen: list[np.ndarray], times: list[float], fps: float, start: float, first: float) -> Decoded:
+    """A clip of frames with their times in the stream, which begins at ``first``."""
+    return Decoded(np.stack(chosen), fps, start, (np.array(times) - first).astype(np.float32))
+
+
+def still_clip(video: np.ndarray, clip: Clip, rng: np.random.Generator | None) -> Decoded:
+    """The clip of a picture."""
+    return Decoded(clip.fit(video[None], rng), clip.fps or 1.0, 0.0, np.zeros(1, np.float32))
 
 
 def decode_clip(
@@ -55,7 +71,7 @@ def decode_clip(
         if isinstance(video, np.ndarray):
             if clip.frames > 1:
                 raise SampleError(name, f"too short, 1 frames where a clip needs {clip.frames} frames")
-            return Decoded(clip.fit(video[None], rng), clip.fps or 1.0, 0.0)
+            return still_clip(video, clip, rng)
         first, end = video.extent()
         span = (clip.frames - 1) / (clip.fps or video.rate)
         latest = end - span - 0.5 / video.rate
@@ -89,14 +105,17 @@ def decode_beginning(
     with open_video(encoded, name, pixel_budget) as video:
         if isinstance(video, np.ndarray):
             chosen, rate, reason = [clip.fit(video[None], None)[0]], clip.fps or 1.0, "it is a picture"
+            times = [0.0]
         else:
             try:
                 return _window(video, clip, None, None)
             except Stopped as stopped:
                 chosen, rate, reason = stopped.chosen, clip.fps or video.rate, stopped.reason
+                times = stopped.times
         if len(chosen) < needed:
             raise SampleError(name, f"too short, {needed} frames at {rate:g} fps are needed ({reason})")
-        return Decoded(np.stack(chosen + chosen[-1:] * (clip.frames - len(chosen))), rate, 0.0)
+        missing = clip.frames - len(chosen)
+        return decoded_clip(chosen + chosen[-1:] * missing, times + times[-1:] * missing, rate, 0.0, times[0])
 
 
 def decode_fitted(encoded: Encoded, name: str, clip: Clip, most_pixels: int = PIXEL_BUDGET) -> Decoded:
@@ -114,13 +133,13 @@ def decode_fitted(encoded: Encoded, name: str, clip: Clip, most_pixels: int = PI
     longest = max(most_pixels // (clip.height * clip.width), 1)
     with open_video(encoded, name, PIXEL_BUDGET) as video:
         if isinstance(video, np.ndarray):
-            return Decoded(clip.fit(video[None], None), clip.fps or 1.0, 0.0)
+            return still_clip(video, clip, None)
         try:
             _window(video, dataclasses.replace(clip, frames=longest + 1), None, None)
         except Stopped as stopped:
             if not stopped.chosen or not stopped.reason.startswith("too short"):
                 raise SampleError(name, stopped.reason) from None
-            return Decoded(np.stack(stopped.chosen), clip.fps or video.rate, 0.0)
+            return decoded_clip(stopped.chosen, stopped.times, clip.fps or video.rate, 0.0, stopped.times[0])
         raise SampleError(name, f"more than {longest} frames of {clip.height}×{clip.width}; cut it into shorter videos")
 
 
@@ -206,13 +225,24 @@ def decode_audio(
     return out[:, None]
 
 
+def covering(video: Video, clip: Clip) -> Callable[[int, int], tuple[int, int]]:
+    """The size that frames of a size are fitted at, refused where a decoder could not hold it."""
+
+    def size(height: int, width: int) -> tuple[int, int]:
+        fitted = clip.cover(height, width)
+        video.check_size(*fitted)
+        return fitted
+
+    return size
+
+
 def _window(video: Video, clip: Clip, start: float | None, rng: np.random.Generator | None) -> Decoded:
     """The clip that begins at ``start`` (``None``: with the first frame), by seeking where that can be trusted.
 
     Raises:
       Stopped: the window cannot be filled.
     """
-    for lead in () if start is None else (0.0, _SEEK_LEAD / video.rate):
+    for lead in () if start is None else (0.0, SEEK_LEAD / video.rate):
         with contextlib.suppress(Untrusted):
             return _filled(video, clip, start, video.frames(start, lead), rng)
     return _filled(video, clip, start, video.frames(None), rng)
@@ -226,16 +256,11 @@ def _filled(
     rng: np.random.Generator | None,
 ) -> Decoded:
     period = 1 / video.rate
-    cut, chosen = clip.cutter(rng), []
+    cut, chosen, times = clip.cutter(rng), [], []
     held, held_time, count, begin = None, start or 0.0, 0, start
-    tolerance = video.tolerance
+    tolerance, earliest, size = video.tolerance, video.first, covering(video, clip)
 
-    def size(height: int, width: int) -> tuple[int, int]:
-        covering = clip.cover(height, width)
-        video.check_size(*covering)
-        return covering
-
-    def show(frame: av.VideoFrame, until: float) -> None:
+    def show(frame: av.VideoFrame, since: float, until: float) -> None:
         """Appends a frame for every wanted moment before ``until``; without a rate once."""
         picture = None
         while len(chosen) < clip.frames:
@@ -243,33 +268,35 @@ def _filled(
                 break
             picture = cut(upright(frame, video.aspect, size)) if picture is None else picture
             chosen.append(picture)
+            times.append(since)
             if not clip.fps:
                 break
 
     try:
         for count, (time, frame) in enumerate(frames, 1):  # noqa: B007 (used below)
             if held is None:
+                earliest = time if begin is None else earliest
                 begin = time if begin is None else max(begin, time)
             if clip.fps is None:
                 if time >= begin - 0.5 * period:
                     begin = begin if chosen else time
-                    show(frame, time + period)
+                    show(frame, time, time + period)
             elif held is not None and time > begin + tolerance:
                 # The frame on show at a moment is the last that began before it; the clip begins with one.
                 begin = begin if chosen else held_time
-                show(held, time)
+                show(held, held_time, time)
             held, held_time = frame, time
             if len(chosen) == clip.frames:
-                return Decoded(np.stack(chosen), clip.fps or video.rate, begin)
+                return decoded_clip(chosen, times, clip.fps or video.rate, begin, earliest)
         if clip.fps is not None and held is not None:
             begin = begin if chosen else held_time
-            show(held, held_time + period)
+            show(held, held_time, held_time + period)
         if len(chosen) == clip.frames:
-            return Decoded(np.stack(chosen), clip.fps or video.rate, begin)
+            return decoded_clip(chosen, times, clip.fps or video.rate, begin, earliest)
     except Stopped as stopped:
-        stopped.chosen = chosen
+        stopped.chosen, stopped.times = chosen, times
         raise
     wish = f"{clip.frames} frames" + (f" at {clip.fps:g} fps" if clip.fps else "")
     stopped = Stopped(held_time + period, f"too short, {count} frames where a clip needs {wish}")
-    stopped.chosen = chosen
+    stopped.chosen, stopped.times = chosen, times
     raise stopped

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from videogen.data import lists
@@ -25,7 +26,7 @@ class Found:
 
     file: Path
     name: str
-    entry: dict[str, str]
+    entry: dict[str, Any]
 
     def of_class(self, name: str) -> "Found":
         """The same file with another class, or none."""
@@ -104,7 +105,7 @@ class FolderSource(Source):
                 for name, files in self._named(folder, there, choice).items():
                     splits[name] += files
         if not choice.train_split:
-            splits = _by_hash(found, choice.holdout)
+            splits = by_hash(found, choice.holdout)
             self.keeps_apart = splits["train"] is not splits["eval"]
         kept = splits[split]
         if not kept:
@@ -155,12 +156,20 @@ class FolderSource(Source):
     def caption(self, index: int) -> str:
         return self._entries[index].get("caption", "")
 
+    def texts_at(self, index: int) -> list[str]:
+        """All captions of file ``index``."""
+        return list(self._entries[index].get("captions", (self.caption(index),)))
+
     def label(self, index: int) -> int:
         return self.classes.index(self._entries[index]["class"])
 
-    def labelled(self, index: int, sample: dict[str, Any]) -> dict[str, Any]:
-        """A sample with the caption of file ``index``, and its label where there are classes."""
-        return {**sample, "caption": self.caption(index), **({"label": self.label(index)} if self.classes else {})}
+    def labelled(self, index: int, sample: dict[str, Any], choice: np.random.Generator | None = None) -> dict[str, Any]:
+        """A sample with the caption of file ``index``, and its label where there are classes; of several captions one
+        that ``choice`` draws, without it the first."""
+        texts = self.texts_at(index)
+        said = texts[0] if choice is None or len(texts) == 1 else texts[choice.integers(len(texts))]
+        several = {"captions": tuple(texts)} if len(texts) > 1 else {}
+        return {**sample, "caption": said, **several, **({"label": self.label(index)} if self.classes else {})}
 
 
 def _class_folder(name: str, choice: Choice) -> str:
@@ -176,7 +185,7 @@ def _ordered(classes: set[str], folder: Path, choice: Choice) -> tuple[str, ...]
         found = lists.sorted_classes(classes) if choice.folder_classes else tuple(sorted(classes))
         if choice.folder_classes and all(map(lists.WORDNET.fullmatch, found)) and len(found) != lists.IMAGENET:
             line = f"{printable(folder)} has {len(found)} WordNet ids, and labels are places among these; ImageNet's "
-            _say_once(f"{line}are among {lists.IMAGENET:,}: give data.source.class_list", warn=True)
+            say_once(f"{line}are among {lists.IMAGENET:,}: give data.source.class_list", warn=True)
         return found
     listed = lists.read_classes(folder / choice.class_list)
     if unknown := sorted(classes - set(listed)):
@@ -199,7 +208,7 @@ def _check_numbers(folder: Path, pairs: list[tuple[lists.Entry, Found]], choice:
             )
 
 
-def _by_hash(found: list[Found], share: float) -> dict[str, list[Found]]:
+def by_hash(found: list[Found], share: float) -> dict[str, list[Found]]:
     """Both splits: those of the held-out share, but of two or more at least one, and never all; or twice the same."""
     if not share or len(found) < 2:
         return dict.fromkeys(SPLITS, found)
@@ -215,7 +224,7 @@ def _files(folder: Path, extensions: Sequence[str], kind: str) -> list[Found]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; set data.source.path to a folder of {kind}s")
     known = {*extensions, *PICTURES}
-    found = sorted(file for file in _walk(folder) if file.suffix.lower() in known and file.is_file())
+    found = sorted(file for file in walk(folder) if file.suffix.lower() in known and file.is_file())
     files = [file for file in found if file.suffix.lower() in extensions]
     if not files:
         but = "; pictures are read where data.clip.frames is 1" if found else ""
@@ -226,7 +235,7 @@ def _files(folder: Path, extensions: Sequence[str], kind: str) -> list[Found]:
     return [Found(file, name, captions.get(name, {})) for file, name in zip(files, names, strict=True)]
 
 
-def _walk(top: Path) -> Iterator[Path]:
+def walk(top: Path) -> Iterator[Path]:
     """All files below a folder. Links to folders are followed last, and to those alone that were not seen yet."""
 
     def warn(error: OSError) -> None:
@@ -248,23 +257,24 @@ def _walk(top: Path) -> Iterator[Path]:
         waiting = links
 
 
-def _report(folder: Path, count: int, captions: dict[str, dict[str, str]], unknown: list[str], kind: str) -> None:
+def _report(folder: Path, count: int, captions: dict[str, dict[str, Any]], unknown: list[str], kind: str) -> None:
     """One line about the captions of a folder, however often it is opened."""
     captioned = sum(bool(entry.get("caption")) for entry in captions.values())
     line = f"{printable(folder)}: {captioned} of {count} {kind}s have captions"
     if unknown:
         shown = ", ".join(ascii(name) for name in unknown[:3]) + (", …" if len(unknown) > 3 else "")
         line += f"; {len(unknown)} lines of {CAPTIONS} match no {kind}: {shown}"
-    _say_once(line, warn=bool(unknown))
+    say_once(line, warn=bool(unknown))
 
 
 def _say_listed(line: str, gone: str, shared: set[str]) -> None:
     line += f", {ascii(gone)} is not" if gone else ""
     line += f"; {len(shared)} stand in both lists and are held out" if shared else ""
-    _say_once(line, warn=bool(gone or shared))
+    say_once(line, warn=bool(gone or shared))
 
 
-def _say_once(line: str, warn: bool) -> None:
+def say_once(line: str, warn: bool) -> None:
+    """Logs a line the first time that it is said, as a warning or for information."""
     if line not in _said:
         _said.add(line)
         (logging.warning if warn else logging.info)("%s", line)

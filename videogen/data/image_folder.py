@@ -62,4 +62,4 @@ class ImageFolderSource(FolderSource):
         """Decodes picture ``index``; in 'eval' it does not depend on ``rng``."""
         file, choice = self._files[index], self.choice(rng)
         decoded = decode_clip(file, printable(file), self.clip, choice, self._pixel_budget)
-        return self.labelled(index, {"video": decoded.video, "fps": decoded.fps})
+        return self.labelled(index, {"video": decoded.video, "fps": decoded.fps}, choice)

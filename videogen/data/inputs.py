@@ -17,16 +17,19 @@ from etils import epath
 from jax.sharding import Mesh
 
 from videogen import data
-from videogen.data.pipeline import REPORTS, Collate
+from videogen.data.buckets import read_phases
+from videogen.data.pipeline import REPORTS, Collate, check_texts
+from videogen.data.segments import LINKS, SEGMENTS, THINGS
 from videogen.data.text import build_text_tokenizer, load_text_tokenizer, train_bpe
 from videogen.data.token_files import PREFIX
+from videogen.data.with_maps import CHANNELS, MAPS
 from videogen.errors import UserError
 from videogen.parallel import batch_axes, batch_sharding
 from videogen.parallel.mesh import BATCH_AXES
 from videogen.tokens import Layout
 
 TEXT_DIRECTORY = "text_tokenizer"
-CAPTIONS_FOR_BPE = 4096
+SAMPLES_FOR_BPE = 4096
 
 
 def clip_of(config: Any) -> data.Clip:
@@ -71,14 +74,14 @@ def new_text_tokenizer(config: Any, source: data.Source) -> Any:
 
     Args:
       config: the stage config.
-      source: captions to train a BPE vocabulary on, when the config asks for one.
+      source: texts to train a BPE vocabulary on, when the config asks for one.
 
     Raises:
       UserError: no sample has a caption, or the tokenizer has ids that the text encoder does not know.
     """
     if not has_text(config):
         return None
-    if source.captioned == 0 and not source.uncaptioned:
+    if source.captioned == 0 and not source.uncaptioned and source.texts == ("caption",):
         raise UserError(
             "no sample has a caption, and this model reads text; give captions, leave the text out "
             "(--config.text.encoder.name=none), or train on empty ones (--config.data.source.uncaptioned=True)"
@@ -88,7 +91,7 @@ def new_text_tokenizer(config: Any, source: data.Source) -> Any:
         # A student reads captions as its teacher does.
         return text_tokenizer(config, config.parts.teacher.checkpoint)
     if settings["name"] == "bpe" and not settings.get("path"):
-        tokenizer = train_bpe(_captions(source), settings["vocabulary_size"], settings["length"])
+        tokenizer = train_bpe(_words(source), settings["vocabulary_size"], settings["length"])
     else:
         tokenizer = build_text_tokenizer(settings)
     # That of a frozen encoder is what its own config says.
@@ -102,13 +105,13 @@ def new_text_tokenizer(config: Any, source: data.Source) -> Any:
     return tokenizer
 
 
-def _captions(source: data.Source) -> list[str]:
-    """At most ``CAPTIONS_FOR_BPE`` captions, evenly spread over a source."""
-    captions = []
-    for index in np.linspace(0, len(source) - 1, min(len(source), CAPTIONS_FOR_BPE)).astype(int):
+def _words(source: data.Source) -> list[str]:
+    """All texts of at most ``SAMPLES_FOR_BPE`` samples, evenly spread over a source."""
+    words = []
+    for index in np.linspace(0, len(source) - 1, min(len(source), SAMPLES_FOR_BPE)).astype(int):
         with contextlib.suppress(data.SampleError):
-            captions.append(source.caption(int(index)))
-    return captions
+            words += source.texts_at(int(index))
+    return words
 
 
 def keep_findings(config: Any, source: data.Source) -> None:
@@ -171,6 +174,7 @@ def build_pipeline(config: Any, source: data.Source, text: Any, start: int, mesh
         [source if b.clip == source.clip else build_source(config, "train", b.clip) for b in buckets],
         batch_size=[bucket.batch_size for bucket in buckets],
         shares=[bucket.share for bucket in buckets],
+        phases=read_phases(config.data, len(buckets)),
         image_batch_size=config.data.image_batch_size,
         image_source=pictures,
         seed=config.seed,
@@ -189,32 +193,65 @@ class HeldOut:
       samples: the readable ones, in order.
       found: samples that the split has.
       skipped: why others could not be read, by their names.
+      texts: which texts the samples have.
     """
 
     samples: list[dict[str, Any]]
     found: int
     skipped: dict[str, str]
+    texts: tuple[str, ...] = ("caption",)
 
     def batches(self, size: int, text: Any) -> list[dict[str, np.ndarray]]:
-        """Batches of ``size`` and, where the number does not divide, a smaller last one; nothing is padded."""
-        collate = Collate(text, all("label" in sample for sample in self.samples))
-        samples = [{**sample, "skipped": []} for sample in self.samples]
+        """Batches of ``size`` and, where the number does not divide, a smaller last one; no sample is padded.
+
+        Where samples have ``options``, batches have ``options_ids`` and ``options_mask`` ``[batch, options, length]``,
+        with the largest number of options there is, and ``answer_index`` ``[batch]``: -1 where the answer is none;
+        ``kind`` ``uint8 [batch, KIND_BYTES]`` is the kind of the question (``kinds_in``).
+        """
+        options = max(len(sample.get("options", ())) for sample in self.samples)
+        collate = Collate(text, all("label" in sample for sample in self.samples), self.texts, options)
+        samples = [{**sample, **_kind(sample), "skipped": []} for sample in self.samples]
         batches = [collate(samples[i : i + size]) for i in range(0, len(samples), size)]
         return [{name: array for name, array in batch.items() if name not in REPORTS} for batch in batches]
 
 
-def held_out(source: data.Source, count: int) -> HeldOut:
+KIND_BYTES = 32
+MOST_TOO_LONG = 256
+"""Held-out samples whose texts are all too long, after which no other is looked for."""
+
+
+def _kind(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The kind of a question as an array: UTF-8, filled up with zeros."""
+    if "kind" not in sample:
+        return {}
+    return {"kind": np.frombuffer(sample["kind"].encode()[:KIND_BYTES].ljust(KIND_BYTES, b"\0"), np.uint8)}
+
+
+def kinds_in(batch: Mapping[str, np.ndarray]) -> list[str]:
+    """The kinds of the questions of a batch."""
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in np.asarray(batch["kind"])]
+
+
+def held_out(source: data.Source, count: int, text: Any = None) -> HeldOut:
     """The first ``count`` readable samples of a held-out split, always the same; fewer where it has fewer.
+
+    Args:
+      source: the split.
+      count: samples.
+      text: the text tokenizer; samples whose questions or answers it would cut are skipped.
 
     Raises:
       UserError: none can be read.
     """
-    samples, skipped = [], {}
+    samples, skipped, too_long = [], {}, 0
     for index in range(len(source)):
-        if len(samples) == count:
+        # A source without end may have no question that is short enough.
+        if len(samples) == count or (not samples and too_long == MOST_TOO_LONG):
             break
         try:
-            samples.append(source[index])
+            sample, too_long = source[index], too_long + 1
+            check_texts(sample, source, index, text, options=True)
+            samples.append(sample)
         except data.SampleError as error:
             skipped[error.name] = error.reason
             logging.warning("skipped held-out %s", error)
@@ -224,7 +261,7 @@ def held_out(source: data.Source, count: int) -> HeldOut:
             f"the held-out split has no readable clip{first}; set a higher data.source.holdout, "
             "or check data.source.path"
         )
-    return HeldOut(samples, len(source), skipped)
+    return HeldOut(samples, len(source), skipped, source.texts)
 
 
 def largest_bucket(config: Any) -> data.Bucket:
@@ -251,17 +288,31 @@ def abstract_batch(config: Any, task: Any, source: data.Source | None = None) ->
     section, largest = config.data, largest_bucket(config)
     shape = largest.shape
     labels = bool(config.get("classes") if source is None else source.classes)
+    texts = data.texts_of(section.source) if source is None else source.texts
+    questions = section.source.get("questions_per_clip") or 1 if source is None else source.questions_per_clip
 
     def part(count: int, frames: int) -> dict[str, Any]:
-        fields = {"video": ()} if source is None else dict(source.fields)
+        if source is None:
+            clip = data.Clip(frames, shape.height, shape.width)
+            fields = dict(data.class_of(section.source).described(clip, section.source))
+        else:
+            fields = dict(source.fields)
         if "video" in fields:
             fields["video"] = (frames, shape.height, shape.width, 3), np.uint8
+        if source is None and section.source.get("segments"):
+            fields[SEGMENTS] = (frames, shape.height, shape.width), np.int16
+            fields[LINKS] = (section.source.get("things") or THINGS, frames), np.int16
+        if source is None and section.source.get("maps"):
+            fields[MAPS] = (frames, shape.height, shape.width, CHANNELS), np.uint8
+        if "times" in fields or (source is None and "question" in texts):
+            fields["times"] = (frames,), np.float32
         if source is None and data.class_of(section.source).field == "tokens":
             fields = token_fields(task.layout)
         batch = {name: ((count, *sides), dtype) for name, (sides, dtype) in fields.items()}
         if has_text(config):
-            batch["text_ids"] = (count, config.text.tokenizer.length), jnp.int32
-            batch["text_mask"] = (count, config.text.tokenizer.length), jnp.bool_
+            for name in ("text", *texts[1:]):
+                sides = (questions, config.text.tokenizer.length)[name == "text" or questions == 1 :]
+                batch |= {f"{name}_ids": ((count, *sides), jnp.int32), f"{name}_mask": ((count, *sides), jnp.bool_)}
         if labels:
             batch["label"] = (count,), jnp.int32
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch.items()}

@@ -32,7 +32,8 @@ class MixtureSource(Source):
       tokenizer_hash: passed on to parts that are token caches.
 
     Raises:
-      UserError: no parts, an empty one, pixels mixed with tokens, or a weight missing or not positive.
+      UserError: no parts, an empty one, pixels mixed with tokens, questions mixed with clips without, or a weight
+        missing or not positive.
     """
 
     def __init__(
@@ -63,6 +64,11 @@ class MixtureSource(Source):
             self._parts.append(build(settings, clip=clip, seed=own_seed, split=split))
             if not len(self._parts[-1]):
                 raise UserError(f"part {number} of the mixture ({part['name']}) is empty")
+        self.texts, self.questions_per_clip = self._parts[0].texts, self._parts[0].questions_per_clip
+        if any(part.texts != self.texts for part in self._parts):
+            raise UserError("a mixture cannot join sources with questions and without; leave out one or the other")
+        if any(part.questions_per_clip != self.questions_per_clip for part in self._parts):
+            raise UserError("a mixture needs as many questions per clip of every part")
         counts = [part.captioned for part in self._parts]
         self.captioned = None if None in counts else sum(counts)
         self.keeps_apart = all(part.keeps_apart for part in self._parts)
@@ -112,3 +118,11 @@ class MixtureSource(Source):
     def caption(self, index: int) -> str:
         number, at = self.locate(int(index))
         return self._parts[number].caption(at)
+
+    def texts_at(self, index: int) -> list[str]:
+        number, at = self.locate(int(index))
+        return self._parts[number].texts_at(at)
+
+    def name_of(self, index: int) -> str:
+        number, at = self.locate(int(index))
+        return self._parts[number].name_of(at)

@@ -47,8 +47,8 @@ class Readable:
     Were it the next one, neighbours of broken files would be seen more often than others.
     """
 
-    def __init__(self, source: Source, single_frame: bool = False):
-        self._source = source
+    def __init__(self, source: Source, single_frame: bool = False, text: TextTokenizer | None = None):
+        self._source, self._text = source, text
         self._single_frame = single_frame
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -62,6 +62,9 @@ class Readable:
         for candidate in candidates(int(index), count, rng):
             try:
                 sample = self._source.sample(candidate, rng)
+                check_texts(sample, self._source, candidate, self._text)
+                if "answer" in self._source.texts and not all(answer.strip() for answer in texts_in(sample["answer"])):
+                    raise SampleError(self._source.name_of(candidate), "it has no answer to learn from")
             except SampleError as error:
                 skipped.append((error.name, error.reason))
                 continue
@@ -69,7 +72,8 @@ class Readable:
                 if "video" not in sample:
                     raise UserError("a token cache has no single frames; set data.image_batch_size=0")
                 frame = int(rng.integers(len(sample["video"])))
-                sample["video"] = sample["video"][frame : frame + 1]
+                for name in {"video", "times"} & sample.keys():
+                    sample[name] = sample[name][frame : frame + 1]
             return sample | {"skipped": skipped}
         name, reason = skipped[0]
         raise UserError(f"no sample of the {count} in the data set could be read; the first is {name}: {reason}")
@@ -86,11 +90,51 @@ def candidates(index: int, count: int, rng: np.random.Generator) -> Iterator[int
             yield other
 
 
-class Collate:
-    """Stacks samples into one dict of arrays: all that are arrays in a sample, and text and labels."""
+def check_texts(
+    sample: dict[str, Any], source: Source, index: int, text: TextTokenizer | None, options: bool = False
+) -> None:
+    """Refuses a sample whose question or answers have more tokens than are kept: they are never cut.
 
-    def __init__(self, text: TextTokenizer | None, has_label: bool):
-        self._text = text
+    Args:
+      sample: sample ``index`` of the source.
+      source: knows which texts it has.
+      index: for its name.
+      text: tokenizer of the texts; without one nothing is refused.
+      options: whether its possible answers are encoded, too.
+
+    Raises:
+      SampleError: names the sample and the text.
+    """
+    said = [(name, words) for name in source.texts[1:] for words in texts_in(sample[name])]
+    if options:
+        said += [(f"option {i + 1}", option) for i, option in enumerate(sample.get("options", ()))]
+    for name, words in said:
+        if text is not None and text.is_cut(words):
+            reason = f"its {name} has more tokens than text.tokenizer.length: {words[:60]!r}"
+            raise SampleError(source.name_of(index), reason)
+
+
+def texts_in(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The texts of a name of a sample: a tuple where it has several questions."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+class Collate:
+    """Stacks samples into one dict of arrays: all that are arrays in a sample, and texts and labels.
+
+    Tuples of texts become ``[batch, texts, length]``; samples have equally many.
+
+    Args:
+      text: tokenizer of the texts; ``None`` leaves them out.
+      has_label: whether samples have labels.
+      texts: which texts they have (``Source.texts``).
+      options: room for so many possible answers of each sample, which must not have more; 0 leaves them out.
+    """
+
+    def __init__(
+        self, text: TextTokenizer | None, has_label: bool, texts: Sequence[str] = ("caption",), options: int = 0
+    ):
+        self._text, self._texts, self._options = text, tuple(texts), options
         self._has_label = has_label
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -101,10 +145,34 @@ class Collate:
             batch["text_ids"], batch["text_mask"] = self._text.encode(captions)
             full = batch["text_mask"].all(axis=1)
             batch["cut"] = [c for c, whole in zip(captions, full, strict=True) if whole and self._text.is_cut(c)]
+            for name in self._texts[1:]:
+                ids, mask = self._encoded([texts_in(sample[name]) for sample in samples])
+                if isinstance(samples[0][name], str):
+                    ids, mask = ids[:, 0], mask[:, 0]
+                batch[f"{name}_ids"], batch[f"{name}_mask"] = ids, mask
+            if self._options:
+                batch |= self._of_options(samples)
         if self._has_label:
             batch["label"] = np.array([s["label"] for s in samples], np.int32)
         batch["skipped"] = [entry for s in samples for entry in s["skipped"]]
         return batch
+
+    def _encoded(self, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of equally many texts of each sample, ``[batch, texts, length]``, and which are no padding."""
+        ids, mask = self._text.encode([words for row in rows for words in row])
+        return ids.reshape(len(rows), len(rows[0]), -1), mask.reshape(len(rows), len(rows[0]), -1)
+
+    def _of_options(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """``options_ids`` and ``options_mask`` ``[batch, options, length]``, and ``answer_index``: -1 without any."""
+        rows = [(*s["options"], *[""] * (self._options - len(s["options"]))) for s in samples]
+        ids, mask = self._encoded(rows)
+        there = np.array([[i < len(s["options"]) for i in range(self._options)] for s in samples])[..., None]
+        places = [s["options"].index(s["answer"]) if s["answer"] in s["options"] else -1 for s in samples]
+        return {
+            "options_ids": ids * there,
+            "options_mask": mask & there,
+            "answer_index": np.array(places, np.int32),
+        }
 
 
 class ReadBatch:
@@ -158,7 +226,8 @@ class Pipeline:
     A batch is a dict of this process's share:
 
     * ``video uint8 [batch, time, height, width, 3]`` (the token source: ``tokens/SEGMENT [batch, *sides, …]``);
-    * with a text tokenizer ``text_ids int32 [batch, length]`` and ``text_mask bool [batch, length]``;
+    * with a text tokenizer ``text_ids int32 [batch, length]`` and ``text_mask bool [batch, length]`` of the captions,
+      and of what other texts the source has the same as ``NAME_ids`` and ``NAME_mask`` (``question_ids``, …);
     * where the source has classes ``label int32 [batch]``;
     * what else is an array in its samples, such as ``audio float32 [batch, samples, channels]``;
     * with ``image_batch_size`` also ``image``: a dict of these fields for random frames (time = 1) of other
@@ -168,6 +237,7 @@ class Pipeline:
       source: what to read; with buckets one for each, of the same samples at another clip size.
       batch_size: videos per batch in the whole job; with buckets one for each.
       shares: of the steps, relative to each other; one for each bucket.
+      phases: other shares from named steps on (``BucketSchedule``).
       seed: decides the order and, with the position, the crops and windows.
       workers: worker processes; 0 reads in background threads of this process.
       text: tokenizer of the captions; ``None`` leaves the text out.
@@ -195,6 +265,7 @@ class Pipeline:
         workers: int,
         text: TextTokenizer | None,
         shares: Sequence[float] = (1,),
+        phases: Sequence[tuple[int, Sequence[float]]] = (),
         image_batch_size: int = 0,
         image_source: Source | Sequence[Source] | None = None,
         share: Callable[[int], tuple[int, int]] = lambda size: (0, 1),
@@ -211,6 +282,8 @@ class Pipeline:
             raise UserError("the data set of images is empty; check data.image_source.path")
         if bool(pictures[0].classes) != bool(sources[0].classes) or len(pictures[0].classes) > len(sources[0].classes):
             raise UserError("images and videos have other classes; leave data.image_source out, or give both the same")
+        if image_batch_size and pictures[0].texts != sources[0].texts:
+            raise UserError("images and videos have other texts; leave data.image_source out, or give both the same")
         if len({len(source) for source in sources}) > 1:
             raise UserError("the data set has another number of samples for each bucket, so they share no order")
         if min(batch_sizes) < 1 or image_batch_size < 0:
@@ -221,15 +294,15 @@ class Pipeline:
         self.skipped: dict[str, str] = {}
         self.cut = 0
         # Streams of videos and images have the seeds 0 and 1 beside this one.
-        self._schedule = BucketSchedule(batch_sizes, shares, _seed_of(seed, 2))
+        self._schedule = BucketSchedule(batch_sizes, shares, _seed_of(seed, 2), phases)
         self._read = ReadBatch(
             self._schedule,
-            [_samples(source, _seed_of(seed, 0), shuffle, single_frame=False) for source in sources],
+            [_samples(source, _seed_of(seed, 0), shuffle, text) for source in sources],
             batch_sizes,
-            [_samples(source, _seed_of(seed, 1), shuffle, single_frame=True) for source in pictures],
+            [_samples(source, _seed_of(seed, 1), shuffle, text, True) for source in pictures],
             image_batch_size,
             share,
-            Collate(text, bool(sources[0].classes)),
+            Collate(text, bool(sources[0].classes), sources[0].texts),
         )
         self._workers = workers
         self._died: int | None = None
@@ -315,9 +388,11 @@ def _seed_of(seed: int, kind: int) -> int:
     return int(np.random.SeedSequence([seed, kind]).generate_state(1)[0])
 
 
-def _samples(source: Source, seed: int, shuffle: bool, single_frame: bool) -> grain.MapDataset:
+def _samples(
+    source: Source, seed: int, shuffle: bool, text: TextTokenizer | None, single_frame: bool = False
+) -> grain.MapDataset:
     """The samples of a source by global position, epoch after epoch."""
     order = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         order = order.shuffle()
-    return order.repeat().random_map(Readable(source, single_frame=single_frame))
+    return order.repeat().random_map(Readable(source, single_frame, text))

@@ -35,6 +35,7 @@ TONES = {"dark": 45, "grey": 120, "pale": 205}
 TEXTURES = ("plain", "gradient", "striped")
 
 FPS = 8.0
+SUBTITLE = "subtitle"
 _CROWDED = 0.75
 """Scale of the radii where two shapes share the frame and its room."""
 _MARGIN = 0.02
@@ -50,6 +51,12 @@ def caption(attributes: dict[str, Any]) -> str:
         for s in attributes["shapes"]
     )
     return f"{' and '.join(shapes)} on a {attributes['tone']} {attributes['texture']} background"
+
+
+def subtitle(attributes: dict[str, Any]) -> str:
+    """What somebody who watches a scene might say: fewer things than its caption tells, in other words."""
+    shapes = (f"the {s['colour']} {s['form']} goes {' and '.join(s['directions'])}" for s in attributes["shapes"])
+    return f"look, {', '.join(shapes)}"
 
 
 def _one_of(name: str, words) -> str:
@@ -167,16 +174,23 @@ def background(attributes: dict[str, Any], height: int, width: int) -> Float[np.
     return tone + _TONE_RANGE * shade
 
 
-def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time height width 3"]:
-    """Draws a scene; shapes need their ``start`` (see ``ShapesSource.sample``)."""
+def covers(attributes: dict[str, Any], clip: Clip) -> list[Float[np.ndarray, "time height width"]]:
+    """How much of each pixel every shape covers; shapes need their ``start`` (see ``ShapesSource.sample``)."""
     progress = np.linspace(0, 1, clip.frames, dtype=np.float32) if clip.frames > 1 else np.zeros(1, np.float32)
-    grey = background(attributes, clip.height, clip.width)
-    video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
+    found = []
     for shape in attributes["shapes"]:
         centres = np.asarray(shape["start"], np.float32) + path(shape, progress)
         radius = radius_of(shape["size"], len(attributes["shapes"]))
-        mask = form_mask(shape["form"], centres, radius, clip.height, clip.width)[..., None]
-        video = video + mask * (np.array(COLOURS[shape["colour"]], np.float32) - video)
+        found.append(form_mask(shape["form"], centres, radius, clip.height, clip.width))
+    return found
+
+
+def render(attributes: dict[str, Any], clip: Clip) -> UInt8[np.ndarray, "time height width 3"]:
+    """Draws a scene; shapes need their ``start`` (see ``ShapesSource.sample``)."""
+    grey = background(attributes, clip.height, clip.width)
+    video = np.broadcast_to(grey[None, :, :, None], (clip.frames, clip.height, clip.width, 3))
+    for shape, cover in zip(attributes["shapes"], covers(attributes, clip), strict=True):
+        video = video + cover[..., None] * (np.array(COLOURS[shape["colour"]], np.float32) - video)
     return (video + 0.5).astype(np.uint8)
 
 
@@ -196,6 +210,7 @@ class ShapesSource(Source):
       turn: probability that the first shape changes its direction half-way.
       directions: labels tell where the first shape moves, too: 96 classes instead of 24.
       without: a colour that no shape has; empty: all occur.
+      subtitle: samples have a second text, ``subtitle``.
     """
 
     classes = tuple(f"{colour} {form}" for form in FORMS for colour in COLOURS)
@@ -213,6 +228,7 @@ class ShapesSource(Source):
         turn: float = 0.0,
         directions: bool = False,
         without: str = "",
+        subtitle: bool = False,
     ):
         super().__init__(clip=clip, seed=seed, split="eval" if split == COMPOSITION else split)
         self.split = split
@@ -225,11 +241,16 @@ class ShapesSource(Source):
         self._second_shape = second_shape
         self._turn = turn
         self._directions = directions
+        self.texts = type(self).texts_said({"subtitle": subtitle})
         if directions:
             self.classes = tuple(f"{name} {way}" for name in self.classes for way in DIRECTIONS)
 
     def __len__(self) -> int:
         return self._length
+
+    @classmethod
+    def texts_said(cls, settings):
+        return (*cls.texts, SUBTITLE) if settings.get(SUBTITLE) else cls.texts
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """The scene at ``index``; nothing about reading it is random, so ``rng`` is not used."""
@@ -242,10 +263,23 @@ class ShapesSource(Source):
             "label": self.classes.index(name),
             "fps": self.clip.fps or FPS,
             "attributes": attributes,
+            **({SUBTITLE: subtitle(attributes)} if SUBTITLE in self.texts else {}),
         }
+
+    def segments(self, sample: dict[str, Any]) -> np.ndarray:
+        """1 for the background, 2 and 3 for the shapes, where they cover half of a pixel."""
+        clip, attributes = self.clip, sample["attributes"]
+        labels = np.ones((clip.frames, clip.height, clip.width), np.int32)
+        for number, cover in enumerate(covers(attributes, clip), start=2):
+            labels[cover >= 0.5] = number
+        return labels
 
     def caption(self, index: int) -> str:
         return caption(self._scene(np.random.default_rng([self.seed, index])))
+
+    def texts_at(self, index: int) -> list[str]:
+        attributes = self._scene(np.random.default_rng([self.seed, index]))
+        return [caption(attributes), *([subtitle(attributes)] if SUBTITLE in self.texts else [])]
 
     def captions(self) -> list[str] | None:
         """Every caption of this split, or ``None`` where scenes of two shapes make them too many to list."""

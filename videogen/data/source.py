@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -47,12 +47,21 @@ class Source:
       uncaptioned: whether it was asked for to train models of text without any caption.
       keeps_apart: whether samples of 'eval' do not occur in 'train'.
       made_from: of a token cache, the ``source`` config, ``clip`` and ``split`` of the videos, where it says so.
-      field: what a sample is learned from: ``video``, or ``tokens``.
+      field: what a sample is learned from: ``video``, ``tokens`` or ``pose``.
+      texts: the texts of a sample: ``caption``, which may be empty and is cut where it is too long, and, of a source of
+        questions, ``question``, ``answer`` and ``wrong``, or a second text of a clip, such as ``subtitle``. Texts other
+        than captions are never cut: such a sample is skipped. Of several questions about a clip, each of their texts is
+        a tuple, and all samples have equally many. With questions a sample also has ``kind`` and ``options``, a tuple
+        of possible answers, empty for an open question.
+      questions_per_clip: how many questions a sample has, where it has any.
       judged: whether captions name all there is to see, so that ``metrics.judge`` can read them back from videos.
+      signed: whether they name the words that a figure signs, so that ``metrics.gestures`` can.
     """
 
     field = "video"
-    judged = False
+    judged = signed = False
+    texts: tuple[str, ...] = ("caption",)
+    questions_per_clip = 1
 
     classes: tuple[str, ...] = ()
     captioned: int | None = None
@@ -67,10 +76,20 @@ class Source:
         self.seed = seed
         self.split = split
 
+    @classmethod
+    def texts_said(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """``texts`` of a source with these settings."""
+        return cls.texts
+
     @property
     def fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """Name -> shape and dtype of the arrays of a sample that training reads, sound aside."""
         return {"video": ((self.clip.frames, self.clip.height, self.clip.width, 3), np.uint8)}
+
+    @classmethod
+    def described(cls, clip: Clip, settings: Any) -> dict[str, tuple[tuple[int, ...], type]]:
+        """``fields`` of samples of this size where the data are not at hand; ``settings`` are the source's section."""
+        return {"video": ((clip.frames, clip.height, clip.width, 3), np.uint8)}
 
     @property
     def fps(self) -> float | None:
@@ -101,6 +120,10 @@ class Source:
         """What decides window and crop: a generator in 'train' and where windows are random by name, else nothing."""
         return rng if self.split == "train" or self.clip.window == "random" else None
 
+    def segments(self, sample: dict[str, Any]) -> np.ndarray | None:
+        """A label of every pixel of a sample, from 1, of a source that has drawn it; ``None``: it knows none."""
+        return None
+
     def label(self, index: int) -> int:
         """The label of sample ``index``, of a source with ``classes``; without decoding where it can be had so."""
         return self[index]["label"]
@@ -108,6 +131,14 @@ class Source:
     def caption(self, index: int) -> str:
         """The caption of sample ``index``; sources do without decoding where they can."""
         return self[index]["caption"]
+
+    def texts_at(self, index: int) -> list[str]:
+        """What a vocabulary learns from sample ``index``: all of its texts."""
+        return [self.caption(index)]
+
+    def name_of(self, index: int) -> str:
+        """What sample ``index`` is called in messages."""
+        return f"sample {index}"
 
 
 def held_out(key: str, share: float) -> bool:

@@ -18,6 +18,9 @@ PAD = 0
 LONGEST_TEXT = 2**16
 """Characters of a caption that are read; a word of megabytes would keep a tokenizer busy for minutes."""
 
+SPACES, GOING_ON = ("Ġ", "▁"), "##"
+"""What pieces begin with that begin a word, or go on with it."""
+
 Encoded = tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]
 
 
@@ -34,6 +37,20 @@ class ByteTokenizer:
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Ids, cut or padded to ``length``, and which of them are text."""
         return _pad([[b + 1 for b in _readable(caption).encode()[: self.length]] for caption in captions], self.length)
+
+    @property
+    def begins(self) -> Bool[np.ndarray, "ids"]:
+        """Ids that begin a word: a space belongs to the word behind it."""
+        return np.arange(self.vocabulary_size) == 1 + ord(" ")
+
+    @property
+    def markers(self) -> Bool[np.ndarray, "ids"]:
+        """Ids that are no part of what is said."""
+        return np.arange(self.vocabulary_size) == PAD
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids of one caption, without padding; bytes that are no UTF-8 become U+FFFD."""
+        return bytes(int(i) - 1 for i in ids if i != PAD).decode(errors="replace")
 
     def is_cut(self, caption: str) -> bool:
         """Whether a caption has more tokens than ``length``."""
@@ -76,9 +93,32 @@ class FileTokenizer:
         """The largest id a caption can have; ids of a file need not be without gaps."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=PAD)
 
+    @property
+    def begins(self) -> Bool[np.ndarray, "ids"]:
+        """Ids that begin a word: ``Ġ`` (byte-level BPE) and ``▁`` (SentencePiece) begin one, ``##`` (WordPiece) goes on
+        with it; in a vocabulary without all of these every piece is a word."""
+        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        found = np.ones(self.largest_id + 1, bool)
+        spaced = any(piece.startswith(SPACES) for piece in pieces)
+        for piece, number in pieces.items():
+            found[number] = piece.startswith(SPACES) if spaced else not piece.startswith(GOING_ON)
+        return found
+
+    @property
+    def markers(self) -> Bool[np.ndarray, "ids"]:
+        """Ids that are no part of what is said: padding, beginnings, ends."""
+        found = np.zeros(self.largest_id + 1, bool)
+        special = [number for number, piece in self._tokenizer.get_added_tokens_decoder().items() if piece.special]
+        found[special] = True
+        return found
+
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Ids, cut or padded to ``length``, and which of them are text."""
         return _pad([e.ids for e in self._tokenizer.encode_batch(list(map(_readable, captions)))], self.length)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids of one caption, without special ones."""
+        return self._tokenizer.decode([int(i) for i in ids]).strip()
 
     def is_cut(self, caption: str) -> bool:
         """Whether a caption has more tokens than ``length``."""

@@ -24,13 +24,15 @@ _TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 class Stopped(Exception):
-    """Decoding ended before the window was full: at ``time`` in seconds, because of ``reason``, with ``chosen``."""
+    """Decoding ended before the window was full: at ``time`` in seconds, because of ``reason``, with ``chosen`` frames
+    and their ``times``."""
 
     def __init__(self, time: float, reason: str):
         super().__init__(reason)
         self.time = time
         self.reason = reason
         self.chosen: list[np.ndarray] = []
+        self.times: list[float] = []
 
 
 class Untrusted(Exception):
@@ -116,10 +118,14 @@ class Video:
         container = self._container.format.name.split(",")[0]
         return {"container": container, "codec": context.codec.name, "size": size, "fps": round(self.rate, 3)}
 
+    @property
+    def first(self) -> float:
+        """When the stream begins, in seconds."""
+        return (self._stream.start_time or 0) * self.time_base
+
     def extent(self) -> tuple[float, float]:
         """When the stream begins and is said to end, in seconds."""
-        stream, container = self._stream, self._container
-        first = (stream.start_time or 0) * self.time_base
+        stream, container, first = self._stream, self._container, self.first
         if stream.duration:
             return first, first + stream.duration * self.time_base
         if container.duration:

@@ -14,7 +14,9 @@ from etils import epath
 from jaxtyping import UInt8
 
 from videogen.data.clip import Clip, check_frames
-from videogen.data.decode import decode_beginning, decode_fitted, decode_whole
+from videogen.data.decode import Decoded, decode_beginning, decode_fitted, decode_whole
+from videogen.data.decode_spread import decode_spread
+from videogen.data.decode_stream import decode_stream
 from videogen.data.media import PIXEL_BUDGET
 from videogen.data.source import SampleError
 from videogen.errors import UserError
@@ -91,6 +93,27 @@ def read_beginning(path: epath.PathLike, clip: Clip, needed: int | None = None) 
     """
     with _one_line(path):
         return decode_beginning(os.fspath(path), str(path), clip, needed).video
+
+
+def read_spread(path: epath.PathLike, clip: Clip) -> Decoded:
+    """Frames spread over a whole video file, at most at the clip's rate, each with its own time (``decode_spread``).
+
+    Raises:
+      UserError: the file is missing, too short or cannot be decoded.
+    """
+    with _one_line(path):
+        return decode_spread(os.fspath(path), str(path), clip, None)
+
+
+def read_stream(path: epath.PathLike, clip: Clip) -> Iterator[tuple[UInt8[np.ndarray, "height width 3"], float]]:
+    """The frames of a video file one after another, at the size and rate of a clip, with the second of each
+    (``decode_stream``).
+
+    Raises:
+      UserError: the file is missing or cannot be decoded, or not to its end: what is good comes before.
+    """
+    with _one_line(path):
+        yield from decode_stream(os.fspath(path), str(path), clip)
 
 
 def read_fitted(path: epath.PathLike, clip: Clip) -> tuple[Frames, float]:

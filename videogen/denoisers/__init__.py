@@ -1,5 +1,7 @@
-"""Networks that predict what is in a noisy clip, for generators and decoders. They know nothing of processes."""
+"""Networks that predict what is in a noisy clip, for generators and decoders. They know nothing of solvers."""
 
+from videogen.denoisers.branch import ORIGIN, Beside, TokenBranch
 from videogen.denoisers.registers import EARLY_LAYER, RegisterDenoiser
+from videogen.denoisers.video import Prepared, VideoTransformer
 
-__all__ = ["EARLY_LAYER", "RegisterDenoiser"]
+__all__ = ["EARLY_LAYER", "ORIGIN", "Beside", "Prepared", "RegisterDenoiser", "TokenBranch", "VideoTransformer"]

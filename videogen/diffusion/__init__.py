@@ -18,11 +18,13 @@ from videogen.diffusion.guidance import (
     Guidance,
     Guided,
     Interval,
+    Remembering,
     Rescale,
     RisingClassifierFree,
     with_memory,
 )
 from videogen.diffusion.latent_statistics import LatentStatistics, NormalisedLatents
+from videogen.diffusion.overlaps import over_windows, window_starts
 from videogen.diffusion.predictions import PREDICTIONS, WEIGHTS
 from videogen.diffusion.processes import (
     BETAS,
@@ -47,6 +49,7 @@ from videogen.diffusion.solvers import (
     check_times,
     fresh_noise,
     integrate,
+    integrate_with_memory,
     sample,
 )
 from videogen.diffusion.times import (
@@ -110,6 +113,8 @@ def build_guidance(config: Mapping[str, Any], scale: float) -> Guidance:
 
 
 __all__ = [
+    "over_windows",
+    "window_starts",
     "BETAS",
     "BIT_PROCESSES",
     "EDM",
@@ -145,6 +150,7 @@ __all__ = [
     "NormalisedLatents",
     "Process",
     "RectifiedFlow",
+    "Remembering",
     "Rescale",
     "RisingClassifierFree",
     "Solver",
@@ -162,6 +168,7 @@ __all__ = [
     "draw_times",
     "fresh_noise",
     "integrate",
+    "integrate_with_memory",
     "mean_velocity",
     "rollout",
     "sample",

@@ -186,6 +186,35 @@ class Plain:
         return self.denoise(noisy, t), memory
 
 
-def with_memory(denoiser: Any) -> Guided | Plain:
+@dataclasses.dataclass(frozen=True)
+class Remembering:
+    """A denoiser whose network keeps something from one call to the next, for ``solvers.sample``.
+
+    Its memory is that of the network and that of the guidance.
+
+    Attributes:
+      network: ``(x_t, t, memory) -> (prediction, memory)``, or with a guidance ``((conditional, unconditional),
+        memory)``.
+      begin: ``x_t ->`` the network's memory before the first call.
+      guidance: how to join the two predictions; ``None`` where there is one.
+    """
+
+    network: Callable[[Sample, Array, Any], tuple[Any, Any]]
+    begin: Callable[[Sample], Any]
+    guidance: Guidance | None = None
+
+    def initialize(self, noisy: Sample) -> tuple[Any, Any]:
+        """The memory before the first call."""
+        return self.begin(noisy), () if self.guidance is None else self.guidance.initialize(noisy)
+
+    def __call__(self, noisy: Sample, t: Array, memory: tuple[Any, Any]) -> tuple[Sample, tuple[Any, Any]]:
+        value, own = self.network(noisy, t, memory[0])
+        if self.guidance is None:
+            return value, (own, ())
+        value, joined = self.guidance(*value, t, memory[1])
+        return value, (own, joined)
+
+
+def with_memory(denoiser: Any) -> Guided | Plain | Remembering:
     """A denoiser, guided or not, as ``initialize(x_t) -> memory`` and ``(x_t, t, memory) -> (prediction, memory)``."""
-    return denoiser if isinstance(denoiser, Guided) else Plain(denoiser)
+    return denoiser if isinstance(denoiser, Guided | Remembering) else Plain(denoiser)

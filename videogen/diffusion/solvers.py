@@ -29,6 +29,9 @@ Denoise = Callable[[Sample, Array], Sample]
 class Solver:
     """``initialize``, then ``update`` for every step, then ``finalize``. By default the state is the sample."""
 
+    calls = 1
+    """How often a step asks the denoiser."""
+
     def initialize(self, sample: Sample, time: Array) -> Any:
         """The state before the first step; ``time`` is ``[batch]`` or ``[batch, time]``."""
         return sample
@@ -62,6 +65,8 @@ class Euler(Solver):
 @dataclasses.dataclass(frozen=True)
 class Heun(Euler):
     """The mean of the velocities at both ends of the step; order 2, two calls a step. A step to data is Euler's."""
+
+    calls = 2
 
     def update(self, state: Sample, denoise: Denoise, step: Step, noise: Sample) -> Sample:
         first = _flow_velocity(state, denoise(state, step.time), step.alpha, step.sigma)
@@ -260,6 +265,18 @@ def integrate(
       start: the samples at ``grid[0]``.
       noise: number of a step -> its fresh noise; ``None`` for solvers that use none.
     """
+    return integrate_with_memory(denoiser, process, solver, grid, start, noise)[0]
+
+
+def integrate_with_memory(
+    denoiser: Callable[..., Any],
+    process: Gaussian,
+    solver: Solver,
+    grid: Float[Array, "points batch"] | Float[Array, "points batch time"],
+    start: Sample,
+    noise: Callable[[Array], Sample] | None = None,
+) -> tuple[Sample, Any]:
+    """``integrate``, and the memory of the denoiser after its last call."""
     denoiser = with_memory(denoiser)
 
     def body(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -275,7 +292,8 @@ def integrate(
         return solver.update(state, denoise, step, fresh), memory
 
     carry = (solver.initialize(start, grid[0]), denoiser.initialize(start))
-    return solver.finalize(jax.lax.fori_loop(0, len(grid) - 1, body, carry)[0])
+    state, memory = jax.lax.fori_loop(0, len(grid) - 1, body, carry)
+    return solver.finalize(state), memory
 
 
 def ancestral(

@@ -23,6 +23,7 @@ from videogen.encoders.loading import Published, plain
 from videogen.encoders.lpips import Lpips
 from videogen.encoders.preprocessing import Preprocessing
 from videogen.encoders.resnet import ResNet
+from videogen.encoders.sam import SamMaskDecoder
 from videogen.encoders.siglip import SiglipImage, SiglipText
 from videogen.encoders.stand_ins import SHIPPED, ShapesCaptions, ShapesClassifier, folder_of
 from videogen.encoders.t5 import T5, T5Config
@@ -46,6 +47,7 @@ ENCODERS: dict[str, type[Published]] = {
     "i3d": I3d,
     "inception": Inception,
     "resnet": ResNet,
+    "sam_mask_decoder": SamMaskDecoder,
     "shapes_captions": ShapesCaptions,
     "shapes_classifier": ShapesClassifier,
     "siglip_image": SiglipImage,
@@ -109,6 +111,7 @@ __all__ = [
     "ENCODERS",
     "SEEN",
     "SHIPPED",
+    "SamMaskDecoder",
     "T5",
     "AlexNet",
     "Bert",

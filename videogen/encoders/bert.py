@@ -20,6 +20,7 @@ class Bert(Published):
       kinds: number of kinds of text; every text here is of the first.
       kind: of the MLP.
       epsilon: of the norms.
+      remat: what the backward pass keeps, where it is trained along.
     """
 
     PREFIXES = ("", "bert.")
@@ -37,6 +38,7 @@ class Bert(Published):
         kinds: int = 2,
         kind: str = "gelu",
         epsilon: float = 1e-12,
+        remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -53,7 +55,7 @@ class Bert(Published):
             norm=norm,
             norm_after=True,
         )
-        self.transformer = Transformer(block_stack(width, layers, **sections, **common))
+        self.transformer = Transformer(block_stack(width, layers, remat=remat, **sections, **common))
 
     @classmethod
     def settings(cls, config):
@@ -86,12 +88,18 @@ class Bert(Published):
             ),
         }
 
+    def embedded(
+        self, vectors: Float[Array, "batch length embed"], kind: int = 0
+    ) -> Float[Array, "batch length embed"]:
+        """Words by their vectors of ``embedding``, as the first layer takes them: with positions and their kind."""
+        positions = self.positions(jnp.arange(vectors.shape[1]))
+        return self.norm(vectors + positions + self.kinds(jnp.full(vectors.shape[1], kind)))
+
     def tokens(
         self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]
     ) -> Float[Array, "batch length embed"]:
         """Every token after the last layer; ``mask`` says which exist."""
-        x = self.embedding(ids) + self.positions(jnp.arange(ids.shape[1])) + self.kinds(jnp.zeros_like(ids))
-        return self.transformer(self.norm(x), key_mask=mask)
+        return self.transformer(self.embedded(self.embedding(ids)), key_mask=mask)
 
     def __call__(
         self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"]

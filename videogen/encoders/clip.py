@@ -101,13 +101,17 @@ class ClipImage(Seen):
         Args:
           pixels: preprocessed; another size than the network's has its positions interpolated.
         """
+        return self.transformer.trunk(self.embedded(pixels))[0]
+
+    def embedded(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens embed"]:
+        """The class token and the patches before the first layer; ``pixels`` as ``tokens`` takes them."""
         x = self.patches(pixels[:, None])[:, 0]
         table = self.positions.table.get_value()
         positions = jnp.concatenate([table[:1], resize_positions(table[1:], x.shape[1:3])])
         x = x.reshape(len(x), -1, x.shape[-1])
         first = jnp.broadcast_to(self.class_token.get_value(), (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first.astype(x.dtype), x], axis=1) + positions.astype(x.dtype)
-        return self.transformer.trunk(self.first_norm(x))[0]
+        return self.first_norm(x)
 
     def read(self, pixels, reading):
         """``projected`` are the patches after the last norm, in the space that pictures and texts share."""

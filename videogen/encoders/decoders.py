@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.encoders.loading import Published, Table, block_names, linear_names, norm_names
 from videogen.errors import UserError
-from videogen.nn import Causal, Embedding, Linear, Stream, build_transformer
+from videogen.nn import Causal, Embedding, Linear, Mask, RotaryScaling, Stream, Tags, build_transformer
+from videogen.nn.masks import NONE
 
 
 def frequencies(head_width: int, base: float, scaling: Mapping[str, Any]) -> Float[np.ndarray, "half_head_width"]:
@@ -20,9 +21,10 @@ def frequencies(head_width: int, base: float, scaling: Mapping[str, Any]) -> Flo
     Args:
       head_width: even.
       base: wavelength base.
-      scaling: ``{rope_type, …}``: ``default``; ``linear`` with a ``factor``; or ``llama3``, which divides slow
-        frequencies by ``factor``, keeps fast ones, and mixes between ``low_freq_factor`` and ``high_freq_factor`` turns
-        of the context it was first trained with.
+      scaling: ``{rope_type, …}``: ``default``; ``linear`` or ``ntk`` with a ``factor`` (``nn.RotaryScaling``), where
+        ``ntk`` is ours, for contexts that the model was not trained with; or ``llama3``, which divides slow frequencies
+        by ``factor``, keeps fast ones, and mixes between ``low_freq_factor`` and ``high_freq_factor`` turns of the
+        context it was first trained with.
 
     Raises:
       UserError: another kind.
@@ -31,11 +33,11 @@ def frequencies(head_width: int, base: float, scaling: Mapping[str, Any]) -> Flo
     own = base ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
     if kind == "default":
         return own
-    if kind == "linear":
-        return own / scaling["factor"]
+    if kind in ("linear", "ntk"):
+        return RotaryScaling(kind=kind, factor=scaling["factor"]).frequencies(head_width, base)
     if kind != "llama3":
         raise UserError(
-            f"config.json: rotary positions of the type {kind!r} are not known; known: default, linear, llama3"
+            f"config.json: rotary positions of the type {kind!r} are not known; known: default, linear, llama3, ntk"
         )
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * own / (2 * math.pi)
@@ -55,6 +57,9 @@ class Decoder(Published):
       epsilon: of the norms.
       rope: ``{rope_theta, …}``: base and scaling of the rotary positions, as for ``frequencies``.
       tied: scores of tokens come from the table of embeddings.
+      lora: ``{rank, alpha}`` of low-rank updates of all linear layers of the blocks, or with ``only`` of these
+        projections of the attention; ``None``: none, as published.
+      remat: what a backward pass keeps, a name in ``nn.REMAT_POLICIES``.
     """
 
     SKIPPED = ("*.rotary_emb.inv_freq", "lm_head.weight")
@@ -75,11 +80,13 @@ class Decoder(Published):
         epsilon: float = 1e-6,
         rope: Mapping[str, Any] | None = None,
         tied: bool = False,
+        lora: Mapping[str, Any] | None = None,
+        remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.width, self.vocabulary_size = width, vocabulary_size
-        rope = rope or {}
+        rope, update = rope or {}, {"lora": lora} if lora else {}
         self.frequencies = tuple(frequencies(head_width, rope.get("rope_theta", 10_000.0), rope).tolist())
         self.embedding = Embedding(vocabulary_size, width, dtype=dtype, rngs=rngs)
         section = dict(
@@ -89,10 +96,10 @@ class Decoder(Published):
             mlp_width=hidden,
             norm={"name": "rms", "epsilon": epsilon},
             qk_norm=False,
-            attention=dict(key_value_heads=key_value_heads, head_width=head_width, bias=bias),
-            mlp={"kind": "swiglu", "bias": mlp_bias},
+            attention=dict(key_value_heads=key_value_heads, head_width=head_width, bias=bias, **update),
+            mlp={"kind": "swiglu", "bias": mlp_bias, **({} if "only" in (lora or {}) else update)},
         )
-        self.transformer = build_transformer(section, dtype=dtype, rngs=rngs)
+        self.transformer = build_transformer(section, remat=remat, dtype=dtype, rngs=rngs)
         shape = dict(axes=("embed", "vocabulary"), bias=False)
         self.head = None if tied else Linear(width, vocabulary_size, **shape, dtype=dtype, rngs=rngs)
 
@@ -145,6 +152,8 @@ class Decoder(Published):
         mask: Bool[Array, "batch length"] | None = None,
         *,
         positions: Int[Array, "batch length"] | None = None,
+        sees: Mask = Causal(),
+        tags: Tags = NONE,
         stream: Stream | None = None,
     ) -> Float[Array, "batch length width"]:
         """Every token after the last norm.
@@ -153,10 +162,29 @@ class Decoder(Published):
           embedded: from ``embedding``, or of another modality.
           mask: which tokens exist; a text may be padded on either side.
           positions: of the tokens; by default 0, 1, ….
+          sees: which tokens may see which, where it is not the past.
+          tags: of the tokens, which ``sees`` compares.
           stream: the caches of ``begin``, which these tokens continue.
         """
-        call = self._call(embedded, mask, positions)
-        return self.transformer.finish(self.transformer.trunk(embedded, **call, stream=stream)[0])
+        given = dict(positions=positions, sees=sees, tags=tags, stream=stream)
+        return self.transformer.finish(self.trunk(embedded, mask, **given)[0])
+
+    def trunk(
+        self,
+        embedded: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        positions: Int[Array, "batch length"] | None = None,
+        sees: Mask = Causal(),
+        tags: Tags = NONE,
+        **call: Any,
+    ) -> tuple[Float[Array, "batch some width"], Mapping[str, Any]]:
+        """Tokens before the last norm, and the arguments of the layers as hooks left them (``Transformer.trunk``).
+
+        Arguments are those of ``tokens``, and what else the layers and their hooks take.
+        """
+        own = {**self._call(embedded, mask, positions), "mask": sees, "tags": tags}
+        return self.transformer.trunk(embedded, **own, **call)[:2]
 
     def states(
         self, embedded: Float[Array, "batch length width"], mask: Bool[Array, "batch length"] | None = None
@@ -172,9 +200,12 @@ class Decoder(Published):
         angles = jnp.broadcast_to(angles, (len(embedded), *angles.shape[1:]))
         return dict(mask=Causal(), key_mask=mask, rotary=angles)
 
-    def begin(self, batch: int, length: int) -> tuple[Any, ...]:
-        """The caches of empty texts of at most ``length`` tokens, for decoding with a ``Stream``."""
-        return self.transformer.begin(batch, length)
+    def begin(self, batch: int, length: int, tags: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """The caches of empty texts of at most ``length`` tokens, for decoding with a ``Stream``.
+
+        With ``tags``, none or some, they know their places (``nn.caches.Places``).
+        """
+        return self.transformer.begin(batch, length, tags=tags)
 
     def scores(self, tokens: Float[Array, "batch length width"]) -> Float[Array, "batch length vocabulary"]:
         """Logits of what follows each token."""

@@ -33,6 +33,8 @@ class Source:
       times: a vector that multiplies the outputs (the layer scale behind a linear layer).
       sides: of the inputs of a linear layer over a flattened map ``[channels, *sides]``; it is a convolution here.
       default: value of a parameter that the file may lack.
+      transposed: the kernel of a transposed convolution whose stride is its size, which PyTorch keeps as ``[inputs,
+        outputs, *sides]`` and we as ``[inputs, *sides, outputs]``.
     """
 
     names: Sequence[str]
@@ -40,6 +42,7 @@ class Source:
     times: str | None = None
     sides: Sequence[int] = ()
     default: float | None = None
+    transposed: bool = False
 
 
 Table = Mapping[str, "str | Source"]
@@ -252,7 +255,9 @@ class _Reader:
         found = [list(a.shape) for a in arrays]
         if source.sides:
             arrays = [a.reshape(len(a), -1, *source.sides) if a.size == math.prod(shape) else a for a in arrays]
-        if kernel:
+        if source.transposed:
+            arrays = [np.moveaxis(a, 1, -1) if a.ndim > 1 else a for a in arrays]
+        elif kernel:
             arrays = [_turned(a, name) for a, name in zip(arrays, names, strict=True)]
         wrong = len({a.shape[:-1] for a in arrays}) > 1 or sum(a.size for a in arrays) != math.prod(shape)
         array = None if wrong else np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]

@@ -111,6 +111,7 @@ class VideoSwin(Published):
       width: channels of the first stage; every stage has twice those of the one before.
       depths, heads: layers and heads of each stage.
       window: sides of the boxes, in places of the grid.
+      patch: frames, rows and columns of a patch; published files have (2, 4, 4), VIOLET (1, 4, 4).
       classes: of the classifier; 0 leaves it out.
     """
 
@@ -125,12 +126,13 @@ class VideoSwin(Published):
         depths: Sequence[int] = (2, 2, 6, 2),
         heads: Sequence[int] = (3, 6, 12, 24),
         window: Triple = (8, 7, 7),
+        patch: Triple = PATCH,
         classes: int = 400,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         common = dict(dtype=dtype, rngs=rngs)
-        self.patches = Patches(PATCH, width, **common)
+        self.patches = Patches(patch, width, **common)
         self.patch_norm = LayerNorm(width, epsilon=EPSILON, rngs=rngs)
         stages, mergings = [], []
         for number, (depth, count) in enumerate(zip(depths, heads, strict=True)):
@@ -188,7 +190,7 @@ class VideoSwin(Published):
 
     def maps(self, pixels: Float[Array, "batch time height width 3"]) -> Latents:
         """The normalised last map of preprocessed clips; what patches do not tile gets zeros behind."""
-        edges = [(0, 0), *((0, -n % p) for n, p in zip(pixels.shape[1:4], PATCH, strict=True)), (0, 0)]
+        edges = [(0, 0), *((0, -n % p) for n, p in zip(pixels.shape[1:4], self.patches.size, strict=True)), (0, 0)]
         x = self.patch_norm(self.patches(jnp.pad(pixels, edges)))
         for s, layers in enumerate(self.stages):
             x = self.mergings[s - 1](x) if s else x

@@ -17,6 +17,7 @@ from videogen.encoders.preprocessing import Preprocessing
 from videogen.errors import UserError, near_matches
 from videogen.nn import Linear, Transformer, build_transformer, patchify, resize_cubic
 from videogen.nn.attention import PROJECTIONS
+from videogen.nn.transformer import Around
 from videogen.shapes import Video
 
 ACTIVATIONS = {
@@ -52,6 +53,8 @@ def tower(
     taps: Sequence[int] = (),
     bias: Sequence[str] = PROJECTIONS,
     attention: dict[str, Any] | None = None,
+    around: Around | None = None,
+    remat: str = "none",
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> Transformer:
@@ -64,6 +67,8 @@ def tower(
       taps: as ``nn.Transformer`` takes them.
       bias: the projections of the attention that have one.
       attention: further settings of the attention.
+      around: makes the layer of each block, as ``nn.block_stack`` takes it.
+      remat: what the backward pass keeps.
     """
     config = dict(
         width=width,
@@ -75,7 +80,7 @@ def tower(
         attention={"bias": bias, **(attention or {})},
         mlp={"kind": kind, "bias": True},
     )
-    return build_transformer(config, taps=taps, dtype=dtype, rngs=rngs)
+    return build_transformer(config, taps=taps, around=around, remat=remat, dtype=dtype, rngs=rngs)
 
 
 class Patches(nnx.Module):

@@ -12,15 +12,24 @@ from flax import nnx
 from jaxtyping import Int
 
 from videogen import data
-from videogen.data.inputs import HeldOut, build_source, clip_of, held_out, pixel_source
+from videogen.data.inputs import HeldOut, build_source, held_out, pixel_source
 from videogen.data.shapes_source import COMPOSITION, ShapesSource
 from videogen.errors import UserError, near_matches
 from videogen.evaluation import geneval, stand_in
+from videogen.evaluation.captioning import captions
 from videogen.evaluation.completion import completion
 from videogen.evaluation.downstream import downstream
+from videogen.evaluation.measured import MEASURED
 from videogen.evaluation.origin import commit, hardware, of_model
 from videogen.evaluation.presets import PRESETS
+from videogen.evaluation.prompts import clips_of_split, unseen_prompts
+from videogen.evaluation.questions import questions
 from videogen.evaluation.rate_distortion import rate_distortion
+from videogen.evaluation.recognition import recognition
+from videogen.evaluation.retrieval import retrieval
+from videogen.evaluation.signs import signs
+from videogen.evaluation.streams import streams
+from videogen.evaluation.variety import within_prompts
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics.judge import fidelity, judge
 from videogen.metrics.temporal import in_time
@@ -28,27 +37,13 @@ from videogen.shapes import VideoShape
 from videogen.tasks import reconstruct
 from videogen.tasks.base import Keep, compute_now
 from videogen.tasks.detokenizer import DETERMINISTIC
-from videogen.tasks.tokenizer import FIDELITY, TokenizerTask
+from videogen.tasks.tokenizer import FIDELITY, TokenizerTask, check_pixels
 from videogen.training.loading import Loaded
 
 DENOISING_STEPS = (1, 2, 4, 8)
 JUDGED = ("colour", "form", "direction")
 """What a prompt is judged by, the columns of ``correct`` in the clips of ``prompt_fidelity``."""
 SHOWN = 12
-
-MEASURED = {
-    "psnr": "PSNR of pixels clamped and rounded to uint8, per frame; mean over frames, then clips",
-    "ssim": "SSIM per frame and RGB channel, window 11; mean over frames, then clips",
-    "gradient_sharpness": "1-Wasserstein distance of the frames' gradient magnitudes, in grey levels",
-    "class_agreement": "share of frames whose likeliest class of EfficientNet-lite0 is the same before and after",
-    "difference_psnr": "PSNR of the differences of neighbouring frames, a mean in dB over clips",
-    "flicker_difference": "1 - mean absolute difference of neighbouring frames: of reconstructions less of originals",
-    "written_bits_per_pixel": "bits of packed codes, or of a codec's files with headers, over the pixels of a clip",
-    "prompt_fidelity": "shares of samples in which the judge reads what the prompt says, or of their frames",
-    "geneval": "of each task the share of samples that the judge finds right, and the mean of the six",
-    "bits_per_pixel": "nominal: bits of all codes of a clip over its pixels",
-}
-"""Metric -> how it is measured, for the record of those that were."""
 
 Result = tuple[dict[str, Any], dict[str, np.ndarray]]
 """Metrics, and arrays of clips to look at."""
@@ -65,6 +60,7 @@ class Evaluation:
       split: where prompts come from.
       other: whether the clips are of another test set than the run's own.
       keep: what is computed of a batch passes through it.
+      label: begins the names that batches of samples are kept by.
       beside: protocols of numbers that are measured beside, for the record.
       weights: file of the frozen network of a protocol that has one; ``None``: that of the installed package.
     """
@@ -75,6 +71,7 @@ class Evaluation:
     split: str = "eval"
     other: bool = False
     keep: Keep = compute_now
+    label: str = "samples"
     beside: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     weights: str | None = None
 
@@ -95,7 +92,7 @@ class Evaluation:
         Raises:
           UserError: they have no pixels.
         """
-        clips = held_out(self.source, self.count)
+        clips = held_out(self.source, self.count, self.loaded.text)
         if "video" not in clips.samples[0]:
             raise UserError("a token cache holds no pixels; name the videos with --source and --path")
         return clips
@@ -147,11 +144,11 @@ def reconstruction(evaluation: Evaluation) -> Result:
 
     A de-tokenizer is measured beside the frozen tokenizer's own decoder, on the same codes.
     """
-    loaded = evaluation.loaded
+    loaded, model = evaluation.loaded, evaluation.loaded.tokenizer
+    check_pixels(model)
     metrics: dict[str, Any] = loaded.task.evaluate(
         loaded.modules, evaluation.batches(), evaluation.seed, evaluation.keep
     )
-    model = loaded.tokenizer
     models = {"reconstructions": model}
     if model.coder is not model:
         models = {DETERMINISTIC: model.coder, **models}
@@ -190,32 +187,6 @@ def denoising_steps(evaluation: Evaluation) -> Result:
     return {"denoising_steps": metrics, "clips": len(evaluation.clips.samples)}, {}
 
 
-def unseen_prompts(loaded: Loaded, count: int, split: str = "eval", **settings: Any) -> list[str]:
-    """``count`` different captions of a split of the shapes source; none of them occurs in training.
-
-    Args:
-      loaded: a generator of shapes.
-      count: how many.
-      split: ``eval`` or ``composition``.
-      **settings: of the source, instead of those of the run.
-
-    Raises:
-      UserError: the split has fewer.
-    """
-    # A token cache holds training captions: the prompts come from the shapes that it was made from.
-    settings = pixel_source(loaded.config) | settings
-    source = data.build(settings, clip=clip_of(loaded.config), seed=loaded.config.seed + 1, split=split)
-    listed = source.captions()
-    if listed is not None and count > len(listed):
-        raise UserError(f"there are {len(listed)} different prompts in the split {split!r}, not {count}; ask for fewer")
-    prompts: dict[str, None] = {}
-    for index in range(len(source)):
-        if len(prompts) == count:
-            return list(prompts)
-        prompts.setdefault(source.caption(index))
-    raise UserError(f"{len(source)} clips of the split {split!r} have {len(prompts)} different prompts, not {count}")
-
-
 def prompt_fidelity(evaluation: Evaluation) -> Result:
     """What the judge reads back from one sample of each of ``count`` unseen prompts (``judge.ATTRIBUTES``).
 
@@ -247,15 +218,17 @@ def prompt_fidelity(evaluation: Evaluation) -> Result:
     metrics = {"prompt_fidelity": fidelity(videos, wanted), "prompts": len(prompts)}
     # In the order of the prompts, so that both sides show nearly the same.
     sides = f"clips of the split {evaluation.split!r} and samples of their captions"
-    return metrics | evaluation.from_real(_real(evaluation, videos.shape[1]), videos, sides), pictures
+    source = clips_of_split(loaded, evaluation.split, videos.shape[1])
+    real = np.stack([source[i]["video"] for i in range(evaluation.count)])
+    if loaded.text is not None:
+        metrics |= within_prompts(source, prompts, lambda several: _drawn_of(evaluation, several))
+    return metrics | evaluation.from_real(real, videos, sides), pictures
 
 
-def _real(evaluation: Evaluation, frames: int) -> Pixels:
-    """As many clips of the shapes of a split as are asked for, with so many frames."""
-    config = evaluation.loaded.config
-    clip = dataclasses.replace(clip_of(config), frames=frames)
-    source = data.build(pixel_source(config), clip=clip, seed=config.seed + 1, split=evaluation.split)
-    return np.stack([source[i]["video"] for i in range(evaluation.count)])
+def _drawn_of(evaluation: Evaluation, prompts: list[str]) -> Pixels:
+    """A sample of each of some prompts, which may be alike."""
+    of_each = dataclasses.replace(evaluation, count=len(prompts), label="of_prompts")
+    return _samples(of_each, encode_prompts(evaluation.loaded, prompts))
 
 
 def geneval_of_shapes(evaluation: Evaluation) -> Result:
@@ -288,7 +261,7 @@ def _samples(evaluation: Evaluation, story: dict[str, np.ndarray]) -> Pixels:
         place = {"count": len(rows), "first": int(rows[0])}
         draw = functools.partial(generator.generate, said, generator.window, evaluation.seed, **place)
         drawn = evaluation.keep(
-            f"samples_{rows[0]}", lambda draw=draw, given=given: {"videos": draw(first_frames=given)}
+            f"{evaluation.label}_{rows[0]}", lambda draw=draw, given=given: {"videos": draw(first_frames=given)}
         )
         videos.append(drawn["videos"][:counted])
     return np.concatenate(videos)
@@ -299,14 +272,31 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Result]] = {
     "prompt_fidelity": prompt_fidelity,
     "composition": prompt_fidelity,
     "geneval.shapes": geneval_of_shapes,
+    "captions": captions,
     "tasks": completion,
     "denoising_steps": denoising_steps,
     "downstream": downstream,
     "rate_distortion": rate_distortion,
+    "signs": signs,
+    "retrieval": retrieval,
+    "recognition": recognition,
+    "answers": questions,
+    "streams": streams,
 }
 
-OF_GENERATORS = ("prompt_fidelity", "composition", "geneval.shapes", "tasks")
+OF_GENERATORS = ("prompt_fidelity", "composition", "geneval.shapes", "captions", "tasks")
 """Protocols of what a generator draws; the others are of what a tokenizer reconstructs."""
+
+OF_BOTH = ("signs",)
+"""Protocols of what a generator draws from sentences, and a tokenizer from the points of clips."""
+
+ALONE = {
+    "retrieval": "what finds clips by texts",
+    "recognition": "what tells the classes of clips",
+    "streams": "models that watch streams",
+    "answers": "what answers questions about clips",
+}
+"""Protocols that are the only ones of a kind of model -> that kind."""
 
 READ_WEIGHTS = ("downstream", "rate_distortion")
 """Protocols with a frozen network, whose weights may be named."""
@@ -369,7 +359,13 @@ def evaluate(
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{near_matches(name, [*PROTOCOLS, *PRESETS])}")
-    if loaded.task.draws != (name in OF_GENERATORS):
+    own = ["retrieval"] * loaded.task.retrieves + ["recognition"] * loaded.task.recognises
+    own += ["streams"] * loaded.task.watches
+    own += ["answers"] * (loaded.task.default_protocol(loaded.config) == "answers")
+    if name not in own and (own or name in ALONE):
+        wanted = f"use --protocol={own[0]}" if own else f"it is for {ALONE[name]}"
+        raise UserError(f"{loaded.directory} holds a {loaded.config.task}, and {name} is not for it: {wanted}")
+    if name not in OF_BOTH and loaded.task.draws != (name in OF_GENERATORS):
         kinds = ("generator", "tokenizer")
         found, wanted = kinds if loaded.task.draws else reversed(kinds)
         raise UserError(f"{loaded.directory} holds a {found}, and {name} is for a {wanted}")

@@ -8,29 +8,36 @@ from flax import nnx
 from videogen import building
 from videogen.diffusion.latent_statistics import NormalisedLatents
 from videogen.errors import UserError
+from videogen.generators.adaptive_queue import AdaptiveQueue
 from videogen.generators.flow import FlowTransformer
+from videogen.generators.flow_beside import FlowBesideTokens
 from videogen.generators.flow_sampling import FlowSampler, TrainingNoise
 from videogen.generators.frame_queue import FrameQueue
 from videogen.generators.masked import MaskedTransformer
 from videogen.generators.maskgit import MaskGITSampler
 from videogen.generators.next_block import NextBlockTransformer
+from videogen.generators.next_frame import NextFrameTransformer
 from videogen.generators.next_scale import NextScaleTransformer, ScaleSampler
 from videogen.generators.sampling import BlockSampler
+from videogen.generators.shortcuts import ATTENTIONS, CACHES, ResidualCache, SparseVideoGen2
 from videogen.generators.stepping import Generator, State, Stepper
 from videogen.heads import HEADS
 
 GENERATORS = {
     "flow": FlowTransformer,
+    "flow_beside_tokens": FlowBesideTokens,
     "masked": MaskedTransformer,
     "next_block": NextBlockTransformer,
+    "next_frame": NextFrameTransformer,
     "next_scale": NextScaleTransformer,
 }
 HEADS_OF = {
-    "masked": ("bernoulli", "categorical", "depth", "diffusion", "gaussian_mixture"),
-    "next_block": ("bernoulli", "categorical", "depth", "diffusion", "gaussian_mixture"),
+    "masked": ("bernoulli", "categorical", "depth", "diffusion", "gaussian", "gaussian_mixture"),
+    "next_block": ("bernoulli", "categorical", "depth", "diffusion", "gaussian", "gaussian_mixture"),
     "next_scale": ("bernoulli", "categorical", "depth"),
 }
-"""Generator -> the heads that go with it (tests/generators/test_heads_of_generators.py); ``flow`` has none."""
+"""Generator -> the heads that go with it (tests/generators/test_heads_of_generators.py); ``flow`` has none,
+and ``next_frame`` one of its own."""
 
 SAMPLERS = {"blocks": BlockSampler, "flow": FlowSampler, "maskgit": MaskGITSampler, "scales": ScaleSampler}
 
@@ -82,10 +89,14 @@ def check_sampler(generator: Any, sampler: Any) -> None:
 
 
 __all__ = [
+    "ATTENTIONS",
+    "CACHES",
     "GENERATORS",
     "HEADS_OF",
     "SAMPLERS",
+    "AdaptiveQueue",
     "BlockSampler",
+    "FlowBesideTokens",
     "FlowSampler",
     "FlowTransformer",
     "FrameQueue",
@@ -93,9 +104,12 @@ __all__ = [
     "MaskGITSampler",
     "MaskedTransformer",
     "NextBlockTransformer",
+    "NextFrameTransformer",
     "NextScaleTransformer",
     "NormalisedLatents",
+    "ResidualCache",
     "ScaleSampler",
+    "SparseVideoGen2",
     "State",
     "Stepper",
     "TrainingNoise",

@@ -1,8 +1,8 @@
 """The video diffusion transformer: a flow (or any process of ``videogen.diffusion``) over latents, or bits of codes.
 
-It is made of the blocks of the other generators, with a modulation by the noise level. That level may be the clip's or
-each frame's own (diffusion forcing; Chen et al., 2024): then frames that are given are frames without noise, and clips
-may be drawn frame after frame, in a pyramid or through a queue (``frame_queue``).
+The network is ``denoisers.VideoTransformer``. The noise level may be the clip's or each frame's own (diffusion forcing;
+Chen et al., 2024): then frames that are given are frames without noise, and clips may be drawn frame after frame, in a
+pyramid or through a queue (``frame_queue``).
 """
 
 import dataclasses
@@ -13,37 +13,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from videogen import building, diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
+from videogen.denoisers import Prepared, VideoTransformer
 from videogen.errors import UserError, near_matches
+from videogen.generators.adaptive_queue import AdaptiveQueue
 from videogen.generators.deep_text import DeepText
-from videogen.generators.flow_sampling import SHIFTS, FlowSampler, FlowWindow, TrainingNoise, frame_noise
+from videogen.generators.denoising import denoiser_of
+from videogen.generators.flow_sampling import SHIFTS, FlowSampler, FlowWindow, TrainingNoise, frame_noise, read_window
 from videogen.generators.frame_queue import FrameQueue
+from videogen.generators.shortcuts import Call
 from videogen.generators.stepping import At, Generator
 from videogen.nn import (
-    MODULATIONS,
-    BlockCausal,
+    BlockWindow,
     Embedding,
-    ExtraKeys,
-    Full,
-    LearnedPositions,
     Linear,
     Mask,
     MicroBatch,
-    TimeEmbedding,
     draw,
-    lay_out,
-    modulate,
     named_key,
     patchify,
     read_transformer,
-    rotary_angles,
-    unpatchify,
-    zeros,
 )
 from videogen.shapes import Latents, TokenGrid
 from videogen.tokens import Layout, Tokens
@@ -56,23 +49,7 @@ TIMES = ("clip", "frame")
 """Whose noise level training draws: the clip's, or every latent frame's own (diffusion forcing)."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A conditioning as the transformer takes it; the same in every step of a sampler.
-
-    Attributes:
-      text: encoded captions, as wide as the transformer.
-      label: rows that are added to the time embedding.
-      keys: of the text for every layer, with deep fusion.
-    """
-
-    text: EncodedText | None
-    label: Float[Array, "batch width"] | None
-    keys: ExtraKeys | None = None
-
-
-class FlowTransformer(Generator):
+class FlowTransformer(VideoTransformer, Generator):
     """Predicts noise, data or velocity of noisy latents, or flips of bits, ``[batch, time, height, width, channels]``.
 
     Tokens without a place in the picture lie along ``width``.
@@ -90,6 +67,8 @@ class FlowTransformer(Generator):
       modulation: ``"zero"`` (an own linear layer in each block) or ``"single"`` (one for all, tables in the blocks).
       times: a name in ``TIMES``.
       causal: a frame sees itself and the past only.
+      window: ``(frames, sinks)``, in latents: of the past a frame sees the last ``frames``, itself included, and the
+        first ``sinks``; in training and sampling alike. Empty: all of it. Only with ``causal``.
       prefix_share: share of the training examples whose first frames are given: without noise, time 0 and loss.
       noise: ``{process, prediction, time_distribution, weighting, shift}``: see ``TrainingNoise``.
       condition_drop: share of examples trained with the null conditioning (for guidance).
@@ -109,6 +88,7 @@ class FlowTransformer(Generator):
         modulation: str = "zero",
         times: str = "clip",
         causal: bool = False,
+        window: Sequence[int] = (),
         prefix_share: float = 0.0,
         noise: Mapping[str, Any] = MappingProxyType({}),
         condition_drop: float = 0.1,
@@ -116,51 +96,45 @@ class FlowTransformer(Generator):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, value, known in (
-            ("text", text, TEXTS),
-            ("times", times, TIMES),
-            ("modulation", modulation, MODULATIONS),
-        ):
+        for name, value, known in (("text", text, TEXTS), ("times", times, TIMES)):
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
         noise = building.build({"noise": TrainingNoise}, {"name": "noise", **noise}, "section")
         self.process, self.times_of = noise.build_process(), noise.build_time_distribution()
         self.shift = noise.shift
-        section = read_transformer(transformer, norm="layer", rotary=True)
         self.statistics = noise.build_values(vocabulary, channels)
-        self.channels, self.patch, self.grid = self.statistics.channels, tuple(patch), TokenGrid(*grid)
-        places = self.tokens(self.grid).tokens
-        self.joint, self.causal, self.frame_times = text == "joint", causal, times == "frame"
-        self.prefix_share, self.dropout, self.condition_drop = prefix_share, section.dropout, condition_drop
-        self.width = width = section.width
-        self.rotary, self.head_width = section.rotary, section.head_width
-        size = self.channels * int(np.prod(patch))
-        common = dict(dtype=dtype, rngs=rngs)
-        self.embed = Linear(size, width, axes=(None, "embed"), **common)
-        self.positions = None if section.rotary else LearnedPositions(places, width, rngs=rngs)
-        self.time = TimeEmbedding(width, rngs=rngs)
-        self.label = Embedding(classes + 1, width, axes=(None, "embed"), rngs=rngs) if classes else None
         deep, plain = (context_width, None) if text == "deep" else (None, context_width)
+        joint, common = text == "joint", dict(dtype=dtype, rngs=rngs)
+        width = read_transformer(transformer, norm="layer", rotary=True).width
+        super().__init__(
+            self.statistics.channels,
+            grid,
+            transformer,
+            patch=patch,
+            context_width=width if plain and not joint else None,
+            joint=joint,
+            modulation=modulation,
+            causal=causal,
+            remat=remat,
+            **common,
+        )
+        self.frame_times, self.prefix_share, self.condition_drop = times == "frame", prefix_share, condition_drop
+        self.window = read_window(window, causal, self.patch[0])
+        self.label = Embedding(classes + 1, width, axes=(None, "embed"), rngs=rngs) if classes else None
         self.context = NullableContext(context_width, layered=bool(deep), rngs=rngs) if context_width else None
         self.text_inner = Linear(context_width, width, axes=(None, "embed"), **common) if plain else None
         self.text_outer = Linear(width, width, axes=("embed", None), **common) if plain else None
         self.deep_text = DeepText(context_width, width, **common) if deep else None
-        single = modulation == "single"
-        self.shared = Linear(width, 6 * width, axes=("embed", None), rngs=rngs) if single else None
-        crossed = width if plain and not self.joint else None
-        self.stack = section.stack(context_width=crossed, modulation=modulation, remat=remat, **common)
-        self.norm = section.last_norm(affine=False, rngs=rngs)
-        self.norm_modulation = MODULATIONS[modulation](width, 2, rngs=rngs)
-        self.head = Linear(width, size, axes=("embed", None), initializer=zeros, rngs=rngs)
 
     sampler = FlowSampler
-    steppers = MappingProxyType({"window": FlowWindow, "queue": FrameQueue})
+    steppers = MappingProxyType({"window": FlowWindow, "queue": FrameQueue, "adaptive_queue": AdaptiveQueue})
     apart = True
     given_frames = 0
     completes = False
     denoises = True
     ends = False
     """It denoises latents: tokens must be continuous, and few steps can be learned from many (distillation)."""
+    any_size = property(lambda self: self.positions is None)
     label_as_vector = True
     """A label is added to the time embedding, and is no key that is attended to."""
 
@@ -169,16 +143,6 @@ class FlowTransformer(Generator):
         return range(0, frames if self.frame_times or self.prefix_share else 1, self.patch[0])
 
     # The network -----------------------------------------------------------------------------------------------------
-
-    def tokens(self, grid: TokenGrid) -> TokenGrid:
-        """The grid of tokens of a grid of latents; raises ``UserError`` where patches do not tile it."""
-        sides = zip(("time", "height", "width"), grid.shape, self.patch, strict=True)
-        for side, length, part in sides:
-            if length % part:
-                raise UserError(f"{length} latents along {side} do not divide into patches of {part}")
-        return TokenGrid(*(length // part for length, part in zip(grid.shape, self.patch, strict=True)))
-
-    check_grid = tokens
 
     def shift_of(self, grid: TokenGrid) -> float:
         """The shift of the time for clips of a grid of latents."""
@@ -205,6 +169,12 @@ class FlowTransformer(Generator):
                 text = EncodedText(self.text_outer(jax.nn.gelu(self.text_inner(features))), mask)
         return Prepared(text, label, keys)
 
+    def read(self, prepared: Prepared) -> Prepared:
+        """With the keys and values of the cross-attentions, which are the same in every step."""
+        if prepared.text is None or self.joint or not self.stack.depth:
+            return prepared
+        return dataclasses.replace(prepared, read=self.stack.read(prepared.text.features))
+
     def predict(
         self,
         noisy: Latents,
@@ -212,77 +182,18 @@ class FlowTransformer(Generator):
         prepared: Prepared,
         *,
         key: jax.Array | None = None,
+        shortcut: Call | None = None,
     ) -> Latents:
-        """The prediction for normalised latents, or bits, at times ``t`` in [0, 1], of clips or of frames; float32."""
-        grid = self.tokens(TokenGrid(*noisy.shape[1:4]))
-        noisy = self.process.network_input(noisy, t)
-        x = self.embed(patchify(noisy, self.patch))
-        if self.positions is not None:
-            x = x + self.positions(grid.tokens).reshape(*grid.shape, -1).astype(x.dtype)
-        rows = t[:, None] if t.ndim == 1 else t[:, :: self.patch[0]]
-        condition = self._condition(rows, prepared)
-        rotary = rotary_angles(grid.shape, self.head_width) if self.rotary else None
-        if self.joint and prepared.text is not None:
-            y = self._joint(x, condition, rotary, prepared, key)
-        else:
-            text = prepared.text
-            y = self.stack(
-                x,
-                mask=self._mask(grid),
-                rotary=rotary,
-                context=None if text is None else text.features,
-                context_mask=None if text is None else text.mask,
-                condition=self._for_blocks(condition),
-                attended_axes=3,
-                key=key,
-                per_layer={} if prepared.keys is None else {"extra_kv": prepared.keys},
-            )
-        own = condition if self.shared is None else condition[..., None, :]
-        shift, scale = lay_out(self.norm_modulation(own), y)
-        patches = self.head(modulate(self.norm(y), shift, scale))
-        return unpatchify(patches.astype(jnp.float32), self.patch)
+        """The prediction for normalised latents, or bits, at times ``t`` in [0, 1], of clips or of frames; float32.
 
-    def _condition(self, rows: Float[Array, "batch groups"], prepared: Prepared) -> Float[Array, "batch groups width"]:
-        condition = self.time(rows)
-        return condition if prepared.label is None else condition + prepared.label[:, None]
-
-    def _for_blocks(self, condition: Float[Array, "batch groups width"]) -> Float[Array, "batch groups ..."]:
-        """What the modulation of every block begins with."""
-        if self.shared is None:
-            return condition
-        return self.shared(jax.nn.silu(condition)).reshape(*condition.shape[:-1], 6, self.width)
+        A ``shortcut`` runs the layers in its own way.
+        """
+        layers = None if shortcut is None else functools.partial(shortcut.run, self.stack)
+        return self.network(self.process.network_input(noisy, t), t, prepared, key=key, layers=layers)
 
     def _mask(self, grid: TokenGrid, text: int = 0) -> Mask:
-        if not self.causal:
-            return Full()
-        return BlockCausal(grid.tokens_per_frame, prefix=text, start=text)
-
-    def _joint(
-        self,
-        x: Float[Array, "batch time height width embed"],
-        condition: Float[Array, "batch groups embed"],
-        rotary: Float[np.ndarray, "tokens angles"] | None,
-        prepared: Prepared,
-        key: jax.Array | None,
-    ) -> Float[Array, "batch time height width embed"]:
-        """The stack over text and video as one sequence. The text is at time 0, as all that is given is."""
-        text, batch = prepared.text, x.shape[0]
-        grid, length = TokenGrid(*x.shape[1:4]), prepared.text.mask.shape[1]
-        given = self._condition(jnp.zeros((batch, 1)), prepared)
-        frames = np.repeat(np.arange(grid.time), grid.tokens_per_frame) if condition.shape[1] > 1 else 0
-        group_of = np.concatenate([np.zeros(length, int), 1 + np.broadcast_to(frames, grid.tokens)])
-        exists = jnp.concatenate([text.mask, jnp.ones((batch, grid.tokens), bool)], axis=1)
-        tokens = jnp.concatenate([text.features, x.reshape(batch, grid.tokens, -1)], axis=1)
-        y = self.stack(
-            tokens,
-            mask=self._mask(grid, length),
-            key_mask=exists,
-            rotary=None if rotary is None else np.pad(rotary, ((length, 0), (0, 0))),
-            condition=self._for_blocks(jnp.concatenate([given, condition], axis=1)),
-            group_of=group_of,
-            key=key,
-        )
-        return y[:, length:].reshape(x.shape)
+        mask = super()._mask(grid, text)
+        return mask if self.window is None else mask & BlockWindow(grid.tokens_per_frame, *self.window, start=text)
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -296,7 +207,7 @@ class FlowTransformer(Generator):
         micro: MicroBatch | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Weighted mean squared error of the prediction over the frames that are not given, or the cross-entropy of
-        bits in nats, and metric ``loss``.
+        bits in nats, and metric ``loss``. Tokens that do not exist are in no loss and no attention.
 
         Times are spread evenly over the batch (stratified). Latents are normalised by the statistics of earlier steps.
         """
@@ -315,12 +226,29 @@ class FlowTransformer(Generator):
             t = jnp.where(given, 0.0, t if t.ndim == 2 else t[:, None])
         noisy = self.process.corrupt(clean, t, micro.keys(named_key(key, "noise"), batch))
         drop = micro.keys(named_key(key, "dropout"), batch) if train and self.dropout else None
-        value = self.predict(noisy.values, t, self.prepare(conditioning), key=drop)
-        error = jnp.mean(self.process.loss(value, clean, noisy, t), axis=(2, 3, 4))
-        counted = jnp.broadcast_to(~given, error.shape)
+        exists = tokens.only.exists
+        prepared = dataclasses.replace(self.prepare(conditioning), exists=self._exists(exists, grid))
+        value = self.predict(noisy.values, t, prepared, key=drop)
+        error, counted = self._errors(self.process.loss(value, clean, noisy, t), exists, grid)
+        counted = jnp.broadcast_to(~given, error.shape) * counted
         # A sum of the micro-batch over the mean count of the whole batch: its mean is the whole batch's quotient.
         loss = jnp.sum(error) / micro.mean(jnp.sum(counted) * 1.0)
         return loss, {"loss": loss}
+
+    @staticmethod
+    def _errors(error: Latents, exists: Array | None, grid: TokenGrid) -> tuple[Float[Array, "batch time"], Any]:
+        """The mean error of each frame, summed over the share of it that exists, and that share."""
+        if exists is None:
+            return jnp.mean(error, axis=(2, 3, 4)), 1
+        there = exists.reshape(len(error), *grid.shape)
+        return jnp.mean(jnp.where(there[..., None], error, 0), axis=(2, 3, 4)), jnp.mean(there * 1.0, axis=(2, 3))
+
+    def _exists(self, exists: Array | None, grid: TokenGrid) -> Bool[Array, "batch time height width"] | None:
+        """Which tokens of the transformer there are; those of latents that exist in part do."""
+        if exists is None:
+            return None
+        patches = patchify(exists.reshape(len(exists), *grid.shape, 1), self.patch)
+        return patches.any(axis=-1)
 
     def _draw_times(self, key: jax.Array, batch: int, grid: TokenGrid) -> Float[Array, "batch ..."]:
         """Stratified times of the examples of a batch, or of every frame of a token's."""
@@ -337,34 +265,22 @@ class FlowTransformer(Generator):
 
     # Sampling --------------------------------------------------------------------------------------------------------
 
-    def denoiser(self, conditioning: Conditioning, sampler: FlowSampler) -> Any:
-        """``(x_t, t) -> prediction`` of normalised latents or of bits, guided as the sampler says."""
-        guided = sampler.guidance_scale != 1 and (self.context is not None or self.label is not None)
-        prepared = self.prepare(conditioning.with_null() if guided else conditioning)
+    def denoiser(self, conditioning: Conditioning, sampler: FlowSampler, calls: int | None = None) -> Any:
+        """``(x_t, t) -> prediction``: see ``denoising.denoiser_of``."""
+        return denoiser_of(self, conditioning, sampler, calls)
 
-        def predict(noisy: Latents, t: Array) -> Latents:
-            # Only bits have a temperature.
-            return self.predict(noisy, t, prepared) / sampler.temperature
-
-        if not guided:
-            return predict
-
-        def pair(noisy: Latents, t: Array) -> tuple[Latents, Latents]:
-            return tuple(jnp.split(predict(jnp.concatenate([noisy, noisy]), jnp.concatenate([t, t])), 2))
-
-        return diffusion.Guided(pair, sampler.build_guidance())
-
-    def sample(
+    def sample_and_measure(
         self,
         layout: Layout,
         conditioning: Conditioning,
         keys: jax.Array,
         sampler: FlowSampler,
         prefix: Tokens | None = None,
-    ) -> Tokens:
+    ) -> tuple[Tokens, Mapping[str, Array]]:
         """As for all generators; a clip no longer than those of training is one window, whatever the extension.
 
-        Height and width of the layout are those of training; a shorter clip begins with the same noise.
+        Height and width are those of training, or others where positions are rotary; a shorter clip begins with the
+        same noise.
 
         Raises:
           UserError: the prefix leaves no frame to draw, cuts a patch or is more than the model ever saw, or a clip that
@@ -373,7 +289,7 @@ class FlowTransformer(Generator):
         sampler.check(self)
         if layout.only.grid.time <= self.grid.time:
             sampler = dataclasses.replace(sampler, extension="window")
-        return super().sample(layout, conditioning, keys, sampler, prefix)
+        return super().sample_and_measure(layout, conditioning, keys, sampler, prefix)
 
     def noise(self, keys: Array, first: At, grid: TokenGrid, times: Float[Array, "*times"]) -> Latents:
         """What frames from ``first`` on begin with at ``times``, of all or of each clip or frame.

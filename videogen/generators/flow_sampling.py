@@ -10,19 +10,22 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from videogen import diffusion
+from videogen import building, diffusion
 from videogen.diffusion.latent_statistics import LatentStatistics
 from videogen.errors import UserError, near_matches
 from videogen.generators.bit_values import BitsOfIds
+from videogen.generators.chunks import Windows
 from videogen.generators.sampling import Sampler
+from videogen.generators.shortcuts import ATTENTIONS, CACHES, Shortcut
 from videogen.generators.stepping import Stepper
 from videogen.nn import named_key
 from videogen.ranges import Count, Finite, Natural, OneOf, Positive
 from videogen.shapes import TokenGrid
 from videogen.tokens import Tokens
 
-EXTENSIONS = ("window", "queue")
-"""How a video becomes longer than a clip: by windows that begin with the last frames, or by a queue of frames."""
+EXTENSIONS = ("window", "queue", "adaptive_queue")
+"""How a video becomes longer than a clip: by windows that begin with the last frames, by a queue of frames, or by a
+queue of more frames that windows are denoised of (``adaptive_queue``)."""
 
 
 SHIFTS: dict[str, Callable[[TokenGrid], float]] = {
@@ -107,6 +110,8 @@ class FlowSampler(Sampler):
         another (only for models with ``times="frame"``).
       extension: a name in ``EXTENSIONS``.
       temperature: of bits: divides their logits.
+      attention: a config ``{name, …}`` of ``shortcuts.ATTENTIONS``; ``None`` is dense.
+      cache: a config ``{name, …}`` of ``shortcuts.CACHES``; ``None`` computes every call.
     """
 
     steps: Count = 50
@@ -118,10 +123,12 @@ class FlowSampler(Sampler):
     lag: Natural = 0
     extension: Annotated[str, OneOf(*EXTENSIONS)] = "window"
     temperature: Positive = 1.0
+    attention: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    cache: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self):
         super().__post_init__()
-        self.build_solver(), self.build_guidance(), diffusion.build("grid", self.grid)
+        self.build_solver(), self.build_guidance(), self.build_shortcut(), diffusion.build("grid", self.grid)
 
     def check(self, model: nnx.Module) -> None:
         """Refuses a ``FlowTransformer`` whose training clips it cannot draw.
@@ -136,14 +143,44 @@ class FlowSampler(Sampler):
             raise UserError("bits are drawn step by step without a solver: leave sampler.solver empty")
         if self.lag and not model.frame_times:
             raise UserError('frames follow one another (sampler.lag) only in a model with times="frame"')
-        if self.extension == "queue":
+        if self.queued:
             check_queue(model)
+        if (shortcut := self.build_shortcut()) is not None:
+            shortcut.check(model, self.queued)
+        if self.extension == "adaptive_queue":
+            Windows.of_steps(model.grid.time, self.steps)
         points = self.points(model.process, model.shift_of(model.grid))
         diffusion.check_times(points, model.process)
+
+    @property
+    def queued(self) -> bool:
+        """Whether frames come out of a queue one by one."""
+        return self.extension in ("queue", "adaptive_queue")
 
     def build_solver(self) -> diffusion.Solver:
         """The solver."""
         return diffusion.build("solver", {"name": "euler"} if self.solver is None else self.solver)
+
+    def build_shortcut(self) -> Shortcut | None:
+        """What is left out; ``None``: nothing.
+
+        Raises:
+          UserError: attention and layers are both to be saved: k-means follows tokens from call to call.
+        """
+        if self.attention is not None and self.cache is not None:
+            raise UserError("sampler.attention and sampler.cache do not go together: leave one of them out")
+        if self.cache is not None:
+            return building.build(CACHES, self.cache, "cache")
+        return None if self.attention is None else building.build(ATTENTIONS, self.attention, "attention")
+
+    def prepare(self, model: nnx.Module) -> None:
+        if (shortcut := self.build_shortcut()) is not None:
+            shortcut.verify(model)
+
+    @property
+    def compared(self) -> Sampler | None:
+        shortcut = self.build_shortcut()
+        return dataclasses.replace(self, attention=None, cache=None) if shortcut and shortcut.compare else None
 
     def build_guidance(self) -> diffusion.Guidance:
         """The guidance with its scale."""
@@ -194,6 +231,30 @@ def check_prefix(model: nnx.Module, known: int, frames: int) -> None:
         )
 
 
+def read_window(window: Sequence[int], causal: bool, unit: int) -> tuple[int, int] | None:
+    """A window of ``(frames, sinks)`` latent frames in tokens along time; ``None`` where it is empty.
+
+    Args:
+      window: how many of the last frames a frame sees, itself included, and how many of the first.
+      causal: whether frames see the past only.
+      unit: latent frames of a token.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    if not len(window):
+        return None
+    frames, sinks = tuple(window) if len(window) == 2 else (0, 0)
+    if frames < 1 or sinks < 0 or frames % unit or sinks % unit:
+        raise UserError(
+            "model.window is (frames, sinks), such as (4, 1): 1 or more frames, 0 or more sinks, both in whole patches "
+            f"of {unit} latent frames; got {tuple(window)}"
+        )
+    if not causal:
+        raise UserError("model.window is for frames that see the past only: set model.causal, or leave it empty")
+    return frames // unit, sinks // unit
+
+
 def frame_noise(
     keys: Array, frames: Int[Array, "*batch time"], shape: tuple[int, ...]
 ) -> Float[Array, "batch time ..."]:
@@ -238,14 +299,19 @@ class FlowWindow(Stepper):
     def _drawn(self, start: Array, times: Array) -> Array:
         """What a solver makes of noise, or steps of the process of coins."""
         model, sampler = self.model, self.sampler
-        denoiser = model.denoiser(self.conditioning, sampler)
+        solver = sampler.build_solver()
+        calls = (len(times) - 1) * solver.calls
+        denoiser = model.denoiser(self.conditioning, sampler, calls)
         if not model.process.solved:
             return diffusion.ancestral(denoiser, model.process, times, start, named_key(self.keys, "steps"))
 
         def fresh(step: Array) -> Array:
             return diffusion.fresh_noise(self.keys, start.shape[1:], step + 1)
 
-        return diffusion.integrate(denoiser, model.process, sampler.build_solver(), times, start, fresh)
+        drawn, memory = diffusion.integrate_with_memory(denoiser, model.process, solver, times, start, fresh)
+        if (shortcut := sampler.build_shortcut()) is not None:
+            self.measured = shortcut.report(memory[0], calls, model.stack.depth)
+        return drawn
 
     def _times(self, at: Int[Array, "*batch"]) -> Float[Array, "points batch"] | Float[Array, "points batch time"]:
         """The times of the clips, or of their frames: 0 of those that are given, of the others from ``at`` on."""

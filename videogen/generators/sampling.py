@@ -25,11 +25,22 @@ class Sampler:
     extension = "window"
     """How videos longer than a clip are drawn; the samplers of latents have other ways."""
 
+    queued = False
+    """Whether frames come out of a queue one by one."""
+
     def __post_init__(self):
         check_fields(self)
 
     def check(self, model: nnx.Module) -> None:
         """Raises ``UserError`` for a generator of its kind that it cannot draw from."""
+
+    def prepare(self, model: nnx.Module) -> None:
+        """Tests on the device in use, once before it draws, what depends on it; raises ``UserError`` if that fails."""
+
+    @property
+    def compared(self) -> "Sampler | None":
+        """The sampler without shortcuts, whose first videos are drawn for comparison; ``None``: there is none."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

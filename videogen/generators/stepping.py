@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -60,6 +61,9 @@ class Stepper:
     sampler: Any
     known: int
 
+    measured = MappingProxyType({})
+    """Numbers of every example that the last step has measured, of steps that are not in a loop."""
+
     def __post_init__(self):
         """Computes what the steps share, once."""
 
@@ -103,6 +107,12 @@ class Generator(nnx.Module):
 
     centres: tuple[tuple[float, float, float], ...] | None = None
     """Frame, row and column of every place of a row of tokens of several segments, for rotary positions."""
+
+    any_size = False
+    """Whether clips may be higher and wider, or less so, than those of training."""
+
+    beside_tokens = False
+    """It is told condensed tokens of its video (``Conditioning.beside``)."""
 
     apart = False
     """Whether examples that are at different latent frames may take a step together: ``at`` is then ``[batch]``."""
@@ -166,6 +176,18 @@ class Generator(nnx.Module):
         Raises:
           UserError: the generator or the sampler does not go on from so many frames.
         """
+        return self.sample_and_measure(layout, conditioning, keys, sampler, prefix, **shown)[0]
+
+    def sample_and_measure(
+        self,
+        layout: Layout,
+        conditioning: Conditioning,
+        keys: Array,
+        sampler: Sampler,
+        prefix: Tokens | None = None,
+        **shown: Any,
+    ) -> tuple[Tokens, Mapping[str, Array]]:
+        """``sample``, and numbers of every example that the sampler has measured, such as the density of attention."""
         known = _frames(prefix)
         stepper = self.stepper(layout, conditioning, keys, sampler, known)
         memory = stepper.open(stepper.begin(prefix, **shown))
@@ -180,7 +202,7 @@ class Generator(nnx.Module):
             values = jnp.concatenate([prefix.only.values, values], axis=1)
             if exists is not None:
                 exists = jnp.concatenate([jnp.ones(prefix.only.values.shape[:-1], bool), exists], axis=1)
-        return Tokens.single(values, layout, exists=exists)
+        return Tokens.single(values, layout, exists=exists), dict(stepper.measured) if len(places) == 1 else {}
 
 
 def _joined(steps: Shaped[Array, "steps batch frames ..."]) -> Shaped[Array, "batch time ..."]:

@@ -10,6 +10,7 @@ from videogen.heads.bernoulli import Bernoulli
 from videogen.heads.categorical import Categorical
 from videogen.heads.depth import Depth
 from videogen.heads.diffusion import Diffusion
+from videogen.heads.gaussian import Gaussian
 from videogen.heads.gaussian_mixture import GaussianMixture
 from videogen.heads.sampling import HeadSampler
 
@@ -18,6 +19,7 @@ HEADS = {
     "categorical": Categorical,
     "depth": Depth,
     "diffusion": Diffusion,
+    "gaussian": Gaussian,
     "gaussian_mixture": GaussianMixture,
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "Categorical",
     "Depth",
     "Diffusion",
+    "Gaussian",
     "GaussianMixture",
     "Head",
     "HeadSampler",

@@ -162,16 +162,20 @@ class FloatHead(Head):
       channels: of the latents.
       width: of features and inputs.
       hidden: whether values may be hidden: a learned vector then stands in their place.
+      layers: of the embedding of values: 1, or 2 with a GELU between them.
     """
 
     discrete = False
 
-    def __init__(self, channels: int, width: int, *, hidden: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.channels = self.levels = channels
+    def __init__(
+        self, channels: int, width: int, *, hidden: bool = False, layers: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.channels, self.layers = channels, layers
+        self.levels = channels
         self.inputs = self.input_embedding(width, hidden=hidden, dtype=dtype, rngs=rngs)
 
     def input_embedding(self, width: int, *, hidden: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs) -> FloatEmbedding:
-        return FloatEmbedding(self.channels, width, hidden=hidden, dtype=dtype, rngs=rngs)
+        return FloatEmbedding(self.channels, width, hidden=hidden, layers=self.layers, dtype=dtype, rngs=rngs)
 
     def random_values(self, keys: jax.Array, shape: Sequence[int]) -> Float[Array, "batch *places channels"]:
         return draw(jax.random.normal, keys, shape)

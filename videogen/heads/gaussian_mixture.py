@@ -1,20 +1,21 @@
 """A mixture of Gaussians over continuous tokens."""
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from videogen.heads.base import Features, FloatHead, Mask, Sums
-from videogen.heads.sampling import HeadSampler, sample_categorical
-from videogen.nn import Linear, draw, named_key, truncated_normal
-from videogen.ranges import Count
+from videogen.heads.base import Features
+from videogen.heads.densities import SMALLEST_VARIANCE, DensityHead, Layers, Numbers
+from videogen.heads.sampling import HeadSampler, guide, sample_categorical
+from videogen.nn import draw, named_key
+from videogen.ranges import Count, OneOf
 
-SMALLEST_VARIANCE = 1e-5
-"""Variances are clamped to at least this (Divot, section 4; DiCoDe, section 4)."""
+GUIDANCES = ("density", "vectors")
+"""What is guided: the density that is drawn from, or the drawn vectors (DiCoDe, section 6)."""
 
 
 class Mixture(NamedTuple):
@@ -37,19 +38,26 @@ class Mixture(NamedTuple):
         return jax.nn.logsumexp(self.log_weights + of_component, axis=-1)
 
 
-class GaussianMixture(FloatHead):
+class GaussianMixture(DensityHead):
     """Components with diagonal covariances (GIVT; Tschannen et al., 2023; Divot, section 4).
 
+    The parameters of a place are, in this order, the logits of the components, their means and their variances before
+    softplus and clamp: components · (1 + 2 · channels) numbers.
+
     A draw takes one component for all channels of a place. The temperature multiplies the variances, after the clamp,
-    and leaves the weights of the components; log-densities are those at temperature 1. Guidance at scale s
-    draws from ``p·(p / p_null)^(s - 1)``, the density-based guidance of GIVT, here by importance resampling: of
-    ``candidates`` draws from ``p`` one is taken with probabilities in proportion to ``(p / p_null)^(s - 1)``.
+    and leaves the weights of the components (0 draws one of the means); log-densities are those at temperature 1.
+    Guidance of the ``density`` at scale s draws from ``p·(p / p_null)^(s - 1)`` as GIVT does, here by importance
+    resampling: of ``candidates`` draws from ``p`` one is taken with probabilities in proportion to
+    ``(p / p_null)^(s - 1)``. Guidance of ``vectors`` draws one vector from each, by the same random numbers, and gives
+    ``null + s·(conditional - null)`` (DiCoDe, section 6).
 
     Args:
       channels: of the normalised latents.
       width: of features and inputs.
       components: of the mixture.
-      candidates: draws that guidance chooses from.
+      candidates: draws that guidance of the density chooses from.
+      guidance: a name in ``GUIDANCES``.
+      layers: of the embedding of values and of the output, 1 or 2 each (Divot, section 2.3).
       hidden: whether values may be hidden: a learned vector then stands in their place.
       remat: of heads with layers.
     """
@@ -61,58 +69,60 @@ class GaussianMixture(FloatHead):
         *,
         components: Count = 16,
         candidates: Count = 16,
+        guidance: Annotated[str, OneOf(*GUIDANCES)] = "density",
+        layers: Layers = 1,
         hidden: bool = False,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        super().__init__(channels, width, hidden=hidden, dtype=dtype, rngs=rngs)
-        self.components, self.candidates = components, candidates
-        settings = dict(axes=("embed", None), initializer=truncated_normal(0.02))
-        self.parameters_of = Linear(width, components * (1 + 2 * channels), **settings, dtype=dtype, rngs=rngs)
+        super().__init__(channels, width, hidden=hidden, layers=layers, dtype=dtype, rngs=rngs)
+        self.components, self.candidates, self.guidance = components, candidates, guidance
+        outputs = components * (1 + 2 * channels)
+        self.parameters_of = Numbers(width, outputs, layers=layers, dtype=dtype, rngs=rngs)
 
     def mixture(self, features: Features) -> Mixture:
         """The distribution of each place."""
-        numbers = self.parameters_of(features).astype(jnp.float32)
+        numbers = self.parameters_of(features)
         logits, means, variances = jnp.split(numbers, [self.components, self.components * (1 + self.channels)], axis=-1)
         shape = (*logits.shape, self.channels)
         variances = jnp.maximum(jax.nn.softplus(variances.reshape(shape)), SMALLEST_VARIANCE)
         return Mixture(jax.nn.log_softmax(logits), means.reshape(shape), variances)
 
-    def loss(
-        self,
-        features: Features,
-        targets: Float[Array, "batch *places channels"],
-        mask: Mask,
-        key: jax.Array | None,
-        *,
-        train: bool = True,
-        measured: Mask | None = None,
-    ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Sums]]:
-        """Negative log-density in nats, counted by numbers (places × channels); it may be negative."""
-        nll = -self.mixture(features).log_density(targets.astype(jnp.float32))
-        return jnp.where(mask, nll, 0.0).sum(), mask.sum() * float(self.channels), {}
+    def log_density(
+        self, features: Features, values: Float[Array, "batch *places channels"]
+    ) -> Float[Array, "batch *places"]:
+        return self.mixture(features).log_density(values)
 
     def draw(
         self, features: Features, null_features: Features | None, keys: jax.Array, sampler: HeadSampler
     ) -> tuple[Float[Array, "batch *places channels"], Float[Array, "batch *places"]]:
         mixture = self.mixture(features)
-        count = 1 if null_features is None else self.candidates
-        places = features.shape[:-1]
+        null = None if null_features is None else self.mixture(null_features)
+        density = null is not None and self.guidance == "density"
+        values = self._drawn(mixture, keys, self.candidates if density else 1, sampler)
+        chosen = values[0]
+        if density:
+            ratio = mixture.log_density(values) - null.log_density(values)
+            which = draw(jax.random.uniform, named_key(keys, "candidate"), features.shape[:-1])
+            which = sample_categorical(which, jnp.moveaxis((sampler.guidance_scale - 1) * ratio, 0, -1))
+            chosen = jnp.take_along_axis(values, which[None, ..., None], axis=0)[0]
+        elif null is not None:
+            chosen = guide(chosen, self._drawn(null, keys, 1, sampler)[0], sampler.guidance_scale)
+        return chosen, mixture.log_density(chosen)
+
+    def _drawn(
+        self, mixture: Mixture, keys: jax.Array, count: int, sampler: HeadSampler
+    ) -> Float[Array, "candidates batch *places channels"]:
+        """``count`` vectors of each place."""
+        places = mixture.log_weights.shape[:-1]
         own = (places[0], count, *places[1:])
         uniform = jnp.moveaxis(draw(jax.random.uniform, named_key(keys, "component"), own), 1, 0)
         noise = jnp.moveaxis(draw(jax.random.normal, named_key(keys, "noise"), (*own, self.channels)), 1, 0)
         log_weights = jnp.broadcast_to(mixture.log_weights, (*uniform.shape, self.components))
         component = sample_categorical(uniform, log_weights)
-        values = self._of(mixture.means, component)
-        values = values + jnp.sqrt(self._of(mixture.variances, component) * sampler.temperature) * noise
-        chosen = values[0]
-        if null_features is not None:
-            ratio = mixture.log_density(values) - self.mixture(null_features).log_density(values)
-            which = draw(jax.random.uniform, named_key(keys, "candidate"), places)
-            which = sample_categorical(which, jnp.moveaxis((sampler.guidance_scale - 1) * ratio, 0, -1))
-            chosen = jnp.take_along_axis(values, which[None, ..., None], axis=0)[0]
-        return chosen, mixture.log_density(chosen)
+        deviation = jnp.sqrt(self._of(mixture.variances, component) * sampler.temperature)
+        return self._of(mixture.means, component) + deviation * noise
 
     def _of(
         self, table: Float[Array, "batch *places components channels"], component: Array

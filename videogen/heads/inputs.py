@@ -1,5 +1,6 @@
 """From the values of a place to the vector a network sees there."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -79,10 +80,21 @@ class FloatEmbedding(nnx.Module):
       channels: of the latents.
       width: of the result.
       hidden: whether there are places that show nothing.
+      layers: 1, or 2 with a GELU between them (Divot, section 2.3).
     """
 
-    def __init__(self, channels: int, width: int, *, hidden: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        hidden: bool = False,
+        layers: int = 1,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         self.linear = Linear(channels, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
+        self.second = Linear(width, width, axes=("embed", None), dtype=dtype, rngs=rngs) if layers == 2 else None
         self.hidden = parameter(rngs, (width,), ("embed",), truncated_normal(0.02)) if hidden else None
 
     def __call__(
@@ -90,4 +102,5 @@ class FloatEmbedding(nnx.Module):
     ) -> Float[Array, "... width"]:
         """The vector of each place; ``hidden`` says which places show nothing."""
         x = self.linear(values)
+        x = x if self.second is None else self.second(jax.nn.gelu(x))
         return x if hidden is None else jnp.where(hidden, self.hidden.get_value().astype(x.dtype), x)

@@ -100,7 +100,7 @@ def _batches(
     with tqdm(total=total, unit="clip") as bar:
         for start in range(0, total, batch_size):
             indices = range(start, min(start + batch_size, total))
-            yield keep(f"clips_{start}", lambda indices=indices: encode(_read(reader, indices)))
+            yield keep(f"clips_{start}", lambda indices=indices: encode(read_clips(reader, indices)))
             bar.update(len(indices))
 
 
@@ -161,7 +161,7 @@ def _meta(loaded: Loaded, reader: data.Source) -> dict[str, Any]:
     }
 
 
-def _read(reader: data.Source, indices: Iterable[int]) -> list[dict[str, Any]]:
+def read_clips(reader: data.Source, indices: Iterable[int]) -> list[dict[str, Any]]:
     """The readable clips among these."""
     samples = []
     for index in indices:
@@ -185,7 +185,8 @@ def _encoder(
         if not samples:
             return labels
         # Filled up, so that one program serves all.
-        video = np.stack([s["video"] for s in samples] + [samples[-1]["video"]] * (batch_size - len(samples)))
+        read = [sample[model.field] for sample in samples]
+        video = np.stack(read + read[-1:] * (batch_size - len(samples)))
         with inside(mesh):
             arrays = _arrays(tokenize(state, spread(padded(video, mesh), mesh)))
         return {name: array[: len(samples)] for name, array in arrays.items()} | labels

@@ -134,8 +134,10 @@ def sample(
     check_single(out, count * (1 if story else max(len(prompts), len(labels), 1)))
     loaded, settings = _loaded(checkpoint), {"seed": seed, "labels": labels, "story": story, "sampler": sampler}
     check_writable(out, "out", directory=epath.Path(out).suffix not in WRITERS)
-    videos = draw_videos(loaded, prompts, count=count, **settings, **asked)
-    write_samples(out, videos, prompts, loaded, scale=scale, asked={"count": count, **asked}, **settings)
+    measured: dict[str, Any] = {}
+    videos = draw_videos(loaded, prompts, count=count, **settings, **asked, measured=measured)
+    asked = {"count": count, **asked}
+    write_samples(out, videos, prompts, loaded, scale=scale, asked=asked, **settings, measured=measured)
     return videos
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from videogen import tasks
 from videogen.errors import UserError
@@ -38,7 +40,7 @@ def fit_normaliser(
         latents that cannot be normalised.
     """
     model = loaded.tokenizer
-    if model is not loaded.trained:
+    if model.coder is not model:
         raise UserError(f"{loaded.directory} has trained a decoder only; normalise the latents of its tokenizer's run")
     (name, layout), *_ = model.layout(shape).segments
     setting = read_normaliser(text, layout)
@@ -51,13 +53,24 @@ def fit_normaliser(
     if moments is None:
         raise UserError("no clip could be read; check the source")
     logging.info("normalised latents: %s", normaliser.fit(moments))
-    config = loaded.config.copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
-        config.model = {"name": "normalised", "tokenizer": config.model.to_dict(), "normaliser": setting}
-    modules = {**loaded.modules, loaded.task.exported[0]: whole}
+    config, modules = _whole(loaded, whole, setting)
     normalise = jax.jit(normaliser.normalise)
 
     def change(batch: Arrays) -> Arrays:
         return {**batch, name: np.asarray(normalise(batch[name]))} if name in batch else batch
 
     return dataclasses.replace(loaded, config=config, task=tasks.build(config), modules=modules), change
+
+
+def _whole(loaded: Loaded, whole: Normalised, setting: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Config and modules of a stage whose tokenizer has the normaliser; of one that has frozen parts, or is a part of
+    what its stage has trained, a stage that holds the tokenizer alone."""
+    config, model = loaded.config.copy_and_resolve_references(), loaded.task.assembled_model
+    alone = loaded.tokenizer is not loaded.trained
+    with config.unlocked(), config.ignore_type():
+        config.model = {"name": "normalised", "tokenizer": ConfigDict(model).to_dict(), "normaliser": setting}
+        if alone:
+            config.task, config.parts, config.losses = "tokenizer", {}, {}
+            config.optimizer = {"tokenizer": next(iter(config.optimizer.values()))}
+            config.optimizer.tokenizer.freeze = ()
+    return config, {"tokenizer": whole} if alone else {**loaded.modules, loaded.task.exported[0]: whole}

@@ -17,8 +17,8 @@ from videogen.configuration import read_file, replace_text, shown_rate
 from videogen.data.inputs import build_source, sample_clip
 from videogen.data.video_io import read_beginning, side_by_side
 from videogen.errors import UserError, near_matches
+from videogen.inference.comparing import compare, pulse_of, record_of
 from videogen.inference.pictures import WRITERS, write_arrays
-from videogen.shapes import Extension
 from videogen.tasks import VideoGenerator
 from videogen.tasks.base import Keep, compute_now
 from videogen.training.loading import Loaded
@@ -51,7 +51,9 @@ def draw_videos(
     given: int | None = None,
     sampler: dict[str, Any] | None = None,
     tile: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
     keep: Keep = compute_now,
+    measured: dict[str, Any] | None = None,
 ) -> Pixels:
     """Draws ``count`` videos per prompt and label, or with ``story`` videos whose windows follow the prompts in order.
 
@@ -66,18 +68,60 @@ def draw_videos(
       story: the prompts are one video's story.
       frames: length; by default one window, or one window per prompt of a story.
       overlap: frames kept at every slide.
-      image: file whose first frame every video starts with.
+      image: file whose first frame every video starts with, or shows the signer of, where the decoder is told such a
+        picture (``Tokenizer.needs``).
       video: file whose first ``given`` frames every video starts with.
       given: by default as many as the generator is always given, or about half a window.
       sampler: overrides of the config's sampler.
       tile: height and width in pixels of the tiles that large frames are decoded by; ``None``: as a whole.
+      size: height and width in pixels of the videos; ``None``: those of training.
       keep: a finished batch passes through it (``runs.finished``).
+      measured: takes what ``comparing`` finds: of a sampler with a ``shortcut``, and how long videos ``pulse`` where
+        windows begin, and their ``overlap``; ``None``: nothing is measured.
     """
-    generator = loaded.generator(sampler, tile)
+    generator = loaded.generator(sampler, tile, size)
     overlap = generator.default_overlap() if overlap is None else overlap
     windows = len(prompts) if story else 1
     frames = frames or generator.window + (windows - 1) * (generator.window - overlap)
     _name_unused(prompts if story else [], generator, frames, overlap)
+    conditioning, examples = _conditioning(loaded, prompts, labels, count, story)
+    shown, total = None, examples * count
+    if needs := [*generator.task.tokenizer.needs] if image is not None else []:
+        picture = np.repeat(read_clip(loaded, image, 1, 1), total, axis=0)
+        conditioning = [window | dict.fromkeys(needs, picture) for window in conditioning]
+    elif image is not None or video is not None:
+        given = 1 if image is not None else given or generator.given_frames or overlap or 1
+        generator.check_given(given)
+        shown = read_clip(loaded, image or video, given, given, size)
+    batch, videos = min(loaded.config.data.eval_batch_size, total), []
+    for start in range(0, total, batch):
+        # The last batch is filled up, so that one program serves all.
+        rows = np.minimum(np.arange(start, start + batch), total - 1)
+        part = [{name: array[rows] for name, array in window.items()} for window in conditioning]
+        bar = functools.partial(tqdm, unit="window", desc=f"drawing {start + 1} … {rows[-1] + 1} of {total}")
+        settings = {"count": batch, "first": start, "overlap": overlap, "progress": bar}
+        settings["first_frames"] = None if shown is None else np.repeat(shown[None], batch, axis=0)
+
+        def draw(generator: VideoGenerator, part: Any = part, settings: dict = settings) -> Pixels:
+            return generator.generate(part, frames, seed, **settings)
+
+        videos.append(
+            keep(f"samples_{start}", lambda draw=draw: {"videos": draw(generator)})["videos"][: total - start]
+        )
+        if start == 0 and measured is not None and generator.sampler.compared is not None:
+            beside = functools.partial(compare, loaded, generator, sampler or {}, tile, size, draw)
+            measured["shortcut"] = keep("comparison", beside)
+    videos = np.concatenate(videos)
+    if measured is not None and (starts := generator.window_starts(frames, overlap)):
+        measured |= {"overlap": overlap, "pulse": pulse_of(videos, starts)}
+    return videos
+
+
+def _conditioning(
+    loaded: Loaded, prompts: Sequence[str], labels: Sequence[str], count: int, story: bool
+) -> tuple[list[dict[str, np.ndarray]], int]:
+    """What each window of the videos is told, ``count`` times of each prompt and label, and how many of these there
+    are."""
     steps = [[prompt] for prompt in prompts] if story else [list(prompts)] if prompts else [[]]
     conditioning = [encode_prompts(loaded, step) if step else {} for step in steps]
     examples = max(len(steps[0]), len(labels), 1)
@@ -86,29 +130,13 @@ def draw_videos(
         if steps[0] and len(labels) not in (1, len(steps[0])):
             raise UserError(f"give one label for all prompts or one for each, got {len(labels)} for {len(steps[0])}")
         conditioning = [window | {"label": np.resize(numbers, examples)} for window in conditioning]
-    conditioning = [{name: np.repeat(part, count, axis=0) for name, part in window.items()} for window in conditioning]
-    shown, total = None, examples * count
-    if image is not None or video is not None:
-        given = 1 if image is not None else given or generator.given_frames or overlap
-        generator.check_given(given)
-        shown = read_clip(loaded, image or video, given, given)
-    size, videos = min(loaded.config.data.eval_batch_size, total), []
-    for start in range(0, total, size):
-        # The last batch is filled up, so that one program serves all.
-        rows = np.minimum(np.arange(start, start + size), total - 1)
-        part = [{name: array[rows] for name, array in window.items()} for window in conditioning]
-        bar = functools.partial(tqdm, unit="window", desc=f"drawing {start + 1} … {rows[-1] + 1} of {total}")
-        draw = functools.partial(generator.generate, part, frames, seed, count=size, first=start, overlap=overlap)
-        first = None if shown is None else np.repeat(shown[None], size, axis=0)
-        draw = functools.partial(draw, first_frames=first, progress=bar)
-        found = keep(f"samples_{start}", lambda draw=draw: {"videos": draw()})
-        videos.append(found["videos"][: total - start])
-    return np.concatenate(videos)
+    repeated = [{name: np.repeat(part, count, axis=0) for name, part in window.items()} for window in conditioning]
+    return repeated, examples
 
 
 def _name_unused(story: Sequence[str], generator: VideoGenerator, frames: int, overlap: int) -> None:
     """Says which prompts of a story a video of so many frames has no window for."""
-    windows = 1 if frames <= generator.window else Extension(generator.window, overlap).segments(frames)
+    windows = generator.windows(frames, overlap)
     for prompt in story[windows:]:
         logging.warning("%d frames have %d windows; this prompt of the story is not used: %s", frames, windows, prompt)
 
@@ -132,13 +160,16 @@ def label_of(loaded: Loaded, label: str) -> int:
     return names.index(label)
 
 
-def read_clip(loaded: Loaded, path: str, frames: int, needed: int) -> UInt8[np.ndarray, "time height width 3"]:
-    """The first ``frames`` frames of a video file, at the rate and size of the generator's clips.
+def read_clip(
+    loaded: Loaded, path: str, frames: int, needed: int, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "time height width 3"]:
+    """The first ``frames`` frames of a video file, at the rate and size of the generator's clips, or at ``size``.
 
     Raises:
       UserError: it has fewer than the ``needed`` ones; those beyond may be missing, and repeat the last.
     """
-    clip = dataclasses.replace(sample_clip(loaded.config), frames=frames)
+    other = {} if size is None else {"height": size[0], "width": size[1]}
+    clip = dataclasses.replace(sample_clip(loaded.config), frames=frames, **other)
     return read_beginning(path, clip, needed)
 
 
@@ -202,6 +233,7 @@ def write_samples(
     scale: int = 1,
     asked: Mapping[str, Any] | None = None,
     sampler: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> list[epath.Path]:
     """Writes the samples and what they were made from; returns the paths of the videos.
 
@@ -215,6 +247,7 @@ def write_samples(
       scale: whole factor that files are larger by.
       asked: further settings of the command, for the record.
       sampler: settings other than the config's.
+      measured: what ``draw_videos`` has found.
     """
     out, count, fps = epath.Path(out), len(videos), shown_rate(loaded.config)
     single = out.suffix in WRITERS
@@ -241,8 +274,15 @@ def write_samples(
         "frames": videos.shape[1],
         "fps": fps,
         "story": story,
+        **({"decoder": dict(drawn)} if (drawn := loaded.coder.drawn_with) else {}),
         **{name: value for name, value in (asked or {}).items() if value is not None},
     }
+    measured = dict(measured or {})
+    if "shortcut" in measured:
+        measured["shortcut"] = record_of(measured["shortcut"], videos)
+    record |= measured
+    if window := loaded.config.get("model", {}).get("window"):
+        record["window"] = list(window)
     if labels:
         record["labels"] = {name: labels[i * len(labels) // count] for i, name in enumerate(names)}
     where = out.with_suffix(".json") if single else out / "prompts.json"

@@ -18,10 +18,19 @@ from videogen.losses.adversarial import (
     random_frames,
 )
 from videogen.losses.commitment import codebook_loss, commitment
+from videogen.losses.contrastive import (
+    Contrastive,
+    LogitScale,
+    MomentumContrast,
+    contrastive_loss,
+    momentum_contrast,
+    positives,
+)
 from videogen.losses.discriminators import StyleDiscriminator, VideoDiscriminator
 from videogen.losses.distillation import OBJECTIVES, Distillation, Projection
 from videogen.losses.entropy import entropy
 from videogen.losses.halting import Halting
+from videogen.losses.matching import Matching, matching_loss, negatives, numbered
 from videogen.losses.perceptual import (
     I3dFeatures,
     Lpips,
@@ -31,7 +40,18 @@ from videogen.losses.perceptual import (
     UntrainedFeatures,
 )
 from videogen.losses.pixel import l1, l2
+from videogen.losses.poses import JointError, joint_errors, mean_joint_error
+from videogen.losses.preference import preference_loss, preference_margin
 from videogen.losses.prior import AutoregressivePrior, LearnedPrior, Prediction, mixing_ratio
+from videogen.losses.regression import Regression
+from videogen.losses.sequences import (
+    CrossEntropy,
+    cross_entropy,
+    log_probability,
+    mean_over_scales,
+    negative_log_likelihood,
+)
+from videogen.losses.streaming import Streaming, first_speech, streaming_loss, streaming_targets
 from videogen.losses.terms import (
     RECONSTRUCTION,
     AbsoluteError,
@@ -59,6 +79,13 @@ TERMS: dict[str, type[Term]] = {
     "quantizer": QuantizerLoss,
     "distillation": Distillation,
     "halting": Halting,
+    "cross_entropy": CrossEntropy,
+    "matching": Matching,
+    "contrastive": Contrastive,
+    "regression": Regression,
+    "momentum_contrast": MomentumContrast,
+    "streaming": Streaming,
+    "joint_error": JointError,
 }
 
 
@@ -104,21 +131,29 @@ __all__ = [
     "Adversarial",
     "AdversarialLoss",
     "AutoregressivePrior",
+    "Contrastive",
+    "CrossEntropy",
     "Distillation",
     "Halting",
     "I3dFeatures",
+    "JointError",
     "LeCam",
     "LearnedPrior",
+    "LogitScale",
     "Lpips",
+    "Matching",
+    "MomentumContrast",
     "Outputs",
     "Pass",
     "PerceptualLoss",
     "Prediction",
     "Projection",
     "QuantizerLoss",
-    "Setting",
+    "Regression",
     "ResNetFeatures",
+    "Setting",
     "SquaredError",
+    "Streaming",
     "StyleDiscriminator",
     "Term",
     "TransformerDiscriminator",
@@ -131,12 +166,29 @@ __all__ = [
     "codebook_loss",
     "combine",
     "commitment",
+    "contrastive_loss",
+    "cross_entropy",
     "entropy",
+    "first_speech",
+    "joint_errors",
     "l1",
     "l2",
+    "log_probability",
+    "matching_loss",
+    "mean_joint_error",
+    "mean_over_scales",
     "mixing_ratio",
+    "momentum_contrast",
+    "negative_log_likelihood",
+    "negatives",
+    "numbered",
     "parts_of",
+    "positives",
+    "preference_loss",
+    "preference_margin",
     "r1_penalty",
     "random_frames",
+    "streaming_loss",
+    "streaming_targets",
     "with_gradient",
 ]

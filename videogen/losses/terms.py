@@ -33,7 +33,7 @@ class Pass:
     """A prediction of a forward pass, and what it should be.
 
     Attributes:
-      prediction, target: arrays of one shape, such as clips in [-1, 1].
+      prediction, target: arrays of one shape, such as clips in [-1, 1]; or logits, and ids without their last axis.
       exists: which places count, where that is not all; its axes are the first ones of these arrays.
       tokens: how many tokens the prediction was made from at most, one number for all examples; where that varies.
     """
@@ -143,9 +143,13 @@ class Term:
 
     def compared(self, outputs: Outputs) -> Pass:
         """The pass that it ``reads``; raises ``UserError`` where there is none of that name."""
-        if self.reads not in outputs.passes:
-            raise UserError(f"there is no pass {self.reads!r} to compare{near_matches(self.reads, outputs.passes)}")
-        return outputs.passes[self.reads]
+        return self.named(outputs, self.reads)
+
+    def named(self, outputs: Outputs, name: str) -> Pass:
+        """The pass called ``name``; raises ``UserError`` where there is none."""
+        if name not in outputs.passes:
+            raise UserError(f"there is no pass {name!r} to compare{near_matches(name, outputs.passes)}")
+        return outputs.passes[name]
 
     def value(
         self, modules: Modules, outputs: Outputs, key: jax.Array, step: Int[Array, ""], micro: MicroBatch
@@ -178,6 +182,10 @@ class Term:
 
     def update(self, module: nnx.Module, sums: dict[str, Array], step: Int[Array, ""]) -> None:
         """Moves what its group measures, once per step."""
+
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        """What the metrics of a step after the warm-up say against the run, in words; ``None``: nothing."""
+        return None
 
     def moves(self, metrics: Mapping[str, Array], step: Int[Array, ""]) -> Array | None:
         """Whether its group's parameters move in this step; ``None`` where they always do."""

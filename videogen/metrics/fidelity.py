@@ -88,8 +88,14 @@ def ssim(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
     return _ssim(video, reference)
 
 
-@jax.jit
 def _ssim(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
+    return jnp.mean(ssim_map(video, reference), axis=(1, 2, 3, 4))
+
+
+@jax.jit
+def ssim_map(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch time rows columns channel"]:
+    """The structural similarity of every window that lies inside the frame, as of ``ssim``: ``SSIM_WINDOW - 1`` fewer
+    rows and columns, the first window centred on pixel ``SSIM_WINDOW // 2``."""
     # Second moments are taken about each frame's mean: E[x²] - E[x]² would cancel in float32 on flat frames.
     mean_video = jnp.mean(video, axis=(2, 3), keepdims=True)
     mean_reference = jnp.mean(reference, axis=(2, 3), keepdims=True)
@@ -100,7 +106,7 @@ def _ssim(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:
     x_local, y_local = x_local + mean_video, y_local + mean_reference
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * x_local * y_local + c1) / (x_local * x_local + y_local * y_local + c1)
-    return jnp.mean(luminance * (2 * covariance + c2) / (variances + c2), axis=(1, 2, 3, 4))
+    return luminance * (2 * covariance + c2) / (variances + c2)
 
 
 def _gaussian_filter(frames: UnitVideo) -> UnitVideo:

@@ -161,6 +161,33 @@ def fidelity(
     return {name: float(np.mean([score[name] for score in scores])) for name in ATTRIBUTES if name in scores[0]}
 
 
+def caption_agreement(said: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+    """How texts agree with captions of the shapes source, as shares of all texts.
+
+    Args:
+      said: one text for each caption; one that the grammar does not read has nothing right.
+      true: captions.
+
+    Returns:
+      ``grammar``: the texts that are captions; ``colour``, ``form``, ``size``, ``direction``, ``speed`` of the first
+      shape, and ``background``: those that name it right.
+    """
+    names = ("grammar", "colour", "form", "size", "direction", "speed", "background")
+    rows = []
+    for text, caption in zip(said, true, strict=True):
+        wanted = parse(caption)
+        try:
+            read = parse(text)
+        except UserError:
+            rows.append(dict.fromkeys(names, False))
+            continue
+        shapes = read["shapes"][0], wanted["shapes"][0]
+        row = {name: shapes[0][name] == shapes[1][name] for name in ("colour", "form", "size", "speed")}
+        row |= {"grammar": True, "direction": shapes[0]["directions"] == shapes[1]["directions"]}
+        rows.append(row | {"background": all(read[name] == wanted[name] for name in ("tone", "texture"))})
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}
+
+
 def _compare(reading: Reading, wanted: Mapping[str, Any], still: bool) -> dict[str, float]:
     """Scores in [0, 1] of one clip, of those ``ATTRIBUTES`` that are wanted."""
     left, shapes = list(reading.shapes), wanted["shapes"]

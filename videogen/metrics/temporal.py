@@ -1,6 +1,9 @@
 """How clips change in time, and whether they change as their originals do."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError
@@ -18,6 +21,29 @@ def flicker(video: UnitVideo) -> Float[Array, "batch"]:
     video, _ = check_pair(video, video)
     needs_frames(video.shape[1])
     return 1 - jnp.mean(jnp.abs(jnp.diff(video, axis=1)), axis=(1, 2, 3, 4))
+
+
+def pulse(video: UnitVideo, starts: Sequence[int]) -> Float[Array, "batch"]:
+    """How much more a long video changes where a new window begins: the mean absolute difference of the frames
+    ``starts`` to the frame before each, over that of all other frames; 1 is no pulse.
+
+    A still has 1; a video that changes at the starts alone has infinity.
+
+    Args:
+      video: the clips to judge, in [0, 1].
+      starts: the frames that a window begins with, counted from 0; at least one, and not all frames.
+
+    Raises:
+      UserError: no frame or every frame is a start, or one is not inside the video.
+    """
+    video, _ = check_pair(video, video)
+    needs_frames(video.shape[1])
+    there = np.isin(np.arange(1, video.shape[1]), starts)
+    if there.all() or len(set(starts)) != there.sum() or not there.any():
+        raise UserError(f"a pulse is measured at some frames of 1 to {video.shape[1] - 1}, not at {list(starts)}")
+    change = jnp.mean(jnp.abs(jnp.diff(video, axis=1)), axis=(2, 3, 4))
+    at, elsewhere = (change[:, where].mean(1) for where in (there, ~there))
+    return jnp.where(at == elsewhere, 1.0, at / elsewhere)
 
 
 def difference_psnr(video: UnitVideo, reference: UnitVideo) -> Float[Array, "batch"]:

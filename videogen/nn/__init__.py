@@ -25,6 +25,7 @@ from videogen.nn.linear import (
     Linear,
     LowRank,
     beside_lora,
+    constant,
     draw_by_name,
     lecun_normal,
     merged,
@@ -39,6 +40,7 @@ from videogen.nn.linear import (
 from videogen.nn.masking import carry_key_bias
 from videogen.nn.masks import (
     BlockCausal,
+    BlockWindow,
     Causal,
     CausalWindow,
     Different,
@@ -46,6 +48,7 @@ from videogen.nn.masks import (
     First,
     Full,
     Mask,
+    Multiple,
     NotEqual,
     NotLater,
     PrefixLM,
@@ -73,6 +76,7 @@ from videogen.nn.positions import (
     ContinuousPositionBias,
     LearnedPositions,
     PositionGenerator,
+    RotaryScaling,
     angles_at,
     depthwise,
     rotary_angles,
@@ -81,6 +85,7 @@ from videogen.nn.positions import (
 )
 from videogen.nn.resizing import area_weights, cubic_weights, resize_area, resize_cubic
 from videogen.nn.sections import TransformerSection, read_transformer
+from videogen.nn.state_space import HalvingStack, StateSpace
 from videogen.nn.streaming import Stream
 from videogen.nn.tower import Hook, Transformer, build_transformer
 from videogen.nn.transformer import REMAT_POLICIES, Block, Stack, block_stack
@@ -99,6 +104,7 @@ __all__ = [
     "Attention",
     "Block",
     "BlockCausal",
+    "BlockWindow",
     "Causal",
     "CausalWindow",
     "ContinuousPositionBias",
@@ -115,6 +121,7 @@ __all__ = [
     "FrameAttention",
     "Full",
     "GroupNorm",
+    "HalvingStack",
     "Hook",
     "Initializer",
     "KeyValues",
@@ -125,15 +132,18 @@ __all__ = [
     "Mask",
     "Mean",
     "MicroBatch",
+    "Multiple",
     "NotEqual",
     "NotLater",
     "PositionGenerator",
     "PrefixLM",
     "RMSNorm",
     "ResidualBlock",
+    "RotaryScaling",
     "Same",
     "SlidingWindow",
     "Stack",
+    "StateSpace",
     "Stream",
     "Tags",
     "TimeEmbedding",
@@ -152,6 +162,7 @@ __all__ = [
     "build_transformer",
     "carry_key_bias",
     "checkpointed",
+    "constant",
     "convolve",
     "cubic_weights",
     "depthwise",

@@ -16,12 +16,13 @@ from videogen.nn.caches import KeyValues, Places, attend_to_cache
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
 from videogen.nn.cudnn import cudnn, cudnn_takes
 from videogen.nn.extra_keys import ExtraKeys, append_keys
-from videogen.nn.linear import Linear, parameter, truncated_normal, zeros
+from videogen.nn.linear import Linear, lora_of_columns, parameter, truncated_normal, zeros
 from videogen.nn.masking import Masking, masking
 from videogen.nn.masks import NONE, Full, Mask, Tags
 from videogen.nn.norms import RMSNorm
 from videogen.nn.positions import rotate
 from videogen.nn.reference import probe_mass, reference
+from videogen.nn.sparse_attention import SparseStream
 from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
@@ -138,7 +139,8 @@ class Attention(nnx.Module):
       scale: of the scores; ``None`` means 1/sqrt(head_width). T5 has 1.
       interleaved: rotary positions turn channels 2i and 2i + 1, not i and i + head_width/2.
       null_keys: learned key/value slots that are always visible (phenaki-pytorch uses two).
-      lora: ``{rank, alpha}`` of a low-rank update of all projections; queries, keys and values have one together.
+      lora: ``{rank, alpha}`` of a low-rank update of all projections; queries, keys and values have one together. With
+        ``only``, names in ``PROJECTIONS``, each of these has one, and the others have none.
       out_scale: scales the initial output projection (depth-aware initialisation).
     """
 
@@ -172,16 +174,21 @@ class Attention(nnx.Module):
         self.head_width = head = head_width or width // heads
         self.scale, self.interleaved = head**-0.5 if scale is None else scale, interleaved
         self.cross = context_width is not None
-        common = dict(bias=False, lora=lora, dtype=dtype, rngs=rngs)
+        common = dict(bias=False, dtype=dtype, rngs=rngs)
+        sides = {"query": heads * head, "key": shared * head, "value": shared * head, "out": width}
+
+        def linear(inputs: int, *names: str, **settings: Any) -> Linear:
+            own = {name: sides[name] for name in names}
+            return Linear(inputs, sum(own.values()), lora=lora_of_columns(lora, own, PROJECTIONS), **common, **settings)
+
         if self.cross:
-            self.query = Linear(width, heads * head, axes=("embed", "heads"), **common)
-            self.key_value = Linear(context_width, 2 * shared * head, axes=("embed", "heads"), **common)
+            self.query = linear(width, "query", axes=("embed", "heads"))
+            self.key_value = linear(context_width, "key", "value", axes=("embed", "heads"))
         else:
-            outputs = (heads + 2 * shared) * head
-            self.query_key_value = Linear(width, outputs, axes=("embed", "heads"), **common)
+            self.query_key_value = linear(width, "query", "key", "value", axes=("embed", "heads"))
         initializer = truncated_normal(out_scale / (heads * head) ** 0.5)
         common["bias"] = "out" in bias
-        self.out = Linear(heads * head, width, axes=("heads", "embed"), initializer=initializer, **common)
+        self.out = linear(heads * head, "out", axes=("heads", "embed"), initializer=initializer)
         norm = functools.partial(RMSNorm, rngs=rngs)
         self.norm_width = qk_norm == "width"
         self.query_norm = norm(heads * head if self.norm_width else head) if qk_norm else None
@@ -207,38 +214,49 @@ class Attention(nnx.Module):
         tags: Tags = NONE,
         context_tags: Tags | None = None,
         rotary: Float[Array, "queries half_head_width"] | Float[Array, "batch queries half_head_width"] | None = None,
+        context_rotary: Float[Array, "*batch keys half_head_width"] | None = None,
         axes: Sequence[str] = ("sequence",),
         attended_axes: int = 1,
         stream: Stream | None = None,
         extra_kv: ExtraKeys | None = None,
         probe: Int[Array, "batch probes"] | None = None,
+        sparse: SparseStream | None = None,
+        context_kv: ExtraKeys | None = None,
     ) -> Float[Array, "batch *grid width"] | tuple[Array, "Attended"]:
         """Attends from ``x`` to itself or to ``context``, over the last ``attended_axes`` grid axes.
 
         Masks, biases and tags are those of ``attend``; ``tags`` are of the tokens of ``x``.
-        ``rotary`` are angles from ``nn.rotary_angles``, ``axes`` the logical names of the grid axes. With a
-        ``stream``, ``x`` continues the sequence whose keys and values it holds (``empty``, ``keys_values``); where
-        these know their places, ``key_mask``, ``key_bias`` and ``tags`` are those of ``x``. The keys ``extra_kv`` are
-        seen besides. With a ``probe``, the places of some queries, the second result is what they saw.
+        ``rotary`` are angles from ``nn.rotary_angles``, ``context_rotary`` those of the keys of a context, ``axes`` the
+        logical names of the grid axes. With a ``stream``, ``x`` continues the sequence whose keys and values it holds
+        (``empty``, ``keys_values``); where these know their places, ``key_mask``, ``key_bias`` and ``tags`` are those
+        of ``x``. The keys ``extra_kv`` are seen besides. With a ``probe``, the places of some queries, the second
+        result is what they saw (with a stream of all cached keys). ``context_kv`` are keys and values of the context
+        that were projected before (``read``). With ``sparse`` clusters of tokens see some of the others only: there are
+        then no other masks than ``key_mask``.
 
         Raises:
-          UserError: extra keys or a probe come with a stream.
+          UserError: extra keys without a gate come with a stream, or something else does not go together.
         """
+        others = (extra_kv, probe, bias, key_bias, self.null_keys)
+        if sparse is not None and not (isinstance(mask, Full) and all(other is None for other in others)):
+            raise UserError("sparse attention takes neither masks nor biases, extra keys, null keys or a probe")
+        gated, extra_kv = (extra_kv, None) if extra_kv is not None and extra_kv.gate is not None else (None, extra_kv)
         if stream is not None:
-            if extra_kv is not None or probe is not None:
-                raise UserError("with a stream there are no extra keys (append them to the cache) and no probes")
-            return self._continue(x, stream, mask, key_mask, rotary, dict(bias=key_bias, tags=tags))
+            if extra_kv is not None:
+                raise UserError("with a stream there are no extra keys without a gate: append them to the cache")
+            return self._continue(x, stream, mask, key_mask, rotary, dict(bias=key_bias, tags=tags), probe, gated)
         shape = x.shape
         attended = shape[-1 - attended_axes : -1]
         if mesh_axis_size("context") == 1:
             # No grid axis is sharded, so they may be merged: dense attention is fastest on one sequence axis.
             x, axes, attended_axes = x.reshape(-1, math.prod(attended), shape[-1]), ("sequence",), 1
             attended = x.shape[1:-1]
-        q, k, v = self.project(x, context)
+        q, k, v = self.project(x, context, context_kv)
+        plain = q
         if rotary is not None:
             # Angles of examples have a row for each of them and of the grid axes that are not attended.
             leading = () if rotary.ndim == 2 else x.shape[: x.ndim - 1 - len(attended)]
-            q, k = self.rotate(q, k, rotary.reshape(*leading, *attended, rotary.shape[-1]))
+            q, k = self.rotate(q, k, rotary.reshape(*leading, *attended, rotary.shape[-1]), context_rotary)
         if self.null_keys is not None:
             k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
         q = q * jnp.asarray(self.scale, q.dtype)
@@ -248,22 +266,44 @@ class Attention(nnx.Module):
         own_keys = k
         if self.key_value_heads < self.heads:
             k, v = (jnp.repeat(y, self.heads // self.key_value_heads, axis=-2) for y in (k, v))
-        out = attend(q, k, v, **masks, axes=axes, attended_axes=attended_axes, probe=probe)
+        whole = functools.partial(attend, q, k, v, **masks, axes=axes, attended_axes=attended_axes, probe=probe)
+        out = whole() if sparse is None else sparse.attend(q, k, v, masks["key_mask"], whole)
         attended = None
         if probe is not None:
             out, mass = out
             attended = Attended(mass, own_keys.reshape(len(mass), -1, *own_keys.shape[-2:]))
-        out = self.out(out.reshape(*x.shape[:-1], -1)).reshape(shape)
+        out = self._finished(out.reshape(*x.shape[:-1], -1), plain, gated).reshape(shape)
         return out if probe is None else (out, attended)
 
-    def project(self, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
-        """Normalised queries, keys and values, split into heads."""
-        shared = self.key_value_heads
+    def _finished(
+        self, out: Float[Array, "batch *grid heads_width"], query: Array, gated: ExtraKeys | None
+    ) -> Float[Array, "batch *grid width"]:
+        """The output projection, and what queries that are not rotated find among keys with a gate."""
+        if gated is None:
+            return self.out(out)
+        groups = self.heads // self.key_value_heads
+        k, v = (jnp.repeat(y.astype(query.dtype), groups, axis=-2) for y in (gated.key, gated.value))
+        exists = jnp.ones(k.shape[:2], bool) if gated.exists is None else gated.exists
+        some = exists.any(1)
+        # Where there is no key at all every query keeps one, and the gate is shut.
+        seen = exists.at[:, 0].set(exists[:, 0] | ~some)
+        found = attend(query * jnp.asarray(self.scale, query.dtype), k, v, key_mask=seen)
+        gate = jnp.where(some[:, None, None], gated.gate, 0.0).astype(out.dtype)
+        return self.out(out) + gate * self.out(found.reshape(out.shape))
+
+    def project(
+        self, x: Array, context: Array | None, context_kv: ExtraKeys | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Normalised queries, keys and values, split into heads; those of the context may be known already."""
         if self.cross:
-            q, k, v = *self.query.heads(x, (self.heads,)), *self.key_value.heads(context, (shared, shared))
-        else:
-            q, k, v = self.query_key_value.heads(x, (self.heads, shared, shared))
+            known = self.read(context) if context_kv is None else context_kv
+            return self._finish_query(*self.query.heads(x, (self.heads,))), known.key, known.value
+        q, k, v = self.query_key_value.heads(x, (self.heads, self.key_value_heads, self.key_value_heads))
         return self._finish_query(q), *self._finish_key_value(k, v)
+
+    def read(self, context: Float[Array, "batch keys context_width"]) -> ExtraKeys:
+        """The keys and values of a cross-attention's context, without the null keys, for ``context_kv``."""
+        return ExtraKeys(*self._finish_key_value(*self.key_value.heads(context, (self.key_value_heads,) * 2)))
 
     def _finish_query(self, q: Array) -> Array:
         return self._normalise(_biased(q, self.query_bias), self.query_norm)
@@ -276,11 +316,14 @@ class Attention(nnx.Module):
             return x if norm is None else norm(x)
         return norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
 
-    def rotate(self, q: Array, k: Array, rotary: Array | None) -> tuple[Array, Array]:
+    def rotate(
+        self, q: Array, k: Array, rotary: Array | None, context_rotary: Array | None = None
+    ) -> tuple[Array, Array]:
         """Queries and keys turned by the angles of their positions; as they are where there are none."""
         if rotary is None:
             return q, k
-        return tuple(rotate(x, rotary, interleaved=self.interleaved) for x in (q, k))
+        angles = rotary, rotary if context_rotary is None else context_rotary
+        return tuple(rotate(x, a, interleaved=self.interleaved) for x, a in zip((q, k), angles, strict=True))
 
     def empty(self, batch: int, length: int, tags: Sequence[str] | None = None) -> KeyValues:
         """The cache of a self-attention before its first position.
@@ -296,23 +339,32 @@ class Attention(nnx.Module):
 
     def keys_values(self, context: Float[Array, "batch keys context_width"]) -> KeyValues:
         """The keys and values of a cross-attention's context, the same for every position."""
-        k, v = self._finish_key_value(*self.key_value.heads(context, (self.key_value_heads,) * 2))
+        known = self.read(context)
+        k, v = known.key, known.value
         if self.null_keys is not None:
             k, v, *_ = self._prepend_null(k, v, Full(), None, None, None)
         return KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.asarray(k.shape[1]))
 
     def _continue(
-        self, x: Array, stream: Stream, mask: Mask, key_mask: Array | None, rotary: Array | None, new: dict[str, Any]
-    ) -> Array:
+        self,
+        x: Array,
+        stream: Stream,
+        mask: Mask,
+        key_mask: Array | None,
+        rotary: Array | None,
+        new: dict[str, Any],
+        probe: Array | None,
+        gated: ExtraKeys | None,
+    ) -> Any:
         """Attends from the next positions to all that the stream holds, and to themselves."""
         cache, asking = stream.recall(), None
         if self.cross:
-            q = self._finish_query(*self.query.heads(x, (self.heads,)))
+            plain = q = self._finish_query(*self.query.heads(x, (self.heads,)))
             if key_mask is not None and self.null_keys is not None:
                 key_mask = jnp.pad(key_mask, ((0, 0), (self.null_keys.get_value().shape[1], 0)), constant_values=True)
         else:
-            q, k, v = self.project(x, None)
-            q, k = self.rotate(q, k, rotary)
+            plain, k, v = self.project(x, None)
+            q, k = self.rotate(plain, k, rotary)
             if cache.places is not None:
                 new, key_mask = new | {"exists": key_mask}, None
                 asking = cache.places.next(x.shape[1], **new)
@@ -320,8 +372,10 @@ class Attention(nnx.Module):
             else:
                 cache = cache.append(k, v)
         stream.keep(cache)
-        out = attend_to_cache(q * jnp.asarray(self.scale, q.dtype), cache, mask, key_mask, asking)
-        return self.out(out.reshape(*x.shape[:-1], -1))
+        out = attend_to_cache(q * jnp.asarray(self.scale, q.dtype), cache, mask, key_mask, asking, probe)
+        out, mass = (out, None) if probe is None else out
+        out = self._finished(out.reshape(*x.shape[:-1], -1), plain, gated)
+        return out if probe is None else (out, Attended(mass, cache.key.transpose(0, 3, 1, 2)))
 
     def _prepend_null(self, k: Array, v: Array, mask: Mask, key_mask: Any, bias: Any, key_bias: Any) -> tuple:
         """Keys, values, key mask and biases with the slots that are always visible ahead."""

@@ -168,7 +168,8 @@ def attend_to_cache(
     mask: Mask,
     key_mask: Bool[Array, "batch keys"] | None = None,
     asking: Places | None = None,
-) -> Heads:
+    probe: Int[Array, "batch probes"] | None = None,
+) -> Heads | tuple[Heads, Float[Array, "batch heads places"]]:
     """Attention of already scaled queries to all of ``cache``.
 
     Args:
@@ -177,6 +178,7 @@ def attend_to_cache(
       mask: by positions and tags.
       key_mask: which keys exist, of a cache without places.
       asking: the places of the queries, for a cache that has places.
+      probe: which of the queries are asked for the mass that they give each key, the second result, as of ``attend``.
 
     Raises:
       UserError: the mask compares tags that the cache does not keep.
@@ -198,9 +200,12 @@ def attend_to_cache(
         scores = jnp.where(allowed, scores, NEGATIVE)
     if key_mask is not None:
         scores = jnp.where(key_mask[:, None, None, :], scores, NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(cache.value.dtype)
+    weights = jax.nn.softmax(scores, axis=-1)
+    mass = None if probe is None else jnp.take_along_axis(weights, probe[:, None, :, None], axis=2).sum(2)
+    weights = weights.astype(cache.value.dtype)
     weights = weights if heads == stored else weights.reshape(batch, stored, -1, shape[3])
-    return jnp.matmul(weights, cache.value).reshape(batch, heads, queries, width).swapaxes(1, 2)
+    out = jnp.matmul(weights, cache.value).reshape(batch, heads, queries, width).swapaxes(1, 2)
+    return out if probe is None else (out, mass)
 
 
 def _masking(places: Places, mask: Mask, asking: Places) -> Masking:

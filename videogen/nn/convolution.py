@@ -26,8 +26,11 @@ Grid = Float[Array, "batch time height width channel"]
 Pair = tuple[int, int]
 Triple = tuple[int, int, int]
 
-PADDINGS = ("zero", "replicate", "same")
+CAUSAL = ("zero", "replicate")
+PADDINGS = (*CAUSAL, "same")
 """What stands before the first frame: zeros or copies of it (both causal); ``same`` pads zeros on both sides."""
+VALID = "valid"
+"""No padding in time: there are ``(frames - size) // stride + 1`` frames afterwards."""
 
 BLUR = (0.25, 0.5, 0.25)
 
@@ -62,7 +65,8 @@ class Convolution(nnx.Module):
       outputs: channels out.
       size: kernel sides ``(time, height, width)``; a causal kernel is at least as long as its stride in time.
       stride: keeps every so-many-th place.
-      padding: a name in ``PADDINGS``.
+      padding: a name in ``PADDINGS``, or ``VALID``.
+      sides: zeros around frames, ``((above, below), (left, right))``; ``None``: half a kernel on each side.
     """
 
     def __init__(
@@ -73,28 +77,30 @@ class Convolution(nnx.Module):
         *,
         stride: Triple = (1, 1, 1),
         padding: str = "zero",
+        sides: tuple[Pair, Pair] | None = None,
         bias: bool = True,
         initializer: Initializer = lecun_normal,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if padding not in PADDINGS:
+        if padding not in (*PADDINGS, VALID):
             raise UserError(f"unknown time padding {padding!r}{near_matches(padding, PADDINGS)}")
-        if padding != "same" and size[0] < stride[0]:
+        if padding in CAUSAL and size[0] < stride[0]:
             raise UserError(f"a causal kernel of {size[0]} frames cannot have a stride of {stride[0]} frames")
-        self.size, self.stride, self.padding, self.dtype = tuple(size), tuple(stride), padding, dtype
+        self.size, self.stride, self.padding, self.sides = tuple(size), tuple(stride), padding, sides
+        self.dtype = dtype
         self.kernel = parameter(rngs, (*size, inputs, outputs), (None, None, None, "embed", None), initializer)
         self.bias = parameter(rngs, (outputs,), (None,), zeros) if bias else None
 
     def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
-        x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2
-        if self.padding != "same":
-            x, centred = with_past(x, self.size[0], self.stride[0], self.padding, stream), 0
+        x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2 if self.padding == "same" else 0
+        if self.padding in CAUSAL:
+            x = with_past(x, self.size[0], self.stride[0], self.padding, stream)
         if self.stride[2] > 1:
             # Sharded only where the result is: XLA shards the result as its input, whatever is asked of it later.
             columns = x.shape[3] // self.stride[2]
             x = constrain(x, "batch", *GRID_AXES[1], "embed", shape=(*x.shape[:3], columns, x.shape[4]))
-        y = convolve(x, self.kernel.get_value(), self.stride, centred)
+        y = convolve(x, self.kernel.get_value(), self.stride, centred, self.sides)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(self.dtype)
         return constrain(y, "batch", *GRID_AXES[1], "embed")
@@ -134,10 +140,11 @@ class GroupNorm(nnx.Module):
         return (y if self.shift is None else y + self.shift.get_value()).astype(x.dtype)
 
 
-def frame_norm(width: int, groups: int, rngs: nnx.Rngs) -> GroupNorm | RMSNorm:
+def frame_norm(width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> GroupNorm | RMSNorm:
     """The norm of causal convolutions: by groups of channels over each frame, or with no groups (0) an RMS norm over
     the channels of each place, as Wan2.1's VAE has it."""
-    return GroupNorm(width, groups=groups, rngs=rngs) if groups else RMSNorm(width, rngs=rngs)
+    kind, settings = (GroupNorm, {"groups": groups}) if groups else (RMSNorm, {})
+    return kind(width, **settings, epsilon=epsilon, rngs=rngs)
 
 
 class FrameAttention(nnx.Module):
@@ -145,11 +152,13 @@ class FrameAttention(nnx.Module):
 
     Args:
       width: channels.
-      groups: as ``frame_norm`` takes them.
+      groups, epsilon: as ``frame_norm`` takes them.
     """
 
-    def __init__(self, width: int, *, groups: int = 32, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.norm = frame_norm(width, groups, rngs)
+    def __init__(
+        self, width: int, *, groups: int = 32, epsilon: float = 1e-6, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.norm = frame_norm(width, groups, rngs, epsilon)
         # A bias of the keys adds the same to all scores of a query, which changes nothing.
         biased = ("query", "value", "out")
         self.attention = Attention(width, 1, qk_norm=None, bias=biased, dtype=dtype, rngs=rngs)
@@ -238,12 +247,12 @@ class DepthToSpace(nnx.Module):
 
     def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
         y = unpatchify(self.convolution(x, stream), self.stride)
-        causal = self.convolution.padding != "same"
+        causal = self.convolution.padding in CAUSAL
         return y[:, self.stride[0] - 1 :] if causal and begins(stream) else y
 
 
 class ResidualBlock(nnx.Module):
-    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path; no biases."""
+    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path, all with biases or without."""
 
     def __init__(
         self,
@@ -253,15 +262,17 @@ class ResidualBlock(nnx.Module):
         *,
         groups: int = 32,
         padding: str = "zero",
+        bias: bool = False,
+        epsilon: float = 1e-6,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = dict(padding=padding, bias=False, dtype=dtype, rngs=rngs)
-        self.first_norm = frame_norm(inputs, groups, rngs)
+        common = dict(padding=padding, bias=bias, dtype=dtype, rngs=rngs)
+        self.first_norm = frame_norm(inputs, groups, rngs, epsilon)
         self.first = Convolution(inputs, outputs, size, **common)
-        self.second_norm = frame_norm(outputs, groups, rngs)
+        self.second_norm = frame_norm(outputs, groups, rngs, epsilon)
         self.second = Convolution(outputs, outputs, size, **common)
-        self.skip = Linear(inputs, outputs, bias=False, dtype=dtype, rngs=rngs) if inputs != outputs else None
+        self.skip = Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs) if inputs != outputs else None
 
     def __call__(self, x: Grid, *, key: jax.Array | None = None, stream: Stream | None = None) -> Grid:
         """``key`` is what ``Stack`` hands to every layer; nothing here is random."""

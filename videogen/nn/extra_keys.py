@@ -22,11 +22,14 @@ class ExtraKeys:
     Attributes:
       key, value: as many heads as the attention has for keys and values.
       exists: which of them there are; ``None`` means all.
+      gate: ``None``: they stand behind the layer's own keys, in one softmax. Else they have a softmax of their own, for
+        queries that are not rotated, and what that gives is multiplied by the gate of each query and added.
     """
 
     key: Float[Array, "batch extra heads head_width"]
     value: Float[Array, "batch extra heads head_width"]
     exists: Bool[Array, "batch extra"] | None = None
+    gate: Float[Array, "batch queries 1"] | None = None
 
 
 def append_keys(

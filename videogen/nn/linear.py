@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from videogen import building
+from videogen.errors import UserError, near_matches
 from videogen.nn.micro_batches import named_key
 from videogen.parallel import mesh_axis_size, target_platform
 from videogen.ranges import Count, Positive
@@ -22,6 +23,7 @@ Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 # One object for each standard deviation: initializers stand in the metadata of variables, which are compared.
 truncated_normal = functools.cache(nnx.initializers.truncated_normal)
 normal = functools.cache(nnx.initializers.normal)
+constant = functools.cache(nnx.initializers.constant)
 lecun_normal = nnx.initializers.lecun_normal()
 zeros, ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 
@@ -87,7 +89,8 @@ class Linear(nnx.Module):
     2-D products, and GPUs do the same internally. The TPU compiler chooses better layouts where the axes stay.
     Where the sequence axis is sharded (context parallelism) flattening would mix two sharded axes.
     ``precision`` is that of the product (``FULL`` next to quantizers), by default the platform's. ``lora`` are the
-    settings ``{rank, alpha}`` of a ``LowRank`` update that is added; without, there is none.
+    settings ``{rank, alpha}`` of a ``LowRank`` update that is added, or with ``columns`` those of ``LowRankColumns``;
+    without, there is none.
     """
 
     def __init__(
@@ -107,7 +110,8 @@ class Linear(nnx.Module):
         self.kernel = parameter(rngs, (inputs, outputs), axes, initializer)
         self.bias = parameter(rngs, (outputs,), (axes[1],), zeros) if bias else None
         sizes = dict(inputs=inputs, outputs=outputs, axes=axes, dtype=dtype, rngs=rngs)
-        self.lora = building.build({"lora": LowRank}, {"name": "lora", **lora}, "update", **sizes) if lora else None
+        kind = LowRankColumns if lora and "columns" in lora else LowRank
+        self.lora = building.build({"lora": kind}, {"name": "lora", **lora}, "update", **sizes) if lora else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         leading = x.shape[:-1]
@@ -172,6 +176,69 @@ class LowRank(nnx.Module):
     def kernel(self) -> Float[Array, "*layers inputs outputs"]:
         """What is added to the kernel, or to those of stacked layers."""
         return jnp.matmul(self.down.get_value(), self.up.get_value(), precision=FULL) * self.scale
+
+
+class LowRankColumns(nnx.Module):
+    """A ``LowRank`` update of each of some ranges of a kernel's columns, such as queries and values; others stay.
+
+    Args:
+      inputs, outputs, axes, dtype: of the layer.
+      columns: ((first, behind the last), …) in rising order.
+      rank, alpha: of each update.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        columns: Sequence[Sequence[int]],
+        rank: Count,
+        alpha: Positive,
+        axes: tuple[str | None, str | None],
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.outputs, self.columns = outputs, tuple((int(start), int(stop)) for start, stop in columns)
+        common = dict(rank=rank, alpha=alpha, axes=axes, dtype=dtype, rngs=rngs)
+        self.parts = nnx.List([LowRank(inputs, stop - start, **common) for start, stop in self.columns])
+
+    def _placed(self, parts: Sequence[Array]) -> Array:
+        found, at = [], 0
+        for (start, stop), part in zip(self.columns, parts, strict=True):
+            found += [jnp.zeros((*part.shape[:-1], start - at), part.dtype), part]
+            at = stop
+        return jnp.concatenate([*found, jnp.zeros((*parts[-1].shape[:-1], self.outputs - at), parts[-1].dtype)], -1)
+
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        return self._placed([part(x) for part in self.parts])
+
+    def kernel(self) -> Float[Array, "*layers inputs outputs"]:
+        """What is added to the kernel, or to those of stacked layers."""
+        return self._placed([part.kernel() for part in self.parts])
+
+
+def lora_of_columns(
+    lora: Mapping[str, Any] | None, sides: Mapping[str, int], known: Sequence[str]
+) -> dict[str, Any] | None:
+    """The settings ``{rank, alpha, only}`` for a kernel whose columns are those of several projections.
+
+    Args:
+      lora: with ``only``, names of projections, each of these has an update of its own; without, all have one together.
+      sides: columns of each projection of the kernel, by name, one after another.
+      known: names that ``only`` may have.
+
+    Raises:
+      UserError: ``only`` names none of these.
+    """
+    if not lora or "only" not in lora:
+        return dict(lora) if lora else None
+    for name in lora["only"]:
+        if name not in known:
+            raise UserError(f"unknown projection {name!r} in lora.only{near_matches(name, known)}")
+    ends = itertools.accumulate(sides.values())
+    columns = [(end - own, end) for (name, own), end in zip(sides.items(), ends, strict=True) if name in lora["only"]]
+    return {**{key: lora[key] for key in lora if key != "only"}, "columns": columns} if columns else None
 
 
 def merged(module: nnx.Module) -> nnx.Module:

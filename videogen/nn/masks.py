@@ -111,6 +111,28 @@ class BlockCausal(Mask):
 
 
 @dataclasses.dataclass(frozen=True)
+class BlockWindow(Mask):
+    """A query sees the last ``size`` blocks, its own and later ones included, and the first ``sinks``.
+
+    Attributes:
+      block: positions of a block.
+      size: blocks of the window.
+      sinks: blocks at the start that all see.
+      start: where the first block begins; positions before it are seen by all and see all.
+    """
+
+    block: int
+    size: int
+    sinks: int = 0
+    start: int = 0
+
+    def allowed(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"], tags: Pairs = NONE) -> Bool[Array, "q k"]:
+        mine, other = (query - self.start) // self.block, (key - self.start) // self.block
+        near = (other > mine - self.size) | (other < self.sinks)
+        return near | (query < self.start) if self.start else near
+
+
+@dataclasses.dataclass(frozen=True)
 class PrefixLM(Mask):
     """The first ``prefix`` positions see each other; the rest is causal."""
 
@@ -191,6 +213,16 @@ class Within(Compared):
 
     def compare(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
         return (key >= query - self.before) & (key <= query + self.after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiple(Compared):
+    """Keys whose tag is at least 0 and a multiple of ``of`` are seen by all queries, such as every fourth frame."""
+
+    of: int = 1
+
+    def compare(self, query: Int[Array, "q 1"], key: Int[Array, "1 k"]) -> Bool[Array, "q k"]:
+        return (key >= 0) & (key % self.of == 0) & (query == query)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,6 +102,20 @@ class MicroBatch:
         whole = self.known[len(self.means) - 1]
         return jax.tree.map(lambda w, v: jax.lax.stop_gradient(w) + (v - jax.lax.stop_gradient(v)), whole, value)
 
+    def gathered(self, rows: Shaped[Array, "size ..."]) -> Shaped[Array, "all ..."]:
+        """Rows of these examples -> those of the whole batch in its order, with the gradient of these examples.
+
+        A loss that compares all examples with each other is made of these: the mean over the micro-batches of its
+        gradients is that of the whole batch, of what is made of single examples and of what is shared by all alike.
+        Numbers become float32, whole ones up to 2^24 over the number of micro-batches stay exact.
+        """
+        if self.count == 1:
+            return rows
+        rows, mine = jnp.asarray(rows, jnp.float32), jnp.arange(self.count) == self.number
+        # The mean over micro-batches, of which one has the row.
+        placed = jnp.where(mine.reshape(1, -1, *(1,) * (rows.ndim - 1)), self.count * rows[:, None], 0.0)
+        return self.mean(placed.reshape(-1, *rows.shape[1:]))
+
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
     """The key of a random stream: what is drawn from it does not depend on which other streams there are.

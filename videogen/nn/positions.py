@@ -1,8 +1,10 @@
 """Positions: rotary and sin-cos (1-D to 3-D), learned tables, continuous bias, and the causal position generator."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,46 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from videogen.building import check_fields
 from videogen.errors import UserError
 from videogen.nn.context_parallel import with_neighbours
 from videogen.nn.linear import Linear, parameter, truncated_normal
 from videogen.parallel import GRID_AXES
+from videogen.ranges import Number, OneOf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """Rotary positions for longer sequences than a network was trained with; a factor of 1 changes nothing.
+
+    Attributes:
+      factor: how many times as long.
+      kind: ``linear`` divides all positions by the factor (Chen et al., 2023). ``ntk`` raises the base so that the
+        slowest pair of channels turns as with ``linear`` and the fastest as before.
+    """
+
+    factor: Annotated[float, Number(float, 1)] = 1.0
+    kind: Annotated[str, OneOf("linear", "ntk")] = "linear"
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def frequencies(self, channels: int, base: float) -> Float[np.ndarray, "pairs"]:
+        """Radians per step for the pairs of so many channels, the fastest first."""
+        pairs = max(channels // 2, 1)
+        if self.kind == "ntk" and pairs > 1:
+            base = base * self.factor ** (channels / (channels - 2))
+        own = base ** (-np.arange(channels // 2) / pairs)
+        return own / self.factor if self.kind == "linear" else own
 
 
 def rotary_angles(
-    shape: Sequence[int], head_width: int, *, base: float = 10_000.0, offset: Sequence[int] | None = None
+    shape: Sequence[int],
+    head_width: int,
+    *,
+    base: float = 10_000.0,
+    offset: Sequence[int] | None = None,
+    scaling: RotaryScaling = RotaryScaling(),
 ) -> Float[np.ndarray, "sequence half_head_width"]:
     """Rotation angles of a 1-D, 2-D or 3-D grid in raster order (RoPE; Su et al., 2021, axis-wise for grids).
 
@@ -26,11 +60,12 @@ def rotary_angles(
       head_width: even; its pairs are shared out evenly over the axes (the first axis takes the rest).
       base: wavelength base.
       offset: position of the grid's first element along each axis.
+      scaling: for grids that are longer than those of the training.
 
     Returns:
       ``[prod(shape), head_width // 2]`` angles in radians.
     """
-    frequencies = _frequencies(len(shape), head_width, base)
+    frequencies = _frequencies(len(shape), head_width, base, None, scaling)
     starts = offset or [0] * len(shape)
     grids = np.meshgrid(*(np.arange(n) + o for n, o in zip(shape, starts, strict=True)), indexing="ij")
     angles = [grid.reshape(-1, 1) * own for grid, own in zip(grids, frequencies, strict=True)]
@@ -43,21 +78,22 @@ def angles_at(
     *,
     base: float = 10_000.0,
     channels: Sequence[int] | None = None,
+    scaling: RotaryScaling = RotaryScaling(),
 ) -> Float[Array, "*batch tokens half_head_width"]:
     """Rotation angles of tokens anywhere, such as those of examples that begin at different places.
 
     Args:
       positions: along one to three axes, whole or not; on a grid the angles are those of ``rotary_angles``.
-      head_width, base: as for ``rotary_angles``.
+      head_width, base, scaling: as for ``rotary_angles``.
       channels: of a head that each axis has, even numbers; ``None`` shares them out as ``rotary_angles`` does.
     """
-    frequencies = _frequencies(positions.shape[-1], head_width, base, channels)
+    frequencies = _frequencies(positions.shape[-1], head_width, base, channels, scaling)
     angles = [positions[..., axis, None] * own.astype(np.float32) for axis, own in enumerate(frequencies)]
     return jnp.concatenate(angles, axis=-1).astype(jnp.float32)
 
 
 def _frequencies(
-    axes: int, head_width: int, base: float, channels: Sequence[int] | None = None
+    axes: int, head_width: int, base: float, channels: Sequence[int] | None, scaling: RotaryScaling
 ) -> list[Float[np.ndarray, "share"]]:
     """Radians per step along each axis, for the pairs of channels that it has."""
     if channels is not None:
@@ -66,13 +102,13 @@ def _frequencies(
                 f"rotary positions share the {head_width} channels of a head among {axes} axes by even numbers, "
                 f"got {tuple(channels)}"
             )
-        return [base ** (-np.arange(n // 2) / max(n // 2, 1)) for n in channels]
+        return [scaling.frequencies(n, base) for n in channels]
     if head_width % 2 or head_width // 2 < axes:
         raise UserError(f"rotary positions over {axes} axes need an even head width of at least {2 * axes}")
     pairs = head_width // 2
     share = [pairs // axes] * axes
     share[0] += pairs - sum(share)
-    return [base ** (-np.arange(n) / n) for n in share]
+    return [scaling.frequencies(2 * n, base) for n in share]
 
 
 def sincos_positions(shape: Sequence[int], width: int) -> Float[np.ndarray, "sequence width"]:

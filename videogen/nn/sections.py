@@ -9,7 +9,7 @@ from flax import nnx
 
 from videogen import building
 from videogen.nn.norms import LayerNorm, RMSNorm, build_norm
-from videogen.nn.transformer import Stack, block_stack
+from videogen.nn.transformer import Around, Stack, block_stack
 from videogen.ranges import Count, Natural, Share
 
 
@@ -55,6 +55,7 @@ class TransformerSection:
         *,
         context_width: int | None = None,
         modulation: str | Mapping[str, Any] | None = None,
+        around: Around | None = None,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -64,6 +65,7 @@ class TransformerSection:
         Args:
           context_width: of the keys of a cross-attention; ``None`` leaves it out.
           modulation: a name in ``nn.MODULATIONS``, ``{name, …}``, or none.
+          around: makes the layer of each block (``nn.block_stack``); ``None``: the block itself.
           remat: what the backward pass keeps, a name in ``nn.REMAT_POLICIES``.
           dtype: of the products.
           rngs: random streams.
@@ -79,6 +81,7 @@ class TransformerSection:
             position_generator="bidirectional" if self.position_generator else None,
             modulation=modulation,
             dropout=self.dropout,
+            around=around,
             remat=remat,
             dtype=dtype,
             rngs=rngs,

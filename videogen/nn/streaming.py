@@ -28,6 +28,10 @@ class Stream:
         """What the same operation kept of the chunk before; ``None`` in the first chunk."""
         return None if self.first else self._past.popleft()
 
+    def inner(self, past: Any) -> "Stream":
+        """The stream of a part of the network, such as a layer, with what that part kept."""
+        return Stream(past)
+
     def keep(self, context: Any) -> None:
         """Keeps arrays for the same operation's next chunk."""
         self._kept.append(context)

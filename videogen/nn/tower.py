@@ -15,7 +15,7 @@ from videogen.nn.caches import KeyValues
 from videogen.nn.micro_batches import split_keys
 from videogen.nn.sections import read_transformer
 from videogen.nn.streaming import Stream
-from videogen.nn.transformer import Stack
+from videogen.nn.transformer import Around, Stack
 
 PLACES = ("before", "between", "around", "after")
 """Where a hook stands: before a layer, between its attention and its MLP, around it, or after it."""
@@ -130,13 +130,19 @@ class Transformer(nnx.Module):
                 tapped[stop - 1] = x
         return x, call, tapped
 
-    def begin(self, *arguments: Any, **settings: Any) -> tuple[Any, ...]:
-        """The caches of an empty sequence, of every run of layers; a block's ``begin`` says with what."""
+    def begin(
+        self, batch: int, length: int, *arguments: Any, lengths: Sequence[int] | None = None, **settings: Any
+    ) -> tuple[Any, ...]:
+        """The caches of an empty sequence, of every run of layers; a block's ``begin`` says with what.
+
+        ``lengths``: of every layer, where hooks leave later ones fewer positions than ``length``.
+        """
 
         def caches(start: int, stop: int) -> tuple[KeyValues, ...]:
+            own = batch, length if lengths is None else max(lengths[start:stop])
             if self._hooked(start, "between") or self._hooked(start, "around"):
-                return self.stack.layer(start).begin(*arguments, **settings)
-            return self.stack.begin(*arguments, layers=slice(start, stop), **settings)
+                return self.stack.layer(start).begin(*own, *arguments, **settings)
+            return self.stack.begin(*own, *arguments, layers=slice(start, stop), **settings)
 
         return tuple(caches(start, stop) for start, stop in self._runs())
 
@@ -186,6 +192,7 @@ def build_transformer(
     hooks: Mapping[int, Hook | Sequence[Hook]] = MappingProxyType({}),
     taps: Sequence[int] = (),
     context_width: int | None = None,
+    around: Around | None = None,
     remat: str = "none",
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
@@ -197,10 +204,11 @@ def build_transformer(
       hooks: as ``Transformer`` takes them.
       taps: as ``Transformer`` takes them.
       context_width: of the keys of a cross-attention; ``None`` leaves it out.
+      around: makes the layer of each block, as ``nn.block_stack`` takes it.
       remat: what the backward pass keeps, a name in ``REMAT_POLICIES``.
       dtype: of the products.
       rngs: random streams.
     """
     section = read_transformer(config)
-    stack = section.stack(context_width=context_width, remat=remat, dtype=dtype, rngs=rngs)
+    stack = section.stack(context_width=context_width, around=around, remat=remat, dtype=dtype, rngs=rngs)
     return Transformer(stack, section.last_norm(rngs=rngs), hooks=hooks, taps=taps)

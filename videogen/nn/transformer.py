@@ -22,6 +22,7 @@ from videogen.nn.mlp import MLP, dropout
 from videogen.nn.modulation import MODULATIONS, lay_out, modulate
 from videogen.nn.norms import build_norm
 from videogen.nn.positions import PositionGenerator
+from videogen.nn.sparse_attention import SparseStream
 from videogen.nn.splash import RESIDUALS
 from videogen.nn.streaming import Stream
 from videogen.parallel import GRID_AXES, constrain
@@ -126,6 +127,8 @@ class Block(nnx.Module):
         extra_kv: ExtraKeys | None = None,
         probe: Int[Array, "batch probes"] | None = None,
         between: Callable[[Array, Attended | None], Array] | None = None,
+        sparse: SparseStream | None = None,
+        context_kv: ExtraKeys | None = None,
     ) -> Float[Array, "batch *grid width"]:
         """Attends over the last ``attended_axes`` grid axes of ``x``; the other grid axes are batch.
 
@@ -133,6 +136,7 @@ class Block(nnx.Module):
         (``modulation.lay_out``). With a ``stream`` of the caches of ``begin``, ``x [batch, positions, width]``
         continues the sequence they hold. The self-attention sees ``extra_kv`` besides. ``between`` is called with the
         tokens before the MLP, and with what the queries of the ``probe`` saw; it may return another number of tokens.
+        ``sparse`` is of the self-attention, ``context_kv`` (``read``) of the cross-attention.
         """
         parts = ("attention", "cross_attention", "mlp")
         keys = {part: None if key is None else named_key(key, part) for part in parts}
@@ -147,13 +151,14 @@ class Block(nnx.Module):
         y = x if self.norm_after else self.attention_norm(x)
         y = modulate(y, *first[:2]) if first else y
         masks = dict(mask=mask, key_mask=key_mask, bias=bias, key_bias=key_bias, tags=tags)
-        y = self.attention(y, **masks, rotary=rotary, extra_kv=extra_kv, probe=probe, **grid)
+        y = self.attention(y, **masks, rotary=rotary, extra_kv=extra_kv, probe=probe, sparse=sparse, **grid)
         y, attended = (y, None) if probe is None else y
         x = x + dropout(y * first[2] if first else y, self.dropout, keys["attention"])
         x = self.attention_norm(x) if self.norm_after else x
         if self.cross_attention is not None:
             grid = dict(axes=axes, attended_axes=len(axes), stream=stream)
-            y = self.cross_attention(self.cross_norm(x), context, key_mask=context_mask, **grid)
+            seen = dict(key_mask=context_mask, context_kv=context_kv)
+            y = self.cross_attention(self.cross_norm(x), context, **seen, **grid)
             x = x + dropout(y, self.dropout, keys["cross_attention"])
         if between is not None:
             x = between(x, attended)
@@ -187,6 +192,14 @@ class Block(nnx.Module):
         neither modulated nor rotated."""
         y = x if self.norm_after else self.attention_norm(x)
         return ExtraKeys(*self.attention.project(y, None)[1:], exists)
+
+    def read(self, context: Float[Array, "batch keys context_width"]) -> ExtraKeys:
+        """The keys and values of the cross-attention, which are the same as long as its context is (``context_kv``)."""
+        return self.cross_attention.read(context)
+
+
+Around = Callable[[Block, nnx.Rngs], nnx.Module]
+"""(a block, random streams) -> the layer that it is part of."""
 
 
 def _part(kind: type, name: str, config: Mapping[str, Any], common: dict[str, Any]) -> nnx.Module:
@@ -242,6 +255,7 @@ class Stack(nnx.Module):
         key: jax.Array | None = None,
         keys: jax.Array | None = None,
         stream: Stream | None = None,
+        sparse: SparseStream | None = None,
         layers: slice = slice(None),
         per_layer: Mapping[str, Any] = MappingProxyType({}),
         **call: Any,
@@ -253,6 +267,7 @@ class Stack(nnx.Module):
           key: split among the layers that are applied, unless they have their own ``keys``.
           keys: of every layer that is applied.
           stream: the context of each of these layers, stacked.
+          sparse: the centroids of each of these layers, stacked.
           layers: which are applied, in order.
           per_layer: arguments of each layer of the stack, by name: arrays with the layers in front.
           **call: arguments of every layer.
@@ -263,23 +278,23 @@ class Stack(nnx.Module):
         depth = len(range(self.depth)[layers])
         if depth < self.depth:
             state, per_layer = jax.tree.map(lambda stacked: stacked[layers], (state, dict(per_layer)))
-        past = None if stream is None else stream.recall()
+        streams = {name: s for name, s in (("stream", stream), ("sparse", sparse)) if s is not None}
+        past = {name: s.recall() for name, s in streams.items()}
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, Any]:
             layer_state, layer_key, layer_past, own = scanned
             block = nnx.merge(graph, layer_state)
-            if stream is None:
-                return block(x, key=layer_key, **own, **call), None
-            inner = Stream(layer_past)
-            return block(x, key=layer_key, stream=inner, **own, **call), inner.cache
+            inner = {name: s.inner(layer_past[name]) for name, s in streams.items()}
+            x = block(x, key=layer_key, **inner, **own, **call)
+            return x, {name: s.cache for name, s in inner.items()}
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         if keys is None and key is not None:
             keys = split_keys(key, depth)
         x, contexts = jax.lax.scan(layer, x, (state, keys, past, dict(per_layer)), unroll=unrolled(depth))
-        if stream is not None:
-            stream.keep(contexts)
+        for name, s in streams.items():
+            s.keep(contexts[name])
         return x
 
     def states(self, x: Float[Array, "batch *grid width"], **call: Any) -> Float[Array, "layers batch *grid width"]:
@@ -305,6 +320,11 @@ class Stack(nnx.Module):
         graph, state = nnx.split(self.layers)
         return jax.vmap(lambda state, x: nnx.merge(graph, state).beside(x, exists))(state, x)
 
+    def read(self, context: Float[Array, "batch keys context_width"]) -> ExtraKeys:
+        """``Block.read`` of every layer, for ``per_layer``: stacked."""
+        graph, state = nnx.split(self.layers)
+        return jax.vmap(lambda state: nnx.merge(graph, state).read(context))(state)
+
     def layer(self, number: int) -> nnx.Module:
         """One layer by itself."""
         graph, state = nnx.split(self.layers)
@@ -319,12 +339,23 @@ class Stack(nnx.Module):
 
 
 def block_stack(
-    width: int, layers: int, *, remat: str = "none", dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **block: Any
+    width: int,
+    layers: int,
+    *,
+    around: Around | None = None,
+    remat: str = "none",
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+    **block: Any,
 ) -> Stack:
-    """A stack of ``layers`` equal blocks; ``block`` are their settings, as ``Block`` takes them."""
+    """A stack of ``layers`` equal blocks; ``block`` are their settings, as ``Block`` takes them.
 
-    def make(rngs: nnx.Rngs) -> Block:
+    ``around`` makes the layer of each block: a module that is called as the block is and calls it.
+    """
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
         common = dict(width=width, depth=layers, dtype=dtype, rngs=rngs)
-        return building.build({"block": Block}, {"name": "block", **block}, "transformer", **common)
+        built = building.build({"block": Block}, {"name": "block", **block}, "transformer", **common)
+        return built if around is None else around(built, rngs)
 
     return Stack(make, layers, remat=remat, rngs=rngs)

@@ -150,7 +150,7 @@ def complete_for_planning(config: Any) -> list[str]:
         if name not in config.parts:
             raise UserError(f"config.parts.{name} is missing: it is a frozen part of this {config.task}")
         model = config.parts[name].model
-        if what == PUBLISHED and "width" in model and "layers" not in model:
+        if what == PUBLISHED and set(model) == {"name", "width"}:
             if model.width not in T5_V1_1:
                 widths = ", ".join(map(str, T5_V1_1))
                 raise UserError(

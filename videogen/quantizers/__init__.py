@@ -12,7 +12,7 @@ from flax import nnx
 
 from videogen import building
 from videogen.quantizers.additive import AdditiveQuantizer
-from videogen.quantizers.base import Quantized, Quantizer, QuantizerState
+from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, mean_figures
 from videogen.quantizers.bernoulli import BernoulliQuantizer
 from videogen.quantizers.binary_spherical import BinarySphericalQuantizer
 from videogen.quantizers.dual_codebook import DualCodebookQuantizer
@@ -29,6 +29,7 @@ from videogen.quantizers.scalar import FiniteScalarQuantizer
 from videogen.quantizers.simvq import SimVectorQuantizer
 from videogen.quantizers.stochastic import StochasticVectorQuantizer
 from videogen.quantizers.two_paths import TwoPathQuantizer
+from videogen.quantizers.unquantized import Unquantized
 from videogen.quantizers.vector import VectorQuantizer
 
 QUANTIZERS = {
@@ -48,6 +49,7 @@ QUANTIZERS = {
     "gaussian": GaussianQuantizer,
     "per_dimension": PerDimensionQuantizer,
     "two_paths": TwoPathQuantizer,
+    "unquantized": Unquantized,
 }
 
 
@@ -77,11 +79,13 @@ __all__ = [
     "SimVectorQuantizer",
     "StochasticVectorQuantizer",
     "TwoPathQuantizer",
+    "Unquantized",
     "UsageWatch",
     "VectorQuantizer",
     "build",
     "codebook_health",
     "evaluated_health",
+    "mean_figures",
     "rotation",
     "straight_through",
 ]

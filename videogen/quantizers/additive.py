@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen.errors import UserError
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.nn import Mean, parameter, truncated_normal, whole
-from videogen.quantizers.base import Quantized, Quantizer, count_levels, nearest_euclidean, product
+from videogen.quantizers.base import Quantized, Quantizer, count_levels, nearest_euclidean, product, weighted
 
 
 class AdditiveQuantizer(Quantizer):
@@ -107,10 +107,8 @@ class AdditiveQuantizer(Quantizer):
         z = latents.astype(jnp.float32)
         ids = self.encode(z.reshape(-1, self.width)).reshape(*z.shape[:-1], self.levels)
         chosen = self.lookup(ids)
-        losses = {
-            "commitment": self.commitment_weight * commitment(z, chosen, exists, mean),
-            "codebook": codebook_loss(z, chosen, exists, mean),
-        }
+        losses = weighted({"commitment": (self.commitment_weight, commitment(z, chosen, exists, mean))})
+        losses["codebook"] = codebook_loss(z, chosen, exists, mean)
         # Straight-through to the latents; the codes keep their own gradient.
         quantized = chosen + (z - jax.lax.stop_gradient(z))
         return Quantized(quantized, ids, losses, {"counts": count_levels(ids, self.vocabulary, exists)})

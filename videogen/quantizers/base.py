@@ -1,6 +1,7 @@
 """What every quantizer is and returns, and what several of them share."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ class Quantized:
         nothing is to be updated.
       candidates: arrays with a leading axis of tokens, latents that ``update`` may make codes of; those of several
         calls are laid end to end. Empty like ``update_sums``.
+      figures: numbers for the log, means over the whole batch that are no loss; of several levels their mean.
     """
 
     latents: Float[Array, "... code"]
@@ -39,11 +41,13 @@ class Quantized:
     statistics: dict[str, Array]
     update_sums: Any = dataclasses.field(default_factory=dict)
     candidates: Any = dataclasses.field(default_factory=dict)
+    figures: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The statistics, and what an update needs."""
-        return {**self.statistics, "update_sums": self.update_sums, "candidates": self.candidates}
+        """The statistics, the figures, and what an update needs."""
+        more = {"figures": self.figures, "update_sums": self.update_sums, "candidates": self.candidates}
+        return {**self.statistics, **more}
 
 
 class QuantizerState(nnx.Variable):
@@ -90,6 +94,16 @@ class Quantizer(nnx.Module):
           candidates: ``Quantized.candidates`` of the step.
           key: for what is drawn at random.
         """
+
+
+def mean_figures(results: Sequence[Quantized]) -> dict[str, Float[Array, ""]]:
+    """The means of the figures of several levels, which are of one kind."""
+    return {name: sum(r.figures[name] for r in results) / len(results) for name in results[0].figures}
+
+
+def weighted(losses: Mapping[str, tuple[float, Float[Array, ""]]]) -> dict[str, Float[Array, ""]]:
+    """Each loss times its weight; one of weight 0 is left out, so that a term that asks for it is refused."""
+    return {name: weight * value for name, (weight, value) in losses.items() if weight}
 
 
 def product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:

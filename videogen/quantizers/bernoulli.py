@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen.nn import Mean, draw, example_keys, mean_where, whole
-from videogen.quantizers.base import Quantized, count_levels, require_key
+from videogen.quantizers.base import Quantized, count_levels, require_key, weighted
 from videogen.quantizers.binary import BinaryQuantizer
 from videogen.quantizers.estimators import straight_through
 from videogen.ranges import Count, Positive, Weight
@@ -63,6 +63,6 @@ class BernoulliQuantizer(BinaryQuantizer):
             keys = example_keys(require_key(key, "drawing bits"), len(z))
             bits = draw(jax.random.uniform, keys, z.shape) < jax.nn.sigmoid(z / self.temperature)
         ids = self.ids(jnp.where(bits, 1.0, -1.0))
-        losses = {"uncertainty": self.uncertainty_weight * mean_where(p * (1 - p), exists, mean)}
+        losses = weighted({"uncertainty": (self.uncertainty_weight, mean_where(p * (1 - p), exists, mean))})
         counts = count_levels(ids, self.vocabulary, exists)
         return Quantized(straight_through(p, bits.astype(jnp.float32)), ids, losses, {"counts": counts})

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from videogen.nn import Mean, l2_normalize, whole
-from videogen.quantizers.base import Quantized, count_levels
+from videogen.quantizers.base import Quantized, count_levels, weighted
 from videogen.quantizers.binary import BinaryQuantizer, bit_entropies
 from videogen.quantizers.estimators import straight_through
 from videogen.ranges import Count, Positive, Weight
@@ -66,6 +66,6 @@ class BinarySphericalQuantizer(BinaryQuantizer):
         u = l2_normalize(latents.astype(jnp.float32))
         codes, ids = jnp.where(u > 0, 1.0, -1.0) * self.width**-0.5, self.ids(u)
         sample, batch = self.entropy_loss(u, mean, exists)
-        losses = {"entropy": self.entropy_weight * (sample - self.diversity * batch)}
-        counts = count_levels(ids, self.vocabulary, exists)
-        return Quantized(straight_through(u, codes), ids, losses, {"counts": counts})
+        losses = weighted({"entropy": (self.entropy_weight, sample - self.diversity * batch)})
+        counts, figures = count_levels(ids, self.vocabulary, exists), self.figures(sample, batch)
+        return Quantized(straight_through(u, codes), ids, losses, {"counts": counts}, figures=figures)

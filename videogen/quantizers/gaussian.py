@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.errors import UserError
 from videogen.nn import Mean, draw, example_keys, mean_where, whole
-from videogen.quantizers.base import Quantized, Quantizer, require_key
+from videogen.quantizers.base import Quantized, Quantizer, require_key, weighted
 
 
 class GaussianQuantizer(Quantizer):
@@ -61,7 +61,7 @@ class GaussianQuantizer(Quantizer):
             codes = center + jnp.exp(0.5 * log_variance) * draw(jax.random.normal, keys, center.shape)
         kl = 0.5 * mean_where(center**2 + jnp.exp(log_variance) - 1.0 - log_variance, exists, mean)
         indices = jnp.zeros((*center.shape[:-1], 0), jnp.int32)
-        return Quantized(codes, indices, {"kl": self.kl_weight * kl}, {"counts": jnp.zeros(0)})
+        return Quantized(codes, indices, weighted({"kl": (self.kl_weight, kl)}), {"counts": jnp.zeros(0)})
 
 
 def split_posterior(

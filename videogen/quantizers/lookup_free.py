@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.losses.commitment import commitment
 from videogen.nn import Mean, whole
-from videogen.quantizers.base import Quantized, count_levels
+from videogen.quantizers.base import Quantized, count_levels, weighted
 from videogen.quantizers.binary import BinaryQuantizer, bit_entropies
 from videogen.quantizers.estimators import straight_through
 from videogen.ranges import Count, Positive, Weight
@@ -72,9 +72,11 @@ class LookupFreeQuantizer(BinaryQuantizer):
         z = latents.astype(jnp.float32)
         codes, ids = jnp.where(z > 0, 1.0, -1.0), self.ids(z)
         sample, batch = self.entropy_loss(z, mean, exists)
-        losses = {
-            "entropy": self.entropy_weight * (sample - self.diversity * batch),
-            "commitment": self.commitment_weight * commitment(z, codes, exists, mean),
-        }
-        counts = count_levels(ids, self.vocabulary, exists)
-        return Quantized(straight_through(z, codes), ids, losses, {"counts": counts})
+        losses = weighted(
+            {
+                "entropy": (self.entropy_weight, sample - self.diversity * batch),
+                "commitment": (self.commitment_weight, commitment(z, codes, exists, mean)),
+            }
+        )
+        counts, figures = count_levels(ids, self.vocabulary, exists), self.figures(sample, batch)
+        return Quantized(straight_through(z, codes), ids, losses, {"counts": counts}, figures=figures)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen import quantizers
 from videogen.errors import UserError
 from videogen.nn import Mean, draw, example_keys, named_key, resize_area, resize_cubic, whole
-from videogen.quantizers.base import Quantized, Quantizer, require_key
+from videogen.quantizers.base import Quantized, Quantizer, mean_figures, require_key
 from videogen.ranges import Share, Triple
 from videogen.shapes import Latents
 
@@ -165,7 +165,7 @@ class MultiScaleQuantizer(Quantizer):
         counts = {"counts": jnp.concatenate([r.statistics["counts"] for r in results])}
         sums = jax.tree.map(lambda *parts: sum(parts), *[r.update_sums for r in results])
         candidates = jax.tree.map(functools.partial(_rows, len(latents)), *[r.candidates for r in results])
-        return Quantized(total, indices, losses, counts, sums, candidates)
+        return Quantized(total, indices, losses, counts, sums, candidates, mean_figures(results))
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Updates the base by the tokens of all scales."""

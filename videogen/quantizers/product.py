@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen import quantizers
 from videogen.errors import UserError
 from videogen.nn import Mean, whole
-from videogen.quantizers.base import Quantized, Quantizer, split_key
+from videogen.quantizers.base import Quantized, Quantizer, mean_figures, split_key
 
 
 class ProductQuantizer(Quantizer):
@@ -66,6 +66,7 @@ class ProductQuantizer(Quantizer):
             {"counts": jnp.concatenate([result.statistics["counts"] for result in results])},
             [result.update_sums for result in results],
             [result.candidates for result in results],
+            mean_figures(results),
         )
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen import quantizers
 from videogen.errors import UserError
 from videogen.nn import Mean, draw, example_keys, named_key, whole
-from videogen.quantizers.base import Quantized, Quantizer, require_key, split_key
+from videogen.quantizers.base import Quantized, Quantizer, mean_figures, require_key, split_key
 from videogen.quantizers.estimators import get_estimator
 from videogen.ranges import Count, Share, Weight
 
@@ -109,9 +109,10 @@ class ResidualQuantizer(Quantizer):
                 losses[name] = losses.get(name, 0.0) + loss
             results.append(result)
         indices = jnp.concatenate([result.indices for result in results], axis=-1)
-        counts = jnp.concatenate([result.statistics["counts"] for result in results])
+        counts = {"counts": jnp.concatenate([result.statistics["counts"] for result in results])}
         sums, candidates = ([getattr(result, name) for result in results] for name in ("update_sums", "candidates"))
-        return Quantized(self.estimator(z, total), indices, losses, {"counts": counts}, sums, candidates)
+        moves = (sums, candidates, mean_figures(results))
+        return Quantized(self.estimator(z, total), indices, losses, counts, *moves)
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Updates the levels, each with a key of its own."""

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.nn import FULL, Linear, Mean, parameter, truncated_normal, whole
-from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_codes, nearest_euclidean
+from videogen.quantizers.base import Quantized, Quantizer, QuantizerState, count_codes, nearest_euclidean, weighted
 from videogen.quantizers.estimators import get_estimator
 from videogen.ranges import Count, Weight
 
@@ -64,9 +64,7 @@ class SimVectorQuantizer(Quantizer):
         codes = self.projection(self.table.get_value())
         indices = nearest_euclidean(z.reshape(-1, self.width), codes)
         chosen = codes[indices].reshape(z.shape)
-        losses = {
-            "commitment": self.commitment_weight * commitment(z, chosen, exists, mean),
-            "codebook": codebook_loss(z, chosen, exists, mean),
-        }
+        losses = weighted({"commitment": (self.commitment_weight, commitment(z, chosen, exists, mean))})
+        losses["codebook"] = codebook_loss(z, chosen, exists, mean)
         ids = indices.reshape(*z.shape[:-1], 1)
         return Quantized(self.estimator(z, chosen), ids, losses, {"counts": count_codes(ids, self.size, exists)})

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from videogen.losses.commitment import codebook_loss, commitment
 from videogen.nn import Mean, example_keys, l2_normalize, parameter, truncated_normal, whole
-from videogen.quantizers.base import Quantized, Quantizer, count_codes, product, require_key
+from videogen.quantizers.base import Quantized, Quantizer, count_codes, product, require_key, weighted
 from videogen.quantizers.estimators import get_estimator
 from videogen.ranges import Count, Positive, Weight
 
@@ -69,9 +69,11 @@ class StochasticVectorQuantizer(Quantizer):
         else:
             indices = jnp.argmax(scores, axis=-1)
         chosen = codes[indices]
-        losses = {
-            "commitment": self.commitment_weight * commitment(z, chosen, exists, mean),
-            "codebook": self.codebook_weight * codebook_loss(z, chosen, exists, mean),
-        }
+        losses = weighted(
+            {
+                "commitment": (self.commitment_weight, commitment(z, chosen, exists, mean)),
+                "codebook": (self.codebook_weight, codebook_loss(z, chosen, exists, mean)),
+            }
+        )
         counts = count_codes(indices, self.size, exists)
         return Quantized(self.estimator(z, chosen), indices[..., None], losses, {"counts": counts})

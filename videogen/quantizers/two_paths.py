@@ -105,7 +105,7 @@ class TwoPathQuantizer(Quantizer):
         if not self.vocabulary:
             ids, counts = straight.indices, straight.statistics["counts"]
         losses = {**straight.losses, **coded.losses}
-        return Quantized(chosen, ids, losses, {"counts": counts}, coded.update_sums, coded.candidates)
+        return Quantized(chosen, ids, losses, {"counts": counts}, coded.update_sums, coded.candidates, coded.figures)
 
     def update(self, sums: Any, candidates: Any, key: jax.Array | None = None) -> None:
         """Moves the codes."""

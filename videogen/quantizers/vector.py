@@ -21,6 +21,7 @@ from videogen.quantizers.base import (
     nearest_euclidean,
     product,
     require_key,
+    weighted,
 )
 from videogen.quantizers.estimators import get_estimator
 from videogen.ranges import Count, Decay, Positive, Weight
@@ -120,7 +121,7 @@ class VectorQuantizer(Quantizer):
         indices = self._nearest(flat, codes)
         chosen = codes[indices].reshape(z.shape)
         counts = count_codes(indices, self.size, exists)
-        losses = {"commitment": self.commitment_weight * commitment(z, chosen, exists, mean)}
+        losses = weighted({"commitment": (self.commitment_weight, commitment(z, chosen, exists, mean))})
         if not self.moving:
             losses["codebook"] = codebook_loss(z, chosen, exists, mean)
         if self.entropy_weight:

@@ -5,22 +5,47 @@ from typing import Any
 from videogen.errors import UserError, near_matches
 from videogen.tasks.adaptive import AdaptiveTokenizerTask
 from videogen.tasks.base import Batch, Modules, Outcome, Picture, Task, to_pixels, to_video
+from videogen.tasks.clip_classes import ClipClassesTask, LongShortTask
+from videogen.tasks.denoised_tokenizer import DenoisedTokenizerTask
 from videogen.tasks.detokenizer import DetokenizerTask
 from videogen.tasks.distillation import DistilledDetokenizerTask, DistilledGeneratorTask
 from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
+from videogen.tasks.language import LanguageTask
 from videogen.tasks.latent_tokenizer import LatentTokenizerTask
+from videogen.tasks.lifting import LiftingTask
+from videogen.tasks.plans import BesideTokensTask, PlanTask
+from videogen.tasks.retrieval import RetrievalTask
+from videogen.tasks.segmentation import SegmentationTask
+from videogen.tasks.signs import SignCodecTask, SignDiffusionTask
 from videogen.tasks.stand_ins import CaptionsTask, ClassifierTask
 from videogen.tasks.tokenizer import TokenizerTask, reconstruct, reconstructor
+from videogen.tasks.understanding import UnderstandingTask
+from videogen.tasks.video_text import VideoTextTask
+from videogen.tasks.watching import WatchingTask
 
 TASKS = {
     "adaptive": AdaptiveTokenizerTask,
+    "beside_tokens": BesideTokensTask,
     "captions": CaptionsTask,
     "classifier": ClassifierTask,
+    "clip_classes": ClipClassesTask,
+    "denoised_tokenizer": DenoisedTokenizerTask,
     "detokenizer": DetokenizerTask,
     "generator": GeneratorTask,
+    "language": LanguageTask,
     "latent_tokenizer": LatentTokenizerTask,
+    "lifting": LiftingTask,
+    "long_short": LongShortTask,
+    "plan": PlanTask,
+    "retrieval": RetrievalTask,
+    "segmentation": SegmentationTask,
+    "sign_codec": SignCodecTask,
+    "sign_diffusion": SignDiffusionTask,
     "tokenizer": TokenizerTask,
+    "understanding": UnderstandingTask,
+    "video_text": VideoTextTask,
+    "watching": WatchingTask,
 }
 STUDENTS = {GeneratorTask: DistilledGeneratorTask, DetokenizerTask: DistilledDetokenizerTask}
 """Task -> the task that learns in few steps what it has trained."""
@@ -48,19 +73,33 @@ __all__ = [
     "TASKS",
     "AdaptiveTokenizerTask",
     "Batch",
+    "BesideTokensTask",
     "CaptionsTask",
     "ClassifierTask",
+    "ClipClassesTask",
+    "DenoisedTokenizerTask",
     "DetokenizerTask",
     "DistilledDetokenizerTask",
     "DistilledGeneratorTask",
     "GeneratorTask",
+    "LanguageTask",
     "LatentTokenizerTask",
+    "LiftingTask",
+    "LongShortTask",
     "Modules",
     "Outcome",
     "Picture",
+    "PlanTask",
+    "RetrievalTask",
+    "SegmentationTask",
+    "SignCodecTask",
+    "SignDiffusionTask",
     "Task",
     "TokenizerTask",
+    "UnderstandingTask",
     "VideoGenerator",
+    "VideoTextTask",
+    "WatchingTask",
     "build",
     "class_of",
     "reconstruct",

@@ -184,11 +184,12 @@ def kept_counts(made: Reconstruction, codes: int) -> Float[Array, "batch"]:
 def together(first: dict[str, Any], second: dict[str, Any], batch: int) -> dict[str, Any]:
     """What the quantizer measured in two passes; candidates of one example stand together, as ``MicroBatch.join`` asks
     for."""
-    sums = [{name: x for name, x in one.items() if name != "candidates"} for one in (first, second)]
+    sums = [{name: x for name, x in one.items() if name not in ("candidates", "figures")} for one in (first, second)]
 
     def joined(a: Array, b: Array) -> Array:
         rows = jnp.concatenate([x.reshape(batch, -1, *x.shape[1:]) for x in (a, b)], axis=1)
         return rows.reshape(-1, *a.shape[1:])
 
     candidates = jax.tree.map(joined, first["candidates"], second["candidates"])
-    return {**jax.tree.map(jnp.add, *sums), "candidates": candidates}
+    figures = {name: (first["figures"][name] + second["figures"][name]) / 2 for name in first["figures"]}
+    return {**jax.tree.map(jnp.add, *sums), "candidates": candidates, "figures": figures}

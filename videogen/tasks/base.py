@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from videogen import tokenizers
+from videogen import encoders, tokenizers
 from videogen.errors import UserError, near_matches
 from videogen.nn import MicroBatch
 from videogen.parallel import on_host
@@ -96,8 +96,30 @@ class Task:
     """Frozen networks by their name in ``config.parts`` -> what each is of the run it comes from: its ``tokenizer``, or
     what the run has ``trained``; ``PUBLISHED`` for a network that is read from the files it was published in."""
 
+    averages: Mapping[str, str] = {}
+    """Name among the modules of a loss -> the parameter group whose moving average it is (``ema.decay``), without
+    gradient. An evaluation has it in the place of the group itself."""
+
+    texts: Any = None
+    """The text tokenizer of the run once there is one, for tasks that write texts."""
+
     draws: bool = False
     """Whether it makes new videos; others make given ones again."""
+
+    writes: bool = False
+    """Whether what it draws with writes texts of clips, too (``captions``)."""
+
+    answers: bool = False
+    """Whether it answers questions about clips (``answering``)."""
+
+    watches: bool = False
+    """Whether it watches streams, frame by frame (``watching``)."""
+
+    retrieves: bool = False
+    """Whether it finds clips by texts and texts by clips (``ranked``)."""
+
+    recognises: bool = False
+    """Whether it tells the classes of clips (``recognised``)."""
 
     exported: Sequence[str]
     """Parameter groups that an export holds; the others serve training only."""
@@ -142,8 +164,9 @@ class Task:
         return modules
 
     def published(self, name: str, folder: str) -> nnx.Module:
-        """A part that is ``PUBLISHED``, from its folder."""
-        raise NotImplementedError
+        """A part that is ``PUBLISHED``, from its folder; by default a network of ``encoders``, named by its model."""
+        kind = self.config.parts[name].model.name
+        return encoders.load(kind, encoders.folder_of(kind, folder), dtype=dtype_of(self.config))
 
     def structure_of_part(self, name: str) -> nnx.Module:
         """A frozen part as its ``model`` describes it, with any weights."""
@@ -159,8 +182,14 @@ class Task:
         """The config that builds what ``assembled`` gives."""
         return self.config.model
 
-    def drawing(self, modules: Modules, sampler: Any = None) -> Any:
-        """What draws videos with the modules, by the config's sampler or another one; ``None`` where nothing does."""
+    def drawing(self, modules: Modules, sampler: Any = None, size: tuple[int, int] | None = None) -> Any:
+        """What draws videos with the modules, by the config's sampler or another one, of the size of training or of
+        another height and width; ``None`` where nothing does."""
+        return None
+
+    def answering(self, modules: Modules, budget: int | None = None) -> Any:
+        """What answers questions about clips with the modules, at another budget of tokens of a clip than the config's;
+        ``None`` where nothing does."""
         return None
 
     @classmethod
@@ -184,6 +213,15 @@ class Task:
           keep: what is found of a batch passes through it.
         """
         raise NotImplementedError
+
+    def concerns(self, values: Mapping[str, float]) -> list[str] | None:
+        """What the values of an evaluation say against the checkpoint, in words, where its losses would not; ``None``
+        of tasks that know no such thing."""
+        return None
+
+    def warnings(self, metrics: Mapping[str, float], step: int) -> dict[str, str]:
+        """What the metrics of a logged step say against a run, in words by a name: each name is logged once."""
+        return {}
 
     def pictures(self, modules: Modules, batch: Batch, seed: int) -> list[Picture]:
         """Clips that show how good the modules are; none by default."""

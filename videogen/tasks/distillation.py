@@ -4,22 +4,28 @@ A stage with a part ``teacher`` trains a student: the networks of its task, whic
 (``training.warm_start``) and draw with the stage's own few steps what the teacher draws with many, guidance included.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen import detokenizers, diffusion, generators
 from videogen.configuration import differences
 from videogen.errors import UserError
+from videogen.metrics.collapse import collapse_ratios, collapsed
 from videogen.nn import MicroBatch, named_key
 from videogen.shapes import Latents, TokenGrid
-from videogen.tasks.base import Batch, Modules, Outcome, to_video
+from videogen.tasks.base import Batch, Keep, Modules, Outcome, compute_now, to_video
 from videogen.tasks.detokenizer import DetokenizerTask
+from videogen.tasks.generation import VideoGenerator
 from videogen.tasks.generator import GeneratorTask
+from videogen.tasks.showing import draw_like
+from videogen.tasks.tokenizer import reconstruct
 
 SHARED = ("task", "model", "parts", "text", "classes")
 """Sections of a config in which a student is like its teacher, but for the keys of ``OWN``."""
@@ -56,11 +62,19 @@ class _Student:
         if "teacher" in origins:
             check_teacher(config, origins["teacher"])
 
+    def concerns(self, values: Mapping[str, float]) -> list[str]:
+        return collapsed(values)
+
     def structure_of_part(self, name: str) -> nnx.Module:
         return self.init(nnx.Rngs(0))[self.exported[0]] if name == "teacher" else super().structure_of_part(name)
 
     def _read_steps(self, intervals: int) -> None:
         """The teacher's solver and its steps in each of the student's ``intervals``."""
+        if (metric := self.config.checkpoint.keep_best.metric) == "loss":
+            raise UserError(
+                f"the {metric} of a student does not tell whether it has collapsed: set checkpoint.keep_best.metric to "
+                "collapse with mode=min, or leave it empty"
+            )
         settings = self.config.distillation
         self.solver = diffusion.build("solver", settings.solver)
         self.substeps = diffusion.substeps_of(self.solver, settings.steps, intervals)
@@ -100,6 +114,11 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
             raise UserError(
                 "a student learns the guidance of its teacher, for all frames of a clip together: set "
                 "sampler.guidance_scale=1 and sampler.lag=0"
+            )
+        if self.sampler.build_shortcut() is not None:
+            raise UserError(
+                "a student learns all its attention and all its calls: leave sampler.attention and sampler.cache out "
+                "of its training, and give them when you draw"
             )
         settings = {key: config.distillation[key] for key in ("steps", "solver", "guidance_scale", "guidance")}
         self.teacher_sampler = generators.build_sampler({"name": "flow", **settings})
@@ -142,6 +161,31 @@ class DistilledGeneratorTask(_Student, GeneratorTask):
             micro=micro,
         )
 
+    def evaluate(
+        self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now
+    ) -> dict[str, float]:
+        """The loss, and motion, saturation and distance between seeds against the teacher (``metrics.collapse``).
+
+        Student and teacher draw clips of the texts and labels of the first batch, each by two seeds, from the same
+        noise.
+        """
+        batches = list(batches)
+        values = super().evaluate(modules, batches, seed, keep)
+        found = keep("collapse", functools.partial(self._against_teacher, modules, batches[0], seed))
+        return values | {name: float(value) for name, value in found.items()}
+
+    def _against_teacher(self, modules: Modules, batch: Batch, seed: int) -> dict[str, float]:
+        settings = self.config.distillation.to_dict()
+        drawing = {
+            "student": VideoGenerator(self, modules),
+            "teacher": VideoGenerator(self, {**modules, "generator": modules["teacher"]}, settings),
+        }
+        videos = {}
+        for who, generator in drawing.items():
+            seeds = (draw_like(self, modules, generator, batch, seed + more)[1] for more in range(2))
+            videos[who] = tuple(jnp.asarray(video, jnp.float32) / 255 for video in seeds)
+        return collapse_ratios(videos["student"], videos["teacher"])
+
     def start_of(
         self, model: generators.FlowTransformer, latents: Latents, key: jax.Array, train: bool, micro: MicroBatch
     ) -> tuple[diffusion.distillation.Grid, Latents]:
@@ -174,6 +218,24 @@ class DistilledDetokenizerTask(_Student, DetokenizerTask):
                 raise UserError(f"a student has one loss, of its teacher's steps: set losses.{label}.weight to 0")
         diffusion.check_student(diffusion.build("solver", config.model.solver))
         self._read_steps(config.model.steps)
+
+    def evaluate(
+        self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now
+    ) -> dict[str, float]:
+        """The metrics of a de-tokenizer, and motion and saturation of what is decoded from the codes of the first batch
+        against what the teacher decodes (``metrics.collapse``). Decoding is from noise of one key: there are no seeds.
+        """
+        batches = list(batches)
+        values = super().evaluate(modules, batches, seed, keep)
+
+        def against_teacher() -> dict[str, float]:
+            video, steps = np.asarray(batches[0]["video"]), self.config.distillation.steps
+            taught = self.assembled({**modules, self.group: modules["teacher"]})
+            clips = reconstruct(self.assembled(modules), video), reconstruct(taught, video, steps=steps)
+            student, teacher = (jnp.asarray(clip, jnp.float32) / 255 for clip in clips)
+            return collapse_ratios([student], [teacher])
+
+        return values | {name: float(value) for name, value in keep("collapse", against_teacher).items()}
 
     def tokenizer_loss(
         self, modules: Modules, batch: Batch, key: jax.Array, step: Array, micro: MicroBatch | None = None

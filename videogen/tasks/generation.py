@@ -16,6 +16,7 @@ from videogen.parallel import inside, mesh_of, padded, spread
 from videogen.shapes import Extension
 from videogen.tasks.base import Modules, to_pixels, to_video
 from videogen.tasks.queued import QueuedFrames
+from videogen.tasks.sizes import Size, layout_at
 from videogen.tokens import Layout, Tokens
 
 Pixels = UInt8[np.ndarray, "batch time height width 3"]
@@ -30,13 +31,21 @@ class VideoGenerator:
       task: the ``GeneratorTask`` the modules belong to.
       modules: its modules, trained and frozen.
       sampler: overrides of the config's sampler, e.g. ``{"steps": 24, "guidance_scale": 1.0}``.
+      size: height and width in pixels of the videos; ``None``: those of training.
+
+    ``measured`` is what the sampler has measured of every window of the last videos (``Generator.sample_and_measure``).
     """
 
-    def __init__(self, task: Any, modules: Modules, sampler: Mapping[str, Any] | None = None):
+    def __init__(self, task: Any, modules: Modules, sampler: Mapping[str, Any] | None = None, size: Size | None = None):
         self.task, self.config = task, task.config
         self.sampler = generators.build_sampler({**self.config.sampler.to_dict(), **(sampler or {})})
         task.check_sampler(self.sampler)
+        self.sampler.prepare(task.generator)
+        self.measured: list[dict[str, np.ndarray]] = []
+        self.size = (self.config.data.clip.height, self.config.data.clip.width) if size is None else tuple(size)
         self.layout, self.grid = task.drawn_by(self.sampler), task.grid
+        if (other := layout_at(task, self.size)) != task.drawn:
+            self.layout, self.grid = other, other.only.grid
         self.compression, self.window = task.tokenizer.compression, task.config.data.clip.frames
         self.given_frames = task.given_frames
         self._graphs, self._states = {}, {}
@@ -46,15 +55,16 @@ class VideoGenerator:
 
     @functools.cached_property
     def _draw(self) -> Any:
-        """Compiled ``(states, text, keys, prefix) -> (tokens, video)`` of one window."""
+        """Compiled ``(states, text, keys, prefix) -> (measured, video)`` of one window."""
 
         @functools.partial(jax.jit, static_argnames="layout")
-        def draw(states: Any, batch: Any, keys: Array, prefix: Tokens | None, layout: Layout) -> tuple[Tokens, Array]:
+        def draw(states: Any, batch: Any, keys: Array, prefix: Tokens | None, layout: Layout) -> tuple[Any, Array]:
             modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
             conditioning = self.task.conditioning(modules, batch)
             shown = self.task.shown(modules)
-            tokens = modules["generator"].generator.sample(layout, conditioning, keys, self.sampler, prefix, **shown)
-            return tokens, self.task.detokenize(modules, tokens)
+            arguments = (layout, conditioning, keys, self.sampler, prefix)
+            tokens, measured = modules["generator"].generator.sample_and_measure(*arguments, **shown)
+            return measured, self.task.detokenize(modules, tokens, batch)
 
         return draw
 
@@ -98,9 +108,9 @@ class VideoGenerator:
         """Draws videos of ``frames`` frames.
 
         Args:
-          story: conditioning arrays of one batch (``text_ids``, ``text_mask``, ``label``), or a sequence of such
-            batches, one per window in time order; the last one holds for the windows that are left. Parts that a batch
-            leaves out are not said.
+          story: conditioning arrays of one batch (``text_ids``, ``text_mask``, ``label``, and what a decoder is told:
+            ``Tokenizer.needs``), or a sequence of such batches, one per window in time order; the last one holds for
+            the windows that are left. Parts that a batch leaves out are not said.
           frames: length of the videos; anything beyond the training window slides it, or goes through a queue of
             frames where the sampler's ``extension`` says so.
           seed: decides every draw; a video depends on its place among all, not on its neighbours.
@@ -115,6 +125,7 @@ class VideoGenerator:
           UserError: an overlap or number of first frames the tokenizer or the generator cannot take.
         """
         story = [story] if isinstance(story, Mapping) else list(story)
+        self.measured = []
         if self.grid.time == 1 and (frames > self.window or len(story) > 1 or first_frames is not None):
             raise UserError(
                 f"the tokenizer codes {self.window} frames as a whole, so its videos have at most as many, no given "
@@ -126,7 +137,7 @@ class VideoGenerator:
         with inside(self.mesh):
             story = [spread(padded(said, self.mesh), self.mesh) for said in story]
             keys = self._keys(batch, seed, first)
-            if frames > self.window and self.sampler.extension == "queue":
+            if frames > self.window and self.sampler.queued:
                 return self._through_queue(story, frames, keys, first_frames)[:batch]
             video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
             video = padded(video, self.mesh)
@@ -145,7 +156,10 @@ class VideoGenerator:
         given = video.shape[1]
         self.check_given(given)
         if frames <= given:
-            raise UserError(f"{given} frames are given, so a video of {frames} has none to draw; ask for more frames")
+            raise UserError(
+                f"{given} frames are given, so a video of {frames} frames of {self._side_by_side} has none to draw; "
+                f"the nearest is {given + 1} frames"
+            )
         segments = extension.segments(frames) if extension else 1
         if segments > 1:
             self.check_given(extension.overlap)
@@ -157,10 +171,20 @@ class VideoGenerator:
             layout = self.layout if self.grid.time == 1 else self.layout.with_time(min(self.grid.time, shortest))
             said = story[min(segment, len(story) - 1)]
             segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)
-            _, drawn = self._draw(self._states, said, segment_keys, prefix, layout)
+            measured, drawn = self._draw(self._states, said, segment_keys, prefix, layout)
+            self.measured.append(jax.tree.map(np.asarray, dict(measured)))
             # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
             video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
         return video[:, :frames]
+
+    def window_starts(self, frames: int, overlap: int | None = None) -> list[int]:
+        """The frames that later windows of a video of so many begin with; through a queue, multiples of a window."""
+        if frames <= self.window:
+            return []
+        if self.sampler.extension == "queue":
+            return [*range(self.window, frames, self.window)]
+        extension = self._extension(overlap)
+        return [extension.frames(number) for number in range(1, extension.segments(frames))]
 
     def _shortest(self, frames: int) -> int:
         """The fewest latent frames, whole blocks of them, that hold so many frames."""
@@ -179,6 +203,10 @@ class VideoGenerator:
                 else "nothing tells how many videos to draw: give count"
             )
         return sizes.pop()
+
+    def windows(self, frames: int, overlap: int) -> int:
+        """Windows of a video of so many frames that keep ``overlap`` of them at every slide."""
+        return 1 if frames <= self.window else Extension(self.window, overlap).segments(frames)
 
     def prefix_lengths(self) -> list[int]:
         """The numbers of frames that a window may begin with, beside none: those of whole latents and blocks."""
@@ -203,17 +231,25 @@ class VideoGenerator:
             )
         if given and given not in lengths:
             listed = " or ".join(filter(None, [", ".join(map(str, lengths[:-1])), str(lengths[-1])]))
-            raise UserError(f"{given} frames cannot be given at the start of a window of {self.window}; give {listed}")
+            nearest = min(lengths, key=lambda length: abs(length - given))
+            raise UserError(
+                f"{given} frames cannot be given at the start of a window of {self.window} frames of "
+                f"{self._side_by_side}; give {listed}, of which {nearest} is the nearest"
+            )
 
     def _through_queue(self, story: list[Any], frames: int, keys: Array, first_frames: Pixels | None) -> Pixels:
         if len(story) > 1 or first_frames is not None:
-            raise UserError("a queue of frames takes neither a story nor first frames; use extension=window for those")
+            given = 0 if first_frames is None else first_frames.shape[1]
+            raise UserError(
+                f"{frames} frames of {self._side_by_side} cannot go through a queue from {given} given ones or by a "
+                "story, since it begins with noise: the nearest are as many by extension=window, or from 0 given ones"
+            )
         latent_frames = self.compression.latent_of_frame(frames - 1) + 1
         return self._queue.draw(self._states, story[0], keys, latent_frames)[:, :frames]
 
     @functools.cached_property
     def _queue(self) -> QueuedFrames:
-        return QueuedFrames(self.task, self._graphs, self.sampler)
+        return QueuedFrames(self.task, self._graphs, self.sampler, self.layout)
 
     def complete(
         self,
@@ -282,5 +318,8 @@ class VideoGenerator:
         return min(self.prefix_lengths() or [half], key=lambda frames: (abs(frames - half), -frames))
 
     def _frame_shape(self) -> tuple[int, int, int]:
-        clip = self.config.data.clip
-        return clip.height, clip.width, 3
+        return *self.size, 3
+
+    @property
+    def _side_by_side(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"

@@ -25,7 +25,6 @@ from videogen.conditioning import (
     task_index,
 )
 from videogen.data import read_buckets
-from videogen.data.token_files import MASKS, PREFIX
 from videogen.errors import UserError, near_matches
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import inside, mesh_of, spread
@@ -43,10 +42,10 @@ from videogen.tasks.base import (
     to_video,
 )
 from videogen.tasks.generation import VideoGenerator
-from videogen.tasks.rows import centres_of, check_one_size, in_row, relabel_of, row_of
+from videogen.tasks.rows import centres_of, check_one_size, in_row, relabel_of, row_of, tokens_of
 from videogen.tasks.showing import completions, samples
 from videogen.tasks.texts import encode_jointly
-from videogen.tokens import Layout, Segment, Tokens
+from videogen.tokens import Layout, Tokens
 
 TEXT_ENCODER = "text_encoder"
 """The part that is a frozen encoder of texts."""
@@ -153,7 +152,7 @@ class GeneratorTask(Task):
     def check_sampler(self, sampler: Any) -> None:
         """Refuses a sampler that cannot draw from this generator, with a ``UserError``."""
         generators.check_sampler(self.generator, sampler)
-        if sampler.extension == "queue" and not self.tokenizer.streams:
+        if sampler.queued and not self.tokenizer.streams:
             raise UserError("a queue of frames needs a tokenizer that decodes in chunks; use extension=window")
 
     def drawn_by(self, sampler: Any) -> Layout:
@@ -185,7 +184,8 @@ class GeneratorTask(Task):
             encoder = TextEncoder(vocabulary_size, length, **settings, dtype=dtype, rngs=rngs)
             context_width = encoder.width
         elif self.text in FROZEN_TEXT:
-            context_width = self.config.parts.text_encoder.model.width
+            described = self.config.parts.text_encoder.model
+            context_width = described.get("width") or described.embed
         elif self.config.classes and not self.kind.label_as_vector:
             context_width = self.config.model.transformer.width
         if self.kind.draws_scales:
@@ -252,21 +252,19 @@ class GeneratorTask(Task):
 
     def tokens(self, modules: Modules, batch: Batch, keys: jax.Array | None = None) -> Tokens:
         """Tokens of a batch: from the token cache, or by the frozen tokenizer, which may draw by ``keys``."""
-        if not any(name.startswith(PREFIX) for name in batch):
-            return modules["tokenizer"].tokenize(to_video(batch["video"]), keys=keys)
-        segments = {}
-        for name, layout in self.layout.segments:
-            values, masks = batch[f"{PREFIX}{name}"], (batch.get(f"{PREFIX}{name}/{mask}") for mask in MASKS)
-            segments[name] = Segment(values.reshape(-1, *layout.shape, layout.width), layout, *masks)
-        return Tokens.of(**segments)
+        return tokens_of(batch, modules.get("tokenizer"), self.layout, keys)
 
-    def detokenize(self, modules: Modules, tokens: Tokens) -> Video:
-        """What ``tokens`` gave, or a generator has drawn, as pixels."""
+    def detokenize(self, modules: Modules, tokens: Tokens, said: Batch | None = None) -> Video:
+        """What ``tokens`` gave, or a generator has drawn, as pixels.
+
+        ``said`` holds what a decoder is told beside the tokens (``Tokenizer.needs``), uint8, as far as it is known.
+        """
         if tokens.layout == self.drawn != self.layout:
             tokens = Tokens.from_flat(tokens.flat, self.layout)
-        elif tokens.layout != self.layout and not self.tokenizer.on_grid:
+        elif tokens.layout != self.layout and "time" not in self.tokenizer.sides:
             tokens = tokens.only.followed_by_none(self.layout)
-        return modules["tokenizer"].detokenize(tokens)
+        told = {name: to_video(said[name]) for name in self.tokenizer.needs if said and name in said}
+        return modules["tokenizer"].detokenize(tokens, **told)
 
     def shown(self, modules: Modules) -> dict[str, Any]:
         """What the generator asks the tokenizer for: sums of scales."""
@@ -342,11 +340,13 @@ class GeneratorTask(Task):
     def default_protocol(cls, config: Any) -> str | None:
         if config.get("tasks"):
             return "tasks"
+        if data.class_of(config.data.source).signed and "text" in config:
+            return "signs"
         conditioned = config.get("classes") or config.text.encoder.name != "none"
         return "prompt_fidelity" if conditioned and data.class_of(config.data.source).judged else None
 
-    def drawing(self, modules: Modules, sampler: Any = None) -> VideoGenerator:
-        return VideoGenerator(self, modules, sampler)
+    def drawing(self, modules: Modules, sampler: Any = None, size: Any = None) -> VideoGenerator:
+        return VideoGenerator(self, modules, sampler, size)
 
     def evaluate(
         self, modules: Modules, batches: Iterable[Batch], seed: int, keep: Keep = compute_now

@@ -1,5 +1,6 @@
 """Videos of any length through a queue of frames (``generators.FrameQueue``), in the transformer's memory of a clip."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ from flax import nnx
 from jaxtyping import Array, UInt8
 
 from videogen import generators
+from videogen.conditioning import ChunkTokens
 from videogen.tasks.base import to_pixels
 from videogen.tokenizers import Tokenizer
 from videogen.tokenizers.long import keep, lengths, overlap_of
-from videogen.tokens import Tokens
+from videogen.tokens import Layout, Tokens
 
 
 class QueuedFrames:
@@ -23,10 +25,11 @@ class QueuedFrames:
       task: the ``LatentGeneratorTask`` of the modules.
       graphs: their graphs by name.
       sampler: how to draw.
+      layout: of a window.
     """
 
-    def __init__(self, task: Any, graphs: Mapping[str, nnx.GraphDef], sampler: Any):
-        self.task, self.graphs, self.sampler = task, graphs, sampler
+    def __init__(self, task: Any, graphs: Mapping[str, nnx.GraphDef], sampler: Any, layout: Layout):
+        self.task, self.graphs, self.sampler, self.layout = task, graphs, sampler, layout
         self._begin, self._advance = jax.jit(self._first), jax.jit(self._next)
         self._decode = jax.jit(lambda states, *chunk: self._decode_chunk(self._modules(states)["tokenizer"], *chunk))
 
@@ -38,21 +41,26 @@ class QueuedFrames:
         tokens = Tokens.single(values, tokenizer.layout_of(values.shape[1:-1]))
         return tokenizer.decode_chunk(cache, tokenizer.lookup(tokens))
 
-    def _first(self, states: Any, story: Any, keys: Array) -> generators.State:
+    def _first(self, states: Any, story: Any, keys: Array, beside: ChunkTokens | None) -> generators.State:
         modules = self._modules(states)
-        conditioning = self.task.conditioning(modules, story)
-        return modules["generator"].generator.begin(self.task.layout, conditioning, keys, self.sampler)
+        conditioning = dataclasses.replace(self.task.conditioning(modules, story), beside=beside)
+        return modules["generator"].generator.begin(self.layout, conditioning, keys, self.sampler)
 
     def _next(self, states: Any, state: generators.State, at: Array) -> tuple[generators.State, Array]:
         state, frame = self._modules(states)["generator"].generator.advance(state, None, at)
         return state, frame.only.values[:, 0]
 
     def draw(
-        self, states: Mapping[str, Any], story: Mapping[str, Array], keys: Array, latent_frames: int
+        self,
+        states: Mapping[str, Any],
+        story: Mapping[str, Array],
+        keys: Array,
+        latent_frames: int,
+        beside: ChunkTokens | None = None,
     ) -> UInt8[np.ndarray, "batch time height width 3"]:
-        """Videos of so many latent frames; ``story`` holds for all of them."""
-        cache, pixels, time = None, [], self.task.grid.time
-        state = self._begin(states, dict(story), keys)
+        """Videos of so many latent frames; ``story``, and condensed tokens ``beside`` it, hold for all of them."""
+        cache, pixels, time = None, [], self.layout.only.grid.time
+        state = self._begin(states, dict(story), keys, beside)
         overlap, done = overlap_of(self.task.tokenizer, "decode", time), 0
         for size in lengths(latent_frames, time, overlap):
             window = []

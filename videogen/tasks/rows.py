@@ -1,4 +1,4 @@
-"""Tokens of several segments as one row, for generators that draw one token after another."""
+"""Tokens of a batch, and those of several segments as one row for generators that draw one token after another."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from videogen.data.token_files import MASKS, PREFIX
 from videogen.errors import UserError
 from videogen.generators import Generator
 from videogen.generators.disturbance import Relabel, disturbed
@@ -14,7 +15,25 @@ from videogen.nn import MicroBatch
 from videogen.shapes import VideoShape
 from videogen.tasks.base import Batch, to_video
 from videogen.tokenizers import Tokenizer
-from videogen.tokens import Layout, Tokens
+from videogen.tokens import Layout, Segment, Tokens
+
+
+def tokens_of(batch: Batch, tokenizer: Tokenizer | None, layout: Layout, keys: jax.Array | None = None) -> Tokens:
+    """Tokens of a batch: from the token cache, or by the frozen tokenizer.
+
+    Args:
+      batch: with ``tokens/SEGMENT``, or with what the tokenizer encodes (``Tokenizer.field``).
+      tokenizer: of clips.
+      layout: of tokens that come from a cache.
+      keys: one of each clip, for a tokenizer that draws.
+    """
+    if not any(name.startswith(PREFIX) for name in batch):
+        return tokenizer.tokenize(to_video(batch[tokenizer.field]), keys=keys)
+    segments = {}
+    for name, segment in layout.segments:
+        values, masks = batch[f"{PREFIX}{name}"], (batch.get(f"{PREFIX}{name}/{mask}") for mask in MASKS)
+        segments[name] = Segment(values.reshape(-1, *segment.shape, segment.width), segment, *masks)
+    return Tokens.of(**segments)
 
 
 def check_one_size(section: Any) -> None:

@@ -16,15 +16,26 @@ SHOWN = 4
 
 def samples(task: Any, modules: Modules, batch: Batch, seed: int) -> Picture:
     """One clip for each of the first clips, of its caption, label and given frames, beside that clip."""
+    columns, drawn = draw_like(task, modules, VideoGenerator(task, modules), batch, seed)
+    labels = ("original", "sample")[1 - len(columns) :]
+    return Picture("samples", list(zip(*columns, drawn, strict=True)), [""] * len(drawn), labels)
+
+
+def draw_like(
+    task: Any, modules: Modules, generator: VideoGenerator, batch: Batch, seed: int
+) -> tuple[list[UInt8[np.ndarray, "batch time height width 3"]], UInt8[np.ndarray, "batch time height width 3"]]:
+    """The first clips of a batch, where they are known, and clips that are drawn of their captions, labels and given
+    frames."""
     small = {key: value[:SHOWN] for key, value in batch.items() if key in ("text_ids", "text_mask", "label")}
     columns, first = _originals(task, modules, batch), None
     if task.given_frames:
         first = columns[0][:, : task.given_frames]
+    if "video" in batch:
+        # A decoder that is told a picture of whom it shows gets the first frame.
+        small |= {name: np.asarray(batch["video"])[:SHOWN, 0] for name in task.tokenizer.needs}
     count = len(next(v for k, v in batch.items() if k == "video" or k.startswith(PREFIX))[:SHOWN])
     frames = task.config.data.clip.frames
-    drawn = VideoGenerator(task, modules).generate(small, frames, seed, count=count, first_frames=first)
-    labels = ("original", "sample")[1 - len(columns) :]
-    return Picture("samples", list(zip(*columns, drawn, strict=True)), [""] * count, labels)
+    return columns, generator.generate(small, frames, seed, count=count, first_frames=first)
 
 
 def completions(task: Any, modules: Modules, batch: Batch, seed: int) -> Picture:

@@ -132,10 +132,6 @@ class TokenizerTask(Task):
             raise UserError(f"config.parts.{name}.checkpoint must be the folder that {model.name!r} is published in")
         return encoders.described(model, dtype=dtype_of(self.config))
 
-    def published(self, name: str, folder: str) -> nnx.Module:
-        kind = self.config.parts[name].model.name
-        return encoders.load(kind, encoders.folder_of(kind, folder), dtype=dtype_of(self.config))
-
     def init(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         modules = {self.group: self._networks(rngs)[0]}
         return modules | {term.group: term.module(rngs) for term in self.terms.values() if term.group}
@@ -161,11 +157,15 @@ class TokenizerTask(Task):
         """What the terms of the losses read of clips; and of each pass that a term asks it of, what maps a gradient of
         the reconstruction to one of the decoder's last layer."""
         model, video = self.assembled(modules), to_video(batch["video"])
-        encoded, name = model.encode(video), losses.RECONSTRUCTION
+        encoded, name = self.encoded(model, batch, video, key, micro), losses.RECONSTRUCTION
         made, pull = self.reconstruction(model, encoded, video, key, micro, name)
         passes = {name: losses.Pass(made.prediction, video)}
         passes |= {name: losses.Pass(*pair) for name, pair in made.compared.passes.items()}
         return self.outputs(modules, video, passes, encoded, made), {name: pull}
+
+    def encoded(self, model: nnx.Module, batch: Batch, video: Video, key: jax.Array, micro: MicroBatch) -> Encoded:
+        """What the model makes of the clips of a batch in training; the key decides what is drawn."""
+        return model.encode(video)
 
     def reconstruction(
         self, model: nnx.Module, encoded: Encoded, video: Video, key: jax.Array, micro: MicroBatch, name: str
@@ -218,7 +218,7 @@ class TokenizerTask(Task):
     def found(self, outputs: losses.Outputs) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Further metrics, and the sums and rows that ``_update_quantizer`` needs."""
         sums = dict(outputs.measured)
-        return {}, sums, sums.pop("candidates")
+        return sums.pop("figures"), sums, sums.pop("candidates")
 
     def _update_quantizer(
         self, modules: Modules, sums: dict[str, Any], rows: dict[str, Any], key: jax.Array, step: Array
@@ -268,6 +268,7 @@ class TokenizerTask(Task):
     ) -> dict[str, float]:
         """``evaluate`` of a tokenizer of any origin, on the mesh that it lies on; ``decoding`` are settings of its
         ``decode``, ``label`` names what is kept of it."""
+        check_pixels(model)
         graph, state = nnx.split(model)
         mesh = mesh_of(state)
         score = jax.jit(lambda state, video: _score(nnx.merge(graph, state), video, decoding))
@@ -312,13 +313,21 @@ def _to_last_layer(
     return compared._replace(video=video), lambda gradient: jax.lax.stop_gradient(pull(gradient))
 
 
-def reconstruct(model: nnx.Module, video: np.ndarray) -> np.ndarray:
-    """uint8 clips -> their uint8 reconstructions, on the mesh that the tokenizer lies on."""
-    return reconstructor(model)(video)
+def check_pixels(model: nnx.Module) -> None:
+    """Raises ``UserError`` for a model that encodes something else than pixels: it reconstructs no clips of them."""
+    if model.field != "video":
+        raise UserError(f"this model draws clips from {model.field}, not from pixels: use --protocol=signs")
 
 
-def reconstructor(model: nnx.Module) -> Callable[[np.ndarray], np.ndarray]:
+def reconstruct(model: nnx.Module, video: np.ndarray, **decoding: Any) -> np.ndarray:
+    """uint8 clips -> their uint8 reconstructions, on the mesh that the tokenizer lies on; ``decoding`` are settings of
+    its ``decode``."""
+    return reconstructor(model, **decoding)(video)
+
+
+def reconstructor(model: nnx.Module, **decoding: Any) -> Callable[[np.ndarray], np.ndarray]:
     """``reconstruct`` with one tokenizer, compiled once for all batches of a size."""
+    check_pixels(model)
     graph, state = nnx.split(model)
     mesh = mesh_of(state)
 
@@ -326,7 +335,8 @@ def reconstructor(model: nnx.Module) -> Callable[[np.ndarray], np.ndarray]:
     def run(state: Any, pixels: Array) -> Array:
         model = nnx.merge(graph, state)
         latents, tokens, *_ = model.bottleneck(model.encode(to_video(pixels)))
-        return model.decode(latents, **model.seen(tokens), **model.sized(VideoShape(*pixels.shape[1:4])))
+        sized = model.sized(VideoShape(*pixels.shape[1:4]))
+        return model.decode(latents, **model.seen(tokens), **sized, **decoding)
 
     def rebuild(video: np.ndarray) -> np.ndarray:
         with inside(mesh):

@@ -75,6 +75,10 @@ class Tokenizer(nnx.Module):
       growing: of the directions ``encode`` and ``decode`` those that see the whole past of a clip, whose caches grow.
       diffuses: pixels are drawn by a diffusion process, whose number of steps ``decode`` takes as ``steps``.
       scales: every segment adds to what those before it say: there are ``partial`` and ``relabel``.
+      field: the array of a batch that is encoded, uint8 ``[batch, time, height, width, channel]``.
+      needs: arrays of a batch that ``decode`` is told by name, pictures ``[batch, height, width, 3]``, where they are
+        known.
+      drawn_with: what decides how ``decode`` draws, for the record of a sample.
     """
 
     compression: Compression
@@ -92,6 +96,9 @@ class Tokenizer(nnx.Module):
     growing: Sequence[str] = ()
     diffuses: bool = False
     scales: bool = False
+    field: str = "video"
+    needs: Sequence[str] = ()
+    drawn_with: Mapping[str, Any] = MappingProxyType({})
 
     def encode(self, video: Video, request: Any = None) -> Encoded:
         """Pixels to latents before quantisation.
@@ -297,6 +304,11 @@ class Tokenizer(nnx.Module):
     def lookup(self, tokens: Tokens) -> Latents:
         """The quantised latents that tokens stand for."""
         return self.quantizer.lookup(tokens.only.values) if self.vocabulary else tokens.only.values
+
+    @property
+    def readings(self) -> Mapping[str, slice]:
+        """Parts of the channels of quantised latents that mean something by themselves, by name."""
+        return {}
 
     def partial(self, tokens: Tokens, segment: str, *, through: bool = False) -> Float[Array, "batch *sides width"]:
         """What the segments before ``segment`` sum up to, resized to its sides: the input of a next-scale generator.

@@ -29,6 +29,7 @@ from videogen.nn import (
     frame_norm,
     repeat,
 )
+from videogen.nn.convolution import VALID
 from videogen.ranges import Count, Natural
 from videogen.shapes import Compression, Latents, Video, VideoShape
 from videogen.tokenizers.base import Encoded, Tokenizer
@@ -107,8 +108,8 @@ class Layout:
         downsampling: str = "strided",
     ) -> "Layout":
         """That of MAGVIT-v2, from the settings of ``ConvolutionalTokenizer``."""
-        if padding == "same":
-            raise UserError("padding 'same' lets the future into the past; use 'zero' or 'replicate'")
+        if padding in ("same", VALID):
+            raise UserError(f"padding {padding!r} lets the future into the past; use 'zero' or 'replicate'")
         return cls.of(
             width,
             multipliers,

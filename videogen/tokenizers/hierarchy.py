@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from videogen import quantizers
 from videogen.errors import UserError
 from videogen.nn import FULL, Convolution, Linear, Mean, parameter, unpatchify, whole, zeros
-from videogen.quantizers.base import Quantized, Quantizer, split_key
+from videogen.quantizers.base import Quantized, Quantizer, mean_figures, split_key
 from videogen.shapes import Latents
 
 FORMS = ("residual", "conditioned")
@@ -144,6 +144,7 @@ class Hierarchy(Quantizer):
             {"counts": jnp.concatenate([result.statistics["counts"] for result in found])},
             [result.update_sums for result in found],
             [result.candidates for result in found],
+            mean_figures(found),
         )
 
     def _mixed(self, layer: int, x: Latents, above: Latents) -> Latents:

@@ -17,7 +17,7 @@ from videogen import building
 from videogen.errors import UserError
 from videogen.metrics.distributions import Moments
 from videogen.nn import FULL
-from videogen.ranges import Count, Natural
+from videogen.ranges import Count, Finite, Natural, Positive
 from videogen.tokens import SegmentLayout
 
 SMALLEST_DEVIATION = 1e-4
@@ -111,6 +111,29 @@ class MeanNormaliser(Normaliser):
         return normalised.astype(jnp.float32) * deviation + mean
 
 
+class FixedNormaliser(Normaliser):
+    """``(raw - shift) · scale``, the constants that a published VAE comes with; there is nothing to fit.
+
+    Args:
+      channels: of raw latents.
+      shift: subtracted first (FLUX: 0.1159; Stable Diffusion: 0).
+      scale: multiplied with after that (FLUX: 0.3611; Stable Diffusion: 0.18215).
+    """
+
+    def __init__(self, channels: int, shift: Finite = 0.0, scale: Positive = 1.0):
+        self.width, self.shift, self.scale = channels, shift, scale
+
+    def fit(self, moments: Sequence[Moments]) -> str:
+        """Raises ``UserError``: the constants are those of the config."""
+        raise UserError("a fixed normaliser is not fitted: its shift and scale are those of the VAE's publication")
+
+    def normalise(self, latents: Float[Array, "batch *sides channels"]) -> Float[Array, "batch *sides channels"]:
+        return (latents.astype(jnp.float32) - self.shift) * self.scale
+
+    def restore(self, normalised: Float[Array, "batch *sides channels"]) -> Float[Array, "batch *sides channels"]:
+        return normalised.astype(jnp.float32) / self.scale + self.shift
+
+
 class PcaNormaliser(Normaliser):
     """The first principal components of latents, each of variance 1 (whitening).
 
@@ -166,7 +189,7 @@ def _checked(moments: Sequence[Moments]) -> Float[np.ndarray, "frames channels c
     return np.stack([m.covariance(biased=True) for m in moments])
 
 
-NORMALISERS: dict[str, type[Normaliser]] = {"mean": MeanNormaliser, "pca": PcaNormaliser}
+NORMALISERS: dict[str, type[Normaliser]] = {"fixed": FixedNormaliser, "mean": MeanNormaliser, "pca": PcaNormaliser}
 
 
 def build(config: Mapping[str, Any], channels: int) -> Normaliser:

@@ -41,6 +41,11 @@ def of_latents(config: Mapping[str, Any], vae: Tokenizer) -> dict[str, Any]:
     return {**config, "clip": layout.shape, "channels": layout.channels, "normalise": not vae.normalised}
 
 
+def latents_of_frozen(vae: Tokenizer, video: Video) -> Latents:
+    """The latents that a frozen tokenizer has of clips; no gradient leads back."""
+    return jax.lax.stop_gradient(vae.bottleneck(vae.encode(video))[1].only.values)
+
+
 class OverLatents(Wrapped):
     """``tokenizer`` codes the latents of ``vae``, which is frozen: pixels -> latents -> codes, and back.
 
@@ -102,7 +107,7 @@ class OverLatents(Wrapped):
 
     def latents(self, video: Video) -> Latents:
         """What the frozen tokenizer makes of clips; no gradient leads back."""
-        return jax.lax.stop_gradient(self.vae.bottleneck(self.vae.encode(video))[1].only.values)
+        return latents_of_frozen(self.vae, video)
 
     def pixels(self, latents: Latents) -> Video:
         """Latents as the frozen tokenizer gives them to pixels."""

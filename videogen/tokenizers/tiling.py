@@ -29,14 +29,14 @@ Sides = tuple[Tiles, Tiles]
 """Tiles of the rows and of the columns of a frame."""
 
 
-def read_tile(text: str) -> tuple[int, int]:
+def read_tile(text: str, flag: str = "tile") -> tuple[int, int]:
     """``64x96`` -> 64 rows and 96 columns of pixels.
 
     Raises:
       UserError: another text.
     """
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
-        raise UserError(f"--tile={text} must be HEIGHTxWIDTH in pixels, e.g. --tile=64x96")
+        raise UserError(f"--{flag}={text} must be HEIGHTxWIDTH in pixels, e.g. --{flag}=64x96")
     height, width = map(int, text.split("x"))
     return height, width
 

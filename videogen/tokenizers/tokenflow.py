@@ -175,6 +175,10 @@ class TokenFlow(Tokenizer):
         return self.levels
 
     @property
+    def readings(self) -> Mapping[str, slice]:
+        return {SEMANTIC: slice(0, self.widths[0]), "pixel": slice(self.widths[0], None)}
+
+    @property
     def on_grid(self) -> bool:
         return False
 

@@ -83,6 +83,7 @@ SETTINGS = {
     "data.clip.width": Count,
     "data.clip.fps": Annotated[float, Number(float, 0, 1000)] | None,
     "data.buckets": Sequence[Sequence[float]],
+    "data.phases": Sequence[tuple[int, Sequence[float]]] | None,
     "data.frame_rate": Annotated[float, Number(float, 0, 1000)] | None,
     "data.held_out": bool | None,
     "data.own": Sequence[str],

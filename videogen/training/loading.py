@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
@@ -23,6 +24,7 @@ from videogen.nn import merged, without_lora
 from videogen.parallel import make_mesh, on_host, parse_mesh
 from videogen.ranges import Natural
 from videogen.runs.checkpoints import Checkpoints
+from videogen.runs.marks import marks_at
 from videogen.tasks.base import DTYPES
 from videogen.tokenizers import Tiled, Tokenizer
 from videogen.training.checks import building, check_config
@@ -133,21 +135,25 @@ class Loaded:
         return self.modules[self.task.exported[0]]
 
     def generator(
-        self, sampler: dict[str, Any] | None = None, tile: tuple[int, int] | None = None
+        self,
+        sampler: dict[str, Any] | None = None,
+        tile: tuple[int, int] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> tasks.VideoGenerator:
         """The sampler of a generator stage.
 
         Args:
           sampler: overrides of the config's sampler.
           tile: height and width in pixels of the tiles that frames are decoded by; ``None``: as a whole.
+          size: height and width in pixels of the videos; ``None``: those of training.
 
         Raises:
-          UserError: this is no generator, or its frames have no such tiles.
+          UserError: this is no generator, or its frames have no such tiles or size.
         """
-        modules = self.modules
+        modules, self.task.texts = self.modules, self.text
         if tile is not None and self.task.draws:
             modules = {**modules, "tokenizer": Tiled(modules["tokenizer"], tile)}
-        if (generator := self.task.drawing(modules, sampler)) is None:
+        if (generator := self.task.drawing(modules, sampler, size)) is None:
             raise UserError(f"{self.directory} holds a {self.config.task}, not a generator")
         return generator
 
@@ -245,7 +251,10 @@ def _read_checkpoint(
             state = checkpoints.restore_weights(goal, converted=placement.dtype is not None)
     finally:
         checkpoints.close()
-    return averaged(state), state["variables"], int(on_host(state["step"]))
+    step = int(on_host(state["step"]))
+    for reason in marks_at(directory, step):
+        logging.warning("the checkpoint of step %d of %s is marked: %s", step, directory, reason)
+    return averaged(state), state["variables"], step
 
 
 def _check_part(name: str, part: Any, module: nnx.Module, directory: epath.PathLike) -> None:

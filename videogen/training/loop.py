@@ -24,10 +24,12 @@ from videogen.parallel.topology import peak_flops
 from videogen.runs.checkpoints import Checkpoints, KeepLastAndBest, abstract_state
 from videogen.runs.faults import Termination, Watchdog
 from videogen.runs.goodput import Goodput
+from videogen.runs.marks import mark, marks_at
 from videogen.runs.profiling import Profiler
 from videogen.runs.records import MetricsWriter, Progress
 from videogen.runs.stops import Interrupted, NotFinite, NotWritten, storage_errors
 from videogen.training.checks import check_config, memory_of_a_device
+from videogen.training.codebooks import CodebookWatch
 from videogen.training.memory import check_program, memory_errors
 from videogen.training.start import Start, batch_shapes, prepare
 from videogen.training.state import State, averaged, new_state, parameter_count, place_frozen
@@ -55,6 +57,8 @@ class Run:
       start: what it began with.
       state: the train state.
       frozen: the frozen modules, on the mesh.
+      codebooks: tells of those that get no gradient.
+      warned: names of the task's warnings that were logged.
       pictures: of the last evaluation.
       changed: whether anything was left to do when the run started.
     """
@@ -66,6 +70,8 @@ class Run:
     writer: MetricsWriter
     goodput: Goodput
     watchdog: Watchdog
+    codebooks: CodebookWatch = dataclasses.field(default_factory=CodebookWatch)
+    warned: set[str] = dataclasses.field(default_factory=set)
     pictures: list[tasks.Picture] = dataclasses.field(default_factory=list)
     changed: bool = False
 
@@ -133,7 +139,8 @@ def train(config: Any, workdir: epath.PathLike, profile: tuple[int, int] | None 
         stack.enter_context(contextlib.closing(writer))
         run = Run(start, state, frozen, checkpoints, writer, goodput, watchdog)
         for record in writer.records:
-            _score(run, record["step"], record)
+            if not marks_at(workdir, record["step"]):
+                _score(run, record["step"], record)
         pipeline = build_pipeline(config, start.source, start.text, position, start.mesh)
         stack.enter_context(contextlib.closing(pipeline))
         termination = Termination()
@@ -244,9 +251,16 @@ def _record(run: Run, step: int, metrics: dict[str, Any], progress: Progress, pi
             f"{at}. Lower optimizer.*.learning_rate, clip harder, or look at the data of that step"
         )
     run.watchdog.beat(step, "step")
+    for warning in run.codebooks.warnings(metrics):
+        logging.warning("step %d: %s", step, warning)
     if step % run.config.log_every and step != run.config.steps:
         return
-    values = {f"train/{name}": float(value) for name, value in metrics.items() if name != "finite"}
+    found = {name: float(value) for name, value in metrics.items() if name != "finite"}
+    warnings = run.task.warnings(found, step)
+    for name in warnings.keys() - run.warned:
+        logging.warning("step %d: %s", step, warnings[name])
+    run.warned |= warnings.keys()
+    values = {f"train/{name}": value for name, value in found.items()}
     speeds = progress.speeds()
     goodput = {f"goodput/{name}": share for name, share in run.goodput.shares().items()}
     read = {"data/skipped": len(pipeline.skipped), "data/cut_captions": pipeline.cut}
@@ -278,9 +292,16 @@ def _measure(run: Run, step: int, held_out: list[dict[str, np.ndarray]]) -> None
             f"{bad[0]} is not finite in the evaluation after step {step}, whose losses and gradients were; "
             "lower optimizer.*.learning_rate or ema.decay, and go on from an earlier checkpoint"
         )
+    concerns = run.task.concerns(values)
+    for reason in concerns or []:
+        logging.warning("step %d: %s; its checkpoint is marked", step, reason)
     values = {f"eval/{name}": value for name, value in values.items()}
     run.writer.write(step, values)
-    _score(run, step, values)
+    if concerns is not None and jax.process_index() == 0:
+        with storage_errors(run.workdir, "make room there and start the same command again"):
+            mark(run.workdir, step, concerns)
+    if not concerns:
+        _score(run, step, values)
     run.pictures = run.task.pictures(modules, held_out[0], run.config.seed)
     if jax.process_index() != 0:
         return

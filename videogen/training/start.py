@@ -151,9 +151,10 @@ def prepare(config: Any, workdir: epath.Path) -> Start:
     frozen = load_frozen(task, workdir) if earlier.same and holds_frozen(task, workdir) else new_frozen(task, read)
     weights = starting_weights(config, workdir, task, read, frozen)
     text = new_text_tokenizer(config, source) if earlier.step is None else text_tokenizer(config, workdir)
+    task.texts = text
     wanted = EVAL_BATCHES * config.data.eval_batch_size
     check_held_out(min(wanted, len(unseen)), unseen.fields)
-    evaluated = held_out(unseen, wanted)
+    evaluated = held_out(unseen, wanted, text)
     with jax.set_mesh(mesh), building("the train step"):
         step, traced = _trace(config, mesh, task, structure, shapes, placement, frozen, batch)
     return Start(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from videogen.nn import MicroBatch, named_key
 from videogen.tasks import Task
 from videogen.tasks.base import Outcome, videos_and_images, weighted_mean
+from videogen.training.codebooks import codebook_norms
 from videogen.training.optimizers import is_frozen
 from videogen.training.state import State, Structure, overlay, select, split, without_frozen
 
@@ -77,6 +78,7 @@ def make_train_step(
             suffix = "" if len(grads) == 1 else f"_{group}"
             metrics[f"gradient_norm{suffix}"] = norm[group]
             metrics[f"learning_rate{suffix}"] = structure.rates[group](step)
+            metrics |= codebook_norms(grads[group], structure.freeze[group])
         return new, metrics
 
     return train_step
@@ -116,6 +118,7 @@ class _Groups:
         )
         modules = self.structure.modules({**state["params"], group: own}, state["variables"])
         modules |= {name: nnx.merge(graph, frozen[name]) for name, graph in self.frozen_graphs.items()}
+        modules |= {name: self._average(state, of) for name, of in self.task.averages.items()}
         losses, found, counts = [], [], [count for _, count in examples]
         for i, (part, _) in enumerate(examples):
             part_key = jax.random.fold_in(named_key(key, group), i)
@@ -126,6 +129,11 @@ class _Groups:
         sums = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), [outcome.sums for outcome in found])
         handed, rows = ({f"part_{i}": getattr(o, name) for i, o in enumerate(found)} for name in ("outputs", "rows"))
         return weighted_mean(losses, counts), Outcome(metrics, handed, sums, rows)
+
+    def _average(self, state: State, group: str) -> nnx.Module:
+        """The module of a group with the moving average of its parameters, as the step began."""
+        params = overlay(state["params"][group], state["ema"].get(group, {}))
+        return nnx.merge(self.structure.graphs[group], jax.lax.stop_gradient(params), state["variables"][group])
 
     def gradients(
         self,

@@ -28,6 +28,9 @@ Path = tuple[str, ...]
 
 Weights = dict[Path, np.ndarray]
 
+LOW_RANK = "lora"
+"""The name of a low-rank update among the parts of a layer."""
+
 SMALLEST_CONVOLUTION = 5
 """Axes of a 3-D convolution's kernel; what has fewer is not inflated."""
 
@@ -43,12 +46,15 @@ def starting_weights(
 
     ``config.start_from.paths = ((path, "RUN" or "RUN:path"), …)`` says where parts of the new run come from. Paths are
     dotted; the first name is a parameter group, or in the other run a frozen module. ``":NAME"``, without a run, is a
-    frozen part of the new run itself, such as the published encoder that a trained one begins as a copy of.
+    frozen part of the new run itself, such as the published encoder that a trained one begins as a copy of; where
+    NAME is a parameter group, it is that of ``start_from.run``, such as a branch that begins as a copy of what it
+    stands beside.
     ``config.start_from.run`` is the short form of ``("", RUN)``, and a student begins with its teacher's weights unless
     it names another run.
 
     At the empty path every parameter and variable of the same group, path and shape is taken over (EMA where there is
-    one). At other paths all arrays must be there; a longer path counts for what is below it. With
+    one). At other paths all arrays must be there, but for low-rank updates, which begin as none; a longer path counts
+    for what is below it. With
     ``config.start_from.inflate`` (a name in ``tokenizers.inflation.SLICES``) 2-D kernels go where the new run has 3-D
     ones. What was kept, inflated, new and left behind is named in the log.
 
@@ -76,6 +82,8 @@ def starting_weights(
         return None
     modules, weights = structure_of(task, config)[1], {}
     for path, run, theirs in sorted(origins, key=lambda origin: len(_names_of(origin[0]))):
+        # A parameter group of no run is that of the short form.
+        run = run or (settings.run if theirs.split(".")[0] not in frozen else "")
         weights |= _taken(path, read(run) if run else Own(frozen), theirs, modules, settings.inflate)
     return weights
 
@@ -102,7 +110,7 @@ def _taken(path: str, origin: Loaded | Own, theirs: str, modules: dict[str, nnx.
             inflated += [(*at, *names)] if value is not None else []
         if value is not None and value.shape == goal.shape:
             weights[*at, *names] = np.asarray(value, goal.dtype)
-        elif path:
+        elif path and LOW_RANK not in names:
             shape = f"has the shape {list(found[names].shape)}" if names in found else "is not there"
             name, other = (".".join(names_of) for names_of in ((*at, *names), (*_names_of(theirs), *names)))
             raise UserError(f"start_from: {name} has the shape {list(goal.shape)}, and {other} of {run} {shape}")
