@@ -10,7 +10,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from videogen.errors import UserError
-from videogen.tokenizers.public import STATISTICS, read_tokenizer, wan_names
+from videogen.tokenizers.public import read_tokenizer
+from videogen.tokenizers.public.wan import STATISTICS, wan_names
 from videogen.tokenizers.wan import Wan, averaged, spread
 
 torch = pytest.importorskip("torch")
@@ -197,6 +198,8 @@ def test_every_tensor_is_used_and_a_missing_one_is_named(both, tmp_path):
 def test_what_is_no_tokenizer_is_one_line(both, tmp_path):
     _, _, _, folder = both
     config = json.loads((folder / "config.json").read_text())
+    weights = "diffusion_pytorch_model.safetensors"
+    (tmp_path / weights).symlink_to(folder / weights)
 
     def refused(match, **changes):
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
@@ -205,14 +208,17 @@ def test_what_is_no_tokenizer_is_one_line(both, tmp_path):
 
     refused("is of a UNet2DModel; tokenizers that can be read", _class_name="UNet2DModel")
     refused("not one that was published", attn_scales=[1.0])
-    refused("numbers each, the latter positive", latents_std=[1.0])
-    refused("numbers each, the latter positive", latents_std=[0.0] * config["z_dim"])
+    refused("must be . numbers each, got 1", latents_std=[1.0])
+    refused("deviations of latents must be positive", latents_std=[0.0] * config["z_dim"])
     refused("lacks or has another kind of", z_dim=None)
     (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="it is no dictionary"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="does not say what it is"):
         read_tokenizer(tmp_path)
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="it has no 'encoder.conv1.weight'"):
+    with pytest.raises(UserError, match="no tokenizer that is known by its tensors"):
         read_tokenizer(tmp_path / "a.safetensors")
     names = ("encoder.conv1.weight", "decoder.head.0.gamma", "conv2.weight")
     save_file({name: np.zeros((5, 3), np.float32) for name in names}, tmp_path / "a.safetensors")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from videogen.encoders.archives import read_archive
 from videogen.errors import UserError
 
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+FOLDER_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 """What a folder's weights are called, in the order they are looked for; with ``.index.json`` they are in parts."""
 
 
@@ -20,8 +20,8 @@ class Weights(Mapping[str, np.ndarray]):
     """The tensors of one checkpoint by name, read when they are asked for.
 
     Args:
-      path: a safetensors file, a torch archive (``archives``), or a folder with ``model.safetensors`` or
-        ``pytorch_model.bin``, whole or with the index of its parts.
+      path: a safetensors file, a torch archive (``archives``), or a folder with one of ``FOLDER_FILES``, whole
+        or with the index of its parts.
 
     Attributes:
       path: what was given.

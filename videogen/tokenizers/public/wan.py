@@ -1,26 +1,15 @@
-"""Tokenizers from their published files: what a file is, the tokenizer that it describes, and its weights.
+"""The published files of the VAEs of Wan 2.1 and 2.2: the originals (``Wan2.1_VAE.pth``) and folders of diffusers."""
 
-So far the VAEs of Wan 2.1 and 2.2, as the original file (``Wan2.1_VAE.pth``) and as a folder of diffusers. Nothing of a
-file is executed (``encoders.files``).
-"""
-
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-
 from videogen.encoders.files import Weights
-from videogen.encoders.loading import Source, Table, fill
+from videogen.encoders.loading import Source, Table
 from videogen.errors import UserError
-from videogen.tokenizers.normalised import Normalised
-from videogen.tokenizers.normaliser import MeanNormaliser
+from videogen.tokenizers.public.family import Description, Family
 from videogen.tokenizers.wan import Wan
 
-DIFFUSERS_CLASS = "AutoencoderKLWan"
+CLASS = "AutoencoderKLWan"
 
 # fmt: off
 STATISTICS = {
@@ -45,88 +34,33 @@ STATISTICS = {
 """Channels of a latent -> means and deviations, which stand in the code of Wan 2.1 (16) and 2.2 (48), not in files."""
 
 
-def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Normalised:
-    """The tokenizer of a published file or folder, with its latents normalised by the published statistics.
-
-    Args:
-      path: a file of weights, a folder with ``config.json`` and weights, or one with such a folder ``vae``.
-      dtype: of the convolutions.
-
-    Raises:
-      UserError: it is no tokenizer that is known, or a tensor is missing, has another shape or is not known.
-    """
-    path = Path(path)
-    folder = path / "vae" if (path / "vae").is_dir() else path
-    if folder.is_dir():
-        settings, statistics = _of_config(_config(folder))
-        weights = Weights(_weights_in(folder))
-    else:
-        weights = Weights(folder)
-        settings, statistics = _of_weights(weights, path)
-    model = nnx.eval_shape(lambda: Wan(**settings, dtype=dtype, rngs=nnx.Rngs(0)))
-    model = fill(model, wan_names(model), weights, path)
-    normaliser = MeanNormaliser(settings["latents"])
-    mean, deviation = (np.asarray(own, np.float32)[None] for own in statistics)
-    normaliser.mean.set_value(jnp.asarray(mean))
-    normaliser.deviation.set_value(jnp.asarray(deviation))
-    return Normalised(model, normaliser)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        name = config["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not say what it is: {error!r}; give the folder of a published tokenizer"
-        ) from None
-    if name != DIFFUSERS_CLASS:
-        raise UserError(f"{path} is of a {name}; tokenizers that can be read are {DIFFUSERS_CLASS}")
-    return config
-
-
-def _weights_in(folder: Path) -> Path:
-    """Diffusers calls the weights of a folder otherwise than other libraries."""
-    name = "diffusion_pytorch_model.safetensors"
-    return folder / name if (folder / name).is_file() else folder
-
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _of_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Statistics]:
-    """Settings of ``Wan`` and statistics, from a ``config.json`` of diffusers."""
-    try:
-        settings = {
-            "width": int(config["base_dim"]),
-            "decoder_width": int(config.get("decoder_base_dim") or config["base_dim"]),
-            "latents": int(config["z_dim"]),
-            "multipliers": tuple(map(int, config["dim_mult"])),
-            "blocks": int(config["num_res_blocks"]),
-            "temporal": tuple(map(bool, config["temperal_downsample"])),
-            "around": bool(config.get("is_residual", False)),
-            "patch": int(config.get("patch_size") or 1),
-        }
-        settings["channels"] = int(config.get("in_channels", 3 * settings["patch"] ** 2)) // settings["patch"] ** 2
-        statistics = tuple(tuple(map(float, config[name])) for name in ("latents_mean", "latents_std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"config.json of a {DIFFUSERS_CLASS} lacks or has another kind of {error}") from None
+def _of_config(config: Mapping[str, Any]) -> Description:
+    patch = int(config.get("patch_size") or 1)
+    settings = {
+        "width": int(config["base_dim"]),
+        "decoder_width": int(config.get("decoder_base_dim") or config["base_dim"]),
+        "latents": int(config["z_dim"]),
+        "multipliers": tuple(map(int, config["dim_mult"])),
+        "blocks": int(config["num_res_blocks"]),
+        "temporal": tuple(map(bool, config["temperal_downsample"])),
+        "around": bool(config.get("is_residual", False)),
+        "patch": patch,
+        "channels": int(config.get("in_channels", 3 * patch**2)) // patch**2,
+    }
     if config.get("attn_scales"):
-        raise UserError(f"a {DIFFUSERS_CLASS} with attn_scales is not one that was published; it cannot be read")
-    if any(len(own) != settings["latents"] for own in statistics) or min(statistics[1]) <= 0:
-        raise UserError(f"latents_mean and latents_std must be {settings['latents']} numbers each, the latter positive")
-    return settings, statistics
+        raise UserError(f"an {CLASS} with attn_scales is not one that was published; it cannot be read")
+    return _described(settings, tuple(tuple(map(float, config[name])) for name in ("latents_mean", "latents_std")))
 
 
-def _of_weights(weights: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, Any], Statistics]:
-    """Settings of ``Wan`` and statistics, from an original file."""
+def _of_weights(weights: Weights) -> Description | None:
     wanted = ("encoder.conv1.weight", "decoder.head.0.gamma", "conv2.weight")
-    if missing := [name for name in wanted if name not in weights]:
-        raise UserError(f"{path} is no tokenizer that is known: it has no {missing[0]!r}")
+    if any(name not in weights for name in wanted):
+        return None
     pixels, latents = weights[wanted[0]].shape[1], weights[wanted[2]].shape[0]
     if latents not in STATISTICS or pixels not in (3, 12):
-        raise UserError(f"{path} has latents of {latents} channels and pixels of {pixels}: no published VAE of Wan")
+        raise UserError(
+            f"{weights.path} has latents of {latents} channels and pixels of {pixels}: no published VAE of Wan"
+        )
     settings = {
         "width": weights[wanted[0]].shape[0],
         "decoder_width": weights[wanted[1]].shape[0],
@@ -134,7 +68,11 @@ def _of_weights(weights: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str
         "around": "encoder.downsamples.0.downsamples.0.residual.0.gamma" in weights,
         "patch": 1 if pixels == 3 else 2,
     }
-    return settings, STATISTICS[latents]
+    return _described(settings, STATISTICS[latents])
+
+
+def _described(settings: dict[str, Any], statistics: tuple[tuple[float, ...], ...]) -> Description:
+    return Description({"name": "wan", **settings}, {"name": "mean"}, statistics)
 
 
 def wan_names(model: Wan) -> Table:
@@ -190,3 +128,6 @@ def _level(side: str, around: bool, i: int, j: int, count: int) -> tuple[tuple[s
     name = f"{side}.{way}_blocks.{i}"
     sampler = f"{way}sampler" if around else f"{way}samplers.0"
     return (f"{name}.resnets.{j}", f"{name}.{sampler}"), (old, old)
+
+
+WAN = Family("wan", (CLASS,), _of_config, _of_weights, wan_names)

@@ -1,0 +1,42 @@
+"""What the published files of one kind of tokenizer are read with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from videogen.encoders.files import Weights
+from videogen.encoders.loading import Table
+
+
+class Description(NamedTuple):
+    """A published tokenizer, before its weights are read.
+
+    Attributes:
+      model: its config ``{name, …}``, as ``config.model`` has it.
+      normaliser: the config of the normaliser of its latents; ``None``: it gives codes.
+      statistics: means and deviations by channel, or by latent frame and channel, for the normaliser ``mean``;
+        ``None``: the normaliser has its numbers in its config.
+      skipped: patterns of tensors that are left unread, because they do not belong to the tokenizer.
+    """
+
+    model: dict[str, Any]
+    normaliser: dict[str, Any] | None
+    statistics: Sequence[Any] | None = None
+    skipped: Sequence[str] = ()
+
+
+class Family(NamedTuple):
+    """One kind of published tokenizer.
+
+    Attributes:
+      name: what users call it.
+      classes: ``_class_name`` of its ``config.json`` in folders of diffusers.
+      of_config: what such a ``config.json`` describes.
+      of_weights: what an original file of weights describes; ``None`` where it is of another family.
+      names: our parameters -> names of tensors, for the model that was built.
+    """
+
+    name: str
+    classes: Sequence[str]
+    of_config: Callable[[Mapping[str, Any]], Description]
+    of_weights: Callable[[Weights], Description | None]
+    names: Callable[[Any], Table]
