@@ -35,7 +35,7 @@ from absl import flags, logging
 
 from videogen import app
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of the tokenizer.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run or export of the tokenizer, or a published file or folder.")
 FROM = flags.DEFINE_string("from", None, "Run directory or export of a generator whose tokens are drawn.")
 OUT = flags.DEFINE_string("out", None, "Directory of the cache; must not exist.")
 SOURCE = flags.DEFINE_string(
@@ -44,6 +44,7 @@ SOURCE = flags.DEFINE_string(
 PATH = flags.DEFINE_string("path", None, "Path of the data source.")
 CLIPS = flags.DEFINE_integer("clips", None, "Clips to write; by default all windows of all samples.", lower_bound=1)
 WINDOWS = flags.DEFINE_integer("windows", 1, "Clips drawn from each video, at random places.", lower_bound=1)
+CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH of the clips; by default those of the run.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Clips encoded at a time.", lower_bound=1)
 NORMALISE = flags.DEFINE_string(
     "normalise", None, "Normalise latents: channel, frame (by channel and latent frame), or pca:K (K components)."
@@ -64,12 +65,13 @@ def main() -> None:
     from videogen.data.token_files import read_meta
     from videogen.errors import UserError
     from videogen.inference.caching import remove_unfinished, write_token_cache
+    from videogen.inference.files import use_clip
     from videogen.inference.unpacking import decode_bits
     from videogen.runs.finished import FinishedBatches
     from videogen.training.loading import load_for_command
 
     if DECODE.value:
-        for flag in (SOURCE, PATH, CLIPS, WINDOWS, NORMALISE, MAX_ERROR, FORMAT):
+        for flag in (SOURCE, PATH, CLIPS, CLIP, WINDOWS, NORMALISE, MAX_ERROR, FORMAT):
             if flag.present:
                 raise UserError(f"--{flag.name} means nothing with --decode: the clips are there")
         loaded = load_for_command(CHECKPOINT.value, MESH.value, BATCH_SIZE.value)
@@ -85,6 +87,8 @@ def main() -> None:
     if FROM.value:
         write_drawn(loaded, source)
         return
+    if CLIP.value:
+        use_clip(loaded, CLIP.value)
     asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value, "windows": WINDOWS.value}
     asked |= {"tokens": TOKENS.value, "max_error": MAX_ERROR.value, "form": FORMAT.value}
     finished = FinishedBatches(OUT.value, {"command": "tokenize", "source": source, **asked, **loaded.key})
@@ -107,7 +111,7 @@ def write_drawn(loaded: Any, source: dict[str, Any] | None) -> None:
     from videogen.inference.sampled import write_sampled_cache
     from videogen.runs.finished import FinishedBatches
 
-    for flag in (WINDOWS, NORMALISE, TOKENS, MAX_ERROR, FORMAT):
+    for flag in (CLIP, WINDOWS, NORMALISE, TOKENS, MAX_ERROR, FORMAT):
         if flag.present:
             raise UserError(f"--{flag.name} means nothing with --from: tokens are drawn for whole clips")
     asked = {"clips": CLIPS.value, "batch_size": BATCH_SIZE.value}

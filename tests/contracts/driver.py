@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import videogen
 from videogen import tasks
-from videogen.configs.common import base, optimizer
+from videogen.defaults import base, optimizer
 from videogen.runs.records import FILE, read_metrics
 from videogen.tasks import Task
 from videogen.training.loading import Loaded, export_safetensors

@@ -8,9 +8,9 @@ from PIL import Image
 
 from videogen import data
 from videogen.configs import data_sets
-from videogen.configs.common import base
 from videogen.data import Clip, SampleError
 from videogen.data import lists as data_lists
+from videogen.defaults import base
 from videogen.errors import UserError
 
 ONE = Clip(1, 8, 8)

@@ -19,8 +19,8 @@ from flax import nnx
 
 from videogen import tasks, tokenizers
 from videogen.configs import phenaki
-from videogen.configs.common import optimizer
 from videogen.data.inputs import place
+from videogen.defaults import optimizer
 from videogen.parallel import make_mesh
 from videogen.training.state import frozen_shardings, new_state, state_shardings, structure_of
 from videogen.training.step import jit_train_step

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tests.parameters import with_random_parameters
 from tests.training_configs import tiny
 from videogen import encoders, losses, tasks
-from videogen.configs.common import optimizer
+from videogen.defaults import optimizer
 from videogen.errors import UserError
 from videogen.losses import OBJECTIVES, RECONSTRUCTION, Outputs, Pass
 from videogen.losses.distillation import at_places

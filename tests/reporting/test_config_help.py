@@ -9,7 +9,7 @@ from launch.systems import read_config
 from tests.processes import REPOSITORY
 from videogen import data
 from videogen.configs import phenaki, stand_ins, videodit
-from videogen.configs.common import base
+from videogen.defaults import base
 from videogen.reporting.config_help import config_help, meaning, walk
 
 FILES = (REPOSITORY / "videogen" / "configs").glob("[!_]*.py")

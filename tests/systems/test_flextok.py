@@ -16,7 +16,7 @@ from tests.parameters import with_random_parameters
 from tests.training_configs import tiny
 from videogen import encoders, tasks, tokenizers
 from videogen.configs import flextok
-from videogen.configs.common import optimizer
+from videogen.defaults import optimizer
 from videogen.nn import MicroBatch
 from videogen.shapes import VideoShape
 from videogen.training.loading import export_safetensors

@@ -12,7 +12,7 @@ from flax import nnx
 from videogen import tasks
 from videogen.conditioning import Conditioning
 from videogen.configs import larp, magvit, phenaki
-from videogen.configs.common import optimizer
+from videogen.defaults import optimizer
 from videogen.errors import UserError
 from videogen.generators import BlockSampler, NextBlockTransformer
 from videogen.shapes import TokenGrid, VideoShape

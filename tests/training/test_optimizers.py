@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videogen.configs.common import optimizer
+from videogen.defaults import optimizer
 from videogen.training.optimizers import build_optimizer
 
 

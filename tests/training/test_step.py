@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videogen import tasks
-from videogen.configs.common import optimizer
+from videogen.defaults import optimizer
 from videogen.errors import UserError
 from videogen.nn import Linear
 from videogen.parallel import AXES

@@ -11,9 +11,9 @@ config. ``videogen.evaluate --protocol=retrieval`` ranks by the scores of matchi
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import optimizer
 from videogen.configs.video_text import MASKED_WORDS, begun
 from videogen.configuration import parse_argument
+from videogen.defaults import optimizer
 from videogen.errors import UserError
 
 STAGES = ("pretraining",)

@@ -23,9 +23,10 @@ stand-in, that loss is off until the user names a file: --config.losses.perceptu
 from ml_collections import ConfigDict
 
 from videogen.configs import magvit2, videodit
-from videogen.configs.common import adversarial, base, frozen, loss_terms, optimizer
+from videogen.configs.common import adversarial, frozen, loss_terms
 from videogen.configs.generators import flow, flow_from_text, videos
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "fsq", "detokenizer", "generator")
 

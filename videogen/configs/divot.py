@@ -29,9 +29,10 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from videogen.configs import flextok, language
-from videogen.configs.common import at_paper, at_small, base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import at_paper, at_small, frozen, loss_terms, take_clip_of
 from videogen.configs.tokenflow import STAND_IN
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("vae", "tokenizer", "detokenizer", "language")
 

@@ -13,11 +13,12 @@ Sizes of networks, codebook and the teacher were not found; those of ``paper`` a
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import base, frozen, optimizer
+from videogen.configs.common import frozen
 from videogen.configs.networks import cvivit
 from videogen.configs.tokenflow import CLIP_B, STAND_IN
 from videogen.configs.video_text import MASKED_PLACES, MASKED_WORDS, begun, joint
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "pretraining")
 

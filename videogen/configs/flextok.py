@@ -29,9 +29,10 @@ FSQ levels, steps and guidance are those of ``paper``.
 from ml_collections import ConfigDict
 
 from videogen.configs import magvit2, videodit
-from videogen.configs.common import at_paper, at_small, base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import at_paper, at_small, frozen, loss_terms, take_clip_of
 from videogen.configs.generators import of_a_row
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("vae", "tokenizer", "generator")
 

@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, bpe_text, frozen, optimizer, t5_part, t5_text, take_clip_of
+from videogen.configs.common import bpe_text, frozen, t5_part, t5_text, take_clip_of
+from videogen.defaults import base, optimizer
 
 
 def begun(size: str, tokenizer: ConfigDict) -> ConfigDict:

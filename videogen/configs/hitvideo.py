@@ -21,10 +21,11 @@ and the whole recipe. The perceptual loss, weight 1 in our reading, is off until
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs.common import adversarial, loss_terms
 from videogen.configs.generators import from_text, next_token, of_captions, videos
 from videogen.configs.networks import convolutional
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "generator")
 

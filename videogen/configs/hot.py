@@ -10,8 +10,8 @@ a folder of poses: --config.data.source.path=FOLDER.
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import base, optimizer
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("lifting",)
 

@@ -31,9 +31,10 @@ the rotary positions, EMA, the batch of the whole job, and b2 of AdamW.
 from ml_collections import ConfigDict
 
 from videogen import encoders
-from videogen.configs.common import adversarial, at_paper, at_small, base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import adversarial, at_paper, at_small, frozen, loss_terms, take_clip_of
 from videogen.configs.generators import begun, trained
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "diffusion", "autoregressive")
 

@@ -23,10 +23,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, optimizer, take_clip_of
+from videogen.configs.common import adversarial, take_clip_of
 from videogen.configs.generators import of_a_row
 from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "generator")
 

@@ -25,9 +25,10 @@ scales: those here are ours, and the texts of captions, which it does not train 
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, frozen, loss_terms, optimizer, stream_text, take_clip_of
+from videogen.configs.common import frozen, loss_terms, stream_text, take_clip_of
 from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "language")
 

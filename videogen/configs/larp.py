@@ -22,9 +22,10 @@ whose layers those counts leave out.
 from ml_collections import ConfigDict
 
 from videogen.configs import data_sets
-from videogen.configs.common import adversarial, base, loss_terms, no_text, optimizer, take_clip_of
+from videogen.configs.common import adversarial, loss_terms, no_text, take_clip_of
 from videogen.configs.generators import from_text, next_token
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "generator")
 

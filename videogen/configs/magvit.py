@@ -19,9 +19,10 @@ clip rather than for each step.
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, loss_terms, no_text, optimizer
+from videogen.configs.common import adversarial, loss_terms, no_text
 from videogen.configs.generators import begun, from_text
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "generator")
 

@@ -21,9 +21,10 @@ into the same network, to compare them.
 from ml_collections import ConfigDict
 
 from videogen.configs import magvit
-from videogen.configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs.common import adversarial, loss_terms
 from videogen.configs.networks import convolutional
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("image", "tokenizer", "generator")
 

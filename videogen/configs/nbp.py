@@ -16,9 +16,10 @@ how it weighs L1 and L2 was not found, and here it is L2 alone; its Adam has MAG
 from ml_collections import ConfigDict
 
 from videogen.configs import data_sets, magvit2, phenaki
-from videogen.configs.common import no_text, optimizer
+from videogen.configs.common import no_text
 from videogen.configs.generators import begun, from_text
 from videogen.configuration import parse_argument
+from videogen.defaults import optimizer
 
 STAGES = ("tokenizer", "generator")
 

@@ -26,9 +26,10 @@ of ``videodit`` at their width and depth. The classes of UCF-101 come in by cros
 from ml_collections import ConfigDict, config_dict
 
 from videogen.configs import data_sets
-from videogen.configs.common import adversarial, base, loss_terms, no_text, optimizer
+from videogen.configs.common import adversarial, loss_terms, no_text
 from videogen.configs.generators import flow, flow_from_text, from_text, next_token, videos
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("image", "tokenizer", "kl", "autoregressive", "diffusion")
 

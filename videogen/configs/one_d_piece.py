@@ -20,10 +20,11 @@ perceptual loss, published weight 0.1 on ConvNeXt-S, is off until the user names
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, at_paper, at_small, base, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import adversarial, at_paper, at_small, loss_terms, take_clip_of
 from videogen.configs.generators import of_a_row
 from videogen.configs.networks import one_d
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "generator")
 

@@ -25,9 +25,10 @@ weight 0.1, is off until the user names a file:
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, loss_terms, optimizer
+from videogen.configs.common import adversarial, loss_terms
 from videogen.configs.generators import from_text, next_token, of_captions, videos
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("vae", "tokenizer", "generator")
 

@@ -11,10 +11,11 @@ the weights, which the paper does not mention, is kept; text goes through T5-XXL
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, loss_terms, optimizer, t5_part, t5_text
+from videogen.configs.common import adversarial, loss_terms, t5_part, t5_text
 from videogen.configs.generators import begun, from_text
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "generator")
 

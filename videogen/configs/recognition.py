@@ -17,9 +17,10 @@ directory has the four rows. On shapes classes are colours, forms and directions
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import frozen, optimizer
+from videogen.configs.common import frozen
 from videogen.configs.video_text import MASKED_PLACES, begun, image_codes, image_tokenizer
 from videogen.configuration import parse_argument
+from videogen.defaults import optimizer
 
 STAGES = ("tokenizer", "ids", "pixels", "of_ids", "of_inputs", "of_pixels", "of_nothing")
 

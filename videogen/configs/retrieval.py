@@ -12,8 +12,9 @@ along. ``recipe`` is what stands inside of CLIP's image encoder at ``paper``: no
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, frozen, optimizer, stream_text
+from videogen.configs.common import frozen, stream_text
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 from videogen.errors import UserError
 
 STAGES = ("retrieval",)

@@ -12,8 +12,9 @@ has ViS4mer's sizes, over the features of a frozen public encoder and a folder o
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import base, frozen, optimizer
+from videogen.configs.common import frozen
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("pretraining", "classification")
 

@@ -30,10 +30,11 @@ multilingual one of that class. At ``debug`` and ``small`` an encoder is trained
 from ml_collections import ConfigDict
 
 from videogen.configs import divot, flextok
-from videogen.configs.common import base, bpe_text, frozen, loss_terms, optimizer
+from videogen.configs.common import bpe_text, frozen, loss_terms
 from videogen.configs.divot import network
 from videogen.configs.generators import begun
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("vae", "diffusion", "codec", "translator")
 

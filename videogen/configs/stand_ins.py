@@ -8,8 +8,9 @@ The classifier tells colour, form and direction of the moving shape; it sees cli
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import base, bpe_text, optimizer
+from videogen.configs.common import bpe_text
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 
 def get_config(argument: str = "") -> ConfigDict:

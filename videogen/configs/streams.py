@@ -15,8 +15,9 @@ decoder are trained with the projector: --config.parts.language_model.checkpoint
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, optimizer, stream_text, tuned_decoder
+from videogen.configs.common import stream_text, tuned_decoder
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("watching",)
 

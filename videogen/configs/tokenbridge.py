@@ -25,10 +25,11 @@ it is measured from its latents and named by --config.model.head.order.
 from ml_collections import ConfigDict
 
 from videogen.configs import data_sets, magvit2, phenaki
-from videogen.configs.common import no_text, optimizer
+from videogen.configs.common import no_text
 from videogen.configs.generators import begun, from_text
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
+from videogen.defaults import optimizer
 from videogen.errors import UserError
 
 STAGES = ("tokenizer", "quantized", "generator")

@@ -35,9 +35,10 @@ until the user names a file:
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import adversarial, base, frozen, loss_terms, optimizer, take_clip_of
+from videogen.configs.common import adversarial, frozen, loss_terms, take_clip_of
 from videogen.configs.generators import from_text, next_scale, of_captions
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("tokenizer", "generator")
 

@@ -27,9 +27,10 @@ attention and no loss.
 from ml_collections import ConfigDict
 
 from videogen.configs import videodit
-from videogen.configs.common import optimizer, t5_part, t5_text
+from videogen.configs.common import t5_part, t5_text
 from videogen.configs.generators import begun, flow, flow_from_text
 from videogen.configuration import parse_argument
+from videogen.defaults import optimizer
 
 STAGES = ("tokenizer", "generator", "to2v")
 # The stage t2to needs the cache of to2v's tokens with their principal components, a command of its own.

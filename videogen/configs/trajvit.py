@@ -9,8 +9,9 @@ The loss is the symmetric contrastive one alone. A one-frame clip is an image (-
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, optimizer, stream_text
+from videogen.configs.common import stream_text
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("trajvit",)
 

@@ -17,11 +17,12 @@ trained with the projector: --config.parts.language_model.checkpoint=FOLDER --co
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, frozen, optimizer, stream_text, tuned_decoder
+from videogen.configs.common import frozen, stream_text, tuned_decoder
 from videogen.configs.language import PUBLISHED as DECODERS
 from videogen.configs.recipes import RECIPES
 from videogen.configs.tokenflow import STAND_IN
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 from videogen.errors import UserError
 
 STAGES = ("alignment", "understanding")

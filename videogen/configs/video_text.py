@@ -2,8 +2,9 @@
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, optimizer, stream_text
+from videogen.configs.common import stream_text
 from videogen.configs.networks import convolutional
+from videogen.defaults import base, optimizer
 
 WORDS = {"debug": ("bpe", 512, 24), "small": ("bpe", 1024, 32), "paper": ("huggingface", 30_522, 32)}
 """Size -> text tokenizer, its vocabulary (of the published BERT at ``paper``), and tokens of a text."""

@@ -17,10 +17,11 @@ Per-frame noise levels (diffusion forcing), frames that see only the past, text 
 from ml_collections import ConfigDict
 
 from videogen.configs import magvit2, phenaki
-from videogen.configs.common import frozen, optimizer, t5_part, t5_text
+from videogen.configs.common import frozen, t5_part, t5_text
 from videogen.configs.generators import flow, flow_from_text, videos
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
+from videogen.defaults import optimizer
 
 STAGES = ("tokenizer", "generator", "distill")
 

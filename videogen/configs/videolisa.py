@@ -13,9 +13,10 @@ from folders, and so is SAM's mask decoder, which learns on over the features of
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import base, frozen, optimizer, stream_text, tuned_decoder
+from videogen.configs.common import frozen, stream_text, tuned_decoder
 from videogen.configs.understanding import QWEN2, SIGLIP
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("segmentation",)
 

@@ -13,9 +13,10 @@ about 13, 30 and 60 seconds are mixed in the published data, which is up to the 
 
 from ml_collections import ConfigDict, config_dict
 
-from videogen.configs.common import base, frozen, optimizer, stream_text
+from videogen.configs.common import frozen, stream_text
 from videogen.configs.retrieval import CLIP_IMAGE, CLIP_TEXT
 from videogen.configuration import parse_argument
+from videogen.defaults import base, optimizer
 
 STAGES = ("retrieval",)
 

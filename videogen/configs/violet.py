@@ -16,9 +16,10 @@ not found, and 8 are taken here.
 
 from ml_collections import ConfigDict
 
-from videogen.configs.common import frozen, optimizer
+from videogen.configs.common import frozen
 from videogen.configs.video_text import MASKED_PLACES, MASKED_WORDS, begun, image_codes, image_tokenizer, joint
 from videogen.configuration import parse_argument
+from videogen.defaults import optimizer
 
 STAGES = ("tokenizer", "pretraining")
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,10 +29,10 @@ from videogen.evaluation.retrieval import retrieval
 from videogen.evaluation.signs import signs
 from videogen.evaluation.streams import streams
 from videogen.evaluation.variety import within_prompts
+from videogen.inference.files import use_clip
 from videogen.inference.sampling import Pixels, encode_prompts
 from videogen.metrics.judge import fidelity, judge
 from videogen.metrics.temporal import in_time
-from videogen.shapes import VideoShape
 from videogen.tasks import reconstruct
 from videogen.tasks.base import Keep, compute_now
 from videogen.tasks.detokenizer import DETERMINISTIC
@@ -321,11 +320,7 @@ def use_test_set(loaded: Loaded, source: str | None, path: str | None, clip: str
     if clip is not None:
         if loaded.task.draws:
             raise UserError("--clip is for tokenizers: a generator draws clips of the one size it was trained on")
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", clip):
-            raise UserError(f"--clip={clip} must be FRAMESxHEIGHTxWIDTH, e.g. --clip=9x64x64")
-        shape = VideoShape(*map(int, clip.split("x")))
-        loaded.tokenizer.layout(shape)
-        section.clip.update({"frames": shape.frames, "height": shape.height, "width": shape.width})
+        use_clip(loaded, clip)
     if source is None and path is None:
         return False
     own = data.class_of(section.source)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -149,3 +150,29 @@ def _long(loaded: Loaded, tile: Size | None) -> LongVideos:
     clip = loaded.config.data.clip
     coder = loaded.coder if tile is None else Tiled(loaded.coder, tile)
     return LongVideos(coder, VideoShape(clip.frames, clip.height, clip.width))
+
+
+def read_clip_size(clip: str) -> VideoShape:
+    """``FRAMESxHEIGHTxWIDTH`` of a flag ``--clip``.
+
+    Raises:
+      UserError: a malformed size.
+    """
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", clip):
+        raise UserError(f"--clip={clip} must be FRAMESxHEIGHTxWIDTH, e.g. --clip=9x64x64")
+    return VideoShape(*map(int, clip.split("x")))
+
+
+def use_clip(loaded: Loaded, clip: str) -> None:
+    """Lets a tokenizer work on clips of another size than its config has.
+
+    Args:
+      loaded: the tokenizer, whose config is changed.
+      clip: ``FRAMESxHEIGHTxWIDTH``.
+
+    Raises:
+      UserError: a malformed size, or one that the tokenizer cannot take.
+    """
+    shape = read_clip_size(clip)
+    loaded.tokenizer.layout(shape)
+    loaded.config.data.clip.update({"frames": shape.frames, "height": shape.height, "width": shape.width})

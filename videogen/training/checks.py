@@ -54,7 +54,7 @@ REQUIRED = (
     *("data.source.name", "data.clip.frames", "data.clip.height", "data.clip.width", "data.clip.fps", "data.workers"),
     *("data.batch_size", "data.image_batch_size", "data.eval_batch_size", "data.buckets"),
 )
-"""Keys without which no stage works; ``videogen.configs.common`` has the base of them all."""
+"""Keys without which no stage works; ``videogen.defaults`` has them all."""
 
 OF_TEXT = (*("text.encoder.name", "text.tokenizer.name", "text.tokenizer.path", "text.tokenizer.length"),)
 """Keys that a stage with a section ``text`` has, too."""
@@ -129,7 +129,7 @@ def check_config(config: Any) -> None:
         for key in (".".join(names[: i + 1]) for i in range(len(names))):
             if _find(config, key) is not _ABSENT:
                 continue
-            raise UserError(f"config.{key} is missing; videogen/configs/common.py has the base of every stage")
+            raise UserError(f"config.{key} is missing; videogen/defaults.py has the base of every stage")
     parts = [f"parts.{name}" for name in config.parts]
     _check_sections(config, [*parts, *(f"{part}.model" for part in parts)])
     optimizers = [f"optimizer.{group}" for group in config.optimizer]

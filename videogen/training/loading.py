@@ -27,8 +27,10 @@ from videogen.runs.checkpoints import Checkpoints
 from videogen.runs.marks import marks_at
 from videogen.tasks.base import DTYPES
 from videogen.tokenizers import Tiled, Tokenizer
+from videogen.tokenizers.public import Published, describe
 from videogen.training.checks import building, check_config
 from videogen.training.placement import Placement, mesh_of_sizes
+from videogen.training.published import config_of, is_published, read_modules
 from videogen.training.state import Structure, averaged, new_state, split, structure_of
 from videogen.weights import hash_weights, load_weights, place_weights, save_weights
 
@@ -159,7 +161,7 @@ class Loaded:
 
 
 def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None, dtype: str | None = None) -> Loaded:
-    """Loads a run directory (latest checkpoint) or an export; nothing else is needed.
+    """Loads a run directory (latest checkpoint), an export, or a published file or folder; nothing else is needed.
 
     With a mesh every array is spread over it by the rules that training uses (``parallel.rules``, and
     ``parallel.frozen`` of the config for frozen modules). Each device is given its part of an array as it is read:
@@ -167,7 +169,7 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
     are read whole). What only training needs is not read.
 
     Args:
-      directory: a run or an export.
+      directory: a run or an export; or what others have published (``tokenizers.public``).
       mesh: what ``parallel.make_mesh`` builds, or the sizes it builds one from, as ``config.parallel.mesh`` has them.
       dtype: ``float32`` or ``bfloat16``: parameters, but not those of quantizers, are converted to it as they are read.
         Of a checkpoint that is converted only the sizes of its files are compared, not the checksum of its arrays.
@@ -180,8 +182,9 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
     mesh = mesh_of_sizes(mesh)
     with remote_errors(directory):
         directory = epath.Path(directory)
-    config = load_config(directory / CONFIG)
-    check_config(config)
+    if is_published(directory):
+        return _read_published(describe(directory), mesh, dtype)
+    config = config_at(directory)
     with building(f"what {directory / CONFIG} describes"):
         task = tasks.build(config)
         structure, abstract = structure_of(task, config)
@@ -193,6 +196,20 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
     modules = {name: nnx.merge(structure.graphs[name], params[name], variables[name]) for name in params}
     frozen = load_frozen(task, directory, placement, check=True)
     return Loaded(directory, config, task, modules | frozen, step, mesh, dtype)
+
+
+def config_at(directory: epath.PathLike) -> ConfigDict:
+    """The checked config of a run or export, or the one that a published file would have."""
+    config = config_of(describe(directory)) if is_published(directory) else load_config(epath.Path(directory) / CONFIG)
+    check_config(config)
+    return config
+
+
+def _read_published(published: Published, mesh: Mesh | None, dtype: str | None) -> Loaded:
+    task = tasks.build(config := config_of(published))
+    abstract = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
+    modules = read_modules(published, abstract, Placement(mesh, dtype))
+    return Loaded(epath.Path(published.path), config, task, modules, 0, mesh, dtype)
 
 
 def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | None = None) -> Loaded:
@@ -213,9 +230,7 @@ def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | N
     if len(devices) == 1:
         return load(directory)
     if batch is None:
-        config = load_config(epath.Path(directory) / CONFIG)
-        check_config(config)
-        batch = config.data.eval_batch_size
+        batch = config_at(directory).data.eval_batch_size
     return load(directory, None if batch % len(devices) else make_mesh({"data": -1}, devices))
 
 

@@ -57,7 +57,7 @@ def breakdown(kinds: Mapping[str, float], activations: float | None) -> str:
     """
     every = {**kinds, **({} if activations is None else {"activations": activations})}
     listed = sorted(((size, kind) for kind, size in every.items() if size), reverse=True)
-    words = ", ".join(f"{kind} {_size(size)}" for size, kind in listed)
+    words = ", ".join(f"{kind} {size_text(size)}" for size, kind in listed)
     return words + (", and activations, whose size is not known" if activations is None else "")
 
 
@@ -91,7 +91,7 @@ def remedies(kinds: Mapping[str, float], activations: float | None, config: Any,
     if mesh["data"] == 1:
         freed["more devices along parallel.mesh.fsdp"] = state / 2
     best = sorted(freed, key=freed.get, reverse=True)[:3]
-    return [f"{setting} (frees about {_size(freed[setting])})" for setting in best]
+    return [f"{setting} (frees about {size_text(freed[setting])})" for setting in best]
 
 
 def message(
@@ -103,8 +103,8 @@ def message(
     mesh: Mapping[str, int],
 ) -> str:
     """One line of what was needed, of what it is made, and what helps."""
-    total = f"needs {_size(needed)}" if needed else "needs more than it has"
-    has = f" and has {_size(available)}" if available else ""
+    total = f"needs {size_text(needed)}" if needed else "needs more than it has"
+    has = f" and has {size_text(available)}" if available else ""
     return (
         f"out of memory: a device {total}{has}: {breakdown(kinds, activations)}; what helps most: "
         f"{'; '.join(remedies(kinds, activations, config, mesh))}. python -m videogen.plan --topology=local with the "
@@ -150,5 +150,6 @@ def check_program(program: Any, kinds: Mapping[str, float], config: Any, mesh: M
 _UNITS = {"M": 2**20, "G": GIB, "T": 2**40}
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes in words, in MiB or GiB."""
     return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"

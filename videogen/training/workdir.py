@@ -18,6 +18,7 @@ from videogen.tasks.base import DTYPES, PUBLISHED
 from videogen.training.checks import check_config
 from videogen.training.loading import CONFIG, MODEL, Loaded, hash_of, load
 from videogen.training.optimizers import learning_rate
+from videogen.training.published import is_published
 
 DATA = "data.json"
 """In the run directory: what the training source held at the last start."""
@@ -98,6 +99,8 @@ def data_of_tokenizer(config: Any, workdir: epath.PathLike, given: Iterable[str]
     if not isinstance(part, ConfigDict):
         return
     checkpoint = part.get("checkpoint")
+    if checkpoint and is_published(checkpoint):
+        return  # it was made for clips of any size, of no source that is at hand
     origin = epath.Path(checkpoint or workdir) / CONFIG
     with remote_errors(origin):
         if not origin.exists():

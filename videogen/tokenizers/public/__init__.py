@@ -4,8 +4,9 @@ Each family has a file with what its published files are called and how their te
 executed (``encoders.files``).
 """
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,70 +25,109 @@ from videogen.tokenizers.public.wan import WAN
 FAMILIES = (WAN,)
 
 
+class Published(NamedTuple):
+    """A published tokenizer, whose weights are not read yet.
+
+    Attributes:
+      path: the file or folder.
+      family: what it is.
+      description: what its config or its tensors say.
+      weights: its tensors.
+    """
+
+    path: Path
+    family: Family
+    description: Description
+    weights: Weights
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The config ``{name, …}`` of the tokenizer with its normaliser, as ``config.model`` has it."""
+        model, normaliser = self.description.model, self.description.normaliser
+        return model if normaliser is None else {"name": "normalised", "tokenizer": model, "normaliser": normaliser}
+
+    def read(self, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
+        """The tokenizer with its weights, its latents normalised by the published statistics.
+
+        Args:
+          dtype: of the convolutions.
+
+        Raises:
+          UserError: a tensor is missing, has another shape or is not known.
+        """
+        model = nnx.eval_shape(lambda: tokenizers.build(self.description.model, dtype=dtype, rngs=nnx.Rngs(0)))
+        model = fill(model, self.family.names(model), self.weights, self.weights.path, skipped=self.description.skipped)
+        if self.description.normaliser is None:
+            return model
+        normaliser = tokenizers.build_normaliser(self.description.normaliser, model.quantizer.width)
+        if isinstance(normaliser, MeanNormaliser):
+            shape = normaliser.mean.get_value().shape
+            mean, deviation = (self._table(own, shape) for own in self.description.statistics)
+            if not (deviation > 0).all():
+                raise UserError(f"{self.path}: deviations of latents must be positive")
+            normaliser.mean.set_value(jnp.asarray(mean))
+            normaliser.deviation.set_value(jnp.asarray(deviation))
+        return Normalised(model, normaliser)
+
+    def _table(self, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """A table of statistics, ``[latent frames or 1, channels]``."""
+        values = np.asarray(values, np.float32)
+        if values.size != math.prod(shape):
+            raise UserError(
+                f"{self.path}: means and deviations of latents must be {math.prod(shape)} numbers each, "
+                f"got {values.size}"
+            )
+        return values.reshape(shape)
+
+
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
-    """The tokenizer of a published file or folder, its latents normalised by the published statistics.
+    """The tokenizer of a published file or folder; see ``describe`` and ``Published.read``."""
+    return describe(path).read(dtype)
+
+
+def named(path: str | Path) -> tuple[tuple[Family, ...], Path]:
+    """``wan:PATH`` -> the families of that name, and the path; none where the path has no such name in front."""
+    name, colon, rest = str(path).partition(":")
+    found = tuple(family for family in FAMILIES if family.name == name) if colon else ()
+    return found, Path(rest if found else path)
+
+
+def describe(path: str | Path) -> Published:
+    """What a published file or folder is.
 
     Args:
-      path: a file of weights, a folder with ``config.json`` and weights, or one with such a folder ``vae``.
-      dtype: of the convolutions.
-
-    Raises:
-      UserError: it is no tokenizer that is known, or a tensor is missing, has another shape or is not known.
-    """
-    family, description, weights = describe(path)
-    model = nnx.eval_shape(lambda: tokenizers.build(description.model, dtype=dtype, rngs=nnx.Rngs(0)))
-    model = fill(model, family.names(model), weights, path, skipped=description.skipped)
-    if description.normaliser is None:
-        return model
-    normaliser = tokenizers.build_normaliser(description.normaliser, model.quantizer.width)
-    if isinstance(normaliser, MeanNormaliser) and description.statistics is not None:
-        mean, deviation = (_table(own, normaliser.mean.get_value().shape, path) for own in description.statistics)
-        if not (deviation > 0).all():
-            raise UserError(f"{path}: deviations of latents must be positive")
-        normaliser.mean.set_value(jnp.asarray(mean))
-        normaliser.deviation.set_value(jnp.asarray(deviation))
-    return Normalised(model, normaliser)
-
-
-def _table(values: Any, shape: tuple[int, ...], path: str | Path) -> np.ndarray:
-    """A table of statistics, ``[latent frames or 1, channels]``."""
-    values = np.asarray(values, np.float32)
-    if values.size != np.prod(shape):
-        raise UserError(f"{path}: means and deviations of latents must be {shape[-1]} numbers each, got {values.size}")
-    return values.reshape(shape)
-
-
-def describe(path: str | Path) -> tuple[Family, Description, Weights]:
-    """What a published file or folder is: its family, its description, and its tensors.
+      path: a file of weights, a folder with ``config.json`` and weights, or one with such a folder ``vae``; with the
+        name of its family in front (``wan:PATH``) it is of no other.
 
     Raises:
       UserError: it is unreadable, or of no family that is known.
     """
-    path = Path(path)
+    families, path = named(path)
+    families = families or FAMILIES
     folder = path / "vae" if (path / "vae").is_dir() else path
     if folder.is_dir():
-        family, config = _family_of(folder)
+        family, config = _family_of(folder, families)
         try:
             description = family.of_config(config)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{folder}/config.json of a {config['_class_name']} lacks or has another kind of {error}"
             ) from None
-        return family, description, Weights(folder)
+        return Published(path, family, description, Weights(folder))
     weights = Weights(folder)
-    for family in FAMILIES:
+    for family in families:
         if (description := family.of_weights(weights)) is not None:
-            return family, description, weights
-    known = ", ".join(family.name for family in FAMILIES)
+            return Published(path, family, description, weights)
+    known = ", ".join(family.name for family in families)
     raise UserError(f"{path} is no tokenizer that is known by its tensors (known: {known})")
 
 
-def _family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
+def _family_of(folder: Path, families: tuple[Family, ...]) -> tuple[Family, dict[str, Any]]:
     config = read_config(folder)
     name = config.get("_class_name")
-    for family in FAMILIES:
+    for family in families:
         if name in family.classes:
             return family, config
-    known = ", ".join(each for family in FAMILIES for each in family.classes)
+    known = ", ".join(each for family in families for each in family.classes)
     what = "does not say what it is (it has no _class_name)" if name is None else f"is of a {name}"
     raise UserError(f"{folder}/config.json {what}; tokenizers that can be read are {known}")

@@ -29,6 +29,7 @@ class Family(NamedTuple):
 
     Attributes:
       name: what users call it.
+      licence: of the published weights, as its makers say.
       classes: ``_class_name`` of its ``config.json`` in folders of diffusers.
       of_config: what such a ``config.json`` describes.
       of_weights: what an original file of weights describes; ``None`` where it is of another family.
@@ -36,6 +37,7 @@ class Family(NamedTuple):
     """
 
     name: str
+    licence: str
     classes: Sequence[str]
     of_config: Callable[[Mapping[str, Any]], Description]
     of_weights: Callable[[Weights], Description | None]

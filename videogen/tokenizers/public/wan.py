@@ -130,4 +130,4 @@ def _level(side: str, around: bool, i: int, j: int, count: int) -> tuple[tuple[s
     return (f"{name}.resnets.{j}", f"{name}.{sampler}"), (old, old)
 
 
-WAN = Family("wan", (CLASS,), _of_config, _of_weights, wan_names)
+WAN = Family("wan", "Apache-2.0", (CLASS,), _of_config, _of_weights, wan_names)
