@@ -38,12 +38,25 @@ from videogen.nn import (
     patchify,
     read_transformer,
 )
+from videogen.ranges import Natural
 from videogen.shapes import Latents, TokenGrid
 from videogen.tokens import Layout, Tokens
 
 TEXTS = ("cross", "joint", "deep")
 """How tokens see the text: by a cross-attention in every block, as tokens of the same sequence, or in every block as
 what a layer of a language model makes of it (``deep_text``)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SeenText:
+    """How much of a text is seen.
+
+    Attributes:
+      length: rows of every text, of which those behind its last token are zeros; 0: the tokens that it has.
+    """
+
+    length: Natural = 0
+
 
 TIMES = ("clip", "frame")
 """Whose noise level training draws: the clip's, or every latent frame's own (diffusion forcing)."""
@@ -61,7 +74,7 @@ class FlowTransformer(VideoTransformer, Generator):
         positions where it says nothing; without rotary ones there is a learned table.
       vocabulary: ids of each level where tokens are codes, whose bits are denoised; then there are no ``channels``.
       patch: ``(time, height, width)`` of latents in a token; with images or given frames time is 1.
-      text: a name in ``TEXTS``.
+      text: a name in ``TEXTS``, or ``{name, length}``: the rows of every text (``conditioning.NullableContext``).
       context_width: width of the text features; ``None`` builds a model without text.
       classes: number of class labels, which are added to the time embedding; ``None`` means a model without labels.
       modulation: ``"zero"`` (an own linear layer in each block) or ``"single"`` (one for all, tables in the blocks).
@@ -82,7 +95,7 @@ class FlowTransformer(VideoTransformer, Generator):
         *,
         vocabulary: Sequence[int] = (),
         patch: Sequence[int] = (1, 2, 2),
-        text: str = "cross",
+        text: str | Mapping[str, Any] = "cross",
         context_width: int | None = None,
         classes: int | None = None,
         modulation: str = "zero",
@@ -96,9 +109,13 @@ class FlowTransformer(VideoTransformer, Generator):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, value, known in (("text", text, TEXTS), ("times", times, TIMES)):
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}{near_matches(str(value), known)}")
+        if times not in TIMES:
+            raise UserError(f"unknown times {times!r}{near_matches(str(times), TIMES)}")
+        section = {"name": text} if isinstance(text, str) else text
+        seen = building.build(dict.fromkeys(TEXTS, SeenText), section, "text")
+        text = section["name"]
+        if seen.length and text == "deep":
+            raise UserError("texts of deep fusion have a mask: leave model.text.length out")
         noise = building.build({"noise": TrainingNoise}, {"name": "noise", **noise}, "section")
         self.process, self.times_of = noise.build_process(), noise.build_time_distribution()
         self.shift = noise.shift
@@ -121,7 +138,9 @@ class FlowTransformer(VideoTransformer, Generator):
         self.frame_times, self.prefix_share, self.condition_drop = times == "frame", prefix_share, condition_drop
         self.window = read_window(window, causal, self.patch[0])
         self.label = Embedding(classes + 1, width, axes=(None, "embed"), rngs=rngs) if classes else None
-        self.context = NullableContext(context_width, layered=bool(deep), rngs=rngs) if context_width else None
+        self.context = (
+            NullableContext(context_width, length=seen.length, layered=bool(deep), rngs=rngs) if context_width else None
+        )
         self.text_inner = Linear(context_width, width, axes=(None, "embed"), **common) if plain else None
         self.text_outer = Linear(width, width, axes=("embed", None), **common) if plain else None
         self.deep_text = DeepText(context_width, width, **common) if deep else None

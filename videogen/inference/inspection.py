@@ -12,10 +12,9 @@ from videogen.errors import UserError
 from videogen.inference.files import read_clip_size
 from videogen.shapes import VideoShape
 from videogen.tokenizers import Tokenizer
-from videogen.tokenizers.public import describe
 from videogen.training.loading import config_at
 from videogen.training.memory import size_text
-from videogen.training.published import is_published
+from videogen.training.published import find, is_published
 
 
 def inspect(path: epath.PathLike, clip: str | None = None, *, memory: bool = False) -> dict[str, str]:
@@ -35,8 +34,8 @@ def inspect(path: epath.PathLike, clip: str | None = None, *, memory: bool = Fal
     trained = [modules[name] for name in task.exported]
     found = {"path": str(path), "what": f"{config.task}, model {config.model.name!r}"}
     if is_published(path):
-        family = describe(path).family
-        found["what"] = f"tokenizer {family.name}, as published"
+        family = find(path).family
+        found["what"] = f"{config.task} {family.name}, as published"
         found["licence"] = f"{family.licence} (as its makers say; no file here proves it)"
     count = sum(x.size for module in trained for x in jax.tree.leaves(nnx.state(module, nnx.Param)))
     found["parameters"] = f"{count:,} ({size_text(4 * count)} in float32)"

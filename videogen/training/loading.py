@@ -27,10 +27,9 @@ from videogen.runs.checkpoints import Checkpoints
 from videogen.runs.marks import marks_at
 from videogen.tasks.base import DTYPES
 from videogen.tokenizers import Tiled, Tokenizer
-from videogen.tokenizers.public import Published, describe
 from videogen.training.checks import building, check_config
 from videogen.training.placement import Placement, mesh_of_sizes
-from videogen.training.published import config_of, is_published, read_modules
+from videogen.training.published import find, is_published, read_modules
 from videogen.training.state import Structure, averaged, new_state, split, structure_of
 from videogen.weights import hash_weights, load_weights, place_weights, save_weights
 
@@ -77,6 +76,8 @@ class Loaded:
     @functools.cached_property
     def text(self) -> Any:
         """The text tokenizer, ``None`` for stages without text."""
+        if is_published(self.directory):
+            return find(self.directory).text(self.config)
         return text_tokenizer(self.config, self.directory)
 
     @functools.cached_property
@@ -183,7 +184,7 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
     with remote_errors(directory):
         directory = epath.Path(directory)
     if is_published(directory):
-        return _read_published(describe(directory), mesh, dtype)
+        return _read_published(directory, mesh, dtype)
     config = config_at(directory)
     with building(f"what {directory / CONFIG} describes"):
         task = tasks.build(config)
@@ -200,16 +201,15 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
 
 def config_at(directory: epath.PathLike) -> ConfigDict:
     """The checked config of a run or export, or the one that a published file would have."""
-    config = config_of(describe(directory)) if is_published(directory) else load_config(epath.Path(directory) / CONFIG)
+    config = find(directory).config() if is_published(directory) else load_config(epath.Path(directory) / CONFIG)
     check_config(config)
     return config
 
 
-def _read_published(published: Published, mesh: Mesh | None, dtype: str | None) -> Loaded:
-    task = tasks.build(config := config_of(published))
-    abstract = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
-    modules = read_modules(published, abstract, Placement(mesh, dtype))
-    return Loaded(epath.Path(published.path), config, task, modules, 0, mesh, dtype)
+def _read_published(path: epath.Path, mesh: Mesh | None, dtype: str | None) -> Loaded:
+    published = find(path)
+    task = tasks.build(config := published.config())
+    return Loaded(path, config, task, read_modules(published, task, Placement(mesh, dtype)), 0, mesh, dtype)
 
 
 def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | None = None) -> Loaded:

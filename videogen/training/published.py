@@ -2,22 +2,40 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from videogen import tokenizers
+from videogen import encoders, tokenizers
 from videogen.configuration import is_remote
+from videogen.data.text import build_text_tokenizer
 from videogen.defaults import base, optimizer
+from videogen.encoders.files import Weights, read_config
+from videogen.encoders.loading import fill
 from videogen.errors import UserError
+from videogen.generators.public import WAN_CLASS, WAN_PREFIXES, Described, wan_described, wan_names
 from videogen.shapes import VideoShape
-from videogen.tokenizers.public import Published, named
+from videogen.tasks.base import Task
+from videogen.tokenizers.public import Family, Published, describe, named
 from videogen.training.placement import Placement
 from videogen.weights import place_weights
+
+VAE, TRANSFORMER, TEXT_ENCODER = "vae", "transformer", "text_encoder"
+"""Folders of a pipeline of diffusers; the last is also what the part is called."""
+
+WAN_CLIPS = {
+    16: {"frames": 81, "height": 480, "width": 832, "fps": 16.0},
+    48: {"frames": 121, "height": 704, "width": 1280, "fps": 24.0},
+}
+"""Channels of the latents -> the clips that Wan 2.1 and Wan 2.2 (5B) draw unless a command says otherwise."""
+
+WAN_SHIFT = 5.0
+"""Of the times, where a folder does not say it."""
 
 FRAMES = (17, 16, 9, 1)
 """Frames of a clip where a command names no others: the first of these that the tokenizer takes, of …"""
@@ -29,13 +47,14 @@ SIDE = 256
 def is_published(path: epath.PathLike) -> bool:
     """Whether this is what others have published, and no run directory or export.
 
-    That is a file, a folder of diffusers (``config.json`` has a ``_class_name``), or what has the name of its family in
-    front (``wan:PATH``).
+    That is a file, a folder of diffusers (``config.json`` has a ``_class_name``, or that of a folder ``vae`` or
+    ``transformer`` in it), or what has the name of its family in front (``wan:PATH``).
     """
     families, found = named(path)
     if families or is_remote(path):
         return bool(families)
-    return found.is_file() or any(_names_a_class(folder / "config.json") for folder in (found, found / "vae"))
+    folders = (found, found / VAE, found / TRANSFORMER)
+    return found.is_file() or any(_names_a_class(folder / "config.json") for folder in folders)
 
 
 def _names_a_class(path: Path) -> bool:
@@ -46,42 +65,195 @@ def _names_a_class(path: Path) -> bool:
     return isinstance(values, dict) and "_class_name" in values and "task" not in values
 
 
-def config_of(published: Published) -> ConfigDict:
-    """The config of the stage ``tokenizer`` whose model this is; it trains with a squared error."""
+class PublishedTokenizer(NamedTuple):
+    """A published tokenizer as the stage ``tokenizer``, which trains with a squared error.
+
+    Attributes:
+      tokenizer: what it is.
+    """
+
+    tokenizer: Published
+
+    @property
+    def family(self) -> Family:
+        """Of the tokenizer."""
+        return self.tokenizer.family
+
+    def config(self) -> ConfigDict:
+        """The config of the stage."""
+        config = _based_on("tokenizer")
+        config.model = ConfigDict(self.tokenizer.model)
+        config.losses = {"l2": {"name": "l2", "weight": 1.0}}
+        # Clips have the frame rate of their files.
+        config.data.clip = {"frames": self._frames(), "height": SIDE, "width": SIDE, "fps": 0.0}
+        return config
+
+    def _frames(self) -> int:
+        """The first of ``FRAMES`` that the tokenizer takes."""
+        model = nnx.eval_shape(lambda: tokenizers.build(self.tokenizer.model, rngs=nnx.Rngs(0)))
+        for frames in FRAMES:
+            try:
+                model.layout(VideoShape(frames, SIDE, SIDE))
+            except UserError:
+                continue
+            return frames
+        raise UserError(
+            f"{self.tokenizer.path} takes no clips of {', '.join(map(str, FRAMES))} frames of {SIDE} pixels a side"
+        )
+
+    def modules(self, task: Task) -> dict[str, nnx.Module]:
+        """Its trained module, with the published weights."""
+        return {"tokenizer": self.tokenizer.read()}
+
+    def frozen(self, task: Task) -> dict[str, nnx.Module]:
+        """It has none."""
+        return {}
+
+    def text(self, config: ConfigDict) -> None:
+        """It reads no text."""
+
+
+class PublishedGenerator(NamedTuple):
+    """The folder of a published pipeline as the stage ``generator``, with its tokenizer and text encoder as parts.
+
+    Attributes:
+      path: the folder.
+      described: its transformer.
+      tokenizer: its VAE.
+    """
+
+    path: Path
+    described: Described
+    tokenizer: Published
+
+    @property
+    def family(self) -> Family:
+        """Of its tokenizer."""
+        return self.tokenizer.family
+
+    def config(self) -> ConfigDict:
+        """The config of the stage: model, parts, text and sampler as published; clips of the published size."""
+        config = _based_on("generator")
+        config.classes = config_dict.placeholder(int)
+        config.model = ConfigDict(self.described.model)
+        folder = self.path / TEXT_ENCODER
+        vae = {"checkpoint": str(self.path / VAE), "model": self.tokenizer.model, "hash": ""}
+        encoder = {"checkpoint": str(folder), "model": encoders.describe("t5", folder), "hash": ""}
+        config.parts = {"tokenizer": vae, TEXT_ENCODER: encoder}
+        path = str(self.path / "tokenizer")
+        config.text = {
+            "encoder": {"name": "t5"},
+            "tokenizer": {"name": "huggingface", "path": path, "length": self.described.model["text"]["length"]},
+        }
+        config.sampler = {
+            "name": "flow",
+            "steps": 50,
+            "solver": {"name": "unipc"},
+            "grid": {"name": "uniform", "start": 0.999},
+            "shift": self._shift(),
+            "guidance_scale": 5.0,
+            "guidance": {"name": "classifier_free"},
+            "lag": 0,
+            "extension": "window",
+        }
+        config.data.clip = ConfigDict(WAN_CLIPS.get(self.described.channels, WAN_CLIPS[16]))
+        config.data.frame_rate = config.data.clip.fps
+        return config
+
+    def _shift(self) -> float:
+        """Of the times, as ``scheduler_config.json`` has it."""
+        path = self.path / "scheduler" / "scheduler_config.json"
+        try:
+            values = json.loads(path.read_text()) if path.exists() else {}
+            return float(values.get("flow_shift") or values.get("shift") or WAN_SHIFT)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not say the shift of the times: {error}") from None
+
+    def modules(self, task: Task) -> dict[str, nnx.Module]:
+        """The transformer, with the published weights; what it is told where there is no text is the empty text."""
+        module = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))["generator"]
+        weights = Weights(self.path / TRANSFORMER)
+        module.generator = fill(
+            module.generator, wan_names(module.generator), weights, weights.path, prefixes=WAN_PREFIXES
+        )
+        return {"generator": module}
+
+    def frozen(self, task: Task) -> dict[str, nnx.Module]:
+        """Tokenizer and text encoder."""
+        encoder = task.published(TEXT_ENCODER, str(self.path / TEXT_ENCODER))
+        return {"tokenizer": self.tokenizer.read(), TEXT_ENCODER: encoder}
+
+    def text(self, config: ConfigDict) -> Any:
+        """The text tokenizer of the folder."""
+        return build_text_tokenizer(config.text.tokenizer.to_dict())
+
+
+def find(path: epath.PathLike) -> PublishedTokenizer | PublishedGenerator:
+    """What is published at a path.
+
+    Raises:
+      UserError: nothing that is known, or a part of it is missing.
+    """
+    folder = named(path)[1]
+    if not (folder / TRANSFORMER).is_dir():
+        return PublishedTokenizer(describe(path))
+    config = read_config(folder / TRANSFORMER)
+    if config.get("_class_name") != WAN_CLASS:
+        raise UserError(
+            f"{folder / TRANSFORMER}/config.json is of a {config.get('_class_name')}; generators that can be read are "
+            f"{WAN_CLASS}"
+        )
+    if (folder / "transformer_2").is_dir():
+        raise UserError(f"{folder} has two experts (transformer_2), which is not supported; take a model with one")
+    return PublishedGenerator(folder, wan_described(config), describe(folder / VAE))
+
+
+def _based_on(task: str) -> ConfigDict:
+    """The base of a stage of published weights; it trains on a folder of videos."""
     config = base("float32")
-    config.task = "tokenizer"
-    config.model = ConfigDict(published.model)
-    config.losses = {"l2": {"name": "l2", "weight": 1.0}}
-    config.optimizer = {"tokenizer": optimizer()}
+    config.task = task
+    config.optimizer = {task: optimizer()}
     config.data.source = {"name": "video_folder", "path": ""}
-    # Clips have the frame rate of their files.
-    config.data.clip = {"frames": _frames(published), "height": SIDE, "width": SIDE, "fps": 0.0}
     return config
 
 
-def _frames(published: Published) -> int:
-    """The first of ``FRAMES`` that the tokenizer takes."""
-    model = nnx.eval_shape(lambda: tokenizers.build(published.model, rngs=nnx.Rngs(0)))
-    for frames in FRAMES:
-        try:
-            model.layout(VideoShape(frames, SIDE, SIDE))
-        except UserError:
-            continue
-        return frames
-    raise UserError(f"{published.path} takes no clips of {', '.join(map(str, FRAMES))} frames of {SIDE} pixels a side")
-
-
-def read_modules(published: Published, abstract: dict[str, nnx.Module], placement: Placement) -> dict[str, nnx.Module]:
-    """The modules of the stage with their weights, where and as the placement says."""
+def read_modules(
+    published: PublishedTokenizer | PublishedGenerator, task: Task, placement: Placement
+) -> dict[str, nnx.Module]:
+    """All modules of the stage with their weights, where and as the placement says."""
+    # Read into the memory of the host where there is a mesh: no device ever holds the whole.
+    here = None if placement.as_ever else jax.local_devices(backend="cpu")[0]
+    with jax.default_device(here):
+        modules, frozen = published.modules(task), published.frozen(task)
+        if TEXT_ENCODER in frozen:
+            _read_empty_text(modules["generator"].generator, frozen[TEXT_ENCODER], published.text(task.config))
     if placement.as_ever:
-        return {name: published.read() for name in abstract}
-    # Read into the memory of the host: no device ever holds the whole.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        graph, params, variables = nnx.split(published.read(), nnx.Param, ...)
-    (name,) = abstract
+        return modules | frozen
+    return _placed(modules, placement) | {name: _placed_frozen(name, m, placement) for name, m in frozen.items()}
+
+
+def _read_empty_text(generator: nnx.Module, encoder: nnx.Module, tokenizer: Any) -> None:
+    """Makes the features of the empty text what a generator is told where it is told nothing."""
+    ids, mask = tokenizer.encode([""])
+    features = encoder(jnp.asarray(ids), jnp.asarray(mask)).features[0]
+    null = generator.context.null_text
+    null.set_value(jnp.zeros_like(null.get_value()).at[: len(features)].set(features.astype(jnp.float32)))
+
+
+def _placed(modules: dict[str, nnx.Module], placement: Placement) -> dict[str, nnx.Module]:
+    split = {name: nnx.split(module, nnx.Param, ...) for name, module in modules.items()}
     tree: dict[str, Any] = {
-        "params": {name: nnx.to_pure_dict(params)},
-        "variables": {name: nnx.to_pure_dict(variables)},
+        "params": {name: nnx.to_pure_dict(params) for name, (_, params, _) in split.items()},
+        "variables": {name: nnx.to_pure_dict(variables) for name, (_, _, variables) in split.items()},
     }
-    placed = place_weights(jax.tree.map(np.asarray, tree), placement.of_weights(abstract, tree))
-    return {name: nnx.merge(graph, placed["params"][name], placed["variables"][name])}
+    placed = place_weights(jax.tree.map(np.asarray, tree), placement.of_weights(modules, tree))
+    return {
+        name: nnx.merge(graph, placed["params"][name], placed["variables"][name])
+        for name, (graph, _, _) in split.items()
+    }
+
+
+def _placed_frozen(name: str, module: nnx.Module, placement: Placement) -> nnx.Module:
+    graph, state = nnx.split(module)
+    tree = jax.tree.map(np.asarray, nnx.to_pure_dict(state))
+    return nnx.merge(graph, place_weights(tree, placement.of_frozen(name, module)))

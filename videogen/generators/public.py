@@ -1,0 +1,142 @@
+"""Generators from their published files: what a config describes, and what the tensors are called.
+
+So far the text-to-video transformers of Wan 2.1 (1.3B, 14B) and Wan 2.2 (5B), from folders of diffusers and in the
+names of the original files.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from videogen.encoders.loading import Source, Table, block_names, linear_names
+from videogen.errors import UserError
+
+WAN_CLASS = "WanTransformer3DModel"
+
+WAN_PREFIXES = ("", "model.diffusion_model.")
+"""What may stand before all names of a transformer."""
+
+WAN_TEXT = 512
+"""Rows of every text: those behind its last token are zeros, which are attended to."""
+
+
+def wan_transformer(width: int, layers: int, heads: int, mlp_width: int, epsilon: float = 1e-6) -> dict[str, Any]:
+    """The section ``transformer`` of Wan: queries and keys are normalised over the full width; all have biases."""
+    return {
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "mlp_width": mlp_width,
+        "norm": {"name": "layer", "epsilon": epsilon},
+        "attention": {"qk_norm": "width", "bias": ("query", "key", "value", "out"), "interleaved": True},
+        "mlp": {"bias": True},
+    }
+
+
+class Described(NamedTuple):
+    """A published generator.
+
+    Attributes:
+      model: its config ``{name, …}``, as ``config.model`` has it.
+      channels: of the latents.
+      text_width: of the features of the text encoder.
+    """
+
+    model: dict[str, Any]
+    channels: int
+    text_width: int
+
+
+def wan_described(config: Mapping[str, Any]) -> Described:
+    """What a ``config.json`` of ``WAN_CLASS`` describes.
+
+    Raises:
+      UserError: it is no text-to-video transformer of Wan, or lacks a setting.
+    """
+    try:
+        heads, head = int(config["num_attention_heads"]), int(config["attention_head_dim"])
+        section = wan_transformer(
+            heads * head, int(config["num_layers"]), heads, int(config["ffn_dim"]), float(config.get("eps", 1e-6))
+        )
+        patch, channels = tuple(map(int, config["patch_size"])), int(config["in_channels"])
+        text_width, out = int(config["text_dim"]), int(config["out_channels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"config.json of a {WAN_CLASS} lacks or has another kind of {error}") from None
+    if config.get("image_dim") or config.get("added_kv_proj_dim") or out != channels:
+        raise UserError(
+            f"a {WAN_CLASS} with {channels} channels in and {out} out draws from pictures, which is not supported yet; "
+            "take a text-to-video one"
+        )
+    known = {"qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "freq_dim": 256}
+    for name, value in known.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"a {WAN_CLASS} with {name}={config[name]!r} is not one that was published: {value!r} is known"
+            )
+    return Described(wan_model(section, patch), channels, text_width)
+
+
+def wan_model(transformer: dict[str, Any], patch: tuple[int, ...] = (1, 2, 2)) -> dict[str, Any]:
+    """The section ``model`` of Wan."""
+    return {
+        "name": "flow",
+        "transformer": transformer,
+        "patch": patch,
+        "text": {"name": "cross", "length": WAN_TEXT},
+        "modulation": "single",
+        "prefix_share": 0.0,
+    }
+
+
+def wan_names(model: nnx.Module) -> Table:
+    """Our parameters of a ``FlowTransformer`` -> their names in folders of diffusers and, behind the bar, originals."""
+    embedder, layer = "condition_embedder", "blocks.{}"
+
+    def attention(number: int, old: str, name: str) -> str:
+        theirs, own = {"out": ("to_out.0", "o")}.get(name, (f"to_{name[0]}", name[0]))
+        return f"{layer}.attn{number}.{theirs}|{layer}.{old}.{own}"
+
+    table: dict[str, str | Source] = {
+        **linear_names("embed", "patch_embedding"),
+        **linear_names("time.inner", f"{embedder}.time_embedder.linear_1|time_embedding.0"),
+        **linear_names("time.outer", f"{embedder}.time_embedder.linear_2|time_embedding.2"),
+        **linear_names("shared", f"{embedder}.time_proj|time_projection.1"),
+        **linear_names("text_inner", f"{embedder}.text_embedder.linear_1|text_embedding.0"),
+        **linear_names("text_outer", f"{embedder}.text_embedder.linear_2|text_embedding.2"),
+        **linear_names("head", "proj_out|head.head"),
+        "norm_modulation.table": "scale_shift_table|head.modulation",
+        # Features of the empty text, which the text encoder makes once the rest is read.
+        "context.null_text": Source(("/",), default=0.0),
+    }
+    blocks = block_names(
+        **{name: attention(1, "self_attn", name) for name in ("query", "key", "value", "out")},
+        attention_norm="",
+        mlp_norm="",
+        up=f"{layer}.ffn.net.0.proj|{layer}.ffn.0",
+        down=f"{layer}.ffn.net.2|{layer}.ffn.2",
+        ours="stack.layers",
+    )
+    table |= blocks
+    ours = "stack.layers"
+    table[f"{ours}.modulation.table"] = f"{layer}.scale_shift_table|{layer}.modulation"
+    for name, own in (("scale", "weight"), ("shift", "bias")):
+        table[f"{ours}.cross_norm.{name}"] = f"{layer}.norm2.{own}|{layer}.norm3.{own}"
+    for part, number, old in (("attention", 1, "self_attn"), ("cross_attention", 2, "cross_attn")):
+        for name in ("query", "key"):
+            norm = f"{layer}.attn{number}.norm_{name[0]}.weight|{layer}.{old}.norm_{name[0]}.weight"
+            table[f"{ours}.{part}.{name}_norm.scale"] = norm
+    cross = {name: attention(2, "cross_attn", name) for name in ("query", "key", "value", "out")}
+    weight, bias = ({name: _of(theirs, own) for name, theirs in cross.items()} for own in ("weight", "bias"))
+    table |= {
+        f"{ours}.cross_attention.query.kernel": weight["query"],
+        f"{ours}.cross_attention.key_value.kernel": Source((weight["key"], weight["value"])),
+        f"{ours}.cross_attention.out.kernel": weight["out"],
+        f"{ours}.cross_attention.out.bias": bias["out"],
+    }
+    table |= {f"{ours}.cross_attention.{name}_bias": bias[name] for name in ("query", "key", "value")}
+    return table
+
+
+def _of(module: str, tensor: str) -> str:
+    return "|".join(f"{choice}.{tensor}" for choice in module.split("|"))
