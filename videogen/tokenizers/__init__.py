@@ -9,6 +9,7 @@ from flax import nnx
 from videogen import building, detokenizers, encoders
 from videogen.tokenizers.base import Compared, Encoded, Tokenizer
 from videogen.tokenizers.cdt import Cdt
+from videogen.tokenizers.cogvideox import CogVideoX
 from videogen.tokenizers.condensed import Condensed, Condenser, build_condenser
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
@@ -156,6 +157,7 @@ def build_coded_features(
 
 TOKENIZERS = {
     "cdt": Cdt,
+    "cogvideox": CogVideoX,
     "condensed": build_condensed,
     "coded_features": build_coded_features,
     "convolutional": ConvolutionalTokenizer,

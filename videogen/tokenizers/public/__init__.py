@@ -18,10 +18,11 @@ from videogen.errors import UserError
 from videogen.tokenizers.base import Tokenizer
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import MeanNormaliser
+from videogen.tokenizers.public.cogvideox import COGVIDEOX
 from videogen.tokenizers.public.family import Description, Family
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN,)
+FAMILIES = (WAN, COGVIDEOX)
 
 
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
