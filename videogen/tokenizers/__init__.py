@@ -19,6 +19,7 @@ from videogen.tokenizers.dicode import DiCoDe
 from videogen.tokenizers.divot import Divot
 from videogen.tokenizers.feature_codec import CodedFeatures, FeatureCodec, of_model
 from videogen.tokenizers.hitvideo import HitVideo
+from videogen.tokenizers.hunyuan_video import HunyuanVideo
 from videogen.tokenizers.karl import Karl
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
@@ -166,6 +167,7 @@ TOKENIZERS = {
     "detokenized": build_detokenized,
     "feature_codec": FeatureCodec,
     "hitvideo": HitVideo,
+    "hunyuan_video": HunyuanVideo,
     "karl": Karl,
     "magvit": Magvit,
     "normalised": build_normalised,

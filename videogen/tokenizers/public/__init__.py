@@ -20,9 +20,10 @@ from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import MeanNormaliser
 from videogen.tokenizers.public.cogvideox import COGVIDEOX
 from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.hunyuan_video import HUNYUAN_VIDEO
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN, COGVIDEOX)
+FAMILIES = (WAN, COGVIDEOX, HUNYUAN_VIDEO)
 
 
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:

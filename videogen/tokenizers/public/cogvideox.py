@@ -6,9 +6,8 @@ from typing import Any
 
 from videogen.encoders.files import Weights
 from videogen.encoders.loading import Source, Table, linear_names, norm_names
-from videogen.errors import UserError
 from videogen.tokenizers.cogvideox import CogVideoX
-from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.family import Description, Family, refuse
 
 CLASS = "AutoencoderKLCogVideoX"
 
@@ -27,12 +26,9 @@ FIXED = {
 def _of_config(config: Mapping[str, Any]) -> Description:
     widths = tuple(map(int, config["block_out_channels"]))
     kinds = {"down_block_types": "CogVideoXDownBlock3D", "up_block_types": "CogVideoXUpBlock3D"}
-    fixed = FIXED | {name: [kind] * len(widths) for name, kind in kinds.items()}
-    for name, value in fixed.items():
-        if config.get(name, value) != value:
-            raise UserError(f"an {CLASS} with {name} = {config[name]} is not one that was published; it cannot be read")
-    if (channels := int(config["in_channels"])) != config["out_channels"]:
-        raise UserError(f"an {CLASS} has as many channels in as out, not {channels} and {config['out_channels']}")
+    channels = int(config["in_channels"])
+    own = {name: [kind] * len(widths) for name, kind in kinds.items()} | {"out_channels": channels}
+    refuse(config, FIXED | own)
     settings = {
         "widths": widths,
         "latents": int(config["latent_channels"]),
