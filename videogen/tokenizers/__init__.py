@@ -20,6 +20,7 @@ from videogen.tokenizers.divot import Divot
 from videogen.tokenizers.feature_codec import CodedFeatures, FeatureCodec, of_model
 from videogen.tokenizers.hitvideo import HitVideo
 from videogen.tokenizers.hunyuan_video import HunyuanVideo
+from videogen.tokenizers.hunyuan_video_15 import HunyuanVideo15
 from videogen.tokenizers.karl import Karl
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
@@ -168,6 +169,7 @@ TOKENIZERS = {
     "feature_codec": FeatureCodec,
     "hitvideo": HitVideo,
     "hunyuan_video": HunyuanVideo,
+    "hunyuan_video_15": HunyuanVideo15,
     "karl": Karl,
     "magvit": Magvit,
     "normalised": build_normalised,

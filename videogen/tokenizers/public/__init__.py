@@ -21,9 +21,10 @@ from videogen.tokenizers.normaliser import MeanNormaliser
 from videogen.tokenizers.public.cogvideox import COGVIDEOX
 from videogen.tokenizers.public.family import Description, Family
 from videogen.tokenizers.public.hunyuan_video import HUNYUAN_VIDEO
+from videogen.tokenizers.public.hunyuan_video_15 import HUNYUAN_VIDEO_15
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN, COGVIDEOX, HUNYUAN_VIDEO)
+FAMILIES = (WAN, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15)
 
 
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
