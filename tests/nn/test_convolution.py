@@ -11,6 +11,7 @@ from videogen.nn import (
     AdaptiveGroupNorm,
     Convolution,
     DepthToSpace,
+    FrameAttention,
     GroupNorm,
     ResidualBlock,
     Stream,
@@ -126,6 +127,33 @@ def test_group_norm_normalises_every_frame_alone():
     assert norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_group_norm_over_time_normalises_all_frames_together():
+    x = random(2, 3, 4, 5, 6) * jnp.arange(1.0, 4.0)[None, :, None, None, None] + 2
+    groups = np.asarray(x).reshape(2, 60, 2, 3)
+    mean, std = groups.mean((1, 3), keepdims=True), groups.std((1, 3), keepdims=True)
+    found = GroupNorm(6, groups=2, over_time=True, rngs=nnx.Rngs(0))(x)
+    np.testing.assert_allclose(found, ((groups - mean) / std).reshape(x.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_border_repeats_the_outermost_places(stride):
+    layer = Convolution(2, 3, stride=(1, stride, stride), border="replicate", rngs=nnx.Rngs(0))
+    inside = Convolution(2, 3, stride=(1, stride, stride), sides=((0, 0), (0, 0)), rngs=nnx.Rngs(0))
+    x = random(1, 2, 4, 6, 2)
+    around = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+    np.testing.assert_allclose(layer(x), inside(jnp.asarray(around)), atol=1e-6)
+
+
+def test_attention_to_the_past_sees_the_frame_and_earlier_ones():
+    layer = FrameAttention(4, groups=2, past=True, rngs=nnx.Rngs(0))
+    x = random(1, 3, 2, 2, 4)
+    expected = []
+    for i in range(3):
+        y = layer.norm(x[:, : i + 1]).reshape(1, -1, 4)
+        expected.append(x[:, i] + layer.attention(y)[:, -4:].reshape(1, 2, 2, 4))
+    np.testing.assert_allclose(layer(x), jnp.stack(expected, 1), atol=1e-5)
+
+
 def test_resampling_keeps_constants_and_counts_places():
     constant = jnp.full((1, 4, 6, 8, 2), 0.7)
     for pooled in (blur_pool(constant, (2, 2, 2)), average_pool(constant, (2, 2, 2))):
@@ -144,7 +172,11 @@ def test_blur_removes_what_would_alias():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"padding": "reflect"}, "unknown time padding"), ({"stride": (4, 1, 1)}, "stride of 4 frames")],
+    [
+        ({"padding": "reflect"}, "unknown time padding"),
+        ({"border": "wrap"}, "unknown border"),
+        ({"stride": (4, 1, 1)}, "stride of 4 frames"),
+    ],
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(UserError, match=message):
@@ -158,6 +190,19 @@ def test_adaptive_norm_scales_and_shifts_by_its_condition():
     scale, shift = np.split(np.asarray(condition @ random(3, 8)).repeat(2, 2).repeat(2, 3), 2, axis=-1)
     expected = np.asarray(norm.norm(x)) * (1 + scale) + shift
     np.testing.assert_allclose(norm(x, condition), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_absolute_adaptive_norm_multiplies_by_what_the_condition_gives():
+    norm = AdaptiveGroupNorm(4, 3, groups=2, factors=(2, 1, 1), absolute=True, over_time=True, rngs=nnx.Rngs(0))
+    norm.norm.scale.set_value(random(4))
+    x = random(2, 5, 4, 4, 4)
+    condition = jnp.broadcast_to(random(1, 3, 1, 1, 3), (2, 3, 4, 4, 3))
+    # Of three frames the first stands for one, the others for two each.
+    seen = np.asarray(norm.modulation(condition))[:, [0, 1, 1, 2, 2]]
+    expected = np.asarray(norm.norm(x)) * seen[..., :4] + seen[..., 4:]
+    np.testing.assert_allclose(norm(x, condition), expected, rtol=1e-4, atol=1e-5)
+    # Of an even number every one stands for two.
+    assert norm(random(2, 4, 4, 4, 4), condition[:, :2]).shape == (2, 4, 4, 4, 4)
 
 
 @pytest.mark.parametrize("outputs", [4, 6])

@@ -1,9 +1,10 @@
 """3-D convolutions that are causal in time, with what surrounds them: streaming, per-frame norms, resampling.
 
 Time is padded on the left only, so that an output frame depends on no later input frame and an image is a one-frame
-video. Nothing here takes statistics over time: that would let the future leak into the past.
+video. Nothing here takes statistics over time unless ``over_time`` says so: that lets the future leak into the past.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention
 from videogen.nn.linear import Initializer, Linear, lecun_normal, ones, parameter, zeros
+from videogen.nn.masks import BlockCausal
 from videogen.nn.norms import RMSNorm
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
@@ -31,6 +33,9 @@ PADDINGS = (*CAUSAL, "same")
 """What stands before the first frame: zeros or copies of it (both causal); ``same`` pads zeros on both sides."""
 VALID = "valid"
 """No padding in time: there are ``(frames - size) // stride + 1`` frames afterwards."""
+
+BORDERS = ("zero", "replicate")
+"""What stands around frames: zeros, or copies of their outermost places."""
 
 BLUR = (0.25, 0.5, 0.25)
 
@@ -66,7 +71,8 @@ class Convolution(nnx.Module):
       size: kernel sides ``(time, height, width)``; a causal kernel is at least as long as its stride in time.
       stride: keeps every so-many-th place.
       padding: a name in ``PADDINGS``, or ``VALID``.
-      sides: zeros around frames, ``((above, below), (left, right))``; ``None``: half a kernel on each side.
+      sides: places around frames, ``((above, below), (left, right))``; ``None``: half a kernel on each side.
+      border: a name in ``BORDERS``, what these places hold.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Convolution(nnx.Module):
         stride: Triple = (1, 1, 1),
         padding: str = "zero",
         sides: tuple[Pair, Pair] | None = None,
+        border: str = "zero",
         bias: bool = True,
         initializer: Initializer = lecun_normal,
         dtype: jnp.dtype = jnp.float32,
@@ -87,7 +94,10 @@ class Convolution(nnx.Module):
             raise UserError(f"unknown time padding {padding!r}{near_matches(padding, PADDINGS)}")
         if padding in CAUSAL and size[0] < stride[0]:
             raise UserError(f"a causal kernel of {size[0]} frames cannot have a stride of {stride[0]} frames")
+        if border not in BORDERS:
+            raise UserError(f"unknown border {border!r}{near_matches(border, BORDERS)}")
         self.size, self.stride, self.padding, self.sides = tuple(size), tuple(stride), padding, sides
+        self.border = border
         self.dtype = dtype
         self.kernel = parameter(rngs, (*size, inputs, outputs), (None, None, None, "embed", None), initializer)
         self.bias = parameter(rngs, (outputs,), (None,), zeros) if bias else None
@@ -96,11 +106,15 @@ class Convolution(nnx.Module):
         x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2 if self.padding == "same" else 0
         if self.padding in CAUSAL:
             x = with_past(x, self.size[0], self.stride[0], self.padding, stream)
+        sides = self.sides
+        if self.border == "replicate":
+            around = sides or tuple(((n - 1) // 2, n // 2) for n in self.size[1:])
+            x, sides = jnp.pad(x, [(0, 0), (0, 0), *around, (0, 0)], mode="edge"), ((0, 0), (0, 0))
         if self.stride[2] > 1:
             # Sharded only where the result is: XLA shards the result as its input, whatever is asked of it later.
             columns = x.shape[3] // self.stride[2]
             x = constrain(x, "batch", *GRID_AXES[1], "embed", shape=(*x.shape[:3], columns, x.shape[4]))
-        y = convolve(x, self.kernel.get_value(), self.stride, centred, self.sides)
+        y = convolve(x, self.kernel.get_value(), self.stride, centred, sides)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(self.dtype)
         return constrain(y, "batch", *GRID_AXES[1], "embed")
@@ -113,21 +127,31 @@ class GroupNorm(nnx.Module):
       width: channels.
       groups: number of groups; ``width`` divides by it.
       affine: learn a scale and a shift of each channel.
+      over_time: normalises all frames together; the result then depends on later frames.
     """
 
-    def __init__(self, width: int, *, groups: int = 32, affine: bool = True, epsilon: float = 1e-6, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        groups: int = 32,
+        affine: bool = True,
+        over_time: bool = False,
+        epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
         if width % groups:
             raise UserError(f"{width} channels do not divide into {groups} groups; set norm_groups to a divisor")
-        self.groups, self.epsilon = groups, epsilon
+        self.groups, self.epsilon, self.axes = groups, epsilon, (1, 2, 3) if over_time else (2, 3)
         self.scale = parameter(rngs, (width,), (None,), ones) if affine else None
         self.shift = parameter(rngs, (width,), (None,), zeros) if affine else None
 
-    def _group_mean(self, x: Float[Array, "batch time height width channel"]) -> Float[Array, "batch time 1 1 channel"]:
+    def _group_mean(self, x: Grid) -> Float[Array, "batch time_or_1 1 1 channel"]:
         # Sums of channels first: splitting the channel axis of the large array would cost a copy.
-        mean = jnp.mean(x, axis=(2, 3))
-        grouped = mean.reshape(*mean.shape[:2], self.groups, -1).mean(-1, keepdims=True)
-        spread = jnp.broadcast_to(grouped, (*grouped.shape[:3], mean.shape[2] // self.groups))
-        return spread.reshape(*mean.shape[:2], 1, 1, mean.shape[2])
+        mean = jnp.mean(x, axis=self.axes, keepdims=True)
+        grouped = mean.reshape(*mean.shape[:4], self.groups, -1).mean(-1, keepdims=True)
+        spread = jnp.broadcast_to(grouped, (*grouped.shape[:5], mean.shape[4] // self.groups))
+        return spread.reshape(mean.shape)
 
     def __call__(self, x: Grid) -> Grid:
         y = x.astype(jnp.float32)
@@ -140,10 +164,12 @@ class GroupNorm(nnx.Module):
         return (y if self.shift is None else y + self.shift.get_value()).astype(x.dtype)
 
 
-def frame_norm(width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> GroupNorm | RMSNorm:
-    """The norm of causal convolutions: by groups of channels over each frame, or with no groups (0) an RMS norm over
-    the channels of each place, as Wan2.1's VAE has it."""
-    kind, settings = (GroupNorm, {"groups": groups}) if groups else (RMSNorm, {})
+def frame_norm(
+    width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6, over_time: bool = False
+) -> GroupNorm | RMSNorm:
+    """The norm of causal convolutions: by groups of channels over each frame or ``over_time``, or with no groups (0)
+    an RMS norm over the channels of each place, as Wan2.1's VAE has it."""
+    kind, settings = (GroupNorm, {"groups": groups, "over_time": over_time}) if groups else (RMSNorm, {})
     return kind(width, **settings, epsilon=epsilon, rngs=rngs)
 
 
@@ -152,19 +178,29 @@ class FrameAttention(nnx.Module):
 
     Args:
       width: channels.
-      groups, epsilon: as ``frame_norm`` takes them.
+      groups, epsilon, over_time: as ``frame_norm`` takes them.
+      past: the places of earlier frames are seen as well.
     """
 
     def __init__(
-        self, width: int, *, groups: int = 32, epsilon: float = 1e-6, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        *,
+        groups: int = 32,
+        epsilon: float = 1e-6,
+        over_time: bool = False,
+        past: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        self.norm = frame_norm(width, groups, rngs, epsilon)
+        self.norm, self.past = frame_norm(width, groups, rngs, epsilon, over_time), past
         # A bias of the keys adds the same to all scores of a query, which changes nothing.
         biased = ("query", "value", "out")
         self.attention = Attention(width, 1, qk_norm=None, bias=biased, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Grid) -> Grid:
-        return x + self.attention(self.norm(x), axes=GRID_AXES[1], attended_axes=2)
+        seen = dict(mask=BlockCausal(x.shape[2] * x.shape[3]), attended_axes=3) if self.past else dict(attended_axes=2)
+        return x + self.attention(self.norm(x), axes=GRID_AXES[1], **seen)
 
 
 class AdaptiveGroupNorm(nnx.Module):
@@ -173,8 +209,11 @@ class AdaptiveGroupNorm(nnx.Module):
     Args:
       width: channels.
       condition_width: channels of the condition.
-      groups: as in ``GroupNorm``.
-      factors: places along each axis that one place of the condition stands for.
+      groups, over_time: as in ``GroupNorm``.
+      factors: places along each axis that one place of the condition stands for. Where there are fewer frames, the
+        first one of the condition stands for one frame.
+      absolute: the condition gives the scale itself, not what is added to 1, and the norm has a learned scale and
+        shift of its own (MoVQ, Zheng et al., 2022; there is no plain norm at the start).
     """
 
     def __init__(
@@ -183,20 +222,23 @@ class AdaptiveGroupNorm(nnx.Module):
         condition_width: int,
         *,
         groups: int = 32,
+        over_time: bool = False,
         factors: Triple = (1, 1, 1),
+        absolute: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.factors = tuple(factors)
-        self.norm = GroupNorm(width, groups=groups, affine=False, rngs=rngs)
-        axes = (None, "embed")
-        self.modulation = Linear(condition_width, 2 * width, axes=axes, initializer=zeros, dtype=dtype, rngs=rngs)
+        self.factors, self.base = tuple(factors), 0 if absolute else 1
+        self.norm = GroupNorm(width, groups=groups, affine=absolute, over_time=over_time, rngs=rngs)
+        settings = dict(axes=(None, "embed"), initializer=lecun_normal if absolute else zeros)
+        self.modulation = Linear(condition_width, 2 * width, **settings, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Grid, condition: Grid, stream: Stream | None = None) -> Grid:
+    def __call__(self, x: Grid, condition: Grid) -> Grid:
         # A linear map of each place commutes with repeating it, and the condition has fewer places.
-        modulation = repeat(self.modulation(condition), self.factors, begins(stream))
+        alone = x.shape[1] < self.factors[0] * condition.shape[1]
+        modulation = repeat(self.modulation(condition), self.factors, drop_first=alone)
         scale, shift = jnp.split(modulation, 2, axis=-1)
-        return self.norm(x) * (1 + scale) + shift
+        return self.norm(x) * (self.base + scale) + shift
 
 
 def repeat(x: Grid, factors: Triple, drop_first: bool) -> Grid:
@@ -252,7 +294,15 @@ class DepthToSpace(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path, all with biases or without."""
+    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path, all with biases or without.
+
+    Args:
+      inputs: channels in.
+      outputs: channels out.
+      size, padding, border, bias: of the convolutions.
+      groups, epsilon, over_time: of the norms.
+      norm: makes a norm of so many channels in the place of those, which may be one that sees a ``condition``.
+    """
 
     def __init__(
         self,
@@ -262,22 +312,29 @@ class ResidualBlock(nnx.Module):
         *,
         groups: int = 32,
         padding: str = "zero",
+        border: str = "zero",
         bias: bool = False,
         epsilon: float = 1e-6,
+        over_time: bool = False,
+        norm: Callable[[int], nnx.Module] | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = dict(padding=padding, bias=bias, dtype=dtype, rngs=rngs)
-        self.first_norm = frame_norm(inputs, groups, rngs, epsilon)
+        common = dict(padding=padding, border=border, bias=bias, dtype=dtype, rngs=rngs)
+        make = norm or (lambda width: frame_norm(width, groups, rngs, epsilon, over_time))
+        self.first_norm = make(inputs)
         self.first = Convolution(inputs, outputs, size, **common)
-        self.second_norm = frame_norm(outputs, groups, rngs, epsilon)
+        self.second_norm = make(outputs)
         self.second = Convolution(outputs, outputs, size, **common)
         self.skip = Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs) if inputs != outputs else None
 
-    def __call__(self, x: Grid, *, key: jax.Array | None = None, stream: Stream | None = None) -> Grid:
-        """``key`` is what ``Stack`` hands to every layer; nothing here is random."""
-        y = self.first(jax.nn.swish(self.first_norm(x)), stream)
-        y = self.second(jax.nn.swish(self.second_norm(y)), stream)
+    def __call__(
+        self, x: Grid, *, key: jax.Array | None = None, stream: Stream | None = None, condition: Grid | None = None
+    ) -> Grid:
+        """``key`` is what ``Stack`` hands to every layer; nothing here is random. ``condition`` is what norms see."""
+        seen = () if condition is None else (condition,)
+        y = self.first(jax.nn.swish(self.first_norm(x, *seen)), stream)
+        y = self.second(jax.nn.swish(self.second_norm(y, *seen)), stream)
         return (x if self.skip is None else self.skip(x)) + y
 
 

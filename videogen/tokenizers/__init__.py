@@ -9,6 +9,7 @@ from flax import nnx
 from videogen import building, detokenizers, encoders
 from videogen.tokenizers.base import Compared, Encoded, Tokenizer
 from videogen.tokenizers.cdt import Cdt
+from videogen.tokenizers.cogvideox import CogVideoX
 from videogen.tokenizers.condensed import Condensed, Condenser, build_condenser
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
 from videogen.tokenizers.cvivit import CViViT
@@ -18,6 +19,8 @@ from videogen.tokenizers.dicode import DiCoDe
 from videogen.tokenizers.divot import Divot
 from videogen.tokenizers.feature_codec import CodedFeatures, FeatureCodec, of_model
 from videogen.tokenizers.hitvideo import HitVideo
+from videogen.tokenizers.hunyuan_video import HunyuanVideo
+from videogen.tokenizers.hunyuan_video_15 import HunyuanVideo15
 from videogen.tokenizers.karl import Karl
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
@@ -156,6 +159,7 @@ def build_coded_features(
 
 TOKENIZERS = {
     "cdt": Cdt,
+    "cogvideox": CogVideoX,
     "condensed": build_condensed,
     "coded_features": build_coded_features,
     "convolutional": ConvolutionalTokenizer,
@@ -164,6 +168,8 @@ TOKENIZERS = {
     "detokenized": build_detokenized,
     "feature_codec": FeatureCodec,
     "hitvideo": HitVideo,
+    "hunyuan_video": HunyuanVideo,
+    "hunyuan_video_15": HunyuanVideo15,
     "karl": Karl,
     "magvit": Magvit,
     "normalised": build_normalised,

@@ -279,7 +279,7 @@ class Decoder(nnx.Module):
     def level(self, number: int, x: Array, latents: Latents, stream: Stream | None = None) -> Array:
         """One level without its up-sampling, from the coarsest one on."""
         if self.norms:
-            x = self.norms[number](x, latents, stream)
+            x = self.norms[number](x, latents)
         return self.levels[number](x, stream)
 
     def shallower(self, number: int, x: Array, latents: Latents, stream: Stream | None = None) -> Video:

@@ -19,10 +19,13 @@ from videogen.errors import UserError
 from videogen.tokenizers.base import Tokenizer
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import MeanNormaliser
+from videogen.tokenizers.public.cogvideox import COGVIDEOX
 from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.hunyuan_video import HUNYUAN_VIDEO
+from videogen.tokenizers.public.hunyuan_video_15 import HUNYUAN_VIDEO_15
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN,)
+FAMILIES = (WAN, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15)
 
 
 class Published(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from videogen.encoders.files import Weights
 from videogen.encoders.loading import Table
+from videogen.errors import UserError
 
 
 class Description(NamedTuple):
@@ -42,3 +43,16 @@ class Family(NamedTuple):
     of_config: Callable[[Mapping[str, Any]], Description]
     of_weights: Callable[[Weights], Description | None]
     names: Callable[[Any], Table]
+
+
+def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` where the config of a family has another value than those that were published.
+
+    Args:
+      config: what ``config.json`` says; what it leaves out is taken to be as published.
+      fixed: settings that no published one has otherwise, and that networks here do not have.
+    """
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            kind = config["_class_name"]
+            raise UserError(f"an {kind} with {name} = {config[name]} is not one that was published; it cannot be read")
