@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention
 from videogen.nn.linear import Initializer, Linear, lecun_normal, ones, parameter, zeros
+from videogen.nn.masks import Causal
 from videogen.nn.norms import RMSNorm
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
@@ -106,6 +107,24 @@ class Convolution(nnx.Module):
         return constrain(y, "batch", *GRID_AXES[1], "embed")
 
 
+class FactorisedConvolution(nnx.Module):
+    """A convolution inside frames, then one along time, in the place of one over both (Cosmos; NVIDIA, 2025).
+
+    Args:
+      inputs: channels in.
+      outputs: channels out of each of the two.
+      size: kernel sides ``(time, height, width)``: the first is of the second convolution, the others of the first.
+      **common: what ``Convolution`` takes; both have it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: Triple = (3, 3, 3), **common: Any):
+        self.space = Convolution(inputs, outputs, (1, *size[1:]), **common)
+        self.time = Convolution(outputs, outputs, (size[0], 1, 1), **common)
+
+    def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
+        return self.time(self.space(x, stream), stream)
+
+
 class GroupNorm(nnx.Module):
     """Normalises each frame on its own over places and groups of channels (Wu and He, 2018), float32 inside.
 
@@ -153,18 +172,30 @@ class FrameAttention(nnx.Module):
     Args:
       width: channels.
       groups, epsilon: as ``frame_norm`` takes them.
+      over_time: instead, among the frames at each place, of which each sees itself and those before (Cosmos).
     """
 
     def __init__(
-        self, width: int, *, groups: int = 32, epsilon: float = 1e-6, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        *,
+        groups: int = 32,
+        epsilon: float = 1e-6,
+        over_time: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
     ):
+        self.over_time = over_time
         self.norm = frame_norm(width, groups, rngs, epsilon)
         # A bias of the keys adds the same to all scores of a query, which changes nothing.
         biased = ("query", "value", "out")
         self.attention = Attention(width, 1, qk_norm=None, bias=biased, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Grid) -> Grid:
-        return x + self.attention(self.norm(x), axes=GRID_AXES[1], attended_axes=2)
+        y = self.norm(x)
+        if self.over_time:
+            return x + jnp.moveaxis(self.attention(jnp.moveaxis(y, 1, 3), mask=Causal()), 3, 1)
+        return x + self.attention(y, axes=GRID_AXES[1], attended_axes=2)
 
 
 class AdaptiveGroupNorm(nnx.Module):
@@ -252,7 +283,10 @@ class DepthToSpace(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path, all with biases or without."""
+    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path, all with biases or without.
+
+    With ``factorised`` both convolutions are a ``FactorisedConvolution``.
+    """
 
     def __init__(
         self,
@@ -264,14 +298,16 @@ class ResidualBlock(nnx.Module):
         padding: str = "zero",
         bias: bool = False,
         epsilon: float = 1e-6,
+        factorised: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         common = dict(padding=padding, bias=bias, dtype=dtype, rngs=rngs)
+        kind = FactorisedConvolution if factorised else Convolution
         self.first_norm = frame_norm(inputs, groups, rngs, epsilon)
-        self.first = Convolution(inputs, outputs, size, **common)
+        self.first = kind(inputs, outputs, size, **common)
         self.second_norm = frame_norm(outputs, groups, rngs, epsilon)
-        self.second = Convolution(outputs, outputs, size, **common)
+        self.second = kind(outputs, outputs, size, **common)
         self.skip = Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs) if inputs != outputs else None
 
     def __call__(self, x: Grid, *, key: jax.Array | None = None, stream: Stream | None = None) -> Grid:

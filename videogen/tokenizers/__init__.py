@@ -11,6 +11,7 @@ from videogen.tokenizers.base import Compared, Encoded, Tokenizer
 from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.condensed import Condensed, Condenser, build_condenser
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
+from videogen.tokenizers.cosmos import Cosmos
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.denoised import Denoised, of_parts
 from videogen.tokenizers.detokenized import Detokenized
@@ -159,6 +160,7 @@ TOKENIZERS = {
     "condensed": build_condensed,
     "coded_features": build_coded_features,
     "convolutional": ConvolutionalTokenizer,
+    "cosmos": Cosmos,
     "cvivit": CViViT,
     "denoised": build_denoised,
     "detokenized": build_detokenized,
@@ -196,6 +198,7 @@ __all__ = [
     "Condensed",
     "Condenser",
     "ConvolutionalTokenizer",
+    "Cosmos",
     "Denoised",
     "Detokenized",
     "DiCoDe",

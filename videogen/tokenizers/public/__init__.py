@@ -18,10 +18,11 @@ from videogen.errors import UserError
 from videogen.tokenizers.base import Tokenizer
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import MeanNormaliser
+from videogen.tokenizers.public.cosmos import COSMOS
 from videogen.tokenizers.public.family import Description, Family
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN,)
+FAMILIES = (WAN, COSMOS)
 
 
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
@@ -65,7 +66,8 @@ def describe(path: str | Path) -> tuple[Family, Description, Weights]:
     """
     path = Path(path)
     folder = path / "vae" if (path / "vae").is_dir() else path
-    if folder.is_dir():
+    weights = _original(folder)
+    if weights is None:
         family, config = _family_of(folder)
         try:
             description = family.of_config(config)
@@ -74,12 +76,19 @@ def describe(path: str | Path) -> tuple[Family, Description, Weights]:
                 f"{folder}/config.json of a {config['_class_name']} lacks or has another kind of {error}"
             ) from None
         return family, description, Weights(folder)
-    weights = Weights(folder)
     for family in FAMILIES:
         if (description := family.of_weights(weights)) is not None:
             return family, description, weights
     known = ", ".join(family.name for family in FAMILIES)
     raise UserError(f"{path} is no tokenizer that is known by its tensors (known: {known})")
+
+
+def _original(path: Path) -> Weights | None:
+    """The weights of an original file, or of those of an original folder; ``None`` in a folder of diffusers."""
+    if not path.is_dir():
+        return Weights(path)
+    kinds = (names for family in FAMILIES for names in family.files)
+    return next((Weights(path, names) for names in kinds if all((path / name).is_file() for name in names)), None)
 
 
 def _family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
