@@ -16,7 +16,7 @@ from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention
 from videogen.nn.linear import Initializer, Linear, lecun_normal, ones, parameter, zeros
 from videogen.nn.masks import Causal
-from videogen.nn.norms import RMSNorm
+from videogen.nn.norms import LayerNorm, RMSNorm
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
 from videogen.nn.transformer import REMAT_POLICIES
@@ -159,10 +159,12 @@ class GroupNorm(nnx.Module):
         return (y if self.shift is None else y + self.shift.get_value()).astype(x.dtype)
 
 
-def frame_norm(width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> GroupNorm | RMSNorm:
+def frame_norm(
+    width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6, centred: bool = False
+) -> GroupNorm | RMSNorm | LayerNorm:
     """The norm of causal convolutions: by groups of channels over each frame, or with no groups (0) an RMS norm over
-    the channels of each place, as Wan2.1's VAE has it."""
-    kind, settings = (GroupNorm, {"groups": groups}) if groups else (RMSNorm, {})
+    the channels of each place, as Wan2.1's VAE has it, or a ``centred`` one, a layer norm (VidTok)."""
+    kind, settings = (GroupNorm, {"groups": groups}) if groups else (LayerNorm if centred else RMSNorm, {})
     return kind(width, **settings, epsilon=epsilon, rngs=rngs)
 
 
@@ -171,7 +173,7 @@ class FrameAttention(nnx.Module):
 
     Args:
       width: channels.
-      groups, epsilon: as ``frame_norm`` takes them.
+      groups, epsilon, centred: as ``frame_norm`` takes them.
       over_time: instead, among the frames at each place, of which each sees itself and those before (Cosmos).
     """
 
@@ -181,12 +183,13 @@ class FrameAttention(nnx.Module):
         *,
         groups: int = 32,
         epsilon: float = 1e-6,
+        centred: bool = False,
         over_time: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.over_time = over_time
-        self.norm = frame_norm(width, groups, rngs, epsilon)
+        self.norm = frame_norm(width, groups, rngs, epsilon, centred)
         # A bias of the keys adds the same to all scores of a query, which changes nothing.
         biased = ("query", "value", "out")
         self.attention = Attention(width, 1, qk_norm=None, bias=biased, dtype=dtype, rngs=rngs)
@@ -298,15 +301,16 @@ class ResidualBlock(nnx.Module):
         padding: str = "zero",
         bias: bool = False,
         epsilon: float = 1e-6,
+        centred: bool = False,
         factorised: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         common = dict(padding=padding, bias=bias, dtype=dtype, rngs=rngs)
         kind = FactorisedConvolution if factorised else Convolution
-        self.first_norm = frame_norm(inputs, groups, rngs, epsilon)
+        self.first_norm = frame_norm(inputs, groups, rngs, epsilon, centred)
         self.first = kind(inputs, outputs, size, **common)
-        self.second_norm = frame_norm(outputs, groups, rngs, epsilon)
+        self.second_norm = frame_norm(outputs, groups, rngs, epsilon, centred)
         self.second = kind(outputs, outputs, size, **common)
         self.skip = Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs) if inputs != outputs else None
 

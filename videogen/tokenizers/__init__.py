@@ -35,6 +35,7 @@ from videogen.tokenizers.signs import SignDiffusion, SignVideo, of_vae
 from videogen.tokenizers.tiling import Tiled
 from videogen.tokenizers.token_conditioned import TokenConditioned
 from videogen.tokenizers.tokenflow import TokenFlow
+from videogen.tokenizers.vidtok import VidTok
 from videogen.tokenizers.wan import Wan
 
 
@@ -178,6 +179,7 @@ TOKENIZERS = {
     "over_latents": build_over_latents,
     "sign_video": build_sign_video,
     "tokenflow": TokenFlow,
+    "vidtok": VidTok,
     "wan": Wan,
 }
 
@@ -222,6 +224,7 @@ __all__ = [
     "TokenConditioned",
     "TokenFlow",
     "Tokenizer",
+    "VidTok",
     "build",
     "build_sign_diffusion",
     "build_token_conditioned",

@@ -20,9 +20,10 @@ from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import MeanNormaliser
 from videogen.tokenizers.public.cosmos import COSMOS
 from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.vidtok import VIDTOK
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN, COSMOS)
+FAMILIES = (WAN, COSMOS, VIDTOK)
 
 
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
