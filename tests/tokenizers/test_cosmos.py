@@ -264,6 +264,7 @@ def test_codes(both, tmp_path, stored):
         tensors[f"{name}.conv3d.bias"] = biases[name]
     if stored:
         tensors |= {"quantizer._levels": torch.tensor(LEVELS), "quantizer._basis": torch.ones(6)}
+        tensors |= {"quantizer.implicit_codebook": torch.ones(3, 6)}
     archive(tmp_path / "Cosmos-1.0-Tokenizer-DV8x8x8" / "autoencoder.jit", tensors)
     model = read_tokenizer(tmp_path / "Cosmos-1.0-Tokenizer-DV8x8x8")
     assert model.vocabulary == (64000,) and not model.normalised
@@ -330,6 +331,12 @@ def test_what_cannot_be_read_is_one_line(both, tmp_path):
     archive(pictures / "autoencoder.jit", {"encoder.patcher.wavelets": torch.ones(2)})
     with pytest.raises(UserError, match=r"tokenizer of pictures of Cosmos \(CI or DI\); only CV and DV"):
         read_tokenizer(pictures)
+    archive(pictures / "autoencoder.jit", {"encoder.conv_in.weight": torch.ones(2)})
+    with pytest.raises(UserError, match=r"tokenizer of pictures of Cosmos \(CI or DI\); only CV and DV"):
+        read_tokenizer(pictures / "autoencoder.jit")
+    pictures.rename(tmp_path / "pictures")
+    with pytest.raises(UserError, match="no tokenizer that is known by its tensors"):
+        read_tokenizer(tmp_path / "pictures")
 
 
 def test_settings_and_clips_that_are_refused(both):

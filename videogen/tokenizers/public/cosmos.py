@@ -23,10 +23,13 @@ from videogen.tokenizers.public.family import Description, Family
 CLASS = "AutoencoderKLCosmos"
 FILES = (("autoencoder.jit",), ("encoder.jit", "decoder.jit"))
 STATISTICS = "mean_std.pt"
-KIND = re.compile(r"(?<![A-Za-z])(CV|DV)(\d{1,2})x(\d{1,2})x(\d{1,2})(?!\d)")
-"""Continuous or discrete, frames, rows and columns of a latent, as published names have it."""
+KIND = re.compile(r"(?<![A-Za-z])(?:([CD]V)(\d{1,2})x(\d{1,2})x\3|[CD]I\d{1,2}x\d{1,2})(?![\dx])")
+"""Continuous or discrete, frames and rows of a latent of videos, or that it is of pictures, as published names say."""
 
-BUFFERS = ("*.wavelets", "*._arange", "*.patch_size_buffer", "*quantizer.*")
+BUFFERS = (
+    *("*.wavelets", "*._arange", "*.patch_size_buffer"),
+    *("*quantizer._levels", "*quantizer._basis", "*quantizer.implicit_codebook"),
+)
 """Constants that TorchScript stores: those of the wavelets and of the quantizer, which have no weights."""
 
 KEY_BIASES = ("*.to_k.bias", "*.k.conv3d.bias")
@@ -60,7 +63,9 @@ def _of_config(config: Mapping[str, Any]) -> Description:
 
 
 def _of_weights(weights: Weights) -> Description | None:
-    if "encoder.patcher.wavelets" in weights:
+    kind = _kind(weights.path)
+    pictures = kind is not None and kind[1] is None
+    if "encoder.patcher.wavelets" in weights or (pictures and weights.sources[0].suffix == ".jit"):
         raise UserError(f"{weights.path} is a tokenizer of pictures of Cosmos (CI or DI); only CV and DV can be read")
     one, other = "encoder.conv_in.0.conv3d.weight", "decoder.conv_in.0.conv3d.weight"
     if one not in weights and other not in weights:
@@ -71,7 +76,11 @@ def _of_weights(weights: Weights) -> Description | None:
         )
     count = _count(weights, "encoder.down.{}.block.0.conv1.0.conv3d.weight")
     blocks = _count(weights, "encoder.down.0.block.{}.conv1.0.conv3d.weight")
-    kind, time, side = _kind(weights.path)
+    if kind is None or pictures:
+        raise UserError(
+            f"{weights.path} does not say how many pixels a latent of it stands for; give its folder the published "
+            "name, as Cosmos-1.0-Tokenizer-CV8x8x8"
+        )
     first, pixels = _shape(weights, one)[:2]
     latents, width = (
         _shape(weights, f"{name}.weight")[0] for name in ("encoder.conv_out.1.conv3d", "quant_conv.conv3d")
@@ -90,12 +99,12 @@ def _of_weights(weights: Weights) -> Description | None:
         "quantizer": {"name": "unquantized", "width": width},
         "blocks": blocks,
         "patch": round((pixels / channels) ** (1 / 3)),
-        "time": time,
-        "side": side,
+        "time": int(kind[2]),
+        "side": int(kind[3]),
         "channels": channels,
     }
     skipped = (*BUFFERS, *KEY_BIASES, *_unused(count, settings))
-    if kind == "DV":
+    if kind[1] == "DV":
         levels = next((weights[name] for name in weights if name.endswith("quantizer._levels")), (8, 8, 8, 5, 5, 5))
         settings["quantizer"] = {"name": "fsq", "levels": tuple(map(int, levels))}
         return Description({"name": "cosmos", **settings}, None, skipped=skipped)
@@ -120,15 +129,10 @@ def _described(
     return Description(model, {"name": "mean", "frames": len(tables[0])}, tables, skipped)
 
 
-def _kind(path: Path) -> tuple[str, int, int]:
-    """Continuous or discrete, and the frames and rows of a latent, by the published name."""
-    for part in (*reversed(path.absolute().parts), *reversed(path.resolve().parts)):
-        if (found := KIND.search(part)) and found[3] == found[4]:
-            return found[1], int(found[2]), int(found[3])
-    raise UserError(
-        f"{path} does not say how many pixels a latent of it stands for; give its folder the published name, as "
-        "Cosmos-1.0-Tokenizer-CV8x8x8"
-    )
+def _kind(path: Path) -> re.Match[str] | None:
+    """What the published name says, which the file or a folder above it has, the nearest one first."""
+    parts = (*reversed(path.absolute().parts), *reversed(path.resolve().parts))
+    return next((found for part in parts if (found := KIND.search(part))), None)
 
 
 def _shape(weights: Weights, name: str) -> tuple[int, ...]:
@@ -164,10 +168,8 @@ def cosmos_names(model: Cosmos) -> Table:
         return f"{new}.{tensor}|{old}.{tensor}"
 
     def layer(ours: str, new: str, old: str) -> None:
-        found[f"{ours}.kernel"], found[f"{ours}.bias"] = (
-            both(new, f"{old}.conv3d", "weight"),
-            both(new, f"{old}.conv3d", "bias"),
-        )
+        for own, tensor in (("kernel", "weight"), ("bias", "bias")):
+            found[f"{ours}.{own}"] = both(new, f"{old}.conv3d", tensor)
 
     def factorised(ours: str, new: str, old: str) -> None:
         layer(f"{ours}.space", f"{new}.conv_s", f"{old}.0")
