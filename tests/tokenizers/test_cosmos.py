@@ -214,6 +214,16 @@ def test_the_original_files_are_the_folder(both, tmp_path):
     statistics = tuple(torch.tensor(x, dtype=torch.float32) for x in (MEANS, DEVIATIONS))
     torch.save(statistics, folder / "mean_std.pt")
     assert_equal(read_tokenizer(folder), model)
+
+
+@pytest.mark.slow
+def test_the_original_files_in_parts_elsewhere_or_damaged(both, tmp_path):
+    reference, model, _ = both
+    tensors = original(reference)
+    folder = tmp_path / "Cosmos-1.0-Tokenizer-CV8x8x8"
+    archive(folder / "autoencoder.jit", tensors)
+    statistics = tuple(torch.tensor(x, dtype=torch.float32) for x in (MEANS, DEVIATIONS))
+    torch.save(statistics, folder / "mean_std.pt")
     assert_equal(read_tokenizer(folder / "autoencoder.jit"), model)
     # In two files, of a tokenizer without statistics.
     halves = tmp_path / "CV8x8x8"

@@ -187,6 +187,13 @@ def test_the_original_file_is_the_folder(causal, tmp_path):
     assert nnx.graphdef(found) == nnx.graphdef(model)
     save_file({name: x.numpy() for name, x in reference.state_dict().items()}, path.with_suffix(".safetensors"))
     assert_equal(read_tokenizer(path.with_suffix(".safetensors")), model)
+
+
+@pytest.mark.slow
+def test_original_files_that_cannot_be_read(causal, tmp_path):
+    reference = causal[0]
+    path = tmp_path / "vidtok_kl_causal_488_4chn_v1_1.ckpt"
+    write(path, reference)
     path.rename(tmp_path / "mine.ckpt")
     with pytest.raises(UserError, match="of version 1.0 or 1.1, which its tensors do not tell"):
         read_tokenizer(tmp_path / "mine.ckpt")
