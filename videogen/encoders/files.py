@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Weights(Mapping[str, np.ndarray]):
     Args:
       path: a safetensors file, a torch archive (``archives``), or a folder with one of ``FOLDER_FILES``, whole
         or with the index of its parts.
+      files: names of files of the folder that are read instead, together.
 
     Attributes:
       path: what was given.
@@ -31,9 +32,9 @@ class Weights(Mapping[str, np.ndarray]):
       UserError: a file is missing or damaged, or the index names a file that is not beside it.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, files: Sequence[str] = ()):
         self.path = Path(path)
-        self.sources = _sources(self.path)
+        self.sources = [self.path / name for name in files] or _sources(self.path)
         self._read = {source: self._names(source) for source in self.sources if source.suffix != ".json"}
         self._file_of = {name: source for source, names in self._read.items() for name in names}
 

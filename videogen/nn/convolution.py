@@ -4,6 +4,7 @@ Time is padded on the left only, so that an output frame depends on no later inp
 video. Nothing here takes statistics over time unless ``over_time`` says so: that lets the future leak into the past.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ from jaxtyping import Array, Float
 from videogen.errors import UserError, near_matches
 from videogen.nn.attention import Attention
 from videogen.nn.linear import Initializer, Linear, lecun_normal, ones, parameter, zeros
-from videogen.nn.masks import BlockCausal
-from videogen.nn.norms import RMSNorm
+from videogen.nn.masks import BlockCausal, Causal
+from videogen.nn.norms import LayerNorm, RMSNorm
 from videogen.nn.patches import unpatchify
 from videogen.nn.streaming import Stream, begins, with_past
 from videogen.nn.transformer import REMAT_POLICIES
@@ -120,6 +121,24 @@ class Convolution(nnx.Module):
         return constrain(y, "batch", *GRID_AXES[1], "embed")
 
 
+class FactorisedConvolution(nnx.Module):
+    """A convolution inside frames, then one along time, in the place of one over both (Cosmos; NVIDIA, 2025).
+
+    Args:
+      inputs: channels in.
+      outputs: channels out of each of the two.
+      size: kernel sides ``(time, height, width)``: the first is of the second convolution, the others of the first.
+      **common: what ``Convolution`` takes; both have it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: Triple = (3, 3, 3), **common: Any):
+        self.space = Convolution(inputs, outputs, (1, *size[1:]), **common)
+        self.time = Convolution(outputs, outputs, (size[0], 1, 1), **common)
+
+    def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
+        return self.time(self.space(x, stream), stream)
+
+
 class GroupNorm(nnx.Module):
     """Normalises each frame on its own over places and groups of channels (Wu and He, 2018), float32 inside.
 
@@ -165,12 +184,18 @@ class GroupNorm(nnx.Module):
 
 
 def frame_norm(
-    width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6, over_time: bool = False
-) -> GroupNorm | RMSNorm:
+    width: int,
+    groups: int,
+    rngs: nnx.Rngs,
+    epsilon: float = 1e-6,
+    over_time: bool = False,
+    centred: bool = False,
+) -> GroupNorm | RMSNorm | LayerNorm:
     """The norm of causal convolutions: by groups of channels over each frame or ``over_time``, or with no groups (0)
-    an RMS norm over the channels of each place, as Wan2.1's VAE has it."""
-    kind, settings = (GroupNorm, {"groups": groups, "over_time": over_time}) if groups else (RMSNorm, {})
-    return kind(width, **settings, epsilon=epsilon, rngs=rngs)
+    an RMS norm over the channels of each place, as Wan2.1's VAE has it, or a ``centred`` one, a layer norm (VidTok)."""
+    if groups:
+        return GroupNorm(width, groups=groups, over_time=over_time, epsilon=epsilon, rngs=rngs)
+    return (LayerNorm if centred else RMSNorm)(width, epsilon=epsilon, rngs=rngs)
 
 
 class FrameAttention(nnx.Module):
@@ -178,8 +203,9 @@ class FrameAttention(nnx.Module):
 
     Args:
       width: channels.
-      groups, epsilon, over_time: as ``frame_norm`` takes them.
+      groups, epsilon, over_time, centred: as ``frame_norm`` takes them.
       past: the places of earlier frames are seen as well.
+      along_time: instead, among the frames at each place, of which each sees itself and those before (Cosmos).
     """
 
     def __init__(
@@ -189,18 +215,24 @@ class FrameAttention(nnx.Module):
         groups: int = 32,
         epsilon: float = 1e-6,
         over_time: bool = False,
+        centred: bool = False,
         past: bool = False,
+        along_time: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.norm, self.past = frame_norm(width, groups, rngs, epsilon, over_time), past
+        self.past, self.along_time = past, along_time
+        self.norm = frame_norm(width, groups, rngs, epsilon, over_time, centred)
         # A bias of the keys adds the same to all scores of a query, which changes nothing.
         biased = ("query", "value", "out")
         self.attention = Attention(width, 1, qk_norm=None, bias=biased, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Grid) -> Grid:
+        y = self.norm(x)
+        if self.along_time:
+            return x + jnp.moveaxis(self.attention(jnp.moveaxis(y, 1, 3), mask=Causal()), 3, 1)
         seen = dict(mask=BlockCausal(x.shape[2] * x.shape[3]), attended_axes=3) if self.past else dict(attended_axes=2)
-        return x + self.attention(self.norm(x), axes=GRID_AXES[1], **seen)
+        return x + self.attention(y, axes=GRID_AXES[1], **seen)
 
 
 class AdaptiveGroupNorm(nnx.Module):
@@ -300,8 +332,9 @@ class ResidualBlock(nnx.Module):
       inputs: channels in.
       outputs: channels out.
       size, padding, border, bias: of the convolutions.
-      groups, epsilon, over_time: of the norms.
+      groups, epsilon, over_time, centred: of the norms.
       norm: makes a norm of so many channels in the place of those, which may be one that sees a ``condition``.
+      factorised: both convolutions are a ``FactorisedConvolution``, which has no ``border``.
     """
 
     def __init__(
@@ -316,16 +349,19 @@ class ResidualBlock(nnx.Module):
         bias: bool = False,
         epsilon: float = 1e-6,
         over_time: bool = False,
+        centred: bool = False,
         norm: Callable[[int], nnx.Module] | None = None,
+        factorised: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = dict(padding=padding, border=border, bias=bias, dtype=dtype, rngs=rngs)
-        make = norm or (lambda width: frame_norm(width, groups, rngs, epsilon, over_time))
+        common = dict(padding=padding, bias=bias, dtype=dtype, rngs=rngs)
+        kind = FactorisedConvolution if factorised else functools.partial(Convolution, border=border)
+        make = norm or (lambda width: frame_norm(width, groups, rngs, epsilon, over_time, centred))
         self.first_norm = make(inputs)
-        self.first = Convolution(inputs, outputs, size, **common)
+        self.first = kind(inputs, outputs, size, **common)
         self.second_norm = make(outputs)
-        self.second = Convolution(outputs, outputs, size, **common)
+        self.second = kind(outputs, outputs, size, **common)
         self.skip = Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs) if inputs != outputs else None
 
     def __call__(

@@ -12,6 +12,7 @@ from videogen.tokenizers.cdt import Cdt
 from videogen.tokenizers.cogvideox import CogVideoX
 from videogen.tokenizers.condensed import Condensed, Condenser, build_condenser
 from videogen.tokenizers.convolutional import ConvolutionalTokenizer
+from videogen.tokenizers.cosmos import Cosmos
 from videogen.tokenizers.cvivit import CViViT
 from videogen.tokenizers.denoised import Denoised, of_parts
 from videogen.tokenizers.detokenized import Detokenized
@@ -37,6 +38,7 @@ from videogen.tokenizers.signs import SignDiffusion, SignVideo, of_vae
 from videogen.tokenizers.tiling import Tiled
 from videogen.tokenizers.token_conditioned import TokenConditioned
 from videogen.tokenizers.tokenflow import TokenFlow
+from videogen.tokenizers.vidtok import VidTok
 from videogen.tokenizers.wan import Wan
 
 
@@ -163,6 +165,7 @@ TOKENIZERS = {
     "condensed": build_condensed,
     "coded_features": build_coded_features,
     "convolutional": ConvolutionalTokenizer,
+    "cosmos": Cosmos,
     "cvivit": CViViT,
     "denoised": build_denoised,
     "detokenized": build_detokenized,
@@ -182,6 +185,7 @@ TOKENIZERS = {
     "over_latents": build_over_latents,
     "sign_video": build_sign_video,
     "tokenflow": TokenFlow,
+    "vidtok": VidTok,
     "wan": Wan,
 }
 
@@ -202,6 +206,7 @@ __all__ = [
     "Condensed",
     "Condenser",
     "ConvolutionalTokenizer",
+    "Cosmos",
     "Denoised",
     "Detokenized",
     "DiCoDe",
@@ -225,6 +230,7 @@ __all__ = [
     "TokenConditioned",
     "TokenFlow",
     "Tokenizer",
+    "VidTok",
     "build",
     "build_sign_diffusion",
     "build_token_conditioned",

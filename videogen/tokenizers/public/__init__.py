@@ -20,12 +20,14 @@ from videogen.tokenizers.base import Tokenizer
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import MeanNormaliser
 from videogen.tokenizers.public.cogvideox import COGVIDEOX
+from videogen.tokenizers.public.cosmos import COSMOS
 from videogen.tokenizers.public.family import Description, Family
 from videogen.tokenizers.public.hunyuan_video import HUNYUAN_VIDEO
 from videogen.tokenizers.public.hunyuan_video_15 import HUNYUAN_VIDEO_15
+from videogen.tokenizers.public.vidtok import VIDTOK
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15)
+FAMILIES = (WAN, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, COSMOS, VIDTOK)
 
 
 class Published(NamedTuple):
@@ -108,7 +110,8 @@ def describe(path: str | Path) -> Published:
     families, path = named(path)
     families = families or FAMILIES
     folder = path / "vae" if (path / "vae").is_dir() else path
-    if folder.is_dir():
+    weights = _original(folder, families)
+    if weights is None:
         family, config = _family_of(folder, families)
         try:
             description = family.of_config(config)
@@ -117,12 +120,19 @@ def describe(path: str | Path) -> Published:
                 f"{folder}/config.json of a {config['_class_name']} lacks or has another kind of {error}"
             ) from None
         return Published(path, family, description, Weights(folder))
-    weights = Weights(folder)
     for family in families:
         if (description := family.of_weights(weights)) is not None:
             return Published(path, family, description, weights)
     known = ", ".join(family.name for family in families)
     raise UserError(f"{path} is no tokenizer that is known by its tensors (known: {known})")
+
+
+def _original(path: Path, families: tuple[Family, ...]) -> Weights | None:
+    """The weights of an original file, or of those of an original folder; ``None`` in a folder of diffusers."""
+    if not path.is_dir():
+        return Weights(path)
+    kinds = (names for family in families for names in family.files)
+    return next((Weights(path, names) for names in kinds if all((path / name).is_file() for name in names)), None)
 
 
 def _family_of(folder: Path, families: tuple[Family, ...]) -> tuple[Family, dict[str, Any]]:

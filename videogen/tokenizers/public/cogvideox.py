@@ -77,4 +77,6 @@ def cogvideox_names(model: CogVideoX) -> Table:
     return found
 
 
-COGVIDEOX = Family("cogvideox", (CLASS,), _of_config, _of_weights, cogvideox_names)
+COGVIDEOX = Family(
+    "cogvideox", "Apache-2.0 (2B), CogVideoX licence (5B)", (CLASS,), _of_config, _of_weights, cogvideox_names
+)

@@ -13,7 +13,8 @@ class Description(NamedTuple):
 
     Attributes:
       model: its config ``{name, …}``, as ``config.model`` has it.
-      normaliser: the config of the normaliser of its latents; ``None``: it gives codes.
+      normaliser: the config of the normaliser of its latents; ``None``: it gives codes, or raw latents because no
+        statistics of it are known.
       statistics: means and deviations by channel, or by latent frame and channel, for the normaliser ``mean``;
         ``None``: the normaliser has its numbers in its config.
       skipped: patterns of tensors that are left unread, because they do not belong to the tokenizer.
@@ -35,6 +36,7 @@ class Family(NamedTuple):
       of_config: what such a ``config.json`` describes.
       of_weights: what an original file of weights describes; ``None`` where it is of another family.
       names: our parameters -> names of tensors, for the model that was built.
+      files: what an original folder of several files has; each entry is the names of files that are read together.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Family(NamedTuple):
     of_config: Callable[[Mapping[str, Any]], Description]
     of_weights: Callable[[Weights], Description | None]
     names: Callable[[Any], Table]
+    files: Sequence[Sequence[str]] = ()
 
 
 def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

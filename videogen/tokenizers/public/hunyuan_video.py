@@ -103,4 +103,6 @@ def attention_names(ours: str, theirs: str, out: str) -> Table:
     return {f"{ours}.query_key_value.kernel": Source(parts), **biases, **linear_names(f"{ours}.out", f"{theirs}.{out}")}
 
 
-HUNYUAN_VIDEO = Family("hunyuan_video", (CLASS,), _of_config, _of_weights, hunyuan_video_names)
+HUNYUAN_VIDEO = Family(
+    "hunyuan_video", "Tencent Hunyuan Community License", (CLASS,), _of_config, _of_weights, hunyuan_video_names
+)

@@ -61,4 +61,6 @@ def hunyuan_video_15_names(model: HunyuanVideo15) -> Table:
     return found
 
 
-HUNYUAN_VIDEO_15 = Family("hunyuan_video_15", (CLASS,), _of_config, _of_weights, hunyuan_video_15_names)
+HUNYUAN_VIDEO_15 = Family(
+    "hunyuan_video_15", "Tencent Hunyuan Community License", (CLASS,), _of_config, _of_weights, hunyuan_video_15_names
+)
