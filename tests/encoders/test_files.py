@@ -42,7 +42,10 @@ def test_parts_with_an_index(tmp_path, name):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no folder with model\.safetensors or diffusion_pytorch_model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(
+        UserError,
+        match=r"no folder with model\.safetensors or diffusion_pytorch_model\.safetensors or pytorch_model\.bin",
+    ):
         Weights(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="no dictionary"):

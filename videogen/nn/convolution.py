@@ -31,6 +31,8 @@ PADDINGS = (*CAUSAL, "same")
 """What stands before the first frame: zeros or copies of it (both causal); ``same`` pads zeros on both sides."""
 VALID = "valid"
 """No padding in time: there are ``(frames - size) // stride + 1`` frames afterwards."""
+EDGE = "edge"
+"""Copies of the first frame before a clip and of the last one behind it, half a kernel each; not causal."""
 
 BLUR = (0.25, 0.5, 0.25)
 
@@ -65,8 +67,9 @@ class Convolution(nnx.Module):
       outputs: channels out.
       size: kernel sides ``(time, height, width)``; a causal kernel is at least as long as its stride in time.
       stride: keeps every so-many-th place.
-      padding: a name in ``PADDINGS``, or ``VALID``.
+      padding: a name in ``PADDINGS``, ``VALID`` or ``EDGE``.
       sides: zeros around frames, ``((above, below), (left, right))``; ``None``: half a kernel on each side.
+      mirrored: what stands around frames is their mirror image without the outermost places, in the place of zeros.
     """
 
     def __init__(
@@ -78,17 +81,18 @@ class Convolution(nnx.Module):
         stride: Triple = (1, 1, 1),
         padding: str = "zero",
         sides: tuple[Pair, Pair] | None = None,
+        mirrored: bool = False,
         bias: bool = True,
         initializer: Initializer = lecun_normal,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if padding not in (*PADDINGS, VALID):
+        if padding not in (*PADDINGS, VALID, EDGE):
             raise UserError(f"unknown time padding {padding!r}{near_matches(padding, PADDINGS)}")
         if padding in CAUSAL and size[0] < stride[0]:
             raise UserError(f"a causal kernel of {size[0]} frames cannot have a stride of {stride[0]} frames")
         self.size, self.stride, self.padding, self.sides = tuple(size), tuple(stride), padding, sides
-        self.dtype = dtype
+        self.mirrored, self.dtype = mirrored, dtype
         self.kernel = parameter(rngs, (*size, inputs, outputs), (None, None, None, "embed", None), initializer)
         self.bias = parameter(rngs, (outputs,), (None,), zeros) if bias else None
 
@@ -96,11 +100,17 @@ class Convolution(nnx.Module):
         x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2 if self.padding == "same" else 0
         if self.padding in CAUSAL:
             x = with_past(x, self.size[0], self.stride[0], self.padding, stream)
+        if self.padding == EDGE:
+            x = jnp.pad(x, [(0, 0), ((self.size[0] - 1) // 2, self.size[0] // 2), *((0, 0),) * 3], mode="edge")
+        sides = self.sides
+        if self.mirrored:
+            around = sides or tuple(((n - 1) // 2, n // 2) for n in self.size[1:])
+            x, sides = jnp.pad(x, [(0, 0), (0, 0), *around, (0, 0)], mode="reflect"), ((0, 0), (0, 0))
         if self.stride[2] > 1:
             # Sharded only where the result is: XLA shards the result as its input, whatever is asked of it later.
             columns = x.shape[3] // self.stride[2]
             x = constrain(x, "batch", *GRID_AXES[1], "embed", shape=(*x.shape[:3], columns, x.shape[4]))
-        y = convolve(x, self.kernel.get_value(), self.stride, centred, self.sides)
+        y = convolve(x, self.kernel.get_value(), self.stride, centred, sides)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(self.dtype)
         return constrain(y, "batch", *GRID_AXES[1], "embed")
@@ -140,11 +150,13 @@ class GroupNorm(nnx.Module):
         return (y if self.shift is None else y + self.shift.get_value()).astype(x.dtype)
 
 
-def frame_norm(width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> GroupNorm | RMSNorm:
+def frame_norm(
+    width: int, groups: int, rngs: nnx.Rngs, epsilon: float = 1e-6, affine: bool = True
+) -> GroupNorm | RMSNorm:
     """The norm of causal convolutions: by groups of channels over each frame, or with no groups (0) an RMS norm over
-    the channels of each place, as Wan2.1's VAE has it."""
+    the channels of each place, as Wan2.1's VAE has it; with ``affine`` it learns scales (and shifts)."""
     kind, settings = (GroupNorm, {"groups": groups}) if groups else (RMSNorm, {})
-    return kind(width, **settings, epsilon=epsilon, rngs=rngs)
+    return kind(width, **settings, epsilon=epsilon, affine=affine, rngs=rngs)
 
 
 class FrameAttention(nnx.Module):
@@ -252,7 +264,16 @@ class DepthToSpace(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path, all with biases or without."""
+    """Norm (``frame_norm``), swish, convolution, twice, beside a skip path, all with biases or without.
+
+    Args:
+      inputs: channels in.
+      outputs: channels out; where there are others, the skip path is a linear layer.
+      size: kernel sides.
+      groups, epsilon, affine: of the norms, as ``frame_norm`` takes them.
+      padding, mirrored: of the convolutions.
+      bias: of the convolutions and the skip path.
+    """
 
     def __init__(
         self,
@@ -262,15 +283,17 @@ class ResidualBlock(nnx.Module):
         *,
         groups: int = 32,
         padding: str = "zero",
+        mirrored: bool = False,
         bias: bool = False,
         epsilon: float = 1e-6,
+        affine: bool = True,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        common = dict(padding=padding, bias=bias, dtype=dtype, rngs=rngs)
-        self.first_norm = frame_norm(inputs, groups, rngs, epsilon)
+        common = dict(padding=padding, mirrored=mirrored, bias=bias, dtype=dtype, rngs=rngs)
+        self.first_norm = frame_norm(inputs, groups, rngs, epsilon, affine)
         self.first = Convolution(inputs, outputs, size, **common)
-        self.second_norm = frame_norm(outputs, groups, rngs, epsilon)
+        self.second_norm = frame_norm(outputs, groups, rngs, epsilon, affine)
         self.second = Convolution(outputs, outputs, size, **common)
         self.skip = Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs) if inputs != outputs else None
 

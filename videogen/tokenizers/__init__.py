@@ -19,6 +19,7 @@ from videogen.tokenizers.divot import Divot
 from videogen.tokenizers.feature_codec import CodedFeatures, FeatureCodec, of_model
 from videogen.tokenizers.hitvideo import HitVideo
 from videogen.tokenizers.karl import Karl
+from videogen.tokenizers.ltx import Ltx
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
@@ -165,6 +166,7 @@ TOKENIZERS = {
     "feature_codec": FeatureCodec,
     "hitvideo": HitVideo,
     "karl": Karl,
+    "ltx": Ltx,
     "magvit": Magvit,
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,

@@ -19,9 +19,10 @@ from videogen.tokenizers.base import Tokenizer
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import MeanNormaliser
 from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.ltx import LTX
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN,)
+FAMILIES = (WAN, LTX)
 
 
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
@@ -36,12 +37,17 @@ def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Token
     """
     family, description, weights = describe(path)
     model = nnx.eval_shape(lambda: tokenizers.build(description.model, dtype=dtype, rngs=nnx.Rngs(0)))
-    model = fill(model, family.names(model), weights, path, skipped=description.skipped)
+    held = [name for name in description.statistics or () if isinstance(name, str)]
+    rules = dict(prefixes=(description.prefix,), skipped=(*description.skipped, *held))
+    model = fill(model, (description.names or family.names)(model), weights, path, **rules)
     if description.normaliser is None:
         return model
     normaliser = tokenizers.build_normaliser(description.normaliser, model.quantizer.width)
     if isinstance(normaliser, MeanNormaliser) and description.statistics is not None:
-        mean, deviation = (_table(own, normaliser.mean.get_value().shape, path) for own in description.statistics)
+        if absent := [name for name in held if name not in weights]:
+            raise UserError(f"{path} lacks the tensors {', '.join(absent)}; is it a published file of {family.name}?")
+        statistics = [weights[own] if isinstance(own, str) else own for own in description.statistics]
+        mean, deviation = (_table(own, normaliser.mean.get_value().shape, path) for own in statistics)
         if not (deviation > 0).all():
             raise UserError(f"{path}: deviations of latents must be positive")
         normaliser.mean.set_value(jnp.asarray(mean))
