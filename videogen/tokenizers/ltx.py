@@ -117,14 +117,14 @@ class Ltx(Tokenizer):
         self.encoder = Network(pixels, width, latents + 1, encoder, kind, **common)
         kind = Kind("replicate" if causal else EDGE, mirrored[1], timed)
         self.decoder = Network(latents, decoder_width, pixels, decoder, kind, **common)
-        down, up = ((self.encoder.down, self.decoder.down), (self.encoder.up, self.decoder.up))
+        networks = self.encoder, self.decoder
+        down, up = [own.down for own in networks], [own.up for own in networks]
         if down[0] != up[1] or {*down[1], *up[0]} != {1}:
             raise UserError(
                 f"the encoder goes down by {down[0]}, up by {up[0]} and the decoder down by {down[1]}, up by {up[1]}; "
                 "the one must go down as far as the other goes up"
             )
-        down = self.encoder.down
-        self.compression = Compression(down[0], patch * down[1], patch * down[2])
+        self.compression = Compression(down[0][0], patch * down[0][1], patch * down[0][2])
         self.time_scale = parameter(rngs, (), (), constant(TIME_SCALE), TimeScale) if timed else None
         self.noisy = any(section.get("noise", False) for section in decoder)
         self.streams = causal and not timed and not self.noisy
@@ -176,8 +176,8 @@ class Ltx(Tokenizer):
           kept: not used: the decoder needs all latents.
           keys: of the noise, one or one of each example; ``None``: the same noise for every clip, always.
           time: that the decoder is told, in [0, 1], one or one of each example; ``None`` takes the setting.
-          noise_scale: the decoder sees ``(1 - noise_scale) · latents + noise_scale · noise``; 0: no noise; ``None``
-            takes the setting.
+          noise_scale: the decoder sees ``(1 - noise_scale) · latents + noise_scale · noise``, as in diffusers; 0: no
+            noise; ``None`` takes the setting. (The original code does so with normalised latents.)
           injected: blocks that add noise of their own do so.
 
         Raises:

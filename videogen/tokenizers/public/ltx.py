@@ -190,13 +190,10 @@ def _diffusers_decoder(config: Mapping[str, Any]) -> tuple[int, list[dict[str, A
             *("upsample_factor", "upsample_residual", "upsample_type"),
         )
     )
-    if min(len(counts), len(noisy)) <= count or min(map(len, (scaled, factors, around))) < count:
+    # This one list is not turned round, and only LTX-2 has it.
+    ways = ways[::-1] if config["_class_name"] == CLASS_2 else ["spatiotemporal"] * count
+    if min(len(counts), len(noisy)) <= count or min(map(len, (scaled, factors, around, ways))) < count:
         raise UserError(f"the settings of the decoder have too few values for {count} blocks")
-    if config["_class_name"] != CLASS_2:
-        ways = ["spatiotemporal"] * count
-    elif len(ways) >= count:
-        # Not turned round, unlike all others.
-        ways = ways[::-1]
     stages: list[dict[str, Any]] = [{"name": "blocks", "count": int(counts[0]), "noise": bool(noisy[0])}]
     for i in range(count):
         factor = int(factors[i])
@@ -254,10 +251,13 @@ def _header(weights: Weights) -> Mapping[str, Any] | None:
 
 def _version(weights: Weights, prefix: str) -> str:
     """Which published version a file without a config is, as its tensors show it."""
-    if prefix + "encoder.down_blocks.1.conv.conv.weight" in weights:
-        return "0.9.5"
+    folded = prefix + "encoder.down_blocks.1.conv.conv.weight" in weights
     timed = prefix + "decoder.last_scale_shift_table" in weights
-    return "0.9.1" if timed else "0.9.0"
+    if folded and not timed:
+        raise UserError(
+            f"{weights.path}: its header has no config, and its tensors do not say which VAE of LTX-2 it is"
+        )
+    return "0.9.5" if folded else "0.9.1" if timed else "0.9.0"
 
 
 def _original_settings(config: Mapping[str, Any], weights: Weights, prefix: str) -> dict[str, Any]:
@@ -265,9 +265,13 @@ def _original_settings(config: Mapping[str, Any], weights: Weights, prefix: str)
         if config.get(name, value) != value:
             raise UserError(f"{weights.path}: a VAE of LTX with {name} {shown(config[name])} cannot be read")
     first, last = (weights[f"{prefix}{side}.conv_in.conv.weight"].shape for side in ("encoder", "decoder"))
-    patch = int(config.get("patch_size", 4))
-    modes = [config.get(f"{side}_spatial_padding_mode", config.get("spatial_padding_mode", "zeros")) for side in SIDES]
+    patch, both = int(config.get("patch_size", 4)), config.get("spatial_padding_mode")
     encoder = _original_encoder(config.get("encoder_blocks", config.get("blocks")), first[0])
+    # Where nothing is said, the code of LTX-2 mirrors frames in the decoder and that of LTX-Video does not; decoders of
+    # LTX-Video behind an encoder that folds are all told a time.
+    second = any(stage["name"] == "fold" for stage in encoder) and not config.get("timestep_conditioning", False)
+    usual = {"encoder": "zeros", "decoder": "reflect" if second else "zeros"}
+    modes = [config.get(f"{side}_spatial_padding_mode", both or mode) for side, mode in usual.items()]
     return {
         "width": first[0],
         "decoder_width": last[0],
@@ -279,9 +283,6 @@ def _original_settings(config: Mapping[str, Any], weights: Weights, prefix: str)
         "causal": bool(config.get("causal_decoder", False)),
         "frames": tuple(map(_around, modes)),
     }
-
-
-SIDES = ("encoder", "decoder")
 
 
 def _blocks(listed: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
