@@ -179,6 +179,25 @@ def test_noise_is_mixed_into_raw_latents_and_is_that_of_the_keys(made):
     np.testing.assert_allclose(default, same, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_in_training_noise_is_drawn_by_the_key_and_gradients_reach_all_that_is_trained(made):
+    _, model, _ = made("0.9.1")
+    graph, parameters, rest = nnx.split(model.tokenizer, nnx.Param, ...)
+    latents = np.random.default_rng(1).normal(size=(2, 1, 2, 2, 3)).astype(np.float32)
+
+    @jax.jit
+    def loss(parameters, key):
+        model = nnx.merge(graph, parameters, rest)
+        made = model.denoise(latents, jnp.zeros((2, 1, 16, 16, 3)), key)
+        return jnp.mean(jnp.sin(made)), made
+
+    (_, first), gradients = jax.value_and_grad(loss, has_aux=True)(parameters, jax.random.key(0))
+    assert np.abs(loss(parameters, jax.random.key(1))[1] - first).max() > 1e-3
+    still = [path for path, x in nnx.to_flat_state(gradients) if not np.any(x.get_value())]
+    # The scale of times is no parameter, and the encoder was not asked.
+    assert {path[0] for path in still} == {"encoder"}
+
+
 def test_noise_of_blocks_is_one_picture_for_all_frames_and_another_for_each_call():
     noise = Noise(jax.random.split(jax.random.key(0), 2))
     x = jnp.zeros((2, 5, 64, 64, 3))

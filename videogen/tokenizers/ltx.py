@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videogen.errors import UserError
-from videogen.nn import Stream, constant, draw, example_keys, named_key, parameter
+from videogen.nn import MicroBatch, Stream, constant, draw, example_keys, named_key, parameter
 from videogen.nn.convolution import EDGE
 from videogen.nn.modulation import TIME_SCALE
 from videogen.quantizers import GaussianQuantizer
@@ -196,6 +196,13 @@ class Ltx(Tokenizer):
             # The embedding multiplies by the usual scale itself.
             time = time * (self.time_scale.get_value() / TIME_SCALE)
         return self._decoded(latents, Told(time, Noise(keys) if injected and self.noisy else None))
+
+    def denoise(
+        self, latents: Latents, video: Video, key: jax.Array, micro: MicroBatch | None = None, **seen: Any
+    ) -> Video:
+        """``decode`` at the time of the setting, with noise by ``key``."""
+        keys = (micro or MicroBatch()).keys(named_key(key, "noise"), len(video))
+        return self.decode(latents, keys=keys)
 
     def decode_chunk(self, cache: Cache | None, latents: Latents) -> tuple[Cache, Video]:
         if not self.streams:
