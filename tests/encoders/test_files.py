@@ -24,6 +24,21 @@ def test_folders_and_files_give_the_same_arrays(tmp_path):
         np.testing.assert_array_equal(loaded["b"].astype(np.float32), weights["b"].float())
 
 
+def test_what_headers_say_beside_the_tensors(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.bin")
+    assert Weights(tmp_path / "a.bin").metadata == {}
+    save_file({"a": torch.ones(1)}, tmp_path / "1.safetensors")
+    assert Weights(tmp_path / "1.safetensors").metadata == {}
+    save_file({"b": torch.ones(1)}, tmp_path / "2.safetensors", metadata={"config": "{}", "format": "pt"})
+    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = Weights(tmp_path)
+    assert loaded.metadata == {"config": "{}", "format": "pt"}
+    (tmp_path / "2.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot read"):
+        _ = loaded.metadata
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_parts_with_an_index(tmp_path, name):
     parts = {"1": {"a": torch.ones(2)}, "2": {"b": torch.zeros(3)}}

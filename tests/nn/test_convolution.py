@@ -20,6 +20,7 @@ from videogen.nn import (
     convolve,
     repeat,
 )
+from videogen.nn.convolution import EDGE
 from videogen.parallel import cpu
 
 
@@ -69,6 +70,17 @@ def test_convolution_is_the_sum_over_its_taps(padding):
     kernel = convolution.kernel.get_value()
     taps = [padded[:, i : i + 5, j : j + 4, k : k + 4] @ kernel[i, j, k] for i, j, k in np.ndindex(3, 3, 3)]
     np.testing.assert_allclose(convolution(x), sum(taps) + jnp.array([1.0, -1.0]), atol=1e-5)
+
+
+def test_both_ends_are_repeated_and_frames_mirrored():
+    """A kernel that sums its taps, on frames of which each is one number, and on rows 0, 1, 2."""
+    convolution = Convolution(1, 1, padding=EDGE, border="mirror", bias=False, rngs=nnx.Rngs(0))
+    convolution.kernel.set_value(jnp.ones((3, 3, 3, 1, 1)))
+    frames = jnp.broadcast_to(jnp.asarray([1.0, 2, 4]).reshape(1, 3, 1, 1, 1), (1, 3, 3, 3, 1))
+    np.testing.assert_allclose(convolution(frames)[0, :, 1, 1, 0], 9 * np.array([4.0, 7, 10]))
+    np.testing.assert_allclose(convolution(frames)[0, :, 0, 0, 0], 9 * np.array([4.0, 7, 10]))
+    rows = jnp.broadcast_to(jnp.arange(3.0).reshape(1, 1, 3, 1, 1), (1, 2, 3, 3, 1))
+    np.testing.assert_allclose(convolution(rows)[0, 0, :, 1, 0], 9 * np.array([2.0, 3, 4]))
 
 
 @pytest.mark.parametrize(
@@ -203,6 +215,15 @@ def test_absolute_adaptive_norm_multiplies_by_what_the_condition_gives():
     np.testing.assert_allclose(norm(x, condition), expected, rtol=1e-4, atol=1e-5)
     # Of an even number every one stands for two.
     assert norm(random(2, 4, 4, 4, 4), condition[:, :2]).shape == (2, 4, 4, 4, 4)
+
+
+def test_a_residual_block_whose_norms_learn_nothing():
+    block = ResidualBlock(4, 4, groups=0, affine=False, border="mirror", padding=EDGE, rngs=nnx.Rngs(0))
+    assert block.first_norm.scale is None and block.second_norm.scale is None
+    assert block.first.border == block.second.border == "mirror" and block.first.padding == EDGE
+    # The norm makes all lengths equal, so that the branch beside the skip path is the same.
+    x = random(1, 2, 4, 4, 4)
+    np.testing.assert_allclose(block(x) - x, block(8 * x) - 8 * x, atol=1e-4)
 
 
 @pytest.mark.parametrize("outputs", [4, 6])

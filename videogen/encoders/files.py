@@ -58,6 +58,16 @@ class Weights(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._file_of)
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the headers of safetensors files say beside the tensors, text by name; empty for archives of torch.
+
+        Raises:
+          UserError: a file is damaged.
+        """
+        files = [source for source in self.sources if source.suffix == ".safetensors"]
+        return {key: text for each in files for key, text in (_use(each, lambda file: file.metadata()) or {}).items()}
+
     def hash(self) -> str:
         """SHA-256 over the settings (``config.json``, if there is one) and the files that are read."""
         config = self.path / "config.json"

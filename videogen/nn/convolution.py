@@ -34,9 +34,12 @@ PADDINGS = (*CAUSAL, "same")
 """What stands before the first frame: zeros or copies of it (both causal); ``same`` pads zeros on both sides."""
 VALID = "valid"
 """No padding in time: there are ``(frames - size) // stride + 1`` frames afterwards."""
+EDGE = "edge"
+"""Copies of the first frame before a clip and of the last one behind it, half a kernel each; not causal."""
 
-BORDERS = ("zero", "replicate")
-"""What stands around frames: zeros, or copies of their outermost places."""
+BORDERS = {"zero": None, "replicate": "edge", "mirror": "reflect"}
+"""What stands around frames (and its name in ``numpy.pad``): zeros, copies of their outermost places, or their mirror
+image without these."""
 
 BLUR = (0.25, 0.5, 0.25)
 
@@ -71,7 +74,7 @@ class Convolution(nnx.Module):
       outputs: channels out.
       size: kernel sides ``(time, height, width)``; a causal kernel is at least as long as its stride in time.
       stride: keeps every so-many-th place.
-      padding: a name in ``PADDINGS``, or ``VALID``.
+      padding: a name in ``PADDINGS``, ``VALID`` or ``EDGE``.
       sides: places around frames, ``((above, below), (left, right))``; ``None``: half a kernel on each side.
       border: a name in ``BORDERS``, what these places hold.
     """
@@ -91,15 +94,14 @@ class Convolution(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if padding not in (*PADDINGS, VALID):
+        if padding not in (*PADDINGS, VALID, EDGE):
             raise UserError(f"unknown time padding {padding!r}{near_matches(padding, PADDINGS)}")
         if padding in CAUSAL and size[0] < stride[0]:
             raise UserError(f"a causal kernel of {size[0]} frames cannot have a stride of {stride[0]} frames")
         if border not in BORDERS:
             raise UserError(f"unknown border {border!r}{near_matches(border, BORDERS)}")
         self.size, self.stride, self.padding, self.sides = tuple(size), tuple(stride), padding, sides
-        self.border = border
-        self.dtype = dtype
+        self.border, self.dtype = border, dtype
         self.kernel = parameter(rngs, (*size, inputs, outputs), (None, None, None, "embed", None), initializer)
         self.bias = parameter(rngs, (outputs,), (None,), zeros) if bias else None
 
@@ -107,10 +109,12 @@ class Convolution(nnx.Module):
         x, centred = x.astype(self.dtype), (self.size[0] - 1) // 2 if self.padding == "same" else 0
         if self.padding in CAUSAL:
             x = with_past(x, self.size[0], self.stride[0], self.padding, stream)
+        if self.padding == EDGE:
+            x = jnp.pad(x, [(0, 0), ((self.size[0] - 1) // 2, self.size[0] // 2), *((0, 0),) * 3], mode="edge")
         sides = self.sides
-        if self.border == "replicate":
+        if (mode := BORDERS[self.border]) is not None:
             around = sides or tuple(((n - 1) // 2, n // 2) for n in self.size[1:])
-            x, sides = jnp.pad(x, [(0, 0), (0, 0), *around, (0, 0)], mode="edge"), ((0, 0), (0, 0))
+            x, sides = jnp.pad(x, [(0, 0), (0, 0), *around, (0, 0)], mode=mode), ((0, 0), (0, 0))
         if self.stride[2] > 1:
             # Sharded only where the result is: XLA shards the result as its input, whatever is asked of it later.
             columns = x.shape[3] // self.stride[2]
@@ -190,12 +194,15 @@ def frame_norm(
     epsilon: float = 1e-6,
     over_time: bool = False,
     centred: bool = False,
+    affine: bool = True,
 ) -> GroupNorm | RMSNorm | LayerNorm:
     """The norm of causal convolutions: by groups of channels over each frame or ``over_time``, or with no groups (0)
-    an RMS norm over the channels of each place, as Wan2.1's VAE has it, or a ``centred`` one, a layer norm (VidTok)."""
+    an RMS norm over the channels of each place, as Wan2.1's VAE has it, or a ``centred`` one, a layer norm (VidTok).
+    With ``affine`` it learns scales (and shifts)."""
+    common = dict(epsilon=epsilon, affine=affine, rngs=rngs)
     if groups:
-        return GroupNorm(width, groups=groups, over_time=over_time, epsilon=epsilon, rngs=rngs)
-    return (LayerNorm if centred else RMSNorm)(width, epsilon=epsilon, rngs=rngs)
+        return GroupNorm(width, groups=groups, over_time=over_time, **common)
+    return (LayerNorm if centred else RMSNorm)(width, **common)
 
 
 class FrameAttention(nnx.Module):
@@ -330,9 +337,9 @@ class ResidualBlock(nnx.Module):
 
     Args:
       inputs: channels in.
-      outputs: channels out.
+      outputs: channels out; where there are others, the skip path is a linear layer.
       size, padding, border, bias: of the convolutions.
-      groups, epsilon, over_time, centred: of the norms.
+      groups, epsilon, over_time, centred, affine: of the norms.
       norm: makes a norm of so many channels in the place of those, which may be one that sees a ``condition``.
       factorised: both convolutions are a ``FactorisedConvolution``, which has no ``border``.
     """
@@ -350,6 +357,7 @@ class ResidualBlock(nnx.Module):
         epsilon: float = 1e-6,
         over_time: bool = False,
         centred: bool = False,
+        affine: bool = True,
         norm: Callable[[int], nnx.Module] | None = None,
         factorised: bool = False,
         dtype: jnp.dtype = jnp.float32,
@@ -357,7 +365,7 @@ class ResidualBlock(nnx.Module):
     ):
         common = dict(padding=padding, bias=bias, dtype=dtype, rngs=rngs)
         kind = FactorisedConvolution if factorised else functools.partial(Convolution, border=border)
-        make = norm or (lambda width: frame_norm(width, groups, rngs, epsilon, over_time, centred))
+        make = norm or (lambda width: frame_norm(width, groups, rngs, epsilon, over_time, centred, affine))
         self.first_norm = make(inputs)
         self.first = kind(inputs, outputs, size, **common)
         self.second_norm = make(outputs)

@@ -23,6 +23,7 @@ from videogen.tokenizers.hitvideo import HitVideo
 from videogen.tokenizers.hunyuan_video import HunyuanVideo
 from videogen.tokenizers.hunyuan_video_15 import HunyuanVideo15
 from videogen.tokenizers.karl import Karl
+from videogen.tokenizers.ltx import Ltx
 from videogen.tokenizers.magvit import Magvit
 from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.normaliser import build as build_normaliser
@@ -174,6 +175,7 @@ TOKENIZERS = {
     "hunyuan_video": HunyuanVideo,
     "hunyuan_video_15": HunyuanVideo15,
     "karl": Karl,
+    "ltx": Ltx,
     "magvit": Magvit,
     "normalised": build_normalised,
     "omnitokenizer": OmniTokenizer,

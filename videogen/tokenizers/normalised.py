@@ -1,7 +1,7 @@
 """A tokenizer with continuous latents whose tokens are normalised (``videogen.tokenizers.normaliser``)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,11 @@ class Normalised(Wrapped):
     def last_layer(self) -> tuple[str, ...]:
         """Path of the last layer of the decoder."""
         return ("tokenizer", *self.tokenizer.last_layer)
+
+    @property
+    def drawn_with(self) -> Mapping[str, Any]:
+        """How the tokenizer draws."""
+        return self.tokenizer.drawn_with
 
     @property
     def streams(self) -> bool:

@@ -5,6 +5,7 @@ executed (``encoders.files``).
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,11 @@ from videogen.tokenizers.public.cosmos import COSMOS
 from videogen.tokenizers.public.family import Description, Family
 from videogen.tokenizers.public.hunyuan_video import HUNYUAN_VIDEO
 from videogen.tokenizers.public.hunyuan_video_15 import HUNYUAN_VIDEO_15
+from videogen.tokenizers.public.ltx import LTX
 from videogen.tokenizers.public.vidtok import VIDTOK
 from videogen.tokenizers.public.wan import WAN
 
-FAMILIES = (WAN, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, COSMOS, VIDTOK)
+FAMILIES = (WAN, LTX, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, COSMOS, VIDTOK)
 
 
 class Published(NamedTuple):
@@ -60,19 +62,31 @@ class Published(NamedTuple):
         Raises:
           UserError: a tensor is missing, has another shape or is not known.
         """
-        model = nnx.eval_shape(lambda: tokenizers.build(self.description.model, dtype=dtype, rngs=nnx.Rngs(0)))
-        model = fill(model, self.family.names(model), self.weights, self.weights.path, skipped=self.description.skipped)
-        if self.description.normaliser is None:
+        about = self.description
+        model = nnx.eval_shape(lambda: tokenizers.build(about.model, dtype=dtype, rngs=nnx.Rngs(0)))
+        held = [name for name in about.statistics or () if isinstance(name, str)]
+        rules = dict(prefixes=(about.prefix,), skipped=(*about.skipped, *held))
+        model = fill(model, (about.names or self.family.names)(model), self.weights, self.weights.path, **rules)
+        if about.normaliser is None:
             return model
-        normaliser = tokenizers.build_normaliser(self.description.normaliser, model.quantizer.width)
+        normaliser = tokenizers.build_normaliser(about.normaliser, model.quantizer.width)
         if isinstance(normaliser, MeanNormaliser):
-            shape = normaliser.mean.get_value().shape
-            mean, deviation = (self._table(own, shape) for own in self.description.statistics)
-            if not (deviation > 0).all():
-                raise UserError(f"{self.path}: deviations of latents must be positive")
+            mean, deviation = self._statistics(normaliser.mean.get_value().shape, held)
             normaliser.mean.set_value(jnp.asarray(mean))
             normaliser.deviation.set_value(jnp.asarray(deviation))
         return Normalised(model, normaliser)
+
+    def _statistics(self, shape: tuple[int, ...], held: Sequence[str]) -> list[np.ndarray]:
+        """Means and deviations of latents, some of which are tensors that the file holds."""
+        if absent := [name for name in held if name not in self.weights]:
+            raise UserError(
+                f"{self.path} lacks the tensors {', '.join(absent)}; is it a published file of {self.family.name}?"
+            )
+        values = [self.weights[own] if isinstance(own, str) else own for own in self.description.statistics]
+        mean, deviation = (self._table(own, shape) for own in values)
+        if not (deviation > 0).all():
+            raise UserError(f"{self.path}: deviations of latents must be positive")
+        return [mean, deviation]
 
     def _table(self, values: Any, shape: tuple[int, ...]) -> np.ndarray:
         """A table of statistics, ``[latent frames or 1, channels]``."""

@@ -15,15 +15,19 @@ class Description(NamedTuple):
       model: its config ``{name, …}``, as ``config.model`` has it.
       normaliser: the config of the normaliser of its latents; ``None``: it gives codes, or raw latents because no
         statistics of it are known.
-      statistics: means and deviations by channel, or by latent frame and channel, for the normaliser ``mean``;
-        ``None``: the normaliser has its numbers in its config.
+      statistics: means and deviations by channel, or by latent frame and channel, for the normaliser ``mean``, or
+        the names of the tensors that hold them; ``None``: the normaliser has its numbers in its config.
       skipped: patterns of tensors that are left unread, because they do not belong to the tokenizer.
+      prefix: what stands before the names of all tensors of the tokenizer.
+      names: our parameters -> names of tensors, where the file has others than ``Family.names`` says.
     """
 
     model: dict[str, Any]
     normaliser: dict[str, Any] | None
     statistics: Sequence[Any] | None = None
     skipped: Sequence[str] = ()
+    prefix: str = ""
+    names: Callable[[Any], Table] | None = None
 
 
 class Family(NamedTuple):
