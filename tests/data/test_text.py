@@ -200,3 +200,16 @@ def test_pieces_of_words_of_a_published_vocabulary(tmp_path):
     read = FileTokenizer(tmp_path, 8)
     assert read.begins.tolist() == [True, True, True, True, True, False, True]
     assert np.flatnonzero(read.markers).tolist() == [0, 1, 2, 3]
+
+
+def test_cleaned_texts_have_no_entities_and_single_spaces(t5_like, tmp_path):
+    plain, cleaned = FileTokenizer(t5_like, 12), FileTokenizer(t5_like, 12, cleaned=True)
+    written, meant = "a  cat &amp;amp; dog\n", "a cat & dog"
+    np.testing.assert_array_equal(cleaned.encode([written])[0], plain.encode([meant])[0])
+    assert (plain.encode([written])[0] != plain.encode([meant])[0]).any()
+    # Also after it was saved, and in another process.
+    cleaned.save(tmp_path)
+    for again in (load_text_tokenizer(tmp_path), pickle.loads(pickle.dumps(cleaned))):
+        np.testing.assert_array_equal(again.encode([written])[0], plain.encode([meant])[0])
+    plain.save(tmp_path)
+    assert not load_text_tokenizer(tmp_path).cleaned

@@ -326,7 +326,7 @@ def test_the_config_of_an_original_file_says_the_same_as_that_of_the_folder(vers
         tensors["vae.encoder.down_blocks.1.conv.conv.weight"] = np.zeros(1, np.float32)
     for metadata in (None, {"config": json.dumps({"vae": VERSIONS[version], "transformer": {}})}):
         save_file(tensors, tmp_path / "a.safetensors", metadata=metadata)
-        _, description, _ = describe(tmp_path / "a.safetensors")
+        description = describe(tmp_path / "a.safetensors").description
         found = dict(description.model)
         assert filled(found.pop("encoder")) == filled(wanted["encoder"])
         assert filled(found.pop("decoder")) == filled(wanted["decoder"])
@@ -347,7 +347,7 @@ def test_ltx_2_mirrors_frames_in_its_decoder_unless_its_file_says_otherwise(tmp_
         ({"encoder_spatial_padding_mode": "reflect", "decoder_spatial_padding_mode": "zeros"}, ("mirrored", "zeros")),
     ):
         save_file(tensors, path, metadata={"config": json.dumps({"vae": config | said})})
-        found = describe(path)[1].model
+        found = describe(path).description.model
         assert found["frames"] == frames
         assert filled(found["encoder"]) == filled(wanted["encoder"])
         assert filled(found["decoder"]) == filled(wanted["decoder"])

@@ -129,3 +129,107 @@ def test_inspect_says_what_a_folder_is(folder, run_command):
     assert lines["first frame"].endswith("alone: yes") and lines["licence"].startswith("Apache-2.0 ")
     assert float(lines["encoding"].split()[0]) > 9 * 32 * 48 * 4 * 4 / 2**20
     assert run_command("inspect", str(folder.parent)).stderr.startswith("error: ")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """The folder of a small pipeline of Wan with random weights, as diffusers and transformers write it."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("pipeline")
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [2.0, 1.0, 0.5, 1.0]}
+    diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, **statistics).save_pretrained(path / "vae")
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 12}
+    diffusers.WanTransformer3DModel(**sizes, ffn_dim=48, num_layers=2).save_pretrained(path / "transformer")
+    sizes = {"vocab_size": 8, "d_model": 12, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = transformers.UMT5Config(**sizes, feed_forward_proj="gated-gelu")
+    encoder = transformers.UMT5EncoderModel(config).eval()
+    encoder.save_pretrained(path / "text_encoder")
+    words = ("<pad>", "</s>", "<unk>", "a", "red", "cat", "dog", "&")
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    ending = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = ending
+    (path / "tokenizer").mkdir()
+    tokenizer.save(str(path / "tokenizer" / "tokenizer.json"))
+    (path / "scheduler").mkdir()
+    (path / "scheduler" / "scheduler_config.json").write_text('{"flow_shift": 3.0}')
+    return path, encoder
+
+
+@pytest.mark.slow
+def test_a_published_pipeline_loads_as_a_generator(pipeline):
+    import torch
+
+    path, encoder = pipeline
+    loaded = videogen.load(path)
+    assert (loaded.step, loaded.config.task) == (0, "generator")
+    assert sorted(loaded.modules) == ["generator", "text_encoder", "tokenizer"]
+    assert loaded.config.sampler.shift == 3.0 and loaded.config.sampler.solver.name == "unipc"
+    # Prompts are cleaned as by the original code, and encoded with zeros behind them.
+    ids, mask = loaded.text.encode(["a  cat &amp;amp; dog\n", "a cat & dog", ""])
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert ids.shape == (3, 512) and mask.sum(1).tolist() == [5, 5, 1] and ids[2, 0] == 1
+    features = loaded.modules["text_encoder"](jax.numpy.asarray(ids), jax.numpy.asarray(mask)).features
+    with torch.no_grad():
+        given = torch.from_numpy(np.asarray(ids[:1])).long(), torch.from_numpy(np.asarray(mask[:1])).long()
+        expected = encoder(*given).last_hidden_state[0, :5].numpy()
+    np.testing.assert_allclose(features[0, :5], expected, atol=1e-4)
+    assert not np.asarray(features[0, 5:]).any()
+    # Where nothing is told, the generator sees the empty text.
+    null = loaded.modules["generator"].generator.context.null_text.get_value()
+    np.testing.assert_allclose(null, features[2], atol=1e-6)
+    assert np.abs(null[0]).max() > 0 and not np.asarray(null[1:]).any()
+    on_mesh = videogen.load(path, mesh={"data": -1})
+    assert on_mesh.hash == loaded.hash
+    np.testing.assert_allclose(on_mesh.modules["generator"].generator.context.null_text.get_value(), null, atol=1e-6)
+
+
+PARTS = {"tokenizer": "vae", "text_encoder": "text_encoder"}
+
+
+@pytest.mark.slow
+def test_a_published_pipeline_draws_and_is_tuned(pipeline, tmp_path, run_command):
+    path, _ = pipeline
+    drawn = run_command(
+        "sample",
+        *(f"--checkpoint={path}", "--prompt=a red cat", f"--out={tmp_path / 'samples'}", "--steps=2"),
+        *("--frames=5", "--size=16x32"),
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    record = json.loads((tmp_path / "samples" / "prompts.json").read_text())
+    assert record["checkpoint"] == str(path)
+    assert (tmp_path / "samples" / "sample_0.mp4").is_file()
+    small = {"transformer.width": 32, "transformer.layers": 2, "transformer.heads": 2, "transformer.mlp_width": 48}
+    run = tmp_path / "run"
+    tuned = run_command(
+        "train",
+        *("--config=videodit:stage=generator,size=paper,model=1.3B", f"--workdir={run}"),
+        *(f"--config.model.{name}={value}" for name, value in small.items()),
+        *(f"--config.parts.{part}.checkpoint={path / folder}" for part, folder in PARTS.items()),
+        *(f"--config.start_from.run={path}", f"--config.text.tokenizer.path={path / 'tokenizer'}"),
+        *("--config.data.source.name=shapes", "--config.data.clip.frames=5", "--config.data.clip.height=16"),
+        *("--config.data.clip.width=16", "--config.data.batch_size=2", "--config.data.eval_batch_size=2"),
+        *("--config.data.workers=0", "--config.steps=1", "--config.eval_every=1", "--config.parallel.dtype=float32"),
+        *("--config.parallel.mesh.context=1", "--config.sampler.steps=2", "--config.optimizer.generator.warmup=0"),
+        "--config.optimizer.generator.learning_rate=0.0",
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    # Nothing moved at a rate of 0: the run holds the published weights.
+    found = nnx.to_pure_dict(nnx.state(videogen.load(run).modules["generator"]))
+    expected = nnx.to_pure_dict(nnx.state(videogen.load(path).modules["generator"]))
+    for own, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+def test_folders_of_other_pipelines_are_one_line(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    with pytest.raises(UserError, match="is of a FluxTransformer2DModel; generators that can be read are Wan"):
+        videogen.load(tmp_path)
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    (tmp_path / "transformer_2").mkdir()
+    with pytest.raises(UserError, match="two experts"):
+        videogen.load(tmp_path)

@@ -5,7 +5,8 @@
 ``debug`` trains on two CPU cores in minutes (the C-ViViT of ``phenaki`` with a Gaussian bottleneck),
 ``small`` on one accelerator in about an hour. ``paper`` has the published architectures of Wan2.1 (1.3B, 14B) and of
 LTX-Video (2B) at 81 × 720 × 1280, which are 21 × 90 × 160 latents of 16 channels and 75,600 tokens; their training
-settings are not public, so those here are ours. Wan normalises queries and keys over the full width, we per head.
+settings are not public, so those here are ours. The transformers of 1.3B and 14B are Wan's in every part, so that
+training may begin with published weights: --config.start_from.run=FOLDER (docs/public_weights.md).
 
 ``distill`` teaches the trained generator to draw in four steps without guidance what it draws in many with it:
 --config.parts.teacher.checkpoint=RUN_OR_EXPORT, which is its start as well. ``launch/local.py`` runs all three stages.
@@ -22,6 +23,7 @@ from videogen.configs.generators import flow, flow_from_text, videos
 from videogen.configs.networks import cvivit
 from videogen.configuration import parse_argument
 from videogen.defaults import optimizer
+from videogen.generators.public import WAN_TEXT, wan_transformer
 
 STAGES = ("tokenizer", "generator", "distill")
 
@@ -29,11 +31,11 @@ PARTS = {"distill": {"teacher": "generator"}}
 """Stage -> frozen part -> the stage that it comes from, where their names differ, for launch/local.py."""
 
 MODELS = {
-    "1.3B": {"layers": 30, "width": 1536, "heads": 12, "mlp_width": 8960},
+    "1.3B": wan_transformer(1536, 30, 12, 8960),
     "2B": {"layers": 28, "width": 2048, "heads": 32, "mlp_width": 8192},
-    "14B": {"layers": 40, "width": 5120, "heads": 40, "mlp_width": 13_824},
+    "14B": wan_transformer(5120, 40, 40, 13_824),
 }
-"""Layers, width, heads and MLP of Wan2.1 1.3B, LTX-Video 2B and Wan2.1 14B."""
+"""Transformers of Wan2.1 1.3B, of LTX-Video 2B (layers, widths and heads) and of Wan2.1 14B."""
 
 SWEEPS = {
     "text": [{"model.text": text} for text in ("cross", "joint")],
@@ -139,6 +141,10 @@ def paper(config: ConfigDict, model: str) -> None:
     config.model.update({"patch": (1, 2, 2), "modulation": "single", "prefix_share": 0.0})
     config.model.noise.shift = 5.0
     config.model.transformer = MODELS[model]
+    if model != "2B":
+        with config.ignore_type():
+            config.model.text = ConfigDict({"name": "cross", "length": WAN_TEXT})
+        config.text.tokenizer.cleaned = True
     config.sampler.update({"steps": 50, "solver": {"name": "unipc"}, "guidance_scale": 5.0})
     config.sampler.grid.start = 0.999
     config.ema.decay = 0.9999

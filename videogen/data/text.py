@@ -1,5 +1,6 @@
 """Text tokenizers, captions -> padded token ids: bytes, BPE learned from captions, a Hugging Face file."""
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,11 +63,17 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A Hugging Face ``tokenizer.json``: a BPE learned here, or T5's, whose ``</s>`` survives the cutting."""
+    """A Hugging Face ``tokenizer.json``: a BPE learned here, or T5's, whose ``</s>`` survives the cutting.
+
+    Args:
+      path: the file or its directory.
+      length: ids of a text.
+      cleaned: HTML entities are read twice and white space is collapsed, as for the prompts of Wan.
+    """
 
     name = "huggingface"
 
-    def __init__(self, path: epath.PathLike, length: int):
+    def __init__(self, path: epath.PathLike, length: int, *, cleaned: bool = False):
         path = epath.Path(path)
         path = path / VOCABULARY if path.is_dir() else path
         if not path.exists():
@@ -75,10 +82,10 @@ class FileTokenizer:
             tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
         except Exception as error:  # the library raises nothing more special
             raise UserError(f"{path} is no Hugging Face tokenizer ({error})") from error
-        self._wrap(tokenizer, length)
+        self._wrap(tokenizer, length, cleaned)
 
-    def _wrap(self, tokenizer: tokenizers.Tokenizer, length: int) -> None:
-        self.length = _checked_length(length)
+    def _wrap(self, tokenizer: tokenizers.Tokenizer, length: int, cleaned: bool = False) -> None:
+        self.length, self.cleaned = _checked_length(length), cleaned
         self._tokenizer = tokenizer
         self._tokenizer.enable_truncation(length)
         self._tokenizer.no_padding()
@@ -114,7 +121,11 @@ class FileTokenizer:
 
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Ids, cut or padded to ``length``, and which of them are text."""
-        return _pad([e.ids for e in self._tokenizer.encode_batch(list(map(_readable, captions)))], self.length)
+        return _pad([e.ids for e in self._tokenizer.encode_batch(list(map(self._read, captions)))], self.length)
+
+    def _read(self, caption: str) -> str:
+        text = _readable(caption)
+        return " ".join(html.unescape(html.unescape(text)).split()) if self.cleaned else text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids of one caption, without special ones."""
@@ -122,7 +133,7 @@ class FileTokenizer:
 
     def is_cut(self, caption: str) -> bool:
         """Whether a caption has more tokens than ``length``."""
-        return bool(self._tokenizer.encode(_readable(caption)).overflowing)
+        return bool(self._tokenizer.encode(self._read(caption)).overflowing)
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes settings and vocabulary into a directory."""
@@ -131,12 +142,12 @@ class FileTokenizer:
 
     def __reduce__(self) -> tuple:
         # Worker processes get the vocabulary as text.
-        return _file_tokenizer, (self._tokenizer.to_str(), self.length)
+        return _file_tokenizer, (self._tokenizer.to_str(), self.length, self.cleaned)
 
 
-def _file_tokenizer(text: str, length: int) -> FileTokenizer:
+def _file_tokenizer(text: str, length: int, cleaned: bool = False) -> FileTokenizer:
     tokenizer = FileTokenizer.__new__(FileTokenizer)
-    tokenizer._wrap(tokenizers.Tokenizer.from_str(text), length)
+    tokenizer._wrap(tokenizers.Tokenizer.from_str(text), length, cleaned)
     return tokenizer
 
 
@@ -168,7 +179,7 @@ TEXT_TOKENIZERS = ("bytes", "bpe", "huggingface")
 
 
 def build_text_tokenizer(config: Mapping[str, Any]) -> ByteTokenizer | FileTokenizer:
-    """The tokenizer of ``{name: bytes | huggingface, length, path}``; ``bpe`` with a path is a file, too.
+    """The tokenizer of ``{name: bytes | huggingface, length, path, cleaned}``; ``bpe`` with a path is a file, too.
 
     Raises:
       UserError: an unknown name, no length or path, or no tokenizer there.
@@ -180,7 +191,7 @@ def build_text_tokenizer(config: Mapping[str, Any]) -> ByteTokenizer | FileToken
         return ByteTokenizer(length)
     if not config.get("path"):
         raise UserError(f"text tokenizer {name!r} needs a path: a Hugging Face tokenizer.json or its directory")
-    return FileTokenizer(config["path"], length)
+    return FileTokenizer(config["path"], length, cleaned=bool(config.get("cleaned")))
 
 
 def load_text_tokenizer(directory: epath.PathLike) -> ByteTokenizer | FileTokenizer:
@@ -196,7 +207,10 @@ def load_text_tokenizer(directory: epath.PathLike) -> ByteTokenizer | FileTokeni
 def _save_settings(directory: epath.PathLike, tokenizer: ByteTokenizer | FileTokenizer) -> None:
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / SETTINGS).write_text(json.dumps({"name": tokenizer.name, "length": tokenizer.length}) + "\n")
+    settings = {"name": tokenizer.name, "length": tokenizer.length}
+    if isinstance(tokenizer, FileTokenizer) and tokenizer.cleaned:
+        settings["cleaned"] = True
+    (directory / SETTINGS).write_text(json.dumps(settings) + "\n")
 
 
 def _readable(caption: str) -> str:

@@ -140,10 +140,14 @@ class PublishedGenerator(NamedTuple):
         vae = {"checkpoint": str(self.path / VAE), "model": self.tokenizer.model, "hash": ""}
         encoder = {"checkpoint": str(folder), "model": encoders.describe("t5", folder), "hash": ""}
         config.parts = {"tokenizer": vae, TEXT_ENCODER: encoder}
-        path = str(self.path / "tokenizer")
         config.text = {
             "encoder": {"name": "t5"},
-            "tokenizer": {"name": "huggingface", "path": path, "length": self.described.model["text"]["length"]},
+            "tokenizer": {
+                "name": "huggingface",
+                "path": str(self.path / "tokenizer"),
+                "length": self.described.model["text"]["length"],
+                "cleaned": True,
+            },
         }
         config.sampler = {
             "name": "flow",
