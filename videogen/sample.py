@@ -135,7 +135,9 @@ def main() -> None:
     said = {"seed": SEED.value, "story": STORY.value, "labels": labels, "asked": asked, "sampler": sampler}
     if loaded.text is not None and not (prompts or labels or TASK.value):
         raise UserError("nothing to draw: give --prompt, or --task with --video")
-    finished = FinishedBatches(OUT.value, {"prompts": prompts, "frames": FRAMES.value, **said, **loaded.key})
+    # What is drawn does not depend on the tiles that it is decoded by.
+    drawn = said | {"asked": {name: value for name, value in asked.items() if name != "tile"}}
+    finished = FinishedBatches(OUT.value, {"prompts": prompts, "frames": FRAMES.value, **drawn, **loaded.key})
     settings, compared, measured = {"seed": SEED.value, "sampler": sampler, "tile": tile}, None, {}
     if TASK.value:
         videos, compared = complete_video(loaded, TASK.value, VIDEO.value, prompts, paste=PASTE.value, **settings)

@@ -196,3 +196,35 @@ def test_pictures_begin_with_the_given_frames_of_held_out_clips_or_codes():
         # Whole numbers of a pixel, up to the rounding of another batch.
         np.testing.assert_allclose(original, expected, atol=1)
         np.testing.assert_array_equal(drawn[:3], original[:3])
+
+
+def test_what_was_drawn_is_kept_when_its_decoder_fails(generator, monkeypatch):
+    kept, computed = {}, []
+
+    def keep(name, compute):
+        if name not in kept:
+            computed.append(name)
+            kept[name] = compute()
+        return kept[name]
+
+    expected = generator.generate(text(1, 2), 9, seed=3)
+
+    def fails(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    decode = generator._decode
+    monkeypatch.setitem(generator.__dict__, "_decode", fails)
+    with pytest.raises(UserError, match=r"not enough memory to decode .* --tile=8x8"):
+        generator.generate(text(1, 2), 9, seed=3, keep=keep)
+    assert computed == ["tokens_0_0"]
+    # The same command goes on from what was drawn, and ends as one that was not interrupted.
+    monkeypatch.setitem(generator.__dict__, "_decode", decode)
+    np.testing.assert_array_equal(generator.generate(text(1, 2), 9, seed=3, keep=keep), expected)
+    assert computed[0] == "tokens_0_0" and len(set(computed)) == len(computed) > 1
+
+    def other(*arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
+
+    monkeypatch.setitem(generator.__dict__, "_decode", other)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another fault"):
+        generator.generate(text(1, 2), 9, seed=3, keep=keep)

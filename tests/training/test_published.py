@@ -201,6 +201,8 @@ def test_a_published_pipeline_draws_and_is_tuned(pipeline, tmp_path, run_command
     assert drawn.returncode == 0, drawn.stderr
     record = json.loads((tmp_path / "samples" / "prompts.json").read_text())
     assert record["checkpoint"] == str(path)
+    # From .999 on by the shift 3 of the folder: 3u / (1 + 2u) of u = .999, .4995, 0.
+    assert record["times"] == pytest.approx([0.999666, 0.749625, 0.0], abs=1e-6)
     assert (tmp_path / "samples" / "sample_0.mp4").is_file()
     small = {"transformer.width": 32, "transformer.layers": 2, "transformer.heads": 2, "transformer.mlp_width": 48}
     run = tmp_path / "run"

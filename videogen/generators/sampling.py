@@ -34,6 +34,10 @@ class Sampler:
     def check(self, model: nnx.Module) -> None:
         """Raises ``UserError`` for a generator of its kind that it cannot draw from."""
 
+    def schedule(self, model: nnx.Module) -> list[float]:
+        """The times that all frames of a clip go through, for the record of a sample; empty where there are none."""
+        return []
+
     def prepare(self, model: nnx.Module) -> None:
         """Tests on the device in use, once before it draws, what depends on it; raises ``UserError`` if that fails."""
 

@@ -76,8 +76,8 @@ def draw_videos(
       tile: height and width in pixels of the tiles that large frames are decoded by; ``None``: as a whole.
       size: height and width in pixels of the videos; ``None``: those of training.
       keep: a finished batch passes through it (``runs.finished``).
-      measured: takes what ``comparing`` finds: of a sampler with a ``shortcut``, and how long videos ``pulse`` where
-        windows begin, and their ``overlap``; ``None``: nothing is measured.
+      measured: takes the ``times`` of a solver, and what ``comparing`` finds: of a sampler with a ``shortcut``, and how
+        long videos ``pulse`` where windows begin, and their ``overlap``; ``None``: nothing is measured.
     """
     generator = loaded.generator(sampler, tile, size)
     overlap = generator.default_overlap() if overlap is None else overlap
@@ -102,16 +102,18 @@ def draw_videos(
         settings = {"count": batch, "first": start, "overlap": overlap, "progress": bar}
         settings["first_frames"] = None if shown is None else np.repeat(shown[None], batch, axis=0)
 
-        def draw(generator: VideoGenerator, part: Any = part, settings: dict = settings) -> Pixels:
-            return generator.generate(part, frames, seed, **settings)
+        def draw(generator: VideoGenerator, part: Any = part, settings: dict = settings, **kept: Any) -> Pixels:
+            return generator.generate(part, frames, seed, **settings, **kept)
 
-        videos.append(
-            keep(f"samples_{start}", lambda draw=draw: {"videos": draw(generator)})["videos"][: total - start]
-        )
+        # Tokens are kept apart from pixels, so that other tiles decode what was drawn.
+        name = f"samples_{start}" + ("" if tile is None else f"_{tile[0]}x{tile[1]}")
+        videos.append(keep(name, lambda draw=draw: {"videos": draw(generator, keep=keep)})["videos"][: total - start])
         if start == 0 and measured is not None and generator.sampler.compared is not None:
             beside = functools.partial(compare, loaded, generator, sampler or {}, tile, size, draw)
             measured["shortcut"] = keep("comparison", beside)
     videos = np.concatenate(videos)
+    if measured is not None and (times := generator.schedule()):
+        measured["times"] = times
     if measured is not None and (starts := generator.window_starts(frames, overlap)):
         measured |= {"overlap": overlap, "pulse": pulse_of(videos, starts)}
     return videos

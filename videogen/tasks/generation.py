@@ -12,9 +12,9 @@ from jaxtyping import Array, UInt8
 from videogen import generators
 from videogen.conditioning import TASKS, task_index
 from videogen.errors import UserError
-from videogen.parallel import inside, mesh_of, padded, spread
+from videogen.parallel import inside, mesh_of, on_host, padded, spread
 from videogen.shapes import Extension
-from videogen.tasks.base import Modules, to_pixels, to_video
+from videogen.tasks.base import Keep, Modules, compute_now, to_pixels, to_video
 from videogen.tasks.queued import QueuedFrames
 from videogen.tasks.sizes import Size, layout_at
 from videogen.tokens import Layout, Tokens
@@ -55,18 +55,62 @@ class VideoGenerator:
 
     @functools.cached_property
     def _draw(self) -> Any:
-        """Compiled ``(states, text, keys, prefix) -> (measured, video)`` of one window."""
+        """Compiled ``(states, text, keys, prefix) -> (measured, tokens)`` of one window."""
 
         @functools.partial(jax.jit, static_argnames="layout")
-        def draw(states: Any, batch: Any, keys: Array, prefix: Tokens | None, layout: Layout) -> tuple[Any, Array]:
+        def draw(states: Any, batch: Any, keys: Array, prefix: Tokens | None, layout: Layout) -> tuple[Any, Tokens]:
             modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
             conditioning = self.task.conditioning(modules, batch)
             shown = self.task.shown(modules)
             arguments = (layout, conditioning, keys, self.sampler, prefix)
             tokens, measured = modules["generator"].generator.sample_and_measure(*arguments, **shown)
-            return measured, self.task.detokenize(modules, tokens, batch)
+            return dict(measured), tokens
 
         return draw
+
+    @functools.cached_property
+    def _decode(self) -> Any:
+        """Compiled ``(states, tokens, text) -> video`` of one window; a program of its own, so that what was drawn is
+        there when it fails."""
+
+        @jax.jit
+        def decode(states: Any, tokens: Tokens, batch: Any) -> Array:
+            modules = {name: nnx.merge(graph, states[name]) for name, graph in self._graphs.items()}
+            return self.task.detokenize(modules, tokens, batch)
+
+        return decode
+
+    def _drawn(self, keep: Keep, name: str, *arguments: Any) -> tuple[dict[str, Array], Tokens]:
+        """What ``_draw`` gives, kept under a name."""
+        if keep is compute_now:
+            return self._draw(*arguments)
+        *shared, layout = arguments
+        structure = jax.eval_shape(functools.partial(self._draw, layout=layout), *shared)
+        leaves, tree = jax.tree.flatten(structure)
+
+        def compute() -> dict[str, np.ndarray]:
+            return {str(i): on_host(leaf) for i, leaf in enumerate(jax.tree.leaves(self._draw(*arguments)))}
+
+        arrays = keep(name, compute)
+        measured, tokens = jax.tree.unflatten(tree, [arrays[str(i)] for i in range(len(leaves))])
+        return measured, spread(tokens, self.mesh)
+
+    def _pixels(self, tokens: Tokens, said: Mapping[str, Array]) -> Pixels:
+        """The video of drawn tokens.
+
+        Raises:
+          UserError: there is not enough memory to decode it.
+        """
+        try:
+            return to_pixels(self._decode(self._states, tokens, said))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            height, width = (max(side // 2, 1) for side in self.size)
+            raise UserError(
+                "there is not enough memory to decode what was drawn; it is kept: give the same command again with "
+                f"tiles that fit, such as --tile={height}x{width}"
+            ) from error
 
     @functools.cached_property
     def _complete(self) -> Any:
@@ -104,6 +148,7 @@ class VideoGenerator:
         overlap: int | None = None,
         first_frames: Pixels | None = None,
         progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+        keep: Keep = compute_now,
     ) -> Pixels:
         """Draws videos of ``frames`` frames.
 
@@ -120,6 +165,7 @@ class VideoGenerator:
           first_frames: pixels the videos start with (image animation: one frame), of one of those lengths. Where every
             clip begins with given frames they must be there.
           progress: passes the windows through, and may show how many are drawn (``tqdm``).
+          keep: the tokens of every window pass through it before they are decoded.
 
         Raises:
           UserError: an overlap or number of first frames the tokenizer or the generator cannot take.
@@ -141,7 +187,8 @@ class VideoGenerator:
                 return self._through_queue(story, frames, keys, first_frames)[:batch]
             video = np.zeros((batch, 0, *self._frame_shape()), np.uint8) if first_frames is None else first_frames
             video = padded(video, self.mesh)
-            return self._through_windows(story, frames, keys, video, extension, progress)[:batch]
+            kept = functools.partial(self._drawn, keep), f"tokens_{first}"
+            return self._through_windows(story, frames, keys, video, extension, progress, *kept)[:batch]
 
     def _through_windows(
         self,
@@ -151,8 +198,10 @@ class VideoGenerator:
         video: Pixels,
         extension: Extension | None,
         progress: Callable[[Sequence[int]], Iterable[int]],
+        draw: Callable[..., tuple[dict[str, Array], Tokens]],
+        name: str,
     ) -> Pixels:
-        """Goes on with given first frames, window after window."""
+        """Goes on with given first frames, window after window; ``draw`` is ``_drawn``, ``name`` that of the batch."""
         given = video.shape[1]
         self.check_given(given)
         if frames <= given:
@@ -171,10 +220,10 @@ class VideoGenerator:
             layout = self.layout if self.grid.time == 1 else self.layout.with_time(min(self.grid.time, shortest))
             said = story[min(segment, len(story) - 1)]
             segment_keys = jax.vmap(lambda key, s=segment: jax.random.fold_in(key, s))(keys)
-            measured, drawn = self._draw(self._states, said, segment_keys, prefix, layout)
-            self.measured.append(jax.tree.map(np.asarray, dict(measured)))
+            measured, tokens = draw(f"{name}_{segment}", self._states, said, segment_keys, prefix, layout)
+            self.measured.append(jax.tree.map(np.asarray, measured))
             # The whole window is decoded, only its new frames are appended (Phenaki sheet, section 11).
-            video = np.concatenate([video, to_pixels(drawn)[:, kept:]], axis=1)
+            video = np.concatenate([video, self._pixels(tokens, said)[:, kept:]], axis=1)
         return video[:, :frames]
 
     def window_starts(self, frames: int, overlap: int | None = None) -> list[int]:
@@ -185,6 +234,10 @@ class VideoGenerator:
             return [*range(self.window, frames, self.window)]
         extension = self._extension(overlap)
         return [extension.frames(number) for number in range(1, extension.segments(frames))]
+
+    def schedule(self) -> list[float]:
+        """The times that all frames of a clip go through; empty where nothing is denoised."""
+        return self.sampler.schedule(self.task.generator)
 
     def _shortest(self, frames: int) -> int:
         """The fewest latent frames, whole blocks of them, that hold so many frames."""

@@ -15,7 +15,7 @@ from videogen import language
 from videogen.errors import UserError
 from videogen.language import Decoding, Filled, Part, StreamLayout
 from videogen.parallel import inside, mesh_of, on_host, padded, spread
-from videogen.tasks.base import Batch, Modules, Picture, to_pixels, to_video
+from videogen.tasks.base import Batch, Keep, Modules, Picture, compute_now, to_pixels, to_video
 from videogen.tokens import Segment, Tokens
 
 TEXT = "text"
@@ -59,6 +59,10 @@ class StreamGenerator:
         """The frames that later clips of a story begin with: none, since a cut is meant there."""
         return []
 
+    def schedule(self) -> list[float]:
+        """The times of a solver: none."""
+        return []
+
     def prefix_lengths(self) -> list[int]:
         """The numbers of frames that a clip may begin with: none."""
         return []
@@ -81,6 +85,7 @@ class StreamGenerator:
         overlap: int | None = None,
         first_frames: Pixels | None = None,
         progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+        keep: Keep = compute_now,
     ) -> Pixels:
         """Draws videos of ``frames`` frames: a clip, or the clips of a story one after another.
 
@@ -94,6 +99,7 @@ class StreamGenerator:
           overlap: 0 or nothing.
           first_frames: nothing.
           progress: passes the one pass through.
+          keep: nothing passes through it: a clip is decoded in the program that draws it.
 
         Raises:
           UserError: more clips than stories have in training, or what this model does not take.
