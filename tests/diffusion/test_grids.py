@@ -26,6 +26,8 @@ FLOW = RectifiedFlow()
     ("grid", "steps", "first", "last"),
     [
         (UniformGrid(0.999, 5.0), 50, [0.999800, 0.995732, 0.991530, 0.987187], [0.172265, 0.092507, 0]),
+        # Of diffusers since 0.42, for the same model: from 1 to 0.001.
+        (UniformGrid(1.0, 5.0, end=0.001), 50, [1, 0.995939, 0.991744, 0.987408], [0.175969, 0.096778, 0]),
         (UniformGrid(1.0, 5.0), 50, [1, 0.995935, 0.991736, 0.987395], [0.172414, 0.092593, 0]),
         (UniformGrid(0.999, 3.0), 40, [0.999666, 0.991189, 0.982420, 0.973342], [0.136240, 0.071361, 0]),
         (UniformGrid(1.0, 7.0), 50, [1, 0.997093, 0.994083, 0.990964], [0.225806, 0.125, 0]),
@@ -33,7 +35,7 @@ FLOW = RectifiedFlow()
         (UniformGrid(1, shift_by_exponent(4096), 0.1), 8, [1, 0.96571, 0.92187, 0.86386, 0.78345], [0.471, 0.1, 0]),
         (LinearQuadraticGrid(), 8, [1, 0.99375, 0.9875, 0.98125, 0.975, 0.90938], [0.725, 0.42188, 0]),
     ],
-    ids=["wan_unipc", "wan_dpm", "wan_40", "hunyuan", "ltx", "ltx_stretched", "linear_quadratic"],
+    ids=["wan_unipc", "wan_diffusers", "wan_dpm", "wan_40", "hunyuan", "ltx", "ltx_stretched", "linear_quadratic"],
 )
 def test_times_of_public_systems(grid, steps, first, last):
     times = grid(steps, FLOW)

@@ -47,14 +47,18 @@ class UniformGrid(Grid):
       start: first time before the shift; Wan's UniPC starts at 0.999.
       shift: see ``times.shift_time``; multiplied with that of the model.
       last: stretches the grid so that its last time before 0 is this (LTX-Video: 0.1); ``None`` leaves it.
+      end: time before the shift that the equal steps lead to; 0 stands in its place (diffusers' UniPC for flows: 0.001,
+        from a start of 1).
     """
 
     start: Time = 1.0
     shift: Positive = 1.0
     last: Inside | None = None
+    end: Annotated[float, Number(float, 0, 1)] = 0.0
 
     def __call__(self, steps: int, process: Gaussian, shift: float = 1.0) -> Times:
-        times = shift_time(np.linspace(self.start, 0.0, steps + 1), self.shift * shift)
+        times = shift_time(np.linspace(self.start, self.end, steps + 1), self.shift * shift)
+        times[-1] = 0.0
         if self.last is not None and steps > 1:
             times[:-1] = 1 - (1 - times[:-1]) * (1 - self.last) / (1 - times[-2])
         return times.astype(np.float32)
