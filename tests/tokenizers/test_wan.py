@@ -100,43 +100,46 @@ def test_the_published_statistics_of_both():
     assert sum(mean) == pytest.approx(-0.5589, abs=1e-6) and sum(deviation) == pytest.approx(32.536, abs=1e-6)
 
 
+def in_chunks(coder, method, x, cuts):
+    """What a method of chunks makes of ``x`` cut in time; one program for all chunks of a length."""
+    graph, state = nnx.split(coder)
+    call = jax.jit(lambda state, cache, part: getattr(nnx.merge(graph, state), method)(cache, part))
+    cache, parts = None, []
+    for start, stop in zip((0, *cuts), (*cuts, x.shape[1]), strict=True):
+        cache, part = call(state, cache, x[:, start:stop])
+        parts.append(part if method == "decode_chunk" else part.values)
+    return jnp.concatenate(parts, 1)
+
+
 @pytest.mark.slow
 def test_chunks_of_any_length_are_the_whole(both):
     _, _, model, _ = both
     coder, x = model.tokenizer, jnp.asarray(video(13, 16))
-    whole = coder.encode(x).values
-    for cuts in ((1, 5, 9), (5, 13), (9,)):
-        cache, parts, start = None, [], 0
-        for stop in (*cuts, 13):
-            if stop > start:
-                cache, part = coder.encode_chunk(cache, x[:, start:stop])
-                parts.append(part.values)
-            start = stop
-        np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5 * float(jnp.abs(whole).max()))
+    whole = run(coder, "encode", x).values
+    for cuts in ((1, 5, 9), (9,)):
+        parts = in_chunks(coder, "encode_chunk", x, cuts)
+        np.testing.assert_allclose(parts, whole, atol=2e-5 * float(jnp.abs(whole).max()))
     latents = whole[..., : coder.quantizer.width]
-    pixels = coder.decode(latents)
-    for cuts in ((1, 2), (2,), (3,)):
-        cache, parts, start = None, [], 0
-        for stop in (*cuts, latents.shape[1]):
-            cache, part = coder.decode_chunk(cache, latents[:, start:stop])
-            parts.append(part)
-            start = stop
-        np.testing.assert_allclose(jnp.concatenate(parts, 1), pixels, atol=2e-5 * float(jnp.abs(pixels).max()))
+    pixels = run(coder, "decode", latents)
+    for cuts in ((1, 2), (3,)):
+        parts = in_chunks(coder, "decode_chunk", latents, cuts)
+        np.testing.assert_allclose(parts, pixels, atol=2e-5 * float(jnp.abs(pixels).max()))
     # The first latent is that of the first picture.
-    np.testing.assert_allclose(coder.encode(x[:, :1]).values, whole[:, :1], atol=1e-5 * float(jnp.abs(whole).max()))
+    first = run(coder, "encode", x[:, :1]).values
+    np.testing.assert_allclose(first, whole[:, :1], atol=1e-5 * float(jnp.abs(whole).max()))
 
 
 @pytest.mark.slow
 def test_two_streams_in_turns_are_each_alone(both):
     _, _, model, _ = both
     coder, clips = model.tokenizer, [jnp.asarray(video(5, 16, seed)) for seed in (1, 2)]
-    alone = [[], []]
+    graph, state = nnx.split(coder)
+    encode = jax.jit(lambda state, cache, part: nnx.merge(graph, state).encode_chunk(cache, part))
+    alone = [encode(state, encode(state, None, clip[:, :1])[0], clip[:, 1:])[1].values for clip in clips]
+    caches = [encode(state, None, clip[:, :1])[0] for clip in clips]
     for i, clip in enumerate(clips):
-        cache, first = coder.encode_chunk(None, clip[:, :1])
-        alone[i] = [first.values, coder.encode_chunk(cache, clip[:, 1:])[1].values]
-    caches = [coder.encode_chunk(None, clip[:, :1])[0] for clip in clips]
-    for i, clip in enumerate(clips):
-        np.testing.assert_array_equal(coder.encode_chunk(caches[i], clip[:, 1:])[1].values, alone[i][1])
+        np.testing.assert_array_equal(encode(state, caches[i], clip[:, 1:])[1].values, alone[i])
+    assert (alone[0] != alone[1]).any()
 
 
 def original_name(name):
