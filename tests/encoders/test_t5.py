@@ -84,6 +84,22 @@ def test_full_model_checkpoints_load_their_encoder(checkpoint):
     np.testing.assert_array_equal(features, reference)
 
 
+def test_the_table_of_words_has_one_meaning(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    reference = T5Encoder.load(checkpoint)(jnp.asarray(IDS), jnp.asarray(MASK)).features
+    both = {**weights, "encoder.embed_tokens.weight": weights["shared.weight"]}
+    save_file(both, checkpoint / "model.safetensors")
+    np.testing.assert_array_equal(T5Encoder.load(checkpoint)(jnp.asarray(IDS), jnp.asarray(MASK)).features, reference)
+    save_file({**both, "encoder.embed_tokens.weight": weights["shared.weight"] + 1}, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match="other words in 'shared.weight' than in 'encoder.embed_tokens.weight'"):
+        T5Encoder.load(checkpoint)
+    # No other table stands in for it, such as that of the output.
+    words = weights.pop("shared.weight")
+    save_file({**weights, "lm_head.weight": words}, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match="lacks the tensors shared.weight"):
+        T5Encoder.load(checkpoint)
+
+
 def test_umt5_has_positions_in_every_layer(tmp_path):
     """The folder as it is saved; some published files have the tied table under both names."""
     torch.manual_seed(0)
@@ -100,6 +116,10 @@ def test_umt5_has_positions_in_every_layer(tmp_path):
     assert encoder.config.own_positions and encoder.position_bias.shape == (3, 16, 3)
     features = encoder(jnp.asarray(IDS), jnp.asarray(MASK))
     np.testing.assert_allclose(features[MASK], expected[MASK], atol=1e-4 * np.abs(expected).max(), rtol=0)
+    # The table of each layer counts by itself.
+    table = encoder.position_bias.get_value()
+    encoder.position_bias.set_value(table.at[1].add(jnp.linspace(0, 3, table[1].size).reshape(table[1].shape)))
+    assert np.abs(encoder(jnp.asarray(IDS), jnp.asarray(MASK)) - features)[MASK].max() > 1e-2
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (16, 20)])

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from videogen.encoders.files import Weights
 from videogen.encoders.loading import Published, block_names, lean, norm_names, settings_of
 from videogen.errors import UserError
 from videogen.nn import Embedding, build_transformer, truncated_normal
@@ -102,6 +103,17 @@ class T5(Published):
 
     SKIPPED = ("decoder.*", "lm_head.weight", "shared.weight", "encoder.embed_tokens.weight")
 
+    WORDS = ("shared.weight", "encoder.embed_tokens.weight")
+    """Names of the table of words; a file has one of them, or both with equal values."""
+
+    @classmethod
+    def load(cls, directory: str | Path, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs | None = None) -> Self:
+        weights = Weights(directory)
+        tables = [weights[name] for name in cls.WORDS if name in weights]
+        if len(tables) > 1 and not np.array_equal(*tables):
+            raise UserError(f"{weights.path} has other words in {cls.WORDS[0]!r} than in {cls.WORDS[1]!r}")
+        return super().load(directory, dtype=dtype, rngs=rngs)
+
     def __init__(self, config: T5Config, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config, self.width = config, config.width
         self.embedding = Embedding(config.vocabulary_size, config.width, dtype=dtype, rngs=rngs)
@@ -129,7 +141,7 @@ class T5(Published):
         attention, forward = f"{layer}.0.SelfAttention", f"{layer}.1.DenseReluDense"
         number = "{}" if self.config.own_positions else "0"
         return {
-            "embedding.table": "shared.weight|encoder.embed_tokens.weight",
+            "embedding.table": "|".join(self.WORDS),
             "position_bias": f"encoder.block.{number}.layer.0.SelfAttention.relative_attention_bias.weight",
             **norm_names("transformer.norm", "encoder.final_layer_norm"),
             **block_names(
