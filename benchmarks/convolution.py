@@ -9,10 +9,7 @@ encoding plus decoding of 17 × 128 × 128 beside two causal VAEs of diffusers. 
 counted, the two of a pair taking turns; and a line with the ratio of each pair, ours over theirs.
 """
 
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import peer_packages  # noqa: E402
+from benchmarks.common import Timed, compare, peer_packages  # noqa: E402
 from benchmarks.train_step import stepper  # noqa: E402
 from videogen import tokenizers  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
@@ -38,9 +35,6 @@ TRAINED, CODED = (2, 9, 64, 64, 3), (1, 17, 128, 128, 3)
 LFQ = {"name": "lfq", "bits": 10}
 GAUSSIAN = {"name": "gaussian", "width": 16, "kl_weight": 1e-6}
 CONVOLUTIONAL = {"name": "convolutional", "norm_groups": 4}
-
-Timed = tuple[Callable[[], Any], int]
-"""A call that waits for its result, and the model's parameters."""
 
 
 def magvit2_pytorch() -> Timed:
@@ -138,28 +132,11 @@ def pairs() -> dict[str, tuple[str, Callable[[], Timed], Callable[[], Timed], tu
     }
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main(_: list[str]) -> None:
-    device = jax.devices()[0].device_kind
     for name, (peer, ours, theirs, shape) in pairs().items():
         with peer_packages("torch torchvision magvit2-pytorch==0.5.1 diffusers==0.42.1"):
-            both = [theirs()]
-        both = [ours(), *both]
-        for call, _ in both:
-            call()
-        times = [[seconds_of(call) for call, _ in both] for _ in range(CALLS.value)]
-        medians = [statistics.median(column) for column in zip(*times, strict=True)]
-        for who, (_, parameters), seconds in zip(("videogen", peer), both, medians, strict=True):
-            record = {"name": f"{who}/{name}", "seconds": round(seconds, 3), "batch": shape[0]}
-            record |= {"shape": list(shape[1:]), "parameters": parameters, "device": device}
-            print(json.dumps(record), flush=True)
-        ratio = {"name": f"ratio/{name}", "ours_over_theirs": round(medians[0] / medians[1], 3)}
-        print(json.dumps(ratio), flush=True)
+            other = theirs()
+        compare(name, {"videogen": ours(), peer: other}, shape, CALLS.value)
 
 
 if __name__ == "__main__":
