@@ -247,7 +247,7 @@ def tensors_of(
         bias = name.removesuffix("weight") + "bias"
         if bias not in found and any(fnmatch.fnmatchcase(bias, pattern) for pattern in zeros):
             found[bias] = np.zeros(len(found[name]), np.float32)
-    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+    return {name: np.asarray(array, order="C") for name, array in found.items()}
 
 
 def _split(source: Source, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -110,7 +110,7 @@ def _tokenizer(model: Tokenizer, section: Mapping[str, Any], over: Any = None) -
         raise UserError(f"a {section['name']!r} tokenizer has no class in diffusers; {_known()}")
     settings = _defaults(writing.kind) | section
     config = writing.config(settings, Statistics(family.classes[0], mean, deviation))
-    described = family.of_config(plain(json.loads(_json(config))))
+    described = family.of_config(json.loads(_json(config)))
     unsaid = {name: settings[name] for name in writing.unsaid if name in settings}
     if _structure(section) != _structure({**described.model, **unsaid}):
         raise UserError(
