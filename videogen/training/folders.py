@@ -12,6 +12,7 @@ from flax import nnx
 
 from videogen import tokenizers
 from videogen.configuration import check_writable, replace_text
+from videogen.encoders.files import read_config
 from videogen.encoders.loading import plain, tensors_of
 from videogen.errors import UserError
 from videogen.generators.folders import wan_folder
@@ -22,7 +23,7 @@ from videogen.tokenizers.normalised import Normalised
 from videogen.tokenizers.public import FAMILIES
 from videogen.tokenizers.public.family import Statistics
 from videogen.training.loading import CONFIG, Loaded
-from videogen.training.published import TRANSFORMER, VAE, is_published
+from videogen.training.published import TRANSFORMER, VAE
 from videogen.weights import save_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -64,7 +65,8 @@ def export_diffusers(loaded: Loaded, out: epath.PathLike) -> list[str]:
 
 
 def _check_directory(loaded: Loaded, out: epath.Path) -> None:
-    if (out / CONFIG).exists() and not is_published(out):
+    said = read_config(out) if (out / CONFIG).exists() else {"_class_name": ""}
+    if "_class_name" not in said or "task" in said:
         raise UserError(f"{out} holds a run or an export of its own, which this would overwrite; choose another --out")
     if out.resolve() == loaded.directory.resolve():
         raise UserError(f"{out} is what is read; choose another --out")
