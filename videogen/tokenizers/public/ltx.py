@@ -350,9 +350,9 @@ def ltx_names(model: Ltx, original: bool = False) -> Table:
         places = _original_places(side, network) if original else _diffusers_places(side, network)
         for i, (stage, place) in enumerate(zip(network.stages, places, strict=True)):
             ours = f"{side}.stages.{i}"
-            # A convolution of its own, or one inside a block that folds.
+            # A convolution of its own, or one inside a block that folds; the first is what is written.
             inside = (f"{place}.conv", f"{place}.conv.conv")
-            order = inside if isinstance(stage, Strided) else inside[::-1]
+            order = inside if isinstance(stage, Strided) and not original else inside[::-1]
             found |= linear_names(f"{ours}.convolution", "|".join(order))
             if isinstance(stage, Widen):
                 found |= _block(f"{ours}.block", place, original)
