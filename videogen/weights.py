@@ -17,13 +17,19 @@ from videogen.configuration import check_plain_file, is_remote, read_file
 from videogen.errors import UserError
 
 
-def save_weights(path: epath.PathLike, tree: Any) -> None:
-    """Writes a nested dict of arrays; the names are the dotted paths."""
+def save_weights(path: epath.PathLike, tree: Any, metadata: dict[str, str] | None = None) -> None:
+    """Writes a nested dict of arrays; the names are the dotted paths.
+
+    Args:
+      path: of the safetensors file, which is replaced as a whole.
+      tree: the arrays.
+      metadata: what its header says beside them.
+    """
     flat = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     # Written under another name and moved: a reader never sees half a file.
     target = epath.Path(path)
     temporary = target.parent / (target.name + ".part")
-    temporary.write_bytes(save_bytes(flat))
+    temporary.write_bytes(save_bytes(flat, metadata))
     temporary.replace(target)
 
 

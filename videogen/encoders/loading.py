@@ -9,8 +9,9 @@ network does not have (a bias, a gate) are left out.
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
@@ -46,6 +47,9 @@ class Source:
 
 
 Table = Mapping[str, "str | Source"]
+
+Layouts = Mapping[str, Sequence[int]]
+"""Patterns of published names -> axes of the tensors (``tensors_of``)."""
 
 
 class Published(nnx.Module):
@@ -201,6 +205,73 @@ def fill(
     if unknown:
         raise UserError(f"{reader.where} has {len(unknown)} tensors that are not known, the first is {unknown[0]!r}")
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def tensors_of(
+    network: nnx.Module, table: Table, *, layouts: Layouts = MappingProxyType({}), zeros: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """The way back of ``fill``: the tensors of a published file that give this network, float32.
+
+    Names are those before the bar. Parameters whose source has no name, and sources with ``times``, ``sides`` or
+    ``transposed``, are not written; the latter are refused. What ``part`` leaves out of a tensor is zeros.
+
+    Args:
+      network: with its weights.
+      table: a source for every parameter, by dotted path; those of one source are equally wide.
+      layouts: pattern of names -> the axes that these tensors have where they are not ours: of a kernel those behind
+        outputs and inputs, of others all, of which one may be -1. The first that fits counts.
+      zeros: patterns of the biases that the network leaves out because they change nothing; they are zeros.
+
+    Raises:
+      ValueError: a source of another kind, or a tensor that does not have so many numbers.
+    """
+    _, state = nnx.split(network)
+    found: dict[str, np.ndarray] = {}
+    pieces: dict[str, dict[int, np.ndarray]] = {}
+    for path, variable in nnx.to_flat_state(state):
+        source, array = _source(table[".".join(map(str, path))]), variable.get_value()
+        if source.times or source.sides or source.transposed:
+            raise ValueError(f"{'.'.join(map(str, path))} has a source that cannot be written")
+        for name, own in _split(source, np.asarray(array, np.float32)):
+            own = _as_published(own, path[-1] == "kernel", _layout(layouts, name))
+            start, stop, parts = source.part
+            if parts == 1:
+                found[name] = own
+                continue
+            held = pieces.setdefault(name, dict.fromkeys(range(parts)))
+            held |= dict(zip(range(start, stop), np.split(own, stop - start), strict=True))
+    for name, held in pieces.items():
+        like = next(each for each in held.values() if each is not None)
+        found[name] = np.concatenate([np.zeros_like(like) if each is None else each for each in held.values()])
+    for name in list(found):
+        bias = name.removesuffix("weight") + "bias"
+        if bias not in found and any(fnmatch.fnmatchcase(bias, pattern) for pattern in zeros):
+            found[bias] = np.zeros(len(found[name]), np.float32)
+    return {name: np.asarray(array, order="C") for name, array in found.items()}
+
+
+def _split(source: Source, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The published names of a parameter, each with its part of it in our layout; none where it has no name."""
+    names = [name.split("|")[0].removeprefix("/") for name in source.names]
+    if not names[0]:
+        return
+    for layer, own in enumerate(array) if "{}" in names[0] else [(0, array)]:
+        # Biases of heads have an axis of heads here.
+        own = own.reshape(-1) if names[0].endswith("bias") else own
+        parts = np.split(own, len(names), axis=-1) if len(names) > 1 else [own]
+        yield from zip([name.format(layer) for name in names], parts, strict=True)
+
+
+def _layout(layouts: Layouts, name: str) -> Sequence[int] | None:
+    return next((axes for pattern, axes in layouts.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def _as_published(array: np.ndarray, kernel: bool, axes: Sequence[int] | None) -> np.ndarray:
+    """A parameter in the layout of PyTorch, with these axes."""
+    if not kernel:
+        return array if axes is None else array.reshape(axes)
+    sides = array.shape[:-2] if axes is None else tuple(axes)
+    return np.moveaxis(array.reshape(*sides, -1, array.shape[-1]), (-1, -2), (0, 1))
 
 
 def _source(source: "str | Source") -> Source:

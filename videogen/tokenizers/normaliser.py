@@ -68,6 +68,14 @@ class Normaliser(nnx.Module):
         """The inverse of ``normalise``, float32."""
         raise NotImplementedError
 
+    def statistics(self) -> tuple[Float[np.ndarray, "frames channels"], Float[np.ndarray, "frames channels"]]:
+        """Mean and deviation of which ``normalise`` is ``(raw - mean) / deviation``; one row where all frames share it.
+
+        Raises:
+          UserError: it mixes channels.
+        """
+        raise UserError("this normaliser mixes the channels of latents, which no mean and deviation of each can say")
+
 
 class MeanNormaliser(Normaliser):
     """Every channel less its mean, over its deviation.
@@ -110,6 +118,9 @@ class MeanNormaliser(Normaliser):
         mean, deviation = self._statistics(normalised)
         return normalised.astype(jnp.float32) * deviation + mean
 
+    def statistics(self) -> tuple[Float[np.ndarray, "frames channels"], Float[np.ndarray, "frames channels"]]:
+        return np.asarray(self.mean.get_value()), np.asarray(self.deviation.get_value())
+
 
 class FixedNormaliser(Normaliser):
     """``(raw - shift) · scale``, the constants that a published VAE comes with; there is nothing to fit.
@@ -132,6 +143,10 @@ class FixedNormaliser(Normaliser):
 
     def restore(self, normalised: Float[Array, "batch *sides channels"]) -> Float[Array, "batch *sides channels"]:
         return normalised.astype(jnp.float32) / self.scale + self.shift
+
+    def statistics(self) -> tuple[Float[np.ndarray, "frames channels"], Float[np.ndarray, "frames channels"]]:
+        shape = (1, self.width)
+        return np.full(shape, self.shift), np.full(shape, 1 / self.scale)
 
 
 class PcaNormaliser(Normaliser):

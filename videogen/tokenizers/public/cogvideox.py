@@ -7,7 +7,7 @@ from typing import Any
 from videogen.encoders.files import Weights
 from videogen.encoders.loading import Source, Table, linear_names, norm_names
 from videogen.tokenizers.cogvideox import CogVideoX
-from videogen.tokenizers.public.family import Description, Family, refuse
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing, refuse
 
 CLASS = "AutoencoderKLCogVideoX"
 
@@ -77,6 +77,39 @@ def cogvideox_names(model: CogVideoX) -> Table:
     return found
 
 
+def _to_config(settings: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+    """The inverse of ``_of_config``."""
+    levels = len(settings["widths"])
+    return {
+        "_class_name": CLASS,
+        "in_channels": settings["channels"],
+        "out_channels": settings["channels"],
+        "down_block_types": ["CogVideoXDownBlock3D"] * levels,
+        "up_block_types": ["CogVideoXUpBlock3D"] * levels,
+        "block_out_channels": settings["widths"],
+        "latent_channels": settings["latents"],
+        "layers_per_block": settings["blocks"],
+        "norm_num_groups": settings["groups"],
+        "temporal_compression_ratio": 2 ** settings["temporal"],
+        "scaling_factor": statistics.scale(),
+        **FIXED,
+    }
+
+
+LAYOUTS = {
+    "*.conv_shortcut.weight": (1, 1, 1),
+    "*.conv_y.conv.weight": (1, 1, 1),
+    "*.conv_b.conv.weight": (1, 1, 1),
+    "*samplers.0.conv.weight": (3, 3),
+}
+"""Of the folder: layers over channels are convolutions, and those that resample are of pictures."""
+
 COGVIDEOX = Family(
-    "cogvideox", "Apache-2.0 (2B), CogVideoX licence (5B)", (CLASS,), _of_config, _of_weights, cogvideox_names
+    "cogvideox",
+    "Apache-2.0 (2B), CogVideoX licence (5B)",
+    (CLASS,),
+    _of_config,
+    _of_weights,
+    cogvideox_names,
+    writing=Writing(CogVideoX, _to_config, LAYOUTS),
 )

@@ -18,7 +18,7 @@ from videogen.encoders.files import Weights
 from videogen.encoders.loading import Source, Table
 from videogen.errors import UserError
 from videogen.tokenizers.cosmos import Cosmos, Network
-from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing
 
 CLASS = "AutoencoderKLCosmos"
 FILES = (("autoencoder.jit",), ("encoder.jit", "decoder.jit"))
@@ -219,4 +219,45 @@ def cosmos_names(model: Cosmos) -> Table:
     return found
 
 
-COSMOS = Family("cosmos", "NVIDIA Open Model License", (CLASS,), _of_config, _of_weights, cosmos_names, FILES)
+def _to_config(settings: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+    """The inverse of ``_of_config``.
+
+    Raises:
+      UserError: its latents are codes, or of another width than the network has there.
+    """
+    quantizer = settings["quantizer"] or {}
+    if quantizer.get("name", "unquantized") != "unquantized" or quantizer.get("width", 0) not in (
+        0,
+        settings["latents"],
+    ):
+        raise UserError(f"an {CLASS} has continuous latents of {settings['latents']} channels, and here are others")
+    mean, deviation = ([float(str(value)) for value in table.T.ravel().astype(np.float32)] for table in statistics[1:])
+    raw = not statistics.mean.any() and (statistics.deviation == 1).all()
+    return {
+        "_class_name": CLASS,
+        "in_channels": settings["channels"],
+        "out_channels": settings["channels"],
+        "latent_channels": settings["latents"],
+        "encoder_block_out_channels": settings["widths"],
+        "decode_block_out_channels": settings["decoder_widths"],
+        "attention_resolutions": [32],
+        "resolution": 1024,
+        "num_layers": settings["blocks"],
+        "patch_size": settings["patch"],
+        "patch_type": "haar",
+        "scaling_factor": 1.0,
+        "spatial_compression_ratio": settings["side"],
+        "temporal_compression_ratio": settings["time"],
+        "latents_mean": None if raw else mean,
+        "latents_std": None if raw else deviation,
+    }
+
+
+LINEAR = ("*.conv_shortcut.weight", "*quant_conv.weight", "*attentions.0.to_*.weight", "*samplers.0.conv3.weight")
+LAYOUTS = dict.fromkeys(LINEAR, (1, 1, 1))
+"""Of the folder: layers over channels are convolutions."""
+
+WRITING = Writing(Cosmos, _to_config, LAYOUTS, KEY_BIASES, ("quantizer",))
+COSMOS = Family(
+    "cosmos", "NVIDIA Open Model License", (CLASS,), _of_config, _of_weights, cosmos_names, FILES, writing=WRITING
+)

@@ -10,7 +10,7 @@ from typing import Any
 from videogen.encoders.files import Weights
 from videogen.encoders.loading import Source, Table, linear_names, norm_names
 from videogen.tokenizers.hunyuan_video import HunyuanVideo
-from videogen.tokenizers.public.family import Description, Family, refuse
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing, refuse
 
 CLASS = "AutoencoderKLHunyuanVideo"
 SCALE = 0.476986
@@ -103,6 +103,36 @@ def attention_names(ours: str, theirs: str, out: str) -> Table:
     return {f"{ours}.query_key_value.kernel": Source(parts), **biases, **linear_names(f"{ours}.out", f"{theirs}.{out}")}
 
 
+def _to_config(settings: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+    """The inverse of ``_of_config``."""
+    levels = len(settings["widths"])
+    return {
+        "_class_name": CLASS,
+        "in_channels": settings["channels"],
+        "out_channels": settings["channels"],
+        "latent_channels": settings["latents"],
+        "down_block_types": ["HunyuanVideoDownBlock3D"] * levels,
+        "up_block_types": ["HunyuanVideoUpBlock3D"] * levels,
+        "block_out_channels": settings["widths"],
+        "layers_per_block": settings["blocks"],
+        "act_fn": "silu",
+        "norm_num_groups": settings["groups"],
+        "scaling_factor": statistics.scale(),
+        "spatial_compression_ratio": 2 ** (levels - 1),
+        "temporal_compression_ratio": 2 ** settings["temporal"],
+        "mid_block_add_attention": True,
+    }
+
+
+LAYOUTS = {"*.conv_shortcut.conv.weight": (1, 1, 1), "*quant_conv.weight": (1, 1, 1)}
+"""Of the folder: layers over channels are convolutions."""
+
 HUNYUAN_VIDEO = Family(
-    "hunyuan_video", "Tencent Hunyuan Community License", (CLASS,), _of_config, _of_weights, hunyuan_video_names
+    "hunyuan_video",
+    "Tencent Hunyuan Community License",
+    (CLASS,),
+    _of_config,
+    _of_weights,
+    hunyuan_video_names,
+    writing=Writing(HunyuanVideo, _to_config, LAYOUTS, SKIPPED),
 )

@@ -6,7 +6,7 @@ from typing import Any
 from videogen.encoders.files import Weights
 from videogen.encoders.loading import Source, Table, linear_names
 from videogen.tokenizers.hunyuan_video_15 import HunyuanVideo15
-from videogen.tokenizers.public.family import Description, Family, refuse
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing, refuse
 from videogen.tokenizers.public.hunyuan_video import SKIPPED, attention_names
 
 CLASS = "AutoencoderKLHunyuanVideo15"
@@ -61,6 +61,35 @@ def hunyuan_video_15_names(model: HunyuanVideo15) -> Table:
     return found
 
 
+def _to_config(settings: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+    """The inverse of ``_of_config``."""
+    return {
+        "_class_name": CLASS,
+        "in_channels": settings["channels"],
+        "out_channels": settings["channels"],
+        "latent_channels": settings["latents"],
+        "block_out_channels": settings["widths"],
+        "layers_per_block": settings["blocks"],
+        "spatial_compression_ratio": 2 ** (len(settings["widths"]) - 1),
+        "temporal_compression_ratio": 2 ** settings["temporal"],
+        "downsample_match_channel": True,
+        "upsample_match_channel": True,
+        "scaling_factor": statistics.scale(),
+    }
+
+
+LAYOUTS = {
+    "*.gamma": (-1, 1, 1, 1),
+    "*.attentions.0.*.weight": (1, 1, 1),
+}
+"""Of the folder: layers over channels are convolutions of videos."""
+
 HUNYUAN_VIDEO_15 = Family(
-    "hunyuan_video_15", "Tencent Hunyuan Community License", (CLASS,), _of_config, _of_weights, hunyuan_video_15_names
+    "hunyuan_video_15",
+    "Tencent Hunyuan Community License",
+    (CLASS,),
+    _of_config,
+    _of_weights,
+    hunyuan_video_15_names,
+    writing=Writing(HunyuanVideo15, _to_config, LAYOUTS, SKIPPED),
 )

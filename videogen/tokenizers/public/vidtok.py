@@ -10,7 +10,7 @@ from typing import Any
 from videogen.encoders.files import Weights
 from videogen.encoders.loading import Source, Table
 from videogen.errors import UserError
-from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing
 from videogen.tokenizers.vidtok import VidTok
 
 CLASS = "AutoencoderVidTok"
@@ -161,4 +161,47 @@ def vidtok_names(model: VidTok) -> Table:
     return found
 
 
-VIDTOK = Family("vidtok", "MIT", (CLASS,), _of_config, _of_weights, vidtok_names)
+def _to_config(settings: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+    """The inverse of ``_of_config``.
+
+    Raises:
+      UserError: its latents are normalised, or of a quantizer that none was published with.
+    """
+    statistics.check_none()
+    quantizer = settings["quantizer"] or {"name": "gaussian"}
+    kinds = {"gaussian": "kl", "fsq": "fsq"}
+    levels = quantizer.get("levels", ())
+    if quantizer["name"] not in kinds or {*levels} - {LEVELS}:
+        raise UserError(f"an {CLASS} has latents of a Gaussian, or codes of {LEVELS} levels in each dimension")
+    count = statistics.mean.shape[1]
+    return {
+        "_class_name": CLASS,
+        "in_channels": settings["channels"],
+        "out_channels": settings["channels"],
+        "ch": settings["width"],
+        "ch_mult": settings["multipliers"],
+        "z_channels": count,
+        "double_z": not levels,
+        "num_res_blocks": settings["blocks"],
+        "spatial_ds": settings["spatial"],
+        "spatial_us": settings["spatial_up"],
+        "tempo_ds": settings["temporal"],
+        "tempo_us": settings["temporal_up"],
+        "dropout": 0.0,
+        "regularizer": kinds[quantizer["name"]],
+        "codebook_size": LEVELS**count if levels else 262_144,
+        "is_causal": settings["time"] != "symmetric",
+    }
+
+
+LAYOUTS = {
+    "*.attn_1.[qkvp]*.weight": (1, 1, 1),
+    "*_temporal.*.block.*.conv?.weight": (3,),
+    "*_temporal.*.block.*.conv?.conv.weight": (3,),
+    "*.nin_shortcut.weight": (1, 1),
+    **{f"*.{way}.*.{name}.weight": (3, 3) for way in ("down", "up") for name in ("block.*.conv?", f"{way}sample.conv")},
+}
+"""Of the folder: blocks over frames are convolutions of one side, and those inside frames of two."""
+
+WRITING = Writing(VidTok, _to_config, LAYOUTS, SKIPPED, ("quantizer",))
+VIDTOK = Family("vidtok", "MIT", (CLASS,), _of_config, _of_weights, vidtok_names, writing=WRITING)

@@ -6,7 +6,7 @@ from typing import Any
 from videogen.encoders.files import Weights
 from videogen.encoders.loading import Source, Table
 from videogen.errors import UserError
-from videogen.tokenizers.public.family import Description, Family
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing
 from videogen.tokenizers.wan import Wan
 
 CLASS = "AutoencoderKLWan"
@@ -130,4 +130,42 @@ def _level(side: str, around: bool, i: int, j: int, count: int) -> tuple[tuple[s
     return (f"{name}.resnets.{j}", f"{name}.{sampler}"), (old, old)
 
 
-WAN = Family("wan", "Apache-2.0", (CLASS,), _of_config, _of_weights, wan_names)
+def _to_config(settings: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+    """The inverse of ``_of_config``."""
+    mean, deviation = statistics.by_channel()
+    patch, temporal = settings["patch"], settings["temporal"]
+    pixels = settings["channels"] * patch**2
+    return {
+        "_class_name": CLASS,
+        "base_dim": settings["width"],
+        "decoder_base_dim": None if settings["decoder_width"] == settings["width"] else settings["decoder_width"],
+        "z_dim": settings["latents"],
+        "dim_mult": settings["multipliers"],
+        "num_res_blocks": settings["blocks"],
+        "attn_scales": [],
+        "temperal_downsample": temporal,
+        "dropout": 0.0,
+        "latents_mean": mean,
+        "latents_std": deviation,
+        "is_residual": settings["around"],
+        "in_channels": pixels,
+        "out_channels": pixels,
+        "patch_size": None if patch == 1 else patch,
+        "scale_factor_temporal": 2 ** sum(temporal),
+        "scale_factor_spatial": patch * 2 ** len(temporal),
+    }
+
+
+LAYOUTS = {
+    "*.attentions.0.norm.gamma": (-1, 1, 1),
+    "*.gamma": (-1, 1, 1, 1),
+    "*.to_qkv.weight": (1, 1),
+    "*.attentions.0.proj.weight": (1, 1),
+    "*.resample.1.weight": (3, 3),
+    "*.conv_shortcut.weight": (1, 1, 1),
+    "*quant_conv.weight": (1, 1, 1),
+}
+"""Of the folder: layers inside frames are convolutions of pictures, and those over channels convolutions of videos."""
+
+WRITING = Writing(Wan, _to_config, LAYOUTS)
+WAN = Family("wan", "Apache-2.0", (CLASS,), _of_config, _of_weights, wan_names, writing=WRITING)
