@@ -12,6 +12,7 @@ CORE = [
     "etils[epath]>=1.10",
     "flax>=0.12.4",
     "grain>=0.2.15",
+    "flatbuffers>=24",  # of jax.export, which does not name it
     "jax>=0.10.0",
     "jaxtyping>=0.3.2",
     "matplotlib>=3.9",

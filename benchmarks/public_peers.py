@@ -28,7 +28,7 @@ from videogen.encoders.loading import fill  # noqa: E402
 from videogen.environment import use_large_pages  # noqa: E402
 from videogen.generators import NormalisedLatents  # noqa: E402
 from videogen.generators.flow import FlowTransformer  # noqa: E402
-from videogen.generators.public import WAN_TEXT, wan_described, wan_names  # noqa: E402
+from videogen.generators.public.wan import WAN_TEXT, wan_described, wan_names  # noqa: E402
 from videogen.inference.files import read_clip_size  # noqa: E402
 from videogen.tokenizers.public import read_tokenizer  # noqa: E402
 from videogen.training.state import parameter_count  # noqa: E402

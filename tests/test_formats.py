@@ -73,8 +73,8 @@ def test_a_damaged_config_of_format_1_is_one_line(tmp_path):
         load_config(tmp_path / "config.json")
 
 
-# The transformers of Wan have settings that format 2 could not say.
-@pytest.mark.parametrize("size", ["debug", "paper,model=2B"])
+# The transformers at paper have settings that format 2 could not say.
+@pytest.mark.parametrize("size", ["debug", "small"])
 def test_a_flow_generator_of_format_2_is_that_of_today(size):
     today = json.loads(videodit.get_config(f"stage=generator,size={size}").to_json())
     model = dict(today["model"])
@@ -84,8 +84,6 @@ def test_a_flow_generator_of_format_2_is_that_of_today(size):
     assert {"width", "layers", "process", "law", "shift"} <= old.keys()
     before = {key: value for key, value in today.items() if key != "parts"}
     before |= {"format": 2, "model": old, "tokenizer": today["parts"]["tokenizer"]}
-    if size != "debug":
-        before["text"] = {**today["text"], "encoder": {"name": "t5", "path": "", "width": 4096, "architecture": {}}}
     assert to_present(before, "here") == today
     tokenizer = {"format": 2, "model": {"name": "cvivit", "width": 8}}
     assert to_present(tokenizer, "here") == {"model": {"name": "cvivit", "width": 8}, "parts": {}}

@@ -42,6 +42,9 @@ FRAMES = flags.DEFINE_integer("frames", None, "Length; by default one window, or
 OVERLAP = flags.DEFINE_integer("overlap", None, "Frames kept at every slide of the window.", lower_bound=1)
 IMAGE = flags.DEFINE_string("image", None, "Picture or clip whose first frame the videos start with.")
 SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels, where a generator draws others than in training.")
+FPS = flags.DEFINE_float(
+    "fps", None, "Frames per second that a generator with positions in seconds draws.", lower_bound=0.01
+)
 TASK = flags.DEFINE_string("task", None, "What to complete of --video, see above.")
 VIDEO = flags.DEFINE_string("video", None, "Video to complete, or without --task to continue.")
 GIVEN = flags.DEFINE_integer(
@@ -113,7 +116,14 @@ def say() -> None:
 def main() -> None:
     """Runs the command."""
     from videogen.inference.pictures import WRITERS
-    from videogen.inference.sampling import check_single, complete_video, draw_videos, read_prompts, write_samples
+    from videogen.inference.sampling import (
+        at_rate,
+        check_single,
+        complete_video,
+        draw_videos,
+        read_prompts,
+        write_samples,
+    )
     from videogen.runs.finished import FinishedBatches
     from videogen.tokenizers.tiling import read_tile
     from videogen.training.loading import load_for_command
@@ -125,6 +135,8 @@ def main() -> None:
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
     check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
     loaded = load_for_command(CHECKPOINT.value, MESH.value)
+    if FPS.value is not None:
+        at_rate(loaded, FPS.value)
     given = {f.name: f.value for f in (GUIDANCE, STEPS, TEMPERATURE, EXTENSION, TOKENS) if f.value is not None}
     sampler = read_settings(SET.value, loaded.config.get("sampler") or {}) | given
     tile = read_tile(TILE.value) if TILE.value else None

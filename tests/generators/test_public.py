@@ -11,7 +11,7 @@ from videogen.encoders.loading import fill
 from videogen.errors import UserError
 from videogen.generators import NormalisedLatents
 from videogen.generators.flow import FlowTransformer
-from videogen.generators.public import WAN_PREFIXES, wan_described, wan_model, wan_names, wan_transformer
+from videogen.generators.public.wan import WAN_PREFIXES, wan_described, wan_model, wan_names, wan_transformer
 
 TINY = {
     **{"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 12},

@@ -5,7 +5,7 @@ import pytest
 EQUAL = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
-from videogen.nn import Block, BlockCausal, Causal, PrefixLM, Window, rotary_angles
+from videogen.nn import Block, BlockCausal, Causal, ClipRotary, PrefixLM, Window, rotary_angles
 from videogen.parallel import make_mesh
 
 x = jax.random.normal(jax.random.key(0), (2, 3, 2, 4, 64))
@@ -17,6 +17,9 @@ CASES = {
         dict(cross_attention={"context_width": 24, "null_keys": 1}, position_generator="bidirectional"),
         dict(attended_axes=3, mask=Window(5), key_mask=exists, rotary=rotary_angles((3, 2, 4), 8), context=context,
              context_mask=context_mask),
+    ),
+    "positions of every head": (
+        {}, dict(attended_axes=3, rotary=ClipRotary().angles((3, 2, 4), 8, 8, jnp.array([25.0, 30.0]))),
     ),
     "block-causal": ({}, dict(attended_axes=3, mask=BlockCausal(8))),
     "prefix": ({}, dict(attended_axes=3, mask=PrefixLM(7))),

@@ -23,19 +23,28 @@ def shape_of(argument: str) -> tuple[tasks.Task, nnx.Module]:
 
 
 # Wan2.1 published 1.42B and 14.29B; LTX-Video's transformer 1.92B.
-@pytest.mark.parametrize(("model", "published"), [("1.3B", 1.42e9), ("2B", 1.92e9), ("14B", 14.29e9)])
-def test_paper_generators_have_the_published_size(model, published):
+@pytest.mark.parametrize(
+    ("model", "published", "grid", "tokens"),
+    [
+        ("1.3B", 1.42e9, (21, 90, 160), (21, 45, 80)),
+        ("2B", 1.92e9, (16, 22, 40), (16, 22, 40)),
+        ("14B", 14.29e9, (21, 90, 160), (21, 45, 80)),
+    ],
+)
+def test_paper_generators_have_the_published_size(model, published, grid, tokens):
     task, module = shape_of(f"stage=generator,size=paper,model={model}")
     assert parameter_count(nnx.state(module, nnx.Param)) == pytest.approx(published, rel=0.02)
-    assert task.grid.shape == (21, 90, 160)
-    assert module.generator.tokens(task.grid) == TokenGrid(21, 45, 80)
-    assert module.generator.tokens(task.grid).tokens == 75_600
+    assert task.grid.shape == grid
+    assert module.generator.tokens(task.grid) == TokenGrid(*tokens)
 
 
 def test_paper_tokenizer_is_continuous_with_sixteen_channels():
     task, module = shape_of("stage=tokenizer,size=paper")
     assert module.vocabulary == () and module.quantizer.width == 16
     assert module.grid(VideoShape(81, 720, 1280)).shape == (21, 90, 160)
+    _, module = shape_of("stage=tokenizer,size=paper,model=2B")
+    assert module.quantizer.width == 128
+    assert module.grid(VideoShape(121, 704, 1280)).shape == (16, 22, 40)
 
 
 @pytest.mark.parametrize("size", ["debug", "small"])

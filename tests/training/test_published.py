@@ -9,7 +9,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import videogen
+from videogen import tasks
+from videogen.conditioning import EncodedText
+from videogen.configs import videodit
 from videogen.errors import UserError
+from videogen.inference.sampling import at_rate
 from videogen.tokenizers.public import FAMILIES, named, read_tokenizer
 from videogen.training.loading import config_at, load_for_command
 from videogen.training.published import is_published
@@ -85,8 +89,13 @@ def test_a_published_folder_loads_as_a_run_does(folder, tmp_path):
 
     export_safetensors(loaded, tmp_path / "export")
     assert videogen.load(tmp_path / "export").hash == loaded.hash
-    assert config_at(tmp_path / "export").model.to_dict() == config_at(folder).model.to_dict()
+    # As text: JSON has lists alone, and a config tuples as well.
+    assert config_at(tmp_path / "export").model.to_json(sort_keys=True) == config_at(folder).model.to_json(
+        sort_keys=True
+    )
     assert load_for_command(folder, None).hash == loaded.hash
+    with pytest.raises(UserError, match="has no positions in seconds.* leave --fps out"):
+        at_rate(loaded, 30.0)
 
 
 @pytest.mark.slow
@@ -135,7 +144,7 @@ def test_inspect_says_what_a_folder_is(folder, run_command):
 def pipeline(tmp_path_factory):
     """The folder of a small pipeline of Wan with random weights, as diffusers and transformers write it."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("pipeline")
     statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [2.0, 1.0, 0.5, 1.0]}
@@ -146,6 +155,13 @@ def pipeline(tmp_path_factory):
     config = transformers.UMT5Config(**sizes, feed_forward_proj="gated-gelu")
     encoder = transformers.UMT5EncoderModel(config).eval()
     encoder.save_pretrained(path / "text_encoder")
+    write_beside(path, {"flow_shift": 3.0})
+    return path, encoder
+
+
+def write_beside(path, scheduler):
+    """A text tokenizer of few words and the scheduler's config, for the folder of a pipeline."""
+    tokenizers = pytest.importorskip("tokenizers")
     words = ("<pad>", "</s>", "<unk>", "a", "red", "cat", "dog", "&")
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
@@ -155,8 +171,7 @@ def pipeline(tmp_path_factory):
     (path / "tokenizer").mkdir()
     tokenizer.save(str(path / "tokenizer" / "tokenizer.json"))
     (path / "scheduler").mkdir()
-    (path / "scheduler" / "scheduler_config.json").write_text('{"flow_shift": 3.0}')
-    return path, encoder
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
 
 
 @pytest.mark.slow
@@ -224,6 +239,97 @@ def test_a_published_pipeline_draws_and_is_tuned(pipeline, tmp_path, run_command
     expected = nnx.to_pure_dict(nnx.state(videogen.load(path).modules["generator"]))
     for own, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+LTX_SCHEDULER = {"base_image_seq_len": 1024, "base_shift": 0.95, "max_image_seq_len": 4096, "max_shift": 2.05}
+LTX_SCHEDULER |= {"shift": 1.0, "shift_terminal": 0.1, "use_dynamic_shifting": True}
+
+
+@pytest.fixture(scope="module")
+def ltx_pipeline(tmp_path_factory):
+    """The folder of a small pipeline of LTX-Video with random weights."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("ltx")
+    # The published strides, 8 × 32 × 32, in thin layers.
+    sizes = {"block_out_channels": (4, 4, 4, 8), "layers_per_block": (1,) * 5, "latent_channels": 3}
+    sizes |= {"decoder_block_out_channels": (4, 4, 4, 8), "decoder_layers_per_block": (1,) * 5}
+    vae = diffusers.AutoencoderKLLTXVideo(**sizes)
+    vae.latents_mean.copy_(torch.randn(3))
+    vae.save_pretrained(path / "vae")
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "cross_attention_dim": 32}
+    sizes |= {"in_channels": 3, "out_channels": 3, "caption_channels": 12}
+    diffusers.LTXVideoTransformer3DModel(**sizes).save_pretrained(path / "transformer")
+    sizes = {"vocab_size": 8, "d_model": 12, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = transformers.T5Config(**sizes, feed_forward_proj="gated-gelu")
+    transformers.T5EncoderModel(config).save_pretrained(path / "text_encoder")
+    write_beside(path, LTX_SCHEDULER)
+    (path / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
+    return path
+
+
+@pytest.mark.slow
+def test_a_published_pipeline_of_ltx_loads_draws_and_is_tuned(ltx_pipeline, tmp_path, run_command):
+    path = ltx_pipeline
+    loaded = videogen.load(path)
+    assert sorted(loaded.modules) == ["generator", "text_encoder", "tokenizer"]
+    sampler, clip = loaded.config.sampler, loaded.config.data.clip
+    assert (sampler.shift, sampler.solver.name, sampler.grid.last, sampler.guidance_scale) == (None, "euler", 0.1, 3.0)
+    assert (clip.frames, clip.height, clip.width, clip.fps) == (161, 512, 704, 25.0)
+    generator = loaded.modules["generator"].generator
+    assert not generator.clock.first_alone and generator.shift == "exponent"
+    # Prompts are as they are; where nothing is told, the generator sees the end of the empty text.
+    ids, mask = loaded.text.encode(["", "a  cat &amp; dog"])
+    assert ids.shape == (2, 256) and mask.sum(1).tolist() == [1, 5]
+    features = loaded.modules["text_encoder"](jax.numpy.asarray(ids), jax.numpy.asarray(mask)).features
+    np.testing.assert_allclose(generator.context.null_text.get_value(), features[0, 0], atol=1e-6)
+    drawn = run_command(
+        "sample",
+        *(f"--checkpoint={path}", "--prompt=a red cat", f"--out={tmp_path / 'samples'}", "--steps=2"),
+        *("--frames=9", "--size=64x96", "--fps=30"),
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    record = json.loads((tmp_path / "samples" / "prompts.json").read_text())
+    assert record["fps"] == 30.0 and record["sampler"]["grid"]["last"] == 0.1
+    # The same transformer is the config of videodit; a rate of 0 leaves the published weights.
+    small = {"transformer.width": 32, "transformer.layers": 2, "transformer.heads": 2, "transformer.mlp_width": 128}
+    run = tmp_path / "run"
+    command = (
+        *("--config=videodit:stage=generator,size=paper,model=2B", f"--workdir={run}"),
+        *(f"--config.model.{name}={value}" for name, value in small.items()),
+        *(f"--config.parts.{part}.checkpoint={path / folder}" for part, folder in PARTS.items()),
+        *(f"--config.start_from.run={path}", f"--config.text.tokenizer.path={path / 'tokenizer'}"),
+        *("--config.data.source.name=shapes", "--config.data.clip.frames=9", "--config.data.clip.height=32"),
+        *("--config.data.clip.width=32", "--config.data.batch_size=2", "--config.data.eval_batch_size=2"),
+        *("--config.data.workers=0", "--config.steps=1", "--config.eval_every=1", "--config.parallel.dtype=float32"),
+        *("--config.parallel.mesh.context=1", "--config.sampler.steps=2", "--config.optimizer.generator.warmup=0"),
+        "--config.optimizer.generator.learning_rate=0.0",
+    )
+    tuned = run_command("train", *command)
+    assert tuned.returncode == 0, tuned.stderr
+    found = nnx.to_pure_dict(nnx.state(videogen.load(run).modules["generator"]))
+    expected = nnx.to_pure_dict(nnx.state(loaded.modules["generator"]))
+    for own, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+def test_positions_in_seconds_need_a_rate_and_the_cells_of_the_tokenizer():
+    config = videodit.get_config("stage=generator,size=paper,model=2B")
+    config.data.clip.fps = 0.0
+    task, text = tasks.build(config), EncodedText(np.zeros((2, 1, 8), np.float32), np.ones((2, 1), bool))
+    with pytest.raises(UserError, match="nothing says the frame rate of the clips"):
+        task.conditioning({}, {"text": text})
+    # A token cache says it, whatever the clips of the config; videos are sampled at the rate of the config.
+    config.data.frame_rate = 30.0
+    config.data.source = {"name": "tokens", "path": ""}
+    np.testing.assert_array_equal(tasks.build(config).conditioning({}, {"text": text}).rate, [30.0, 30.0])
+    config.data.source = {"name": "shapes"}
+    config.data.clip.fps = 24.0
+    np.testing.assert_array_equal(tasks.build(config).conditioning({}, {"text": text}).rate, [24.0, 24.0])
+    config.model.transformer.rotary.cell = (4, 32, 32)
+    with pytest.raises(UserError, match=r"cell is \(4, 32, 32\), and tokens of this generator are of \(8, 32, 32\)"):
+        tasks.build(config)
 
 
 def test_folders_of_other_pipelines_are_one_line(tmp_path):

@@ -54,11 +54,13 @@ class Conditioning:
       text: encoded captions.
       label: class indices, ``NULL_LABEL`` for none.
       beside: condensed tokens of the video; the null does not drop them.
+      rate: frames per second of each clip, for generators with positions in seconds; the null keeps it.
     """
 
     text: EncodedText | None = None
     label: Int[Array, "batch"] | None = None
     beside: ChunkTokens | None = None
+    rate: Float[Array, "batch"] | None = None
 
     @property
     def batch_size(self) -> int:

@@ -2,6 +2,16 @@
 
 from videogen.denoisers.branch import ORIGIN, Beside, TokenBranch
 from videogen.denoisers.registers import EARLY_LAYER, RegisterDenoiser
-from videogen.denoisers.video import Prepared, VideoTransformer
+from videogen.denoisers.video import ROTARY, Prepared, VideoTransformer, read_denoiser
 
-__all__ = ["EARLY_LAYER", "ORIGIN", "Beside", "Prepared", "RegisterDenoiser", "TokenBranch", "VideoTransformer"]
+__all__ = [
+    "EARLY_LAYER",
+    "ORIGIN",
+    "ROTARY",
+    "Beside",
+    "Prepared",
+    "RegisterDenoiser",
+    "TokenBranch",
+    "VideoTransformer",
+    "read_denoiser",
+]

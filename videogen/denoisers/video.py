@@ -13,18 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
 
+from videogen import building
 from videogen.conditioning import EncodedText
 from videogen.errors import UserError, near_matches
 from videogen.nn import (
     MODULATIONS,
     BlockCausal,
+    ClipRotary,
     ExtraKeys,
     Full,
     LearnedPositions,
     Linear,
     Mask,
     TimeEmbedding,
+    TransformerSection,
     lay_out,
     modulate,
     patchify,
@@ -49,6 +53,7 @@ class Prepared:
       beside: what a branch beside the blocks is told (``branch.Beside``).
       exists: which tokens of the video there are; padding is in no attention.
       added: what is added to the tokens of the places of the latents, of a network with ``added_width``.
+      rate: frames per second of every clip, of a network with positions in seconds.
     """
 
     text: EncodedText | None = None
@@ -58,6 +63,23 @@ class Prepared:
     beside: Any = None
     exists: Bool[Array, "batch time height width"] | None = None
     added: Float[Array, "batch time height width added"] | None = None
+    rate: Float[Array, "batch"] | None = None
+
+
+ROTARY = {"clip": ClipRotary}
+"""Rotary positions by name, beside those of places on the grid."""
+
+
+def read_denoiser(transformer: Mapping[str, Any]) -> tuple[TransformerSection, ClipRotary | None]:
+    """The section of a ``VideoTransformer``, and its positions in seconds where it has some.
+
+    Raises:
+      UserError: a setting is missing, unknown or out of range.
+    """
+    rotary = transformer.get("rotary", True)
+    clock = building.build(ROTARY, rotary, "rotary") if isinstance(rotary, Mapping | ConfigDict) else None
+    plain = transformer if clock is None else {**transformer, "rotary": True}
+    return read_transformer(plain, norm="layer", rotary=True), clock
 
 
 class VideoTransformer(nnx.Module):
@@ -67,7 +89,8 @@ class VideoTransformer(nnx.Module):
       channels: of the latents.
       grid: ``(time, height, width)`` of the longest clip in latents.
       transformer: ``{width, layers, heads, mlp_width, …}`` (``nn.TransformerSection``), with layer norms and rotary
-        positions where it says nothing; without rotary ones there is a learned table.
+        positions where it says nothing; without rotary ones there is a learned table. ``rotary`` may be a section
+        ``{name, …}`` of ``ROTARY`` instead: positions that follow the frame rate of the clips.
       patch: ``(time, height, width)`` of latents in a token.
       context_width: width of what a cross-attention in every block sees (``Prepared.text``); ``None`` leaves it out.
       joint: ``Prepared.text``, as wide as the transformer, is a part of the sequence.
@@ -98,12 +121,12 @@ class VideoTransformer(nnx.Module):
     ):
         if modulation not in MODULATIONS:
             raise UserError(f"unknown modulation {modulation!r}{near_matches(str(modulation), MODULATIONS)}")
-        section = read_transformer(transformer, norm="layer", rotary=True)
+        section, self.clock = read_denoiser(transformer)
         self.channels, self.patch, self.grid = channels, tuple(patch), TokenGrid(*grid)
         places = self.tokens(self.grid).tokens
         self.joint, self.causal, self.dropout = joint, causal, section.dropout
         self.width = width = section.width
-        self.rotary, self.head_width = section.rotary, section.head_width
+        self.rotary, self.heads, self.head_width = section.rotary, section.heads, section.head_width
         size = channels * int(np.prod(patch))
         self.embed = Linear(size, width, axes=(None, "embed"), dtype=dtype, rngs=rngs)
         known = dict(axes=(None, "embed"), bias=False, initializer=zeros, dtype=dtype, rngs=rngs)
@@ -152,7 +175,7 @@ class VideoTransformer(nnx.Module):
         if self.added is not None and prepared.added is not None:
             x = x + self.added(patchify(prepared.added, self.patch))
         condition = self._condition(t[:, None] if t.ndim == 1 else t[:, :: self.patch[0]], prepared)
-        rotary = rotary_angles(grid.shape, self.head_width) if self.rotary else None
+        rotary = self._angles(grid, prepared)
         if self.joint and prepared.text is not None:
             y = self._joint(x, condition, rotary, prepared, key, layers)
         else:
@@ -188,6 +211,12 @@ class VideoTransformer(nnx.Module):
         patches = self.head(modulate(self.norm(y), shift, scale))
         return unpatchify(patches.astype(jnp.float32), self.patch)
 
+    def _angles(self, grid: TokenGrid, prepared: Prepared) -> Float[Array | np.ndarray, "..."] | None:
+        """Of rotary positions: ``[tokens, angles]``, or of every clip and head ``[batch, tokens, heads, angles]``."""
+        if self.clock is not None:
+            return self.clock.angles(grid.shape, self.heads, self.head_width, prepared.rate)
+        return rotary_angles(grid.shape, self.head_width) if self.rotary else None
+
     def _condition(self, rows: Float[Array, "batch groups"], prepared: Prepared) -> Float[Array, "batch groups width"]:
         condition = self.time(rows)
         return condition if prepared.label is None else condition + prepared.label[:, None]
@@ -207,7 +236,7 @@ class VideoTransformer(nnx.Module):
         self,
         x: Float[Array, "batch time height width embed"],
         condition: Float[Array, "batch groups embed"],
-        rotary: Float[np.ndarray, "tokens angles"] | None,
+        rotary: Float[Array | np.ndarray, "..."] | None,
         prepared: Prepared,
         key: jax.Array | None,
         layers: Callable[..., Any] | None,
@@ -222,7 +251,7 @@ class VideoTransformer(nnx.Module):
         self,
         x: Float[Array, "batch time height width embed"],
         condition: Float[Array, "batch groups embed"],
-        rotary: Float[np.ndarray, "tokens angles"] | None,
+        rotary: Float[Array | np.ndarray, "..."] | None,
         prepared: Prepared,
     ) -> tuple[Float[Array, "batch tokens embed"], dict[str, Any]]:
         """Text and video as one sequence, and what the blocks are told. The text is at time 0, as all that is given."""
@@ -238,7 +267,14 @@ class VideoTransformer(nnx.Module):
         return tokens, dict(
             mask=self._mask(grid, length),
             key_mask=exists,
-            rotary=None if rotary is None else np.pad(rotary, ((length, 0), (0, 0))),
+            rotary=None if rotary is None else _behind(length, rotary),
             condition=self._for_blocks(jnp.concatenate([given, condition], axis=1)),
             group_of=group_of,
         )
+
+
+def _behind(length: int, rotary: Float[Array | np.ndarray, "..."]) -> Float[Array | np.ndarray, "..."]:
+    """The angles of a sequence that begins with so many tokens which are not turned."""
+    pads = [(0, 0)] * rotary.ndim
+    pads[min(rotary.ndim - 2, 1)] = (length, 0)
+    return np.pad(rotary, pads) if isinstance(rotary, np.ndarray) else jnp.pad(rotary, pads)

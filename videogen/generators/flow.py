@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from videogen import building, diffusion
 from videogen.conditioning import NULL_LABEL, Conditioning, EncodedText, NullableContext
-from videogen.denoisers import Prepared, VideoTransformer
+from videogen.denoisers import Prepared, VideoTransformer, read_denoiser
 from videogen.errors import UserError, near_matches
 from videogen.generators.adaptive_queue import AdaptiveQueue
 from videogen.generators.deep_text import DeepText
@@ -36,7 +36,6 @@ from videogen.nn import (
     draw,
     named_key,
     patchify,
-    read_transformer,
 )
 from videogen.ranges import Natural
 from videogen.shapes import Latents, TokenGrid
@@ -71,7 +70,8 @@ class FlowTransformer(VideoTransformer, Generator):
       channels: of the latents.
       grid: ``(time, height, width)`` of the longest training clip in latents.
       transformer: ``{width, layers, heads, mlp_width, …}`` (``nn.TransformerSection``), with layer norms and rotary
-        positions where it says nothing; without rotary ones there is a learned table.
+        positions where it says nothing; without rotary ones there is a learned table. ``rotary`` may be a section
+        ``{name, …}`` of ``denoisers.ROTARY``: positions that follow the frame rate of the clips.
       vocabulary: ids of each level where tokens are codes, whose bits are denoised; then there are no ``channels``.
       patch: ``(time, height, width)`` of latents in a token; with images or given frames time is 1.
       text: a name in ``TEXTS``, or ``{name, length}``: the rows of every text (``conditioning.NullableContext``).
@@ -122,7 +122,7 @@ class FlowTransformer(VideoTransformer, Generator):
         self.statistics = noise.build_values(vocabulary, channels)
         deep, plain = (context_width, None) if text == "deep" else (None, context_width)
         joint, common = text == "joint", dict(dtype=dtype, rngs=rngs)
-        width = read_transformer(transformer, norm="layer", rotary=True).width
+        width = read_denoiser(transformer)[0].width
         super().__init__(
             self.statistics.channels,
             grid,
@@ -186,7 +186,7 @@ class FlowTransformer(VideoTransformer, Generator):
                 keys = self.deep_text(features, mask, self.stack)
             else:
                 text = EncodedText(self.text_outer(jax.nn.gelu(self.text_inner(features))), mask)
-        return Prepared(text, label, keys)
+        return Prepared(text, label, keys, rate=conditioning.rate)
 
     def read(self, prepared: Prepared) -> Prepared:
         """With the keys and values of the cross-attentions, which are the same in every step."""

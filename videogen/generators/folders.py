@@ -14,7 +14,7 @@ from videogen.encoders.loading import tensors_of
 from videogen.errors import UserError
 from videogen.generators.flow import FlowTransformer
 from videogen.generators.flow_sampling import TrainingNoise
-from videogen.generators.public import WAN_CLASS, wan_described, wan_names
+from videogen.generators.public.wan import WAN_CLASS, wan_described, wan_names
 from videogen.generators.stepping import Generator
 from videogen.nn import read_transformer
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Shaped
 
 from videogen.conditioning import Conditioning
 from videogen.generators.sampling import Sampler
+from videogen.nn import ClipRotary
 from videogen.tokens import Layout, Tokens
 
 At = Int[Array, ""] | Int[Array, "batch"] | int
@@ -113,6 +114,9 @@ class Generator(nnx.Module):
 
     beside_tokens = False
     """It is told condensed tokens of its video (``Conditioning.beside``)."""
+
+    clock: ClipRotary | None = None
+    """Positions in seconds, which need the frame rate of the clips (``Conditioning.rate``)."""
 
     apart = False
     """Whether examples that are at different latent frames may take a step together: ``at`` is then ``[batch]``."""

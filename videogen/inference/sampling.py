@@ -19,7 +19,7 @@ from videogen.data.video_io import read_beginning, side_by_side
 from videogen.errors import UserError, near_matches
 from videogen.inference.comparing import compare, pulse_of, record_of
 from videogen.inference.pictures import WRITERS, write_arrays
-from videogen.tasks import VideoGenerator
+from videogen.tasks import GeneratorTask, VideoGenerator
 from videogen.tasks.base import Keep, compute_now
 from videogen.training.loading import Loaded
 
@@ -117,6 +117,21 @@ def draw_videos(
     if measured is not None and (starts := generator.window_starts(frames, overlap)):
         measured |= {"overlap": overlap, "pulse": pulse_of(videos, starts)}
     return videos
+
+
+def at_rate(loaded: Loaded, fps: float) -> None:
+    """Makes a generator with positions in seconds draw, and show, so many frames per second.
+
+    Raises:
+      UserError: it is no such generator.
+    """
+    if not isinstance(loaded.task, GeneratorTask) or loaded.task.generator.clock is None:
+        raise UserError(
+            f"{loaded.directory} has no positions in seconds, so nothing that it draws depends on the frame rate: "
+            "leave --fps out"
+        )
+    with loaded.config.unlocked():
+        loaded.config.data.frame_rate = loaded.config.data.clip.fps = float(fps)
 
 
 def _conditioning(

@@ -2,6 +2,7 @@
 
 from videogen.nn.attention import Attended, Attention, attend
 from videogen.nn.caches import EVICTIONS, KeyValues, SlidingWindow
+from videogen.nn.clip_positions import ClipRotary
 from videogen.nn.convolution import (
     AdaptiveGroupNorm,
     Convolution,
@@ -108,6 +109,7 @@ __all__ = [
     "BlockWindow",
     "Causal",
     "CausalWindow",
+    "ClipRotary",
     "ContinuousPositionBias",
     "Convolution",
     "DepthToSpace",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from videogen import building
 from videogen.errors import UserError, near_matches
 from videogen.nn.caches import KeyValues, Places, attend_to_cache
 from videogen.nn.context_parallel import attend_locally, attend_on_mesh
@@ -26,7 +27,7 @@ from videogen.nn.sparse_attention import SparseStream
 from videogen.nn.splash import splash
 from videogen.nn.streaming import Stream
 from videogen.parallel import mesh_axis_size, on_mesh, target_platform
-from videogen.ranges import Count, Natural
+from videogen.ranges import Count, Natural, Positive
 
 BACKENDS = {"reference": reference, "cudnn": cudnn, "splash": splash}
 SPLASH_LENGTH = 512
@@ -107,6 +108,18 @@ def _choose(query: Array, key: Array, attended_axes: int, masking: Masking) -> s
 QK_NORMS = {"head": "every head by itself", "width": "all heads together"}
 """Over what queries and keys are RMS-normalised, with learned scales."""
 
+
+@dataclasses.dataclass(frozen=True)
+class QKNorm:
+    """The norm of queries and keys.
+
+    Attributes:
+      epsilon: added to the mean square.
+    """
+
+    epsilon: Positive = 1e-6
+
+
 PROJECTIONS = ("query", "key", "value", "out")
 
 
@@ -134,7 +147,7 @@ class Attention(nnx.Module):
         (grouped queries; Ainslie et al., 2023); ``None`` means as many.
       head_width: of a head; ``None`` means that the heads share ``width``, which then must divide by ``heads``.
       context_width: width of the keys' and values' source; ``None`` means self-attention.
-      qk_norm: a name in ``QK_NORMS``; ``None`` leaves queries and keys as they are.
+      qk_norm: a name in ``QK_NORMS``, or ``{name, epsilon}``; ``None`` leaves queries and keys as they are.
       bias: the projections that have one, names in ``PROJECTIONS``.
       scale: of the scores; ``None`` means 1/sqrt(head_width). T5 has 1.
       interleaved: rotary positions turn channels 2i and 2i + 1, not i and i + head_width/2.
@@ -152,7 +165,7 @@ class Attention(nnx.Module):
         key_value_heads: Count | None = None,
         head_width: Count | None = None,
         context_width: int | None = None,
-        qk_norm: str | None = "head",
+        qk_norm: str | Mapping[str, Any] | None = "head",
         bias: Sequence[str] = (),
         scale: float | None = None,
         interleaved: bool = False,
@@ -167,9 +180,10 @@ class Attention(nnx.Module):
         shared = key_value_heads or heads
         if heads % shared:
             raise UserError(f"{heads} heads do not divide into groups for {shared} heads of keys and values")
-        for name, known in (*((name, PROJECTIONS) for name in bias), *([(qk_norm, QK_NORMS)] if qk_norm else [])):
-            if name not in known:
-                raise UserError(f"unknown {'bias' if name in bias else 'qk_norm'} {name!r}{near_matches(name, known)}")
+        over = building.build(dict.fromkeys(QK_NORMS, QKNorm), _named(qk_norm), "qk_norm") if qk_norm else None
+        for name in bias:
+            if name not in PROJECTIONS:
+                raise UserError(f"unknown bias {name!r}{near_matches(name, PROJECTIONS)}")
         self.heads, self.key_value_heads, self.dtype = heads, shared, dtype
         self.head_width = head = head_width or width // heads
         self.scale, self.interleaved = head**-0.5 if scale is None else scale, interleaved
@@ -189,8 +203,8 @@ class Attention(nnx.Module):
         initializer = truncated_normal(out_scale / (heads * head) ** 0.5)
         common["bias"] = "out" in bias
         self.out = linear(heads * head, "out", axes=("heads", "embed"), initializer=initializer)
-        norm = functools.partial(RMSNorm, rngs=rngs)
-        self.norm_width = qk_norm == "width"
+        norm = functools.partial(RMSNorm, epsilon=over.epsilon if over else 0.0, rngs=rngs)
+        self.norm_width = bool(qk_norm) and _named(qk_norm)["name"] == "width"
         self.query_norm = norm(heads * head if self.norm_width else head) if qk_norm else None
         self.key_norm = norm(shared * head if self.norm_width else head) if qk_norm else None
         shape = (2, null_keys, shared, head)
@@ -213,7 +227,10 @@ class Attention(nnx.Module):
         key_bias: Float[Array, "batch keys"] | None = None,
         tags: Tags = NONE,
         context_tags: Tags | None = None,
-        rotary: Float[Array, "queries half_head_width"] | Float[Array, "batch queries half_head_width"] | None = None,
+        rotary: Float[Array, "queries half_head_width"]
+        | Float[Array, "batch queries half_head_width"]
+        | Float[Array, "batch queries heads half_head_width"]
+        | None = None,
         context_rotary: Float[Array, "*batch keys half_head_width"] | None = None,
         axes: Sequence[str] = ("sequence",),
         attended_axes: int = 1,
@@ -226,13 +243,13 @@ class Attention(nnx.Module):
         """Attends from ``x`` to itself or to ``context``, over the last ``attended_axes`` grid axes.
 
         Masks, biases and tags are those of ``attend``; ``tags`` are of the tokens of ``x``.
-        ``rotary`` are angles from ``nn.rotary_angles``, ``context_rotary`` those of the keys of a context, ``axes`` the
-        logical names of the grid axes. With a ``stream``, ``x`` continues the sequence whose keys and values it holds
-        (``empty``, ``keys_values``); where these know their places, ``key_mask``, ``key_bias`` and ``tags`` are those
-        of ``x``. The keys ``extra_kv`` are seen besides. With a ``probe``, the places of some queries, the second
-        result is what they saw (with a stream of all cached keys). ``context_kv`` are keys and values of the context
-        that were projected before (``read``). With ``sparse`` clusters of tokens see some of the others only: there are
-        then no other masks than ``key_mask``.
+        ``rotary`` are angles from ``nn.rotary_angles``, or of every head (``nn.ClipRotary``), ``context_rotary`` those
+        of the keys of a context, ``axes`` the logical names of the grid axes. With a ``stream``, ``x`` continues the
+        sequence whose keys and values it holds (``empty``, ``keys_values``); where these know their places,
+        ``key_mask``, ``key_bias`` and ``tags`` are those of ``x``. The keys ``extra_kv`` are seen besides. With a
+        ``probe``, the places of some queries, the second result is what they saw (with a stream of all cached keys).
+        ``context_kv`` are keys and values of the context that were projected before (``read``). With ``sparse``
+        clusters of tokens see some of the others only: there are then no other masks than ``key_mask``.
 
         Raises:
           UserError: extra keys without a gate come with a stream, or something else does not go together.
@@ -256,7 +273,9 @@ class Attention(nnx.Module):
         if rotary is not None:
             # Angles of examples have a row for each of them and of the grid axes that are not attended.
             leading = () if rotary.ndim == 2 else x.shape[: x.ndim - 1 - len(attended)]
-            q, k = self.rotate(q, k, rotary.reshape(*leading, *attended, rotary.shape[-1]), context_rotary)
+            leading = rotary.shape[:1] if rotary.ndim > 3 else leading
+            own = rotary.shape[min(rotary.ndim - 1, 2) :]
+            q, k = self.rotate(q, k, rotary.reshape(*leading, *attended, *own), context_rotary)
         if self.null_keys is not None:
             k, v, key_mask, bias, key_bias = self._prepend_null(k, v, mask, key_mask, bias, key_bias)
         q = q * jnp.asarray(self.scale, q.dtype)
@@ -396,6 +415,10 @@ class Attention(nnx.Module):
         if key_bias is not None:
             key_bias = jnp.pad(key_bias, ((0, 0), (slots, 0)))
         return k, v, key_mask, bias, key_bias
+
+
+def _named(section: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"name": section} if isinstance(section, str) else section
 
 
 def _biased(x: Float[Array, "... heads head_width"], bias: nnx.Variable | None) -> Float[Array, "... heads head_width"]:

@@ -51,12 +51,22 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+class NoNorm(nnx.Module):
+    """Leaves everything as it is; in a place where other networks have a norm."""
+
+    def __init__(self, width: int, *, affine: bool = True, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
+        return x
+
+
+NORMS = {"layer": LayerNorm, "none": NoNorm, "rms": RMSNorm}
 
 
 def build_norm(
     norm: str | Mapping[str, Any], width: int, *, affine: bool = True, rngs: nnx.Rngs
-) -> LayerNorm | RMSNorm:
+) -> LayerNorm | RMSNorm | NoNorm:
     """A norm from its section ``{name, epsilon, …}``, or from its name; without ``affine`` it has no parameters."""
     config = {"name": norm} if isinstance(norm, str) else norm
     return building.build(NORMS, config, "norm", width=width, affine=affine, rngs=rngs)

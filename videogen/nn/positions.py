@@ -124,7 +124,9 @@ def sincos_positions(shape: Sequence[int], width: int) -> Float[np.ndarray, "seq
 
 def rotate(
     x: Float[Array, "batch *grid heads head_width"],
-    angles: Float[Array, "*attended angles"] | Float[Array, "batch *attended angles"],
+    angles: Float[Array, "*attended angles"]
+    | Float[Array, "batch *attended angles"]
+    | Float[Array, "batch *grid heads angles"],
     *,
     interleaved: bool = False,
 ) -> Float[Array, "batch *grid heads head_width"]:
@@ -132,14 +134,16 @@ def rotate(
 
     The pairs are (i, i + head_width/2), or (2i, 2i + 1) where they are ``interleaved``; which of the two a network has
     is a matter of the order of the channels of its queries and keys. There is one angle for each pair, or one for each
-    channel: V-JEPA 2 turns the two channels of a pair by different angles.
+    channel: V-JEPA 2 turns the two channels of a pair by different angles. Angles with as many axes as ``x`` are those
+    of every head; others are the same for all heads.
     """
     if interleaved:
         pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
         first, second = pairs[..., 0], pairs[..., 1]
     else:
         first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    angles = angles if angles.ndim == x.ndim else angles[..., None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
     if angles.shape[-1] == x.shape[-1]:
         parts = [-second, first]
         turned = jnp.stack(parts, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(parts, axis=-1)

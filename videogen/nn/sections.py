@@ -14,6 +14,19 @@ from videogen.ranges import Count, Natural, Share
 
 
 @dataclasses.dataclass(frozen=True)
+class OtherNorms:
+    """Norms of places that have another one than the branches of a transformer; ``None``: the same.
+
+    Attributes:
+      cross: before the cross-attention.
+      last: behind the last block.
+    """
+
+    cross: str | Mapping[str, Any] | None = None
+    last: str | Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerSection:
     """What a transformer is made of: ``{width, layers, heads, mlp_width, …}``.
 
@@ -23,6 +36,7 @@ class TransformerSection:
       heads: attention heads.
       mlp_width: channels inside an MLP.
       norm: before every branch and behind the last block: a name in ``nn.NORMS``, or ``{name, epsilon, …}``.
+      norms: ``{cross, last}``: norms of places that have another one (``OtherNorms``).
       qk_norm: RMS-normalise queries and keys of every head.
       rotary: 3-D rotary positions in self-attention.
       position_generator: blocks begin with depthwise convolutions over the grid, as in phenaki-pytorch.
@@ -44,6 +58,7 @@ class TransformerSection:
     dropout: Share = 0.0
     attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     mlp: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    norms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def head_width(self) -> int:
@@ -77,6 +92,7 @@ class TransformerSection:
             attention={"heads": self.heads, "qk_norm": "head" if self.qk_norm else None, **self.attention},
             mlp={"hidden": self.mlp_width, **self.mlp},
             norm=self.norm,
+            cross_norm=self._others.cross,
             cross_attention=cross,
             position_generator="bidirectional" if self.position_generator else None,
             modulation=modulation,
@@ -87,9 +103,13 @@ class TransformerSection:
             rngs=rngs,
         )
 
+    @property
+    def _others(self) -> OtherNorms:
+        return building.build({"norms": OtherNorms}, {"name": "norms", **self.norms}, "section")
+
     def last_norm(self, *, affine: bool = True, rngs: nnx.Rngs) -> LayerNorm | RMSNorm:
         """The norm behind the last block; without ``affine`` it has no parameters."""
-        return build_norm(self.norm, self.width, affine=affine, rngs=rngs)
+        return build_norm(self._others.last or self.norm, self.width, affine=affine, rngs=rngs)
 
 
 def read_transformer(section: Mapping[str, Any], **defaults: Any) -> TransformerSection:

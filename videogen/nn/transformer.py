@@ -49,6 +49,7 @@ class Block(nnx.Module):
       attention: settings of the self-attention: ``{heads, …}`` as ``nn.Attention`` takes them.
       mlp: settings of the MLP: ``{hidden, kind, …}`` as ``nn.MLP`` takes them.
       norm: the norm before every branch: a name in ``NORMS``, or ``{name, epsilon, …}``.
+      cross_norm: the one before the cross-attention, where it is another; ``None``: as ``norm``.
       norm_after: the norms stand behind the sums with the branches instead, as in the first transformers (BERT).
       cross_attention: settings of the cross-attention that ``attention`` does not give already, such as
         ``{context_width, null_keys}``; ``None`` leaves it out.
@@ -67,6 +68,7 @@ class Block(nnx.Module):
         mlp: Mapping[str, Any],
         *,
         norm: str | Mapping[str, Any] = "rms",
+        cross_norm: str | Mapping[str, Any] | None = None,
         norm_after: bool = False,
         cross_attention: Mapping[str, Any] | None = None,
         position_generator: str | None = None,
@@ -93,7 +95,7 @@ class Block(nnx.Module):
         self.attention_norm = build_norm(norm, width, affine=plain, rngs=rngs)
         self.attention = _part(Attention, "attention", attention, common)
         cross = cross_attention is not None
-        self.cross_norm = build_norm(norm, width, rngs=rngs) if cross else None
+        self.cross_norm = build_norm(cross_norm or norm, width, rngs=rngs) if cross else None
         self.cross_attention = (
             _part(
                 Attention,
@@ -116,7 +118,10 @@ class Block(nnx.Module):
         bias: Float[Array, "heads queries keys"] | None = None,
         key_bias: Float[Array, "batch sequence"] | None = None,
         tags: Tags = NONE,
-        rotary: Float[Array, "sequence angles"] | Float[Array, "batch sequence angles"] | None = None,
+        rotary: Float[Array, "sequence angles"]
+        | Float[Array, "batch sequence angles"]
+        | Float[Array, "batch sequence heads angles"]
+        | None = None,
         context: Float[Array, "batch keys context_width"] | None = None,
         context_mask: Bool[Array, "batch keys"] | None = None,
         condition: Float[Array, "batch groups ..."] | None = None,

@@ -1,5 +1,6 @@
 """Training a generator of codes on top of a frozen tokenizer, or on its token cache."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from videogen.conditioning import (
     task_index,
 )
 from videogen.data import read_buckets
+from videogen.data.inputs import sample_clip
 from videogen.errors import UserError, near_matches
 from videogen.nn import MicroBatch, named_key
 from videogen.parallel import inside, mesh_of, spread
@@ -107,7 +109,35 @@ class GeneratorTask(Task):
                 "this tokenizer decodes whole clips of tokens only, so no sequence may end before: leave "
                 "model.head.special out"
             )
+        self._check_clock()
         self.check_sampler(generators.build_sampler(config.sampler))
+
+    def _check_clock(self) -> None:
+        """Refuses positions in seconds that count other cells of pixels than those of the generator's tokens."""
+        if (clock := self.generator.clock) is None:
+            return
+        made = self.tokenizer.compression
+        sides = zip((made.time, made.height, made.width), self.generator.patch, strict=True)
+        if (cell := tuple(side * patch for side, patch in sides)) != clock.cell:
+            raise UserError(
+                f"model.transformer.rotary.cell is {clock.cell}, and tokens of this generator are of {cell} frames, "
+                "rows and columns of pixels"
+            )
+
+    def _rates(self, size: int) -> Float[np.ndarray, "size"] | None:
+        """Frames per second of so many clips, for positions in seconds.
+
+        Raises:
+          UserError: nothing says it.
+        """
+        if self.generator.clock is None:
+            return None
+        if not (rate := sample_clip(self.config).fps):
+            raise UserError(
+                "this generator has positions in seconds, and nothing says the frame rate of the clips: set "
+                "config.data.clip.fps above 0, or take a token cache that says it"
+            )
+        return np.full(size, rate, np.float32)
 
     def _drawn(self) -> Layout:
         """The tokens as the generator has them: those of several segments in one row, unless it draws scales."""
@@ -248,7 +278,9 @@ class GeneratorTask(Task):
             (text,) = encode_jointly(modules.get(TEXT_ENCODER) or modules["generator"].text_encoder, [batch])
         if self.config.classes and "label" not in batch:
             raise UserError("the clips have no labels: name their classes in the source, or leave config.classes empty")
-        return Conditioning(text, batch["label"] if self.config.classes else None)
+        said = Conditioning(text, batch["label"] if self.config.classes else None)
+        rates = self._rates(1 if said.text is None and said.label is None else said.batch_size)
+        return said if rates is None else dataclasses.replace(said, rate=jnp.asarray(rates))
 
     def tokens(self, modules: Modules, batch: Batch, keys: jax.Array | None = None) -> Tokens:
         """Tokens of a batch: from the token cache, or by the frozen tokenizer, which may draw by ``keys``."""

@@ -18,7 +18,7 @@ from videogen.defaults import base, optimizer
 from videogen.encoders.files import Weights, read_config
 from videogen.encoders.loading import fill
 from videogen.errors import UserError
-from videogen.generators.public import WAN_CLASS, WAN_PREFIXES, Described, wan_described, wan_names
+from videogen.generators import public as generators
 from videogen.shapes import VideoShape
 from videogen.tasks.base import Task
 from videogen.tokenizers.public import Family, Published, describe, named
@@ -27,15 +27,6 @@ from videogen.weights import place_weights
 
 VAE, TRANSFORMER, TEXT_ENCODER = "vae", "transformer", "text_encoder"
 """Folders of a pipeline of diffusers; the last is also what the part is called."""
-
-WAN_CLIPS = {
-    16: {"frames": 81, "height": 480, "width": 832, "fps": 16.0},
-    48: {"frames": 121, "height": 704, "width": 1280, "fps": 24.0},
-}
-"""Channels of the latents -> the clips that Wan 2.1 and Wan 2.2 (5B) draw unless a command says otherwise."""
-
-WAN_SHIFT = 5.0
-"""Of the times, where a folder does not say it."""
 
 FRAMES = (17, 16, 9, 1)
 """Frames of a clip where a command names no others: the first of these that the tokenizer takes, of …"""
@@ -118,12 +109,14 @@ class PublishedGenerator(NamedTuple):
 
     Attributes:
       path: the folder.
+      kind: what its transformer is read with.
       described: its transformer.
       tokenizer: its VAE.
     """
 
     path: Path
-    described: Described
+    kind: generators.Family
+    described: generators.Described
     tokenizer: Published
 
     @property
@@ -142,44 +135,29 @@ class PublishedGenerator(NamedTuple):
         config.parts = {"tokenizer": vae, TEXT_ENCODER: encoder}
         config.text = {
             "encoder": {"name": "t5"},
-            "tokenizer": {
-                "name": "huggingface",
-                "path": str(self.path / "tokenizer"),
-                "length": self.described.model["text"]["length"],
-                "cleaned": True,
-            },
+            "tokenizer": {"name": "huggingface", "path": str(self.path / "tokenizer"), **self.kind.text},
         }
-        config.sampler = {
-            "name": "flow",
-            "steps": 50,
-            "solver": {"name": "unipc"},
-            "grid": {"name": "uniform", "start": 0.999},
-            "shift": self._shift(),
-            "guidance_scale": 5.0,
-            "guidance": {"name": "classifier_free"},
-            "lag": 0,
-            "extension": "window",
-        }
-        config.data.clip = ConfigDict(WAN_CLIPS.get(self.described.channels, WAN_CLIPS[16]))
+        config.sampler = self._sampler()
+        config.data.clip = ConfigDict(self.kind.clip(self.described.channels))
         config.data.frame_rate = config.data.clip.fps
         return config
 
-    def _shift(self) -> float:
-        """Of the times, as ``scheduler_config.json`` has it."""
+    def _sampler(self) -> ConfigDict:
+        """The section, with the times of ``scheduler_config.json``."""
         path = self.path / "scheduler" / "scheduler_config.json"
         try:
             values = json.loads(path.read_text()) if path.exists() else {}
-            return float(values.get("flow_shift") or values.get("shift") or WAN_SHIFT)
+            found = self.kind.sampler(values, _pipeline(self.path))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} does not say the shift of the times: {error}") from None
+        return ConfigDict(found | {"shift": found["shift"] or config_dict.placeholder(float)})
 
     def modules(self, task: Task) -> dict[str, nnx.Module]:
         """The transformer, with the published weights; what it is told where there is no text is the empty text."""
         module = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))["generator"]
         weights = Weights(self.path / TRANSFORMER)
-        module.generator = fill(
-            module.generator, wan_names(module.generator), weights, weights.path, prefixes=WAN_PREFIXES
-        )
+        names = self.kind.names(module.generator)
+        module.generator = fill(module.generator, names, weights, weights.path, prefixes=self.kind.prefixes)
         return {"generator": module}
 
     def frozen(self, task: Task) -> dict[str, nnx.Module]:
@@ -202,14 +180,23 @@ def find(path: epath.PathLike) -> PublishedTokenizer | PublishedGenerator:
     if not (folder / TRANSFORMER).is_dir():
         return PublishedTokenizer(describe(path))
     config = read_config(folder / TRANSFORMER)
-    if config.get("_class_name") != WAN_CLASS:
+    kind = next((kind for kind in generators.FAMILIES if kind.kind == config.get("_class_name")), None)
+    if kind is None:
         raise UserError(
             f"{folder / TRANSFORMER}/config.json is of a {config.get('_class_name')}; generators that can be read are "
-            f"{WAN_CLASS}"
+            f"{', '.join(kind.kind for kind in generators.FAMILIES)}"
         )
     if (folder / "transformer_2").is_dir():
         raise UserError(f"{folder} has two experts (transformer_2), which is not supported; take a model with one")
-    return PublishedGenerator(folder, wan_described(config), describe(folder / VAE))
+    return PublishedGenerator(folder, kind, kind.described(config, _pipeline(folder)), describe(folder / VAE))
+
+
+def _pipeline(folder: Path) -> str:
+    """The class of the pipeline of a folder; empty where it does not say it."""
+    try:
+        return str(json.loads((folder / "model_index.json").read_text()).get("_class_name", ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def _based_on(task: str) -> ConfigDict:
@@ -239,9 +226,15 @@ def read_modules(
 def _read_empty_text(generator: nnx.Module, encoder: nnx.Module, tokenizer: Any) -> None:
     """Makes the features of the empty text what a generator is told where it is told nothing."""
     ids, mask = tokenizer.encode([""])
-    features = encoder(jnp.asarray(ids), jnp.asarray(mask)).features[0]
+    features = encoder(jnp.asarray(ids), jnp.asarray(mask)).features[0].astype(jnp.float32)
     null = generator.context.null_text
-    null.set_value(jnp.zeros_like(null.get_value()).at[: len(features)].set(features.astype(jnp.float32)))
+    if null.get_value().ndim == 1:
+        # Where texts have a mask, one vector stands for what is not said: T5 has one token of the empty text, its end.
+        if (count := int(mask.sum())) != 1:
+            raise UserError(f"the text tokenizer makes {count} tokens of the empty text; 1, its end, is expected")
+        null.set_value(features[0])
+    else:
+        null.set_value(jnp.zeros_like(null.get_value()).at[: len(features)].set(features))
 
 
 def _placed(modules: dict[str, nnx.Module], placement: Placement) -> dict[str, nnx.Module]:

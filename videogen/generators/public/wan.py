@@ -1,16 +1,14 @@
-"""Generators from their published files: what a config describes, and what the tensors are called.
-
-So far the text-to-video transformers of Wan 2.1 (1.3B, 14B) and Wan 2.2 (5B), from folders of diffusers and in the
-names of the original files.
-"""
+"""The text-to-video transformers of Wan 2.1 (1.3B, 14B) and Wan 2.2 (5B), from folders of diffusers and in the names of
+the original files."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 
 from videogen.encoders.loading import Source, Table, block_names, linear_names
 from videogen.errors import UserError
+from videogen.generators.public.family import Described, Family, of, sampler
 
 WAN_CLASS = "WanTransformer3DModel"
 
@@ -34,22 +32,18 @@ def wan_transformer(width: int, layers: int, heads: int, mlp_width: int, epsilon
     }
 
 
-class Described(NamedTuple):
-    """A published generator.
+CLIPS = {
+    16: {"frames": 81, "height": 480, "width": 832, "fps": 16.0},
+    48: {"frames": 121, "height": 704, "width": 1280, "fps": 24.0},
+}
+"""Channels of the latents -> the clips that Wan 2.1 and Wan 2.2 (5B) draw unless a command says otherwise."""
 
-    Attributes:
-      model: its config ``{name, …}``, as ``config.model`` has it.
-      channels: of the latents.
-      text_width: of the features of the text encoder.
-    """
-
-    model: dict[str, Any]
-    channels: int
-    text_width: int
+SHIFT = 5.0
+"""Of the times, where a folder does not say it."""
 
 
-def wan_described(config: Mapping[str, Any]) -> Described:
-    """What a ``config.json`` of ``WAN_CLASS`` describes.
+def wan_described(config: Mapping[str, Any], pipeline: str = "") -> Described:
+    """What a ``config.json`` of ``WAN_CLASS`` describes, whatever the ``pipeline``.
 
     Raises:
       UserError: it is no text-to-video transformer of Wan, or lacks a setting.
@@ -127,7 +121,7 @@ def wan_names(model: nnx.Module) -> Table:
             norm = f"{layer}.attn{number}.norm_{name[0]}.weight|{layer}.{old}.norm_{name[0]}.weight"
             table[f"{ours}.{part}.{name}_norm.scale"] = norm
     cross = {name: attention(2, "cross_attn", name) for name in ("query", "key", "value", "out")}
-    weight, bias = ({name: _of(theirs, own) for name, theirs in cross.items()} for own in ("weight", "bias"))
+    weight, bias = ({name: of(theirs, own) for name, theirs in cross.items()} for own in ("weight", "bias"))
     table |= {
         f"{ours}.cross_attention.query.kernel": weight["query"],
         f"{ours}.cross_attention.key_value.kernel": Source((weight["key"], weight["value"])),
@@ -138,5 +132,15 @@ def wan_names(model: nnx.Module) -> Table:
     return table
 
 
-def _of(module: str, tensor: str) -> str:
-    return "|".join(f"{choice}.{tensor}" for choice in module.split("|"))
+def wan_sampler(scheduler: Mapping[str, Any], pipeline: str = "") -> dict[str, Any]:
+    """The section ``sampler``: as the original code draws, with the shift of a folder's scheduler."""
+    shift = float(scheduler.get("flow_shift") or scheduler.get("shift") or SHIFT)
+    return sampler(5.0, {"name": "unipc"}, {"name": "uniform", "start": 0.999}, shift)
+
+
+def _clip(channels: int) -> dict[str, Any]:
+    return CLIPS.get(channels, CLIPS[16])
+
+
+TEXT = {"length": WAN_TEXT, "cleaned": True}
+WAN = Family("wan", WAN_CLASS, wan_described, wan_names, WAN_PREFIXES, TEXT, wan_sampler, _clip)
