@@ -41,7 +41,7 @@ class Scripted(Eye):
         self.number += 1
         return Glance(0.0 if self.number in self.says else 1.0, 1.0, np.ones(2))
 
-    def check(self, question):
+    def ids(self, question):
         assert question == "which form leaves next?"
 
     def ask(self, question, threshold):
