@@ -20,6 +20,8 @@ FORMAT = flags.DEFINE_enum(
     "has a class for (docs/public_weights.md). stablehlo: programs that run without videogen (encode and decode of a "
     "tokenizer, a denoising step of a generator of latents), their weights and a manifest.",
 )
+LORAS = flags.DEFINE_multi_string("lora", None, "FILE or FILE=STRENGTH: published updates that are merged.")
+LORA_WITHOUT = flags.DEFINE_list("lora_without", [], "Patterns of tensors of these files that may be left out.")
 CLIP = flags.DEFINE_string("clip", None, "FRAMESxHEIGHTxWIDTH that programs of a tokenizer are for.")
 PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "What programs are lowered for.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips that a program takes.", lower_bound=1)
@@ -29,6 +31,7 @@ flags.mark_flags_as_required(["checkpoint", "out"])
 
 def main() -> None:
     """Runs the command."""
+    from videogen.encoders.lora_files import read_lora
     from videogen.errors import UserError
     from videogen.inference.files import use_clip
     from videogen.training.folders import export_diffusers
@@ -38,7 +41,7 @@ def main() -> None:
     for flag in (CLIP, PLATFORMS, BATCH_SIZE):
         if flag.present and FORMAT.value != "stablehlo":
             raise UserError(f"--{flag.name} is for --format=stablehlo")
-    loaded = load(CHECKPOINT.value)
+    loaded = load(CHECKPOINT.value, loras=[read_lora(text, LORA_WITHOUT.value) for text in LORAS.value or []])
     if FORMAT.value == "stablehlo":
         if CLIP.value:
             use_clip(loaded, CLIP.value)

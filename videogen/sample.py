@@ -33,6 +33,8 @@ from videogen.configuration import check_writable, read_settings
 from videogen.errors import UserError
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of a generator.")
+LORAS = flags.DEFINE_multi_string("lora", None, "FILE or FILE=STRENGTH: published updates of a published folder.")
+LORA_WITHOUT = flags.DEFINE_list("lora_without", [], "Patterns of tensors of these files that may be left out.")
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to show; repeat for several videos.")
 PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt on each line.")
 LABEL = flags.DEFINE_multi_string("label", None, "Number or name of a class; repeat for several videos.")
@@ -115,6 +117,7 @@ def say() -> None:
 
 def main() -> None:
     """Runs the command."""
+    from videogen.encoders.lora_files import read_lora
     from videogen.inference.pictures import WRITERS
     from videogen.inference.sampling import (
         at_rate,
@@ -134,7 +137,8 @@ def main() -> None:
         return
     prompts, labels = read_prompts(PROMPTS.value) if PROMPTS.value else PROMPT.value or [], LABEL.value or []
     check_single(OUT.value, COUNT.value * (1 if STORY.value else max(len(prompts), len(labels), 1)))
-    loaded = load_for_command(CHECKPOINT.value, MESH.value)
+    loras = [read_lora(text, LORA_WITHOUT.value) for text in LORAS.value or []]
+    loaded = load_for_command(CHECKPOINT.value, MESH.value, loras=loras)
     if FPS.value is not None:
         at_rate(loaded, FPS.value)
     given = {f.name: f.value for f in (GUIDANCE, STEPS, TEMPERATURE, EXTENSION, TOKENS) if f.value is not None}
@@ -142,7 +146,7 @@ def main() -> None:
     tile = read_tile(TILE.value) if TILE.value else None
     check_writable(OUT.value, "--out", directory=not OUT.value.endswith(tuple(WRITERS)))
     recorded = {"count": COUNT, "overlap": OVERLAP, "image": IMAGE, "video": VIDEO, "given": GIVEN, "task": TASK}
-    recorded |= {"tile": TILE, "size": SIZE} | ({"paste": PASTE} if TASK.value else {})
+    recorded |= {"tile": TILE, "size": SIZE, "lora": LORAS} | ({"paste": PASTE} if TASK.value else {})
     asked = {name: flag.value for name, flag in recorded.items()}
     said = {"seed": SEED.value, "story": STORY.value, "labels": labels, "asked": asked, "sampler": sampler}
     if loaded.text is not None and not (prompts or labels or TASK.value):

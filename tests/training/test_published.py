@@ -12,10 +12,11 @@ import videogen
 from videogen import tasks
 from videogen.conditioning import EncodedText
 from videogen.configs import videodit
+from videogen.encoders.lora_files import Lora
 from videogen.errors import UserError
 from videogen.inference.sampling import at_rate
 from videogen.tokenizers.public import FAMILIES, named, read_tokenizer
-from videogen.training.loading import config_at, load_for_command
+from videogen.training.loading import config_at, load, load_for_command
 from videogen.training.published import is_published
 
 
@@ -330,6 +331,28 @@ def test_positions_in_seconds_need_a_rate_and_the_cells_of_the_tokenizer():
     config.model.transformer.rotary.cell = (4, 32, 32)
     with pytest.raises(UserError, match=r"cell is \(4, 32, 32\), and tokens of this generator are of \(8, 32, 32\)"):
         tasks.build(config)
+
+
+@pytest.mark.slow
+def test_published_updates_move_the_transformer(pipeline, tmp_path, run_command):
+    path, _ = pipeline
+    lora = tmp_path / "lora.safetensors"
+    save_file({"diffusion_model.blocks.1.self_attn.q.diff_b": np.ones(32, np.float32)}, lora)
+    loaded = videogen.load(path)
+    tuned = load(path, loras=[Lora(lora, 0.5)])
+    own, other = (x.modules["generator"].generator.stack.layers.attention for x in (loaded, tuned))
+    change = np.asarray(other.query_bias.get_value() - own.query_bias.get_value())
+    np.testing.assert_allclose(change[1], 0.5, atol=1e-6)
+    np.testing.assert_array_equal(change[0], 0.0)
+    assert tuned.hash != loaded.hash
+    with pytest.raises(UserError, match="updates .LoRA. are for published folders"):
+        exported = tmp_path / "export"
+        said = run_command("export", f"--checkpoint={path}", f"--lora={lora}=0.5", f"--out={exported}")
+        assert said.returncode == 0 and "used 1 of 1 tensors" in said.stderr, said.stderr
+        assert videogen.load(exported).hash == tuned.hash
+        load(exported, loras=[Lora(lora)])
+    with pytest.raises(UserError, match="no folder with a transformer"):
+        load(path / "vae", loras=[Lora(lora)])
 
 
 def test_folders_of_other_pipelines_are_one_line(tmp_path):

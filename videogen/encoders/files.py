@@ -52,6 +52,10 @@ class Weights(Mapping[str, np.ndarray]):
         array = self._read[source][name]
         return _use(source, lambda file: file.get_tensor(name)) if array is None else array
 
+    def __contains__(self, name: object) -> bool:
+        # Without reading the tensor.
+        return name in self._file_of
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
 

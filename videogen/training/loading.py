@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from videogen import tasks
 from videogen.building import check_value
 from videogen.configuration import check_writable, flatten, load_config, remote_errors, save_config
 from videogen.data.inputs import save_text_tokenizer, text_tokenizer
+from videogen.encoders.lora_files import Lora
 from videogen.errors import UserError, near_matches
 from videogen.nn import merged, without_lora
 from videogen.parallel import make_mesh, on_host, parse_mesh
@@ -50,6 +51,7 @@ class Loaded:
       step: training steps behind the weights.
       mesh: the devices that the weights are spread over; ``None``: one, or the host's memory.
       dtype: what parameters were converted to; ``None``: they are as they were saved.
+      loras: published updates that were added to its transformer.
     """
 
     directory: epath.Path
@@ -59,6 +61,7 @@ class Loaded:
     step: int
     mesh: Mesh | None = None
     dtype: str | None = None
+    loras: Sequence[Lora] = ()
 
     def __repr__(self) -> str:
         config, clip = self.config, self.config.data.clip
@@ -108,7 +111,7 @@ class Loaded:
     def _as_saved(self) -> "Loaded":
         if self.dtype is None:
             return self
-        if (saved := load(self.directory, self.mesh)).step != self.step:
+        if (saved := load(self.directory, self.mesh, loras=self.loras)).step != self.step:
             raise UserError(f"{self.directory} was trained on since it was loaded; load it again")
         return saved
 
@@ -161,7 +164,12 @@ class Loaded:
         return generator
 
 
-def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None, dtype: str | None = None) -> Loaded:
+def load(
+    directory: epath.PathLike,
+    mesh: Mesh | Mapping[str, int] | None = None,
+    dtype: str | None = None,
+    loras: Sequence[Lora] = (),
+) -> Loaded:
     """Loads a run directory (latest checkpoint), an export, or a published file or folder; nothing else is needed.
 
     With a mesh every array is spread over it by the rules that training uses (``parallel.rules``, and
@@ -174,6 +182,7 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
       mesh: what ``parallel.make_mesh`` builds, or the sizes it builds one from, as ``config.parallel.mesh`` has them.
       dtype: ``float32`` or ``bfloat16``: parameters, but not those of quantizers, are converted to it as they are read.
         Of a checkpoint that is converted only the sizes of its files are compared, not the checksum of its arrays.
+      loras: published low-rank updates, which are added to the transformer of a published folder.
 
     Raises:
       UserError: no run there, no finished checkpoint, files that do not fit each other, or no such mesh or dtype.
@@ -184,7 +193,9 @@ def load(directory: epath.PathLike, mesh: Mesh | Mapping[str, int] | None = None
     with remote_errors(directory):
         directory = epath.Path(directory)
     if is_published(directory):
-        return _read_published(directory, mesh, dtype)
+        return _read_published(directory, mesh, dtype, loras)
+    if loras:
+        raise UserError(f"{directory} is a run or an export: published updates (LoRA) are for published folders")
     config = config_at(directory)
     with building(f"what {directory / CONFIG} describes"):
         task = tasks.build(config)
@@ -206,13 +217,15 @@ def config_at(directory: epath.PathLike) -> ConfigDict:
     return config
 
 
-def _read_published(path: epath.Path, mesh: Mesh | None, dtype: str | None) -> Loaded:
-    published = find(path)
+def _read_published(path: epath.Path, mesh: Mesh | None, dtype: str | None, loras: Sequence[Lora]) -> Loaded:
+    published = find(path, loras)
     task = tasks.build(config := published.config())
-    return Loaded(path, config, task, read_modules(published, task, Placement(mesh, dtype)), 0, mesh, dtype)
+    return Loaded(path, config, task, read_modules(published, task, Placement(mesh, dtype)), 0, mesh, dtype, loras)
 
 
-def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | None = None) -> Loaded:
+def load_for_command(
+    directory: epath.PathLike, mesh: str | None, batch: int | None = None, loras: Sequence[Lora] = ()
+) -> Loaded:
     """Loads as a command does: onto the mesh that its flag names.
 
     Args:
@@ -220,18 +233,19 @@ def load_for_command(directory: epath.PathLike, mesh: str | None, batch: int | N
       mesh: e.g. ``data=4,fsdp=2``; ``None``: all devices of this process share the batches if they can do so evenly,
         else one computes.
       batch: examples in a batch; ``None``: ``data.eval_batch_size`` of the config.
+      loras: as for ``load``.
 
     Raises:
       UserError: as ``load``, and for a mesh that is written otherwise.
     """
     if mesh:
-        return load(directory, parse_mesh(mesh))
+        return load(directory, parse_mesh(mesh), loras=loras)
     devices = jax.local_devices()
     if len(devices) == 1:
-        return load(directory)
+        return load(directory, loras=loras)
     if batch is None:
         batch = config_at(directory).data.eval_batch_size
-    return load(directory, None if batch % len(devices) else make_mesh({"data": -1}, devices))
+    return load(directory, None if batch % len(devices) else make_mesh({"data": -1}, devices), loras=loras)
 
 
 def _read_export(

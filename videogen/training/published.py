@@ -1,6 +1,7 @@
 """Published files and folders in the place of a run directory: their config, and their weights as a run has them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from videogen.data.text import build_text_tokenizer
 from videogen.defaults import base, optimizer
 from videogen.encoders.files import Weights, read_config
 from videogen.encoders.loading import fill
+from videogen.encoders.lora_files import Lora, Updated
 from videogen.errors import UserError
 from videogen.generators import public as generators
 from videogen.shapes import VideoShape
@@ -112,12 +114,14 @@ class PublishedGenerator(NamedTuple):
       kind: what its transformer is read with.
       described: its transformer.
       tokenizer: its VAE.
+      loras: updates that are added to the transformer.
     """
 
     path: Path
     kind: generators.Family
     described: generators.Described
     tokenizer: Published
+    loras: Sequence[Lora] = ()
 
     @property
     def family(self) -> Family:
@@ -155,9 +159,11 @@ class PublishedGenerator(NamedTuple):
     def modules(self, task: Task) -> dict[str, nnx.Module]:
         """The transformer, with the published weights; what it is told where there is no text is the empty text."""
         module = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))["generator"]
-        weights = Weights(self.path / TRANSFORMER)
-        names = self.kind.names(module.generator)
-        module.generator = fill(module.generator, names, weights, weights.path, prefixes=self.kind.prefixes)
+        path = self.path / TRANSFORMER
+        weights, names = Weights(path), self.kind.names(module.generator)
+        for lora in self.loras:
+            weights = Updated(weights, names, module.generator.stack.depth, lora, self.kind.prefixes)
+        module.generator = fill(module.generator, names, weights, path, prefixes=self.kind.prefixes)
         return {"generator": module}
 
     def frozen(self, task: Task) -> dict[str, nnx.Module]:
@@ -170,13 +176,15 @@ class PublishedGenerator(NamedTuple):
         return build_text_tokenizer(config.text.tokenizer.to_dict())
 
 
-def find(path: epath.PathLike) -> PublishedTokenizer | PublishedGenerator:
-    """What is published at a path.
+def find(path: epath.PathLike, loras: Sequence[Lora] = ()) -> PublishedTokenizer | PublishedGenerator:
+    """What is published at a path; ``loras`` are updates of its transformer.
 
     Raises:
-      UserError: nothing that is known, or a part of it is missing.
+      UserError: nothing that is known, or a part of it is missing; updates of what has no transformer.
     """
     folder = named(path)[1]
+    if loras and not (folder / TRANSFORMER).is_dir():
+        raise UserError(f"{path} is no folder with a transformer, which published updates (LoRA) are for")
     if not (folder / TRANSFORMER).is_dir():
         return PublishedTokenizer(describe(path))
     config = read_config(folder / TRANSFORMER)
@@ -188,7 +196,8 @@ def find(path: epath.PathLike) -> PublishedTokenizer | PublishedGenerator:
         )
     if (folder / "transformer_2").is_dir():
         raise UserError(f"{folder} has two experts (transformer_2), which is not supported; take a model with one")
-    return PublishedGenerator(folder, kind, kind.described(config, _pipeline(folder)), describe(folder / VAE))
+    described = kind.described(config, _pipeline(folder))
+    return PublishedGenerator(folder, kind, described, describe(folder / VAE), loras)
 
 
 def _pipeline(folder: Path) -> str:
