@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from tests.tokenizers.beside import ours, run, theirs
 from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.tokenizers.cosmos import Cosmos, haar, inverse_haar
@@ -54,21 +55,8 @@ def both(tmp_path_factory):
     return published(folder), read_tokenizer(folder), folder
 
 
-def theirs(x):
-    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
-
-
-def ours(x):
-    return np.moveaxis(x.detach().numpy(), 1, -1)
-
-
 def video(frames, height, width, batch=1):
     return np.random.default_rng(0).uniform(-1, 1, (batch, frames, height, width, 3)).astype(np.float32)
-
-
-def run(model, method, *arrays):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, *arrays: getattr(nnx.merge(graph, state), method)(*arrays))(state, *arrays)
 
 
 def compare(reference, coder, x):

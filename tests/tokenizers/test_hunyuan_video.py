@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from tests.tokenizers.beside import ours, theirs
 from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.tokenizers.hunyuan_video import HunyuanVideo, in_windows
@@ -41,14 +42,6 @@ def both(tmp_path_factory):
             parameter.add_(0.2 * torch.randn(parameter.shape) if parameter.ndim == 1 else 0.0)
     model.save_pretrained(folder)
     return model, read_tokenizer(folder), folder
-
-
-def theirs(x):
-    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
-
-
-def ours(x):
-    return np.moveaxis(x.detach().numpy(), 1, -1)
 
 
 def video(frames, side):

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from tests.tokenizers.beside import ours, run, theirs
 from videogen.encoders.files import Weights
 from videogen.errors import UserError
 from videogen.nn import named_key
@@ -91,21 +92,8 @@ def made(tmp_path_factory):
     return get
 
 
-def theirs(x):
-    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
-
-
-def ours(x):
-    return np.moveaxis(x.detach().numpy(), 1, -1)
-
-
 def video(frames, side=16, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (2, frames, side, side + 8, 3)).astype(np.float32)
-
-
-def run(model, method, *arrays, **settings):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, *arrays: getattr(nnx.merge(graph, state), method)(*arrays, **settings))(state, *arrays)
 
 
 def picture(*shape):

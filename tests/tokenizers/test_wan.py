@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from tests.tokenizers.beside import ours, run, theirs
 from videogen.errors import UserError
 from videogen.tokenizers.public import read_tokenizer
 from videogen.tokenizers.public.wan import STATISTICS, wan_names
@@ -44,21 +45,8 @@ def both(request, tmp_path_factory):
     return request.param, published(request.param, folder), read_tokenizer(folder), folder
 
 
-def theirs(x):
-    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
-
-
-def ours(x):
-    return np.moveaxis(x.detach().numpy(), 1, -1)
-
-
 def video(frames, side, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (2, frames, side, side + 16, 3)).astype(np.float32)
-
-
-def run(model, method, *arrays):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, *arrays: getattr(nnx.merge(graph, state), method)(*arrays))(state, *arrays)
 
 
 @pytest.mark.parametrize(
