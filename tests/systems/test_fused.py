@@ -35,6 +35,12 @@ def transformer(width: int, layers: int, hidden: int) -> int:
     return layers * (attention + 2 * width * hidden + hidden + width + 4 * width)
 
 
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_only_debug_computes_in_float32(name):
+    dtypes = [SYSTEMS[name].get_config(f"size={size}").parallel.dtype for size in ("debug", "small", "paper")]
+    assert dtypes == ["float32", "bfloat16", "bfloat16"]
+
+
 @pytest.mark.parametrize(("name", "published"), [("Ti", 12e6), ("S", 33e6), ("B", 110e6)])
 def test_all_in_one_is_as_large_as_published(name, published):
     task, modules = built(all_in_one.get_config(f"size=paper,model={name}"))
