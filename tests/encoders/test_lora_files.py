@@ -49,6 +49,7 @@ def factors(rank=2, outputs=4, inputs=6):
     [
         ("diffusion_model.blocks.1.self_attn.q", "lora_A.weight", "lora_B.weight"),
         ("transformer.blocks.1.attn1.to_q", "lora_A.weight", "lora_B.weight"),
+        ("transformer.blocks.1.attn1.to_q", "lora_A.default.weight", "lora_B.default.weight"),
         ("blocks.1.self_attn.q", "lora_down.weight", "lora_up.weight"),
         ("lora_unet_blocks_1_self_attn_q", "lora_down.weight", "lora_up.weight"),
     ],
@@ -136,6 +137,7 @@ def test_what_cannot_be_is_one_line(weights, tmp_path):
 
 def test_a_file_and_its_strength():
     assert read_lora("a/b.safetensors") == Lora(Path("a/b.safetensors"), 1.0, ())
+    assert read_lora("a/b.safetensors", ["x"]).without == ["x"]
     assert read_lora("a=b.safetensors=-0.5", ["x"])[1:] == (-0.5, ["x"])
     assert str(read_lora("a=b.safetensors=-0.5").path) == "a=b.safetensors"
     for text in ("a.safetensors=", "a.safetensors=much", "a.safetensors=nan"):

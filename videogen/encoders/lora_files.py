@@ -20,8 +20,10 @@ from videogen.errors import UserError, shown
 PREFIXES = ("diffusion_model.", "model.diffusion_model.", "transformer.", "lora_unet_", "")
 """What may stand before the names of modules; behind the fourth, dots are underscores."""
 
-DOWN, UP = ("lora_A.weight", "lora_down.weight", "lora_A.default.weight"), ("lora_B.weight", "lora_up.weight")
-UP = (*UP, "lora_B.default.weight")
+DOWN = ("lora_A.weight", "lora_A.default.weight", "lora_down.weight")
+UP = ("lora_B.weight", "lora_B.default.weight", "lora_up.weight")
+"""Endings of the two factors of an update, in the order of their product: ``UP @ DOWN``."""
+
 DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
 """Ending of a whole difference -> the tensor of the module that it is added to."""
 
