@@ -364,3 +364,37 @@ def test_folders_of_other_pipelines_are_one_line(tmp_path):
     (tmp_path / "transformer_2").mkdir()
     with pytest.raises(UserError, match="two experts"):
         videogen.load(tmp_path)
+
+
+FULL_SIZE = """
+import math
+import jax
+from flax import nnx
+from videogen import tasks
+from videogen.configs import videodit
+from videogen.parallel import make_mesh
+from videogen.planning.programs import complete_for_planning
+from videogen.training.placement import Placement
+from videogen.training.state import split
+
+config = videodit.get_config("stage=generator,size=paper,model=14B")
+complete_for_planning(config)
+task = tasks.build(config)
+modules = nnx.eval_shape(lambda: task.init(nnx.Rngs(0)))
+_, params, variables = split(modules)
+tree = {"params": params, "variables": variables}
+placed = jax.tree.leaves(Placement(make_mesh({"fsdp": 8}), "bfloat16").of_weights(modules, tree))
+whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in placed)
+one = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in placed)
+print(whole, one)
+"""
+
+
+@pytest.mark.slow
+def test_each_of_eight_devices_holds_an_eighth_of_the_largest_published_generator(run_python):
+    made = run_python(FULL_SIZE)
+    assert made.returncode == 0, made.stderr
+    whole, one = map(int, made.stdout.split())
+    # 14.3 billion parameters of two bytes; tables that do not divide are on every device.
+    assert whole == pytest.approx(2 * 14.29e9, rel=0.01)
+    assert 1 <= 8 * one / whole < 1.01
