@@ -12,6 +12,7 @@ from tests.generators.clips import layout_of
 from videogen.conditioning import Conditioning, EncodedText
 from videogen.errors import UserError
 from videogen.generators import FlowSampler, FlowTransformer, shortcuts
+from videogen.generators.public.wan import wan_transformer
 from videogen.generators.shortcuts import ResidualCache, SparseVideoGen2, rounded_up
 from videogen.nn import sparse_attention
 from videogen.shapes import TokenGrid
@@ -22,6 +23,11 @@ MODELS = {
     "cross": {},
     "joint": {"text": "joint", "modulation": "single"},
     "frames": {"times": "frame"},
+    # Of Wan: norms over the full width, interleaved rotary positions, texts with zeros behind them.
+    "wan": {
+        **{"transformer": wan_transformer(16, 2, 2, 16), "modulation": "single"},
+        "text": {"name": "cross", "length": 7},
+    },
 }
 SPARSE = {"name": "svg2", "queries": 6, "keys": 8, "top_p": 0.6, "minimum": 0.0, "warmup": 0.0, "warmup_layers": 0.0}
 SPARSE |= {"block": 4, "first_iterations": 5}
@@ -74,6 +80,7 @@ def away(one, other) -> float:
     [
         ("cross", "pairs"),
         ("joint", "reference"),
+        ("wan", "pairs"),
         pytest.param("cross", "reference", marks=pytest.mark.slow),
         pytest.param("joint", "pairs", marks=pytest.mark.slow),
     ],
