@@ -11,7 +11,7 @@ from videogen.encoders.loading import fill
 from videogen.errors import UserError
 from videogen.generators import NormalisedLatents
 from videogen.generators.flow import FlowTransformer
-from videogen.generators.public.wan import WAN_PREFIXES, wan_described, wan_model, wan_names, wan_transformer
+from videogen.generators.public.wan import WAN, WAN_PREFIXES, wan_described, wan_model, wan_names, wan_transformer
 
 TINY = {
     **{"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 12},
@@ -160,3 +160,17 @@ def test_published_sizes_have_the_parameters_of_the_class():
         # Ours holds the features of the empty text besides.
         assert count == expected + 512 * 4096
     assert wan_described(config).model == wan_model(wan_transformer(3072, 30, 24, 14_336))
+
+
+def test_clips_and_times_as_published():
+    def size(channels):
+        return tuple(WAN.clip(channels)[name] for name in ("frames", "height", "width", "fps"))
+
+    # Wan 2.1 at 480p; Wan 2.2 5B has 48 channels. Others, as in tests, are taken for the former.
+    assert size(16) == size(4) == (81, 480, 832, 16.0)
+    assert size(48) == (121, 704, 1280, 24.0)
+    for scheduler, shift in (({"flow_shift": 3.0}, 3.0), ({"shift": 8.0}, 8.0), ({}, 5.0), ({"flow_shift": None}, 5.0)):
+        found = WAN.sampler(scheduler, "")
+        assert found["shift"] == shift
+        assert found["solver"] == {"name": "unipc"} and found["guidance_scale"] == 5.0
+        assert found["grid"] == {"name": "uniform", "start": 0.999}
