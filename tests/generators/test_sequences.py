@@ -80,7 +80,7 @@ def test_what_a_sampler_does_when_it_is_told_nothing():
     assert (flow.shift, flow.guidance_scale, flow.lag, flow.extension) == (None, 5.0, 0, "window")
     assert flow.build_guidance() == diffusion.ClassifierFree(5.0)
     defaults = {
-        diffusion.UniformGrid(): (1.0, 1.0, None),
+        diffusion.UniformGrid(): (1.0, 1.0, None, 0.0),
         diffusion.LinearQuadraticGrid(): (0.025,),
         diffusion.KarrasGrid(): (80.0, 0.002, 7.0),
         diffusion.LogSNRGrid(): (0.999, 0.001),

@@ -94,7 +94,8 @@ def test_a_generator_draws_the_first_codes_alone():
     kept = jnp.arange(6) < 2
     tokens = Tokens.single(of_whole, layout, kept=jnp.broadcast_to(kept, (3, 6)))
     pixels = to_pixels(jax.jit(model.detokenize)(tokens))
-    drawn = to_pixels(first._draw(first._states, said, keys, None, first.layout)[1])
+    tokens = first._draw(first._states, said, keys, None, first.layout)[1]
+    drawn = to_pixels(first._decode(first._states, tokens, said))
     np.testing.assert_allclose(drawn.astype(int), pixels, atol=1)
     with pytest.raises(UserError, match="sampler.tokens=7: a clip has 6 tokens"):
         VideoGenerator(task, modules, {"tokens": 7})
