@@ -243,7 +243,7 @@ def _read_empty_text(generator: nnx.Module, encoder: nnx.Module, tokenizer: Any)
             raise UserError(f"the text tokenizer makes {count} tokens of the empty text; 1, its end, is expected")
         null.set_value(features[0])
     else:
-        null.set_value(jnp.zeros_like(null.get_value()).at[: len(features)].set(features))
+        null.set_value(features)
 
 
 def _placed(modules: dict[str, nnx.Module], placement: Placement) -> dict[str, nnx.Module]:
