@@ -1,6 +1,7 @@
 """Published files and folders where commands and configs take a run directory."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -33,6 +34,10 @@ def test_what_is_published_and_what_is_a_run(tmp_path):
     assert not is_published(tmp_path / "nothing") and not is_published("gs://bucket/run")
     (folder / "config.json").write_text("[" * 100_000)
     assert not is_published(folder)
+    # A pipe would be waited for without end.
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "config.json")
+    assert not is_published(tmp_path / "pipe")
     # The name of a family in front decides, also where nothing is there.
     assert is_published("wan:anything") and not is_published("other:anything")
 

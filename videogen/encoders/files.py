@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from videogen.configuration import check_plain_file
 from videogen.encoders.archives import read_archive
 from videogen.errors import UserError
 
@@ -89,6 +90,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
       UserError: it is unreadable, or no dictionary.
     """
     path = Path(directory) / "config.json"
+    check_plain_file(path)
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -51,11 +51,18 @@ def is_published(path: epath.PathLike) -> bool:
 
 
 def _names_a_class(path: Path) -> bool:
+    values = _read(path)
+    return "_class_name" in values and "task" not in values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of JSON; empty where there is none, or it holds something else. A pipe, which would be waited for without
+    end, is none."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and "_class_name" in values and "task" not in values
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 class PublishedTokenizer(NamedTuple):
@@ -150,7 +157,7 @@ class PublishedGenerator(NamedTuple):
         """The section, with the times of ``scheduler_config.json``."""
         path = self.path / "scheduler" / "scheduler_config.json"
         try:
-            values = json.loads(path.read_text()) if path.exists() else {}
+            values = json.loads(path.read_text()) if path.is_file() else {}
             found = self.kind.sampler(values, _pipeline(self.path))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} does not say the shift of the times: {error}") from None
@@ -202,10 +209,7 @@ def find(path: epath.PathLike, loras: Sequence[Lora] = ()) -> PublishedTokenizer
 
 def _pipeline(folder: Path) -> str:
     """The class of the pipeline of a folder; empty where it does not say it."""
-    try:
-        return str(json.loads((folder / "model_index.json").read_text()).get("_class_name", ""))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return ""
+    return str(_read(folder / "model_index.json").get("_class_name", ""))
 
 
 def _based_on(task: str) -> ConfigDict:
