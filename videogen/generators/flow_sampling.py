@@ -173,7 +173,7 @@ class FlowSampler(Sampler):
             return building.build(CACHES, self.cache, "cache")
         return None if self.attention is None else building.build(ATTENTIONS, self.attention, "attention")
 
-    def schedule(self, model: nnx.Module) -> list[float]:
+    def times_of(self, model: nnx.Module) -> list[float]:
         return [round(float(time), 6) for time in self.points(model.process, model.shift_of(model.grid))]
 
     def prepare(self, model: nnx.Module) -> None:

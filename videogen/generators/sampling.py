@@ -34,7 +34,7 @@ class Sampler:
     def check(self, model: nnx.Module) -> None:
         """Raises ``UserError`` for a generator of its kind that it cannot draw from."""
 
-    def schedule(self, model: nnx.Module) -> list[float]:
+    def times_of(self, model: nnx.Module) -> list[float]:
         """The times that all frames of a clip go through, for the record of a sample; empty where there are none."""
         return []
 

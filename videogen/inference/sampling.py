@@ -112,7 +112,7 @@ def draw_videos(
             beside = functools.partial(compare, loaded, generator, sampler or {}, tile, size, draw)
             measured["shortcut"] = keep("comparison", beside)
     videos = np.concatenate(videos)
-    if measured is not None and (times := generator.schedule()):
+    if measured is not None and (times := generator.solver_times()):
         measured["times"] = times
     if measured is not None and (starts := generator.window_starts(frames, overlap)):
         measured |= {"overlap": overlap, "pulse": pulse_of(videos, starts)}

@@ -235,9 +235,9 @@ class VideoGenerator:
         extension = self._extension(overlap)
         return [extension.frames(number) for number in range(1, extension.segments(frames))]
 
-    def schedule(self) -> list[float]:
+    def solver_times(self) -> list[float]:
         """The times that all frames of a clip go through; empty where nothing is denoised."""
-        return self.sampler.schedule(self.task.generator)
+        return self.sampler.times_of(self.task.generator)
 
     def _shortest(self, frames: int) -> int:
         """The fewest latent frames, whole blocks of them, that hold so many frames."""

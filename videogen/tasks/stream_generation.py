@@ -59,7 +59,7 @@ class StreamGenerator:
         """The frames that later clips of a story begin with: none, since a cut is meant there."""
         return []
 
-    def schedule(self) -> list[float]:
+    def solver_times(self) -> list[float]:
         """The times of a solver: none."""
         return []
 
