@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from videogen.nn.attention import BACKENDS
+from videogen.nn.backends import BACKENDS
 from videogen.nn.cudnn import BACKWARD, FORWARD, cudnn, cudnn_takes
 from videogen.nn.masking import Masking
 from videogen.nn.masks import BlockCausal, Full

@@ -249,9 +249,9 @@ def test_splash_refuses_other_tags_by_name(mask):
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
 def test_auto_chooses_a_backend_that_takes_the_mask(platform, monkeypatch):
-    monkeypatch.setattr("videogen.nn.attention.target_platform", lambda: platform)
+    monkeypatch.setattr("videogen.nn.backends.target_platform", lambda: platform)
     chosen = []
-    monkeypatch.setattr("videogen.nn.attention.BACKENDS", {n: functools.partial(_note, chosen, n) for n in BACKENDS})
+    monkeypatch.setattr("videogen.nn.backends.BACKENDS", {n: functools.partial(_note, chosen, n) for n in BACKENDS})
     arrays, tags = heads(512, dtype=jnp.bfloat16), {"sample": jnp.zeros((2, 512), int)}
     for mask in (Full(), Same("sample") & Causal(), NotLater("sample"), Equal("sample", 0)):
         attend(*arrays, mask=mask, tags=tags)

@@ -1,6 +1,7 @@
 """The parts every network is made of."""
 
-from videogen.nn.attention import Attended, Attention, attend
+from videogen.nn.attention import Attended, Attention
+from videogen.nn.backends import attend
 from videogen.nn.caches import EVICTIONS, KeyValues, SlidingWindow
 from videogen.nn.clip_positions import ClipRotary
 from videogen.nn.convolution import (
