@@ -11,7 +11,8 @@ from videogen.encoders.loading import fill
 from videogen.errors import UserError
 from videogen.generators import NormalisedLatents
 from videogen.generators.flow import FlowTransformer
-from videogen.generators.public.wan import WAN, WAN_PREFIXES, wan_described, wan_model, wan_names, wan_transformer
+from videogen.generators.public import PREFIXES
+from videogen.generators.public.wan import WAN, wan_described, wan_model, wan_names, wan_transformer
 
 TINY = {
     **{"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 12},
@@ -128,7 +129,7 @@ def test_original_names_are_those_of_the_folder(both):
         old[f"model.diffusion_model.{named}"] = tensor
     assert convert_wan_transformer_to_diffusers(dict(old)).keys() == tensors.keys()
     abstract = built(TINY)
-    read = fill(abstract, wan_names(abstract), old, "a file", prefixes=WAN_PREFIXES)
+    read = fill(abstract, wan_names(abstract), old, "a file", prefixes=PREFIXES)
     for a, b in zip(jax.tree.leaves(nnx.state(read)), jax.tree.leaves(nnx.state(model)), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(UserError, match="1 tensors that are not known, the first is 'blocks.0.extra'"):

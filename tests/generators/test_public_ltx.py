@@ -13,9 +13,9 @@ from videogen.encoders.loading import fill
 from videogen.errors import UserError
 from videogen.generators import NormalisedLatents, build_sampler
 from videogen.generators.flow import FlowTransformer
+from videogen.generators.public import PREFIXES
 from videogen.generators.public.ltx import (
     CONDITION_PIPELINE,
-    LTX_PREFIXES,
     ltx_described,
     ltx_model,
     ltx_names,
@@ -204,7 +204,7 @@ def test_original_names_are_those_of_the_folder():
     assert convert_ltx_transformer_checkpoint_to_diffusers(dict(old)).keys() == tensors.keys()
     abstract = built(config_of("two heads"))
     one = fill(abstract, ltx_names(abstract), tensors, "a file")
-    two = fill(abstract, ltx_names(abstract), old, "a file", prefixes=LTX_PREFIXES)
+    two = fill(abstract, ltx_names(abstract), old, "a file", prefixes=PREFIXES)
     for a, b in zip(jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(two)), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(UserError, match="1 tensors that are not known"):

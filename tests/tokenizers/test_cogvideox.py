@@ -170,10 +170,10 @@ def test_every_tensor_is_used_and_a_missing_one_is_named(both, tmp_path):
 @pytest.mark.parametrize(
     "match, changes",
     [
-        ("use_quant_conv = True is not one that was published", {"use_quant_conv": True}),
-        ("act_fn = relu is not one", {"act_fn": "relu"}),
-        ("down_block_types = .* is not one", {"down_block_types": ["CogVideoXDownBlock3D"]}),
-        ("out_channels = 4 is not one", {"out_channels": 4}),
+        ("use_quant_conv=True is not one that was published", {"use_quant_conv": True}),
+        ("act_fn='relu' is not one", {"act_fn": "relu"}),
+        ("down_block_types=.* is not one", {"down_block_types": ["CogVideoXDownBlock3D"]}),
+        ("out_channels=4 is not one", {"out_channels": 4}),
         ("lacks or has another kind of 'scaling_factor'", {"scaling_factor": None}),
         ("lacks or has another kind of", {"block_out_channels": 4}),
         ("scale", {"scaling_factor": -1.0}),

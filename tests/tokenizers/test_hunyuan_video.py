@@ -167,10 +167,10 @@ def test_every_tensor_is_used_and_a_missing_one_is_named(both, tmp_path):
 @pytest.mark.parametrize(
     "match, changes",
     [
-        ("temporal_compression_ratio = 8 is not one that was published", {"temporal_compression_ratio": 8}),
-        ("spatial_compression_ratio = 16 is not one", {"spatial_compression_ratio": 16}),
-        ("mid_block_add_attention = False is not one", {"mid_block_add_attention": False}),
-        ("up_block_types = .* is not one", {"up_block_types": ["UpBlock3D"] * LEVELS}),
+        ("temporal_compression_ratio=8 is not one that was published", {"temporal_compression_ratio": 8}),
+        ("spatial_compression_ratio=16 is not one", {"spatial_compression_ratio": 16}),
+        ("mid_block_add_attention=False is not one", {"mid_block_add_attention": False}),
+        ("up_block_types=.* is not one", {"up_block_types": ["UpBlock3D"] * LEVELS}),
         ("lacks or has another kind of 'scaling_factor'", {"scaling_factor": None}),
         ("lacks or has another kind of", {"block_out_channels": 4}),
         ("scale", {"scaling_factor": -1.0}),

@@ -149,9 +149,9 @@ def test_every_tensor_is_used_and_a_missing_one_is_named(both, tmp_path):
 @pytest.mark.parametrize(
     "match, changes",
     [
-        ("temporal_compression_ratio = 8 is not one that was published", {"temporal_compression_ratio": 8}),
-        ("spatial_compression_ratio = 16 is not one", {"spatial_compression_ratio": 16}),
-        ("upsample_match_channel = False is not one", {"upsample_match_channel": False}),
+        ("temporal_compression_ratio=8 is not one that was published", {"temporal_compression_ratio": 8}),
+        ("spatial_compression_ratio=16 is not one", {"spatial_compression_ratio": 16}),
+        ("upsample_match_channel=False is not one", {"upsample_match_channel": False}),
         ("lacks or has another kind of 'scaling_factor'", {"scaling_factor": None}),
         ("lacks or has another kind of", {"block_out_channels": 4}),
         ("scale", {"scaling_factor": -1.0}),

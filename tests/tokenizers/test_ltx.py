@@ -476,9 +476,9 @@ def test_a_tensor_too_many_or_too_few_is_named(made, tmp_path):
 @pytest.mark.parametrize(
     "match, changes",
     [
-        ("with encoder_causal False is not one", {"encoder_causal": False}),
-        ("with patch_size_t 2 is not one", {"patch_size_t": 2}),
-        ("with scaling_factor 0.5 is not one", {"scaling_factor": 0.5}),
+        ("with encoder_causal=False is not one", {"encoder_causal": False}),
+        ("with patch_size_t=2 is not one", {"patch_size_t": 2}),
+        ("with scaling_factor=0.5 is not one", {"scaling_factor": 0.5}),
         ("4 colour channels cannot be decoded from 3", {"out_channels": 4}),
         ("an encoder of Other cannot be read", {"down_block_types": ["Other"]}),
         ("layers_per_block has 1 values, and there are 3 blocks", {"layers_per_block": [1]}),

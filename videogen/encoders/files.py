@@ -100,6 +100,22 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
+def refuse_unpublished(config: Mapping[str, Any], fixed: Mapping[str, Any], kind: str) -> None:
+    """Refuses a ``config.json`` that has another value than those that were published.
+
+    Args:
+      config: what it says; what it leaves out is taken to be as published.
+      fixed: settings that no published model has otherwise, and that networks here do not have.
+      kind: the class of the model, for the message.
+
+    Raises:
+      UserError: names the setting and both values.
+    """
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            raise UserError(f"{kind} with {name}={config[name]!r} is not one that was published: {value!r} is known")
+
+
 def _sources(path: Path) -> list[Path]:
     if path.is_file():
         return [path]

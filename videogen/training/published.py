@@ -169,8 +169,8 @@ class PublishedGenerator(NamedTuple):
         path = self.path / TRANSFORMER
         weights, names = Weights(path), self.kind.names(module.generator)
         for lora in self.loras:
-            weights = Updated(weights, names, module.generator.stack.depth, lora, self.kind.prefixes)
-        module.generator = fill(module.generator, names, weights, path, prefixes=self.kind.prefixes)
+            weights = Updated(weights, names, module.generator.stack.depth, lora, generators.PREFIXES)
+        module.generator = fill(module.generator, names, weights, path, prefixes=generators.PREFIXES)
         return {"generator": module}
 
     def frozen(self, task: Task) -> dict[str, nnx.Module]:

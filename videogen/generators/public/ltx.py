@@ -6,14 +6,12 @@ from typing import Any
 
 from flax import nnx
 
-from videogen.encoders.loading import Source, Table, block_names, linear_names
+from videogen.encoders.files import refuse_unpublished
+from videogen.encoders.loading import Table
 from videogen.errors import UserError
-from videogen.generators.public.family import Described, Family, of, sampler
+from videogen.generators.public.family import Described, Family, of, sampler, transformer_names
 
 LTX_CLASS = "LTXVideoTransformer3DModel"
-
-LTX_PREFIXES = ("", "model.diffusion_model.")
-"""What may stand before all names of a transformer."""
 
 LTX_TEXT = 256
 """Tokens of a text at most, by the word of the makers (their first code and diffusers' LTXPipeline cut at 128)."""
@@ -88,11 +86,7 @@ def ltx_described(config: Mapping[str, Any], pipeline: str = "") -> Described:
     """
     known = {"activation_fn": "gelu-approximate", "qk_norm": "rms_norm_across_heads", "patch_size": 1}
     known |= {"patch_size_t": 1, "norm_elementwise_affine": False}
-    for name, value in known.items():
-        if config.get(name, value) != value:
-            raise UserError(
-                f"an {LTX_CLASS} with {name}={config[name]!r} is not one that was published: {value!r} is known"
-            )
+    refuse_unpublished(config, known, LTX_CLASS)
     try:
         heads, head = int(config["num_attention_heads"]), int(config["attention_head_dim"])
         layers, channels, text = (int(config[name]) for name in ("num_layers", "in_channels", "caption_channels"))
@@ -113,45 +107,25 @@ def ltx_described(config: Mapping[str, Any], pipeline: str = "") -> Described:
 
 def ltx_names(model: nnx.Module) -> Table:
     """Our parameters of a ``FlowTransformer`` -> their names in folders of diffusers and, behind the bar, originals."""
-    time, layer, ours = "time_embed|adaln_single", "transformer_blocks.{}", "stack.layers"
+    time, layer = "time_embed|adaln_single", "transformer_blocks.{}"
+    numbers = {"attention": 1, "cross_attention": 2}
+    parts = {part: f"to_{part[0]}" for part in ("query", "key", "value")} | {"out": "to_out.0"}
+    parts |= {f"{part}_norm": f"norm_{part[0]}|{part[0]}_norm" for part in ("query", "key")}
 
-    def attention(number: int, name: str) -> str:
-        return f"{layer}.attn{number}." + ("to_out.0" if name == "out" else f"to_{name[0]}")
+    def attention(place: str, part: str) -> str:
+        return "|".join(f"{layer}.attn{numbers[place]}.{name}" for name in parts[part].split("|"))
 
-    names = ("query", "key", "value", "out")
-    table: dict[str, str | Source] = {
-        **linear_names("embed", "proj_in|patchify_proj"),
-        **linear_names("time.inner", of(time, "emb.timestep_embedder.linear_1")),
-        **linear_names("time.outer", of(time, "emb.timestep_embedder.linear_2")),
-        **linear_names("shared", of(time, "linear")),
-        **linear_names("text_inner", "caption_projection.linear_1"),
-        **linear_names("text_outer", "caption_projection.linear_2"),
-        **linear_names("head", "proj_out"),
-        "norm_modulation.table": "scale_shift_table",
-        # Features of the empty text, which the text encoder makes once the rest is read.
-        "context.null_text": Source(("/",), default=0.0),
+    outside = {
+        "embed": "proj_in|patchify_proj",
+        "time.inner": of(time, "emb.timestep_embedder.linear_1"),
+        "time.outer": of(time, "emb.timestep_embedder.linear_2"),
+        "shared": of(time, "linear"),
+        "text_inner": "caption_projection.linear_1",
+        "text_outer": "caption_projection.linear_2",
+        "head": "proj_out",
     }
-    table |= block_names(
-        **{name: attention(1, name) for name in names},
-        attention_norm="",
-        mlp_norm="",
-        up=f"{layer}.ff.net.0.proj",
-        down=f"{layer}.ff.net.2",
-        ours=ours,
-    )
-    table[f"{ours}.modulation.table"] = f"{layer}.scale_shift_table"
-    for part, number in (("attention", 1), ("cross_attention", 2)):
-        for name in ("query", "key"):
-            norm = of(f"{layer}.attn{number}.norm_{name[0]}|{layer}.attn{number}.{name[0]}_norm", "weight")
-            table[f"{ours}.{part}.{name}_norm.scale"] = norm
-    weight, bias = ({name: of(attention(2, name), own) for name in names} for own in ("weight", "bias"))
-    table |= {
-        f"{ours}.cross_attention.query.kernel": weight["query"],
-        f"{ours}.cross_attention.key_value.kernel": Source((weight["key"], weight["value"])),
-        f"{ours}.cross_attention.out.kernel": weight["out"],
-        f"{ours}.cross_attention.out.bias": bias["out"],
-    }
-    return table | {f"{ours}.cross_attention.{name}_bias": bias[name] for name in ("query", "key", "value")}
+    mlp = {"up": f"{layer}.ff.net.0.proj", "down": f"{layer}.ff.net.2"}
+    return transformer_names(outside, attention, **mlp, tables=(f"{layer}.scale_shift_table", "scale_shift_table"))
 
 
 def ltx_sampler(scheduler: Mapping[str, Any], pipeline: str = "") -> dict[str, Any]:
@@ -182,4 +156,4 @@ def _clip(channels: int) -> dict[str, Any]:
 
 
 TEXT = {"length": LTX_TEXT, "cleaned": False}
-LTX = Family("ltx", LTX_CLASS, ltx_described, ltx_names, LTX_PREFIXES, TEXT, ltx_sampler, _clip)
+LTX = Family("ltx", LTX_CLASS, ltx_described, ltx_names, TEXT, ltx_sampler, _clip)

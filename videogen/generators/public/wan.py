@@ -6,14 +6,12 @@ from typing import Any
 
 from flax import nnx
 
-from videogen.encoders.loading import Source, Table, block_names, linear_names
+from videogen.encoders.files import refuse_unpublished
+from videogen.encoders.loading import Table, norm_names
 from videogen.errors import UserError
-from videogen.generators.public.family import Described, Family, of, sampler
+from videogen.generators.public.family import Described, Family, sampler, transformer_names
 
 WAN_CLASS = "WanTransformer3DModel"
-
-WAN_PREFIXES = ("", "model.diffusion_model.")
-"""What may stand before all names of a transformer."""
 
 WAN_TEXT = 512
 """Rows of every text: those behind its last token are zeros, which are attended to."""
@@ -62,12 +60,9 @@ def wan_described(config: Mapping[str, Any], pipeline: str = "") -> Described:
             f"a {WAN_CLASS} with {channels} channels in and {out} out draws from pictures, which is not supported yet; "
             "take a text-to-video one"
         )
-    known = {"qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "freq_dim": 256}
-    for name, value in known.items():
-        if config.get(name, value) != value:
-            raise UserError(
-                f"a {WAN_CLASS} with {name}={config[name]!r} is not one that was published: {value!r} is known"
-            )
+    refuse_unpublished(
+        config, {"qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "freq_dim": 256}, WAN_CLASS
+    )
     return Described(wan_model(section, patch), channels, text_width)
 
 
@@ -86,50 +81,33 @@ def wan_model(transformer: dict[str, Any], patch: tuple[int, ...] = (1, 2, 2)) -
 def wan_names(model: nnx.Module) -> Table:
     """Our parameters of a ``FlowTransformer`` -> their names in folders of diffusers and, behind the bar, originals."""
     embedder, layer = "condition_embedder", "blocks.{}"
-
-    def attention(number: int, old: str, name: str) -> str:
-        theirs, own = {"out": ("to_out.0", "o")}.get(name, (f"to_{name[0]}", name[0]))
-        return f"{layer}.attn{number}.{theirs}|{layer}.{old}.{own}"
-
-    table: dict[str, str | Source] = {
-        **linear_names("embed", "patch_embedding"),
-        **linear_names("time.inner", f"{embedder}.time_embedder.linear_1|time_embedding.0"),
-        **linear_names("time.outer", f"{embedder}.time_embedder.linear_2|time_embedding.2"),
-        **linear_names("shared", f"{embedder}.time_proj|time_projection.1"),
-        **linear_names("text_inner", f"{embedder}.text_embedder.linear_1|text_embedding.0"),
-        **linear_names("text_outer", f"{embedder}.text_embedder.linear_2|text_embedding.2"),
-        **linear_names("head", "proj_out|head.head"),
-        "norm_modulation.table": "scale_shift_table|head.modulation",
-        # Features of the empty text, which the text encoder makes once the rest is read.
-        "context.null_text": Source(("/",), default=0.0),
+    places = {
+        "attention": (f"{layer}.attn1", f"{layer}.self_attn"),
+        "cross_attention": (f"{layer}.attn2", f"{layer}.cross_attn"),
     }
-    blocks = block_names(
-        **{name: attention(1, "self_attn", name) for name in ("query", "key", "value", "out")},
-        attention_norm="",
-        mlp_norm="",
+    parts = {part: (f"to_{part[0]}", part[0]) for part in ("query", "key", "value")} | {"out": ("to_out.0", "o")}
+    parts |= {f"{part}_norm": (f"norm_{part[0]}",) * 2 for part in ("query", "key")}
+
+    def attention(place: str, part: str) -> str:
+        return "|".join(f"{module}.{name}" for module, name in zip(places[place], parts[part], strict=True))
+
+    outside = {
+        "embed": "patch_embedding",
+        "time.inner": f"{embedder}.time_embedder.linear_1|time_embedding.0",
+        "time.outer": f"{embedder}.time_embedder.linear_2|time_embedding.2",
+        "shared": f"{embedder}.time_proj|time_projection.1",
+        "text_inner": f"{embedder}.text_embedder.linear_1|text_embedding.0",
+        "text_outer": f"{embedder}.text_embedder.linear_2|text_embedding.2",
+        "head": "proj_out|head.head",
+    }
+    table = transformer_names(
+        outside,
+        attention,
         up=f"{layer}.ffn.net.0.proj|{layer}.ffn.0",
         down=f"{layer}.ffn.net.2|{layer}.ffn.2",
-        ours="stack.layers",
+        tables=(f"{layer}.scale_shift_table|{layer}.modulation", "scale_shift_table|head.modulation"),
     )
-    table |= blocks
-    ours = "stack.layers"
-    table[f"{ours}.modulation.table"] = f"{layer}.scale_shift_table|{layer}.modulation"
-    for name, own in (("scale", "weight"), ("shift", "bias")):
-        table[f"{ours}.cross_norm.{name}"] = f"{layer}.norm2.{own}|{layer}.norm3.{own}"
-    for part, number, old in (("attention", 1, "self_attn"), ("cross_attention", 2, "cross_attn")):
-        for name in ("query", "key"):
-            norm = f"{layer}.attn{number}.norm_{name[0]}.weight|{layer}.{old}.norm_{name[0]}.weight"
-            table[f"{ours}.{part}.{name}_norm.scale"] = norm
-    cross = {name: attention(2, "cross_attn", name) for name in ("query", "key", "value", "out")}
-    weight, bias = ({name: of(theirs, own) for name, theirs in cross.items()} for own in ("weight", "bias"))
-    table |= {
-        f"{ours}.cross_attention.query.kernel": weight["query"],
-        f"{ours}.cross_attention.key_value.kernel": Source((weight["key"], weight["value"])),
-        f"{ours}.cross_attention.out.kernel": weight["out"],
-        f"{ours}.cross_attention.out.bias": bias["out"],
-    }
-    table |= {f"{ours}.cross_attention.{name}_bias": bias[name] for name in ("query", "key", "value")}
-    return table
+    return table | norm_names("stack.layers.cross_norm", f"{layer}.norm2|{layer}.norm3")
 
 
 def wan_sampler(scheduler: Mapping[str, Any], pipeline: str = "") -> dict[str, Any]:
@@ -143,4 +121,4 @@ def _clip(channels: int) -> dict[str, Any]:
 
 
 TEXT = {"length": WAN_TEXT, "cleaned": True}
-WAN = Family("wan", WAN_CLASS, wan_described, wan_names, WAN_PREFIXES, TEXT, wan_sampler, _clip)
+WAN = Family("wan", WAN_CLASS, wan_described, wan_names, TEXT, wan_sampler, _clip)

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from videogen.encoders.files import Weights
+from videogen.encoders.files import Weights, refuse_unpublished
 from videogen.encoders.loading import Source, Table, linear_names, norm_names
 from videogen.tokenizers.cogvideox import CogVideoX
-from videogen.tokenizers.public.family import Description, Family, Statistics, Writing, refuse
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing
 
 CLASS = "AutoencoderKLCogVideoX"
 
@@ -28,7 +28,7 @@ def _of_config(config: Mapping[str, Any]) -> Description:
     kinds = {"down_block_types": "CogVideoXDownBlock3D", "up_block_types": "CogVideoXUpBlock3D"}
     channels = int(config["in_channels"])
     own = {name: [kind] * len(widths) for name, kind in kinds.items()} | {"out_channels": channels}
-    refuse(config, FIXED | own)
+    refuse_unpublished(config, FIXED | own, CLASS)
     settings = {
         "widths": widths,
         "latents": int(config["latent_channels"]),

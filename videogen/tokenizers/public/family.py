@@ -119,16 +119,3 @@ class Family(NamedTuple):
     names: Callable[[Any], Table]
     files: Sequence[Sequence[str]] = ()
     writing: Writing | None = None
-
-
-def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` where the config of a family has another value than those that were published.
-
-    Args:
-      config: what ``config.json`` says; what it leaves out is taken to be as published.
-      fixed: settings that no published one has otherwise, and that networks here do not have.
-    """
-    for name, value in fixed.items():
-        if config.get(name, value) != value:
-            kind = config["_class_name"]
-            raise UserError(f"an {kind} with {name} = {config[name]} is not one that was published; it cannot be read")

@@ -7,10 +7,10 @@ Tensors are called the same in both. The original code has no windows unless it 
 from collections.abc import Mapping
 from typing import Any
 
-from videogen.encoders.files import Weights
+from videogen.encoders.files import Weights, refuse_unpublished
 from videogen.encoders.loading import Source, Table, linear_names, norm_names
 from videogen.tokenizers.hunyuan_video import HunyuanVideo
-from videogen.tokenizers.public.family import Description, Family, Statistics, Writing, refuse
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing
 
 CLASS = "AutoencoderKLHunyuanVideo"
 SCALE = 0.476986
@@ -31,7 +31,7 @@ def _of_config(config: Mapping[str, Any]) -> Description:
         "act_fn": "silu",
         "mid_block_add_attention": True,
     }
-    refuse(config, fixed)
+    refuse_unpublished(config, fixed, CLASS)
     settings = {
         "widths": widths,
         "latents": int(config["latent_channels"]),

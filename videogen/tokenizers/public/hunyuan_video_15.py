@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from videogen.encoders.files import Weights
+from videogen.encoders.files import Weights, refuse_unpublished
 from videogen.encoders.loading import Source, Table, linear_names
 from videogen.tokenizers.hunyuan_video_15 import HunyuanVideo15
-from videogen.tokenizers.public.family import Description, Family, Statistics, Writing, refuse
+from videogen.tokenizers.public.family import Description, Family, Statistics, Writing
 from videogen.tokenizers.public.hunyuan_video import SKIPPED, attention_names
 
 CLASS = "AutoencoderKLHunyuanVideo15"
@@ -21,7 +21,7 @@ def _of_config(config: Mapping[str, Any]) -> Description:
         "downsample_match_channel": True,
         "upsample_match_channel": True,
     }
-    refuse(config, fixed)
+    refuse_unpublished(config, fixed, CLASS)
     settings = {
         "widths": widths,
         "latents": int(config["latent_channels"]),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from videogen.encoders.files import Weights
+from videogen.encoders.files import Weights, refuse_unpublished
 from videogen.encoders.loading import Table, linear_names, norm_names
 from videogen.errors import UserError, shown
 from videogen.tokenizers.ltx import Ltx
@@ -66,9 +66,8 @@ def _of_config(config: Mapping[str, Any]) -> Description:
     if config.get("_class_name") == CLASS_2:
         config = {**DEFAULTS_2, **config}
     config = {**DEFAULTS, **config}
-    for name, value in (("patch_size_t", 1), ("encoder_causal", True), ("scaling_factor", 1.0)):
-        if config[name] != value:
-            raise UserError(f"an {config['_class_name']} with {name} {config[name]} is not one that was published")
+    fixed = {"patch_size_t": 1, "encoder_causal": True, "scaling_factor": 1.0}
+    refuse_unpublished(config, fixed, config["_class_name"])
     if config["out_channels"] != config["in_channels"]:
         raise UserError(f"{config['out_channels']} colour channels cannot be decoded from {config['in_channels']}")
     width, encoder = _diffusers_encoder(config)
