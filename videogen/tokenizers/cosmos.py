@@ -8,7 +8,6 @@ own; ``long.LongVideos`` does the same with the clips of training.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -34,6 +33,7 @@ from videogen.nn.streaming import with_past
 from videogen.ranges import Count
 from videogen.shapes import Compression, Latents, Video, VideoShape
 from videogen.tokenizers.base import Encoded, Tokenizer
+from videogen.tokenizers.levels import Levels
 
 FIRST = "replicate"
 """What stands before the first frame."""
@@ -116,7 +116,7 @@ def block(inputs: int, outputs: int, **common: Any) -> ResidualBlock:
     return ResidualBlock(inputs, outputs, groups=1, padding=FIRST, bias=True, factorised=True, **common)
 
 
-class Network(nnx.Module):
+class Network(Levels):
     """What encoder and decoder share: a convolution, levels, blocks around two attentions, norm, convolution.
 
     Args:
@@ -135,16 +135,8 @@ class Network(nnx.Module):
         self.norm = GroupNorm(sides[2], groups=1, rngs=common["rngs"])
         self.output = FactorisedConvolution(sides[2], sides[3], padding=FIRST, **common)
 
-    def _middle(self, x: Grid) -> Grid:
+    def middle(self, x: Grid) -> Grid:
         return self.second(self.time(self.space(self.first(x))))
-
-    def __call__(self, x: Grid) -> Grid:
-        x = self.input(x)
-        x = self._middle(x) if self.middle_first else x
-        for level in self.levels:
-            x = level(x)
-        x = x if self.middle_first else self._middle(x)
-        return self.output(jax.nn.swish(self.norm(x)))
 
 
 class Cosmos(Tokenizer):

@@ -19,6 +19,7 @@ from videogen.nn.convolution import VALID, Grid
 from videogen.ranges import Count, Natural
 from videogen.shapes import Compression, Latents, Video, VideoShape
 from videogen.tokenizers.base import Encoded, Tokenizer
+from videogen.tokenizers.levels import Levels
 
 
 class Time(NamedTuple):
@@ -148,7 +149,7 @@ class Level(nnx.Module):
         return x if self.frames is None else self.frames(x)
 
 
-class Network(nnx.Module):
+class Network(Levels):
     """What encoder and decoder share: a convolution, levels, two blocks around an attention, norm, convolution.
 
     Args:
@@ -169,16 +170,8 @@ class Network(nnx.Module):
         self.norm = LayerNorm(sides[2], rngs=common["rngs"])
         self.output = Convolution(sides[2], sides[3], padding=time.padding, **common)
 
-    def _middle(self, x: Grid) -> Grid:
+    def middle(self, x: Grid) -> Grid:
         return self.second(self.attention(self.first(x)))
-
-    def __call__(self, x: Grid) -> Grid:
-        x = self.input(x)
-        x = self._middle(x) if self.middle_first else x
-        for level in self.levels:
-            x = level(x)
-        x = x if self.middle_first else self._middle(x)
-        return self.output(jax.nn.swish(self.norm(x)))
 
 
 class VidTok(Tokenizer):

@@ -7,7 +7,6 @@ resampling, so that a clip may be coded as a whole or in chunks of any length, w
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -22,6 +21,7 @@ from videogen.ranges import Count
 from videogen.shapes import Compression, Latents, Video, VideoShape
 from videogen.tokenizers.base import Encoded, Tokenizer
 from videogen.tokenizers.convolutional import Cache
+from videogen.tokenizers.levels import Levels
 
 EPSILON = 1e-24
 """Under the root of the norms: only what is zero is not brought to length 1."""
@@ -143,7 +143,7 @@ def block(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Residu
     return ResidualBlock(inputs, outputs, groups=0, bias=True, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
 
-class Network(nnx.Module):
+class Network(Levels):
     """What encoder and decoder share: a convolution, levels with two blocks around an attention, norm, convolution.
 
     Args:
@@ -170,16 +170,8 @@ class Network(nnx.Module):
         self.norm = RMSNorm(sides[2], epsilon=EPSILON, rngs=rngs)
         self.output = Convolution(sides[2], sides[3], **common)
 
-    def _middle(self, x: Grid, stream: Stream | None) -> Grid:
+    def middle(self, x: Grid, stream: Stream | None = None) -> Grid:
         return self.second(self.attention(self.first(x, stream=stream)), stream=stream)
-
-    def __call__(self, x: Grid, stream: Stream | None = None) -> Grid:
-        x = self.input(x, stream)
-        x = self._middle(x, stream) if self.middle_first else x
-        for level in self.levels:
-            x = level(x, stream)
-        x = x if self.middle_first else self._middle(x, stream)
-        return self.output(jax.nn.swish(self.norm(x)), stream)
 
 
 class Wan(Tokenizer):
@@ -256,11 +248,11 @@ class Wan(Tokenizer):
         batch, t, h, w, channels = x.shape
         # Published code has the colour first, then the column, then the row of a pixel in its patch.
         x = x.reshape(batch, t, h // p, p, w // p, p, channels).transpose(0, 1, 2, 4, 6, 5, 3)
-        x = self.encoder(x.reshape(batch, t, h // p, w // p, -1), stream)
+        x = self.encoder(x.reshape(batch, t, h // p, w // p, -1), stream=stream)
         return self.posterior(x).astype(jnp.float32)
 
     def _decoded(self, latents: Latents, stream: Stream | None = None) -> Video:
-        x, p = self.decoder(self.prior(latents.astype(self.dtype)), stream), self.patch
+        x, p = self.decoder(self.prior(latents.astype(self.dtype)), stream=stream), self.patch
         batch, t, h, w, _ = x.shape
         x = x.reshape(batch, t, h, w, -1, p, p).transpose(0, 1, 2, 6, 3, 5, 4)
         return x.reshape(batch, t, h * p, w * p, -1).astype(jnp.float32)
