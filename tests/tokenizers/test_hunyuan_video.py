@@ -1,9 +1,5 @@
 """The VAE of HunyuanVideo beside its class in diffusers, on random weights; its windows; what cannot be read."""
 
-import functools
-import json
-import operator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +7,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from tests.tokenizers.beside import ours, theirs
+from tests.tokenizers.beside import WEIGHTS, ours, run, theirs, with_config
 from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.tokenizers.hunyuan_video import HunyuanVideo, in_windows
@@ -28,7 +24,6 @@ TINY = {
     "up_block_types": ["HunyuanVideoUpBlock3D"] * LEVELS,
     **{"latent_channels": 3, "layers_per_block": 1, "norm_num_groups": 2},
 }
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +41,6 @@ def both(tmp_path_factory):
 
 def video(frames, side):
     return np.random.default_rng(frames).uniform(-1, 1, (2, frames, side, side + 8, 3)).astype(np.float32)
-
-
-@functools.cache
-def compiled(model, path):
-    graph, state = nnx.split(model)
-    call = jax.jit(lambda state, *arrays: operator.attrgetter(path)(nnx.merge(graph, state))(*arrays))
-    return functools.partial(call, state)
-
-
-def run(model, path, *arrays):
-    """A method, or a part, of the model on arrays."""
-    return compiled(model, path)(*arrays)
 
 
 # Clips of 17 frames are coded in two windows, those of 29 in three, two of them of one length.
@@ -178,12 +161,8 @@ def test_every_tensor_is_used_and_a_missing_one_is_named(both, tmp_path):
 )
 def test_configs_that_were_not_published_are_one_line(both, tmp_path, match, changes):
     _, _, folder = both
-    config = json.loads((folder / "config.json").read_text())
-    config = {name: value for name, value in {**config, **changes}.items() if value is not None}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / WEIGHTS).symlink_to(folder / WEIGHTS)
     with pytest.raises(UserError, match=match):
-        read_tokenizer(tmp_path)
+        read_tokenizer(with_config(folder, tmp_path, **changes))
 
 
 def test_size_of_the_published_network():

@@ -1,9 +1,5 @@
 """The VAE of HunyuanVideo 1.5 beside its class in diffusers, on random weights; what cannot be read."""
 
-import functools
-import json
-import operator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +7,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from tests.tokenizers.beside import ours, theirs
+from tests.tokenizers.beside import WEIGHTS, ours, run, theirs, with_config
 from videogen.errors import UserError
 from videogen.shapes import VideoShape
 from videogen.tokenizers.hunyuan_video_15 import Down, HunyuanVideo15, Up
@@ -23,7 +19,6 @@ diffusers = pytest.importorskip("diffusers")
 # The first resampling from the pixels is of space only.
 TINY = {"block_out_channels": [8, 8, 16, 16], "latent_channels": 4, "layers_per_block": 1}
 TINY |= {"spatial_compression_ratio": 8}
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +37,6 @@ def both(tmp_path_factory):
 def video(frames, side):
     # Its published code takes one clip at a time: the mask of its attention has no axis of heads.
     return np.random.default_rng(frames).uniform(-1, 1, (1, frames, side, side + 8, 3)).astype(np.float32)
-
-
-@functools.cache
-def compiled(model, path):
-    graph, state = nnx.split(model)
-    call = jax.jit(lambda state, *arrays: operator.attrgetter(path)(nnx.merge(graph, state))(*arrays))
-    return functools.partial(call, state)
-
-
-def run(model, path, *arrays):
-    """A method, or a part, of the model on arrays."""
-    return compiled(model, path)(*arrays)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +142,8 @@ def test_every_tensor_is_used_and_a_missing_one_is_named(both, tmp_path):
 )
 def test_configs_that_were_not_published_are_one_line(both, tmp_path, match, changes):
     _, _, folder = both
-    config = json.loads((folder / "config.json").read_text())
-    config = {name: value for name, value in {**config, **changes}.items() if value is not None}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / WEIGHTS).symlink_to(folder / WEIGHTS)
     with pytest.raises(UserError, match=match):
-        read_tokenizer(tmp_path)
+        read_tokenizer(with_config(folder, tmp_path, **changes))
 
 
 def test_size_of_the_published_network():
