@@ -16,7 +16,7 @@ def base(dtype: str) -> ConfigDict:
     # A loop without progress for so long is stopped, with its stacks in the log. Compiling is part of it.
     config.stall_seconds = 1800.0
     config.accumulate = 1
-    # Frozen networks by name: {"checkpoint": run or export, "model": config, "hash": of the weights}; see ``frozen``.
+    # Frozen networks by name: {"checkpoint": run or export, "model": config, "hash": of the weights}.
     config.parts = {}
     # A run directory or export whose weights a new run begins with, where names and shapes agree; empty: fresh ones.
     # "last" (causal) or "central" also inflates 2-D kernels to 3-D ones, into that slice of time.

@@ -93,7 +93,7 @@ from videogen.errors import UserError
 HELD_OUT = 128
 """Clips or prompts of a protocol, unless --count says otherwise."""
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export, or a published file or folder.")
 PROTOCOL = flags.DEFINE_string(
     "protocol",
     None,

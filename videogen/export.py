@@ -1,4 +1,4 @@
-"""Exports a trained stage as weights and its config: for videogen.load, or for the classes of diffusers.
+"""Exports a trained stage: for videogen.load, for the classes of diffusers, or as programs that run without videogen.
 
 python -m videogen.export --checkpoint=runs/tokenizer --format=safetensors --out=exports/tokenizer
 python -m videogen.export --checkpoint=runs/tokenizer --format=diffusers --out=exports/vae

@@ -4,6 +4,8 @@
     python -m videogen.sample --checkpoint=runs/generator --label=3 --count=8 --out=samples
     python -m videogen.sample --checkpoint=runs/generator --video=clip.mp4 --out=samples
     python -m videogen.sample --checkpoint=runs/generator --task=inpaint --video=clip.mp4 --out=samples
+    python -m videogen.sample --checkpoint=Wan2.1-T2V-1.3B-Diffusers --lora=style.safetensors=0.8 --prompt="A cat." \\
+        --frames=33 --size=480x832 --out=samples
 
 --out is a directory, or a file of one video (.mp4, .gif, .png) or of several (.npz). What the videos were made from
 stands beside them as JSON. --prompts=FILE has a prompt on each line. --set=KEY=VALUE is any setting of the sampler:
@@ -12,7 +14,11 @@ stands beside them as JSON. --prompts=FILE has a prompt on each line. --set=KEY=
 Several --prompt or --label flags give several videos, --count so many of each. With --story the prompts are one video:
 each holds for one window, in order. --frames beyond the training window slides it; --image animates a picture, or says
 who signs (--config=signvip), --video is continued from its first --given frames. The same seed gives the same videos. A
-killed command goes on where it stopped: finished batches stay in OUT.parts/ until the end.
+killed command goes on where it stopped: finished batches, and what was drawn but not decoded, stay in OUT.parts/ until
+the end.
+
+--checkpoint may be a folder that others have published (docs/public_weights.md), and --lora a published file of
+low-rank updates for it. One line says how many of its tensors were used.
 
 A generator that was trained with config.tasks (--config=magvit) completes a window of --video by --task:
 frame_prediction, interpolation, outpaint_central, outpaint_vertical, outpaint_horizontal, outpaint_dynamic,
@@ -32,7 +38,7 @@ from videogen import app
 from videogen.configuration import check_writable, read_settings
 from videogen.errors import UserError
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of a generator.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory or export of a generator, or a published folder.")
 LORAS = flags.DEFINE_multi_string("lora", None, "FILE or FILE=STRENGTH: published updates of a published folder.")
 LORA_WITHOUT = flags.DEFINE_list("lora_without", [], "Patterns of tensors of these files that may be left out.")
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to show; repeat for several videos.")

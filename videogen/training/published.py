@@ -1,4 +1,4 @@
-"""Published files and folders in the place of a run directory: their config, and their weights as a run has them."""
+"""PublishedFiles files and folders in the place of a run directory: their config, and their weights as a run has them."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from videogen.errors import UserError
 from videogen.generators import public as generators
 from videogen.shapes import VideoShape
 from videogen.tasks.base import Task
-from videogen.tokenizers.public import Family, Published, describe, named
+from videogen.tokenizers.public import Family, PublishedFiles, describe, named
 from videogen.training.placement import Placement
 from videogen.weights import place_weights
 
@@ -72,7 +72,7 @@ class PublishedTokenizer(NamedTuple):
       tokenizer: what it is.
     """
 
-    tokenizer: Published
+    tokenizer: PublishedFiles
 
     @property
     def family(self) -> Family:
@@ -127,7 +127,7 @@ class PublishedGenerator(NamedTuple):
     path: Path
     kind: generators.Family
     described: generators.Described
-    tokenizer: Published
+    tokenizer: PublishedFiles
     loras: Sequence[Lora] = ()
 
     @property

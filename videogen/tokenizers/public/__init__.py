@@ -32,7 +32,7 @@ from videogen.tokenizers.public.wan import WAN
 FAMILIES = (WAN, LTX, COGVIDEOX, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, COSMOS, VIDTOK)
 
 
-class Published(NamedTuple):
+class PublishedFiles(NamedTuple):
     """A published tokenizer, whose weights are not read yet.
 
     Attributes:
@@ -100,7 +100,7 @@ class Published(NamedTuple):
 
 
 def read_tokenizer(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> Tokenizer:
-    """The tokenizer of a published file or folder; see ``describe`` and ``Published.read``."""
+    """The tokenizer of a published file or folder; see ``describe`` and ``PublishedFiles.read``."""
     return describe(path).read(dtype)
 
 
@@ -111,7 +111,7 @@ def named(path: str | Path) -> tuple[tuple[Family, ...], Path]:
     return found, Path(rest if found else path)
 
 
-def describe(path: str | Path) -> Published:
+def describe(path: str | Path) -> PublishedFiles:
     """What a published file or folder is.
 
     Args:
@@ -131,12 +131,12 @@ def describe(path: str | Path) -> Published:
             description = family.of_config(config)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{folder}/config.json of a {config['_class_name']} lacks or has another kind of {error}"
+                f"{folder}/config.json of the class {config['_class_name']} lacks or has another kind of {error}"
             ) from None
-        return Published(path, family, description, Weights(folder))
+        return PublishedFiles(path, family, description, Weights(folder))
     for family in families:
         if (description := family.of_weights(weights)) is not None:
-            return Published(path, family, description, weights)
+            return PublishedFiles(path, family, description, weights)
     known = ", ".join(family.name for family in families)
     raise UserError(f"{path} is no tokenizer that is known by its tensors (known: {known})")
 
