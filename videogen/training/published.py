@@ -1,4 +1,4 @@
-"""PublishedFiles files and folders in the place of a run directory: their config, and their weights as a run has them."""
+"""Published files and folders in the place of a run directory: their config, and their weights as a run has them."""
 
 import json
 from collections.abc import Sequence
